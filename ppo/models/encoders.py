@@ -1,0 +1,79 @@
+"""Encoders: an observation in, a vector of features out.
+
+Shapes: B minibatch, C stacked screens, 84x84 pixels. Images are uint8 until an encoder scales them.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def orthogonal(layer: nn.Module, gain: float = math.sqrt(2.0)) -> nn.Module:
+    """Initialise a layer's weight orthogonally (Saxe et al. 2014, arXiv:1312.6120) and its bias with 0; return it."""
+    weight, bias = layer.weight, layer.bias
+    assert isinstance(weight, Tensor) and isinstance(bias, Tensor)
+    nn.init.orthogonal_(weight, gain)
+    nn.init.zeros_(bias)
+    return layer
+
+
+class PixelConv2d(nn.Conv2d):
+    """A convolution over uint8 pixels that scales them to [0, 1] by scaling its own, far smaller weight."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Map (B, C, H, W) uint8 to (B, out_channels, H', W') float32."""
+        return functional.conv2d(pixels.to(torch.float32), self.weight * (1.0 / 255.0), self.bias, self.stride)
+
+
+class SmallCNN(nn.Sequential):
+    """The network of Mnih et al. 2013 and of A3C (arXiv:1602.01783, section 8): 16 8x8/4, 32 4x4/2, 256 units."""
+
+    num_features = 256
+
+    def __init__(self, num_screens: int) -> None:
+        """Build for observations of (num_screens, 84, 84)."""
+        super().__init__(
+            orthogonal(PixelConv2d(num_screens, 16, 8, stride=4)),
+            nn.ReLU(),
+            orthogonal(nn.Conv2d(16, 32, 4, stride=2)),
+            nn.ReLU(),
+            nn.Flatten(),
+            orthogonal(nn.Linear(32 * 9 * 9, self.num_features)),
+            nn.ReLU(),
+        )
+
+
+class NatureCNN(nn.Sequential):
+    """The network of Mnih et al. 2015 (Nature 518): 32 8x8/4, 64 4x4/2, 64 3x3/1, 512 units."""
+
+    num_features = 512
+
+    def __init__(self, num_screens: int) -> None:
+        """Build for observations of (num_screens, 84, 84)."""
+        super().__init__(
+            orthogonal(PixelConv2d(num_screens, 32, 8, stride=4)),
+            nn.ReLU(),
+            orthogonal(nn.Conv2d(32, 64, 4, stride=2)),
+            nn.ReLU(),
+            orthogonal(nn.Conv2d(64, 64, 3, stride=1)),
+            nn.ReLU(),
+            nn.Flatten(),
+            orthogonal(nn.Linear(64 * 7 * 7, self.num_features)),
+            nn.ReLU(),
+        )
+
+
+class MLP(nn.Sequential):
+    """Two tanh layers, the network of Schulman et al. 2017 for vector observations."""
+
+    def __init__(self, num_inputs: int, num_features: int) -> None:
+        """Build for observations of (num_inputs,)."""
+        super().__init__(
+            orthogonal(nn.Linear(num_inputs, num_features)),
+            nn.Tanh(),
+            orthogonal(nn.Linear(num_features, num_features)),
+            nn.Tanh(),
+        )
+        self.num_features = num_features

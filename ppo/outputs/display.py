@@ -1,0 +1,162 @@
+"""What a person sees while a run goes on: a live table on a terminal, a plain line every few seconds elsewhere."""
+
+import fcntl
+import os
+import struct
+import sys
+import termios
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from ppo.outputs.trackers import FinishedEpisode, Metrics, Tracker
+
+SECONDS_BETWEEN_LINES = 5.0
+NO_GAME = "no game finished yet"
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """A terminal's size in characters."""
+
+    columns: int
+    rows: int
+
+
+def find_terminal() -> Terminal | None:
+    """Return the terminal that standard output ends at, or None where it ends in a file or a pipe.
+
+    mpirun hands every rank a pseudo-terminal of size 0x0, whatever its own output is; what counts then is the output
+    of mpirun itself, this process's parent.
+    """
+    if not sys.stdout.isatty():
+        return None
+    size = _size(sys.stdout.fileno())
+    if size:
+        return size
+    try:
+        parent_output = os.open(f"/proc/{os.getppid()}/fd/1", os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        return _size(parent_output) if os.isatty(parent_output) else None
+    finally:
+        os.close(parent_output)
+
+
+def make_display(title: str, total_steps: int) -> Tracker:
+    """Return the display for wherever standard output ends."""
+    terminal = find_terminal()
+    return LiveTable(title, total_steps, terminal) if terminal else PlainLines(total_steps)
+
+
+class PlainLines:
+    """One line per few seconds, for logs and pipes."""
+
+    def __init__(self, total_steps: int) -> None:
+        """Print progress towards `total_steps`."""
+        self._total_steps = total_steps
+        self._last = 0.0
+
+    def log(self, metrics: Metrics, episodes: Sequence[FinishedEpisode]) -> None:
+        """Print a line unless one was printed just now."""
+        now = time.monotonic()
+        if now - self._last >= SECONDS_BETWEEN_LINES:
+            self._last = now
+            print(summary_line(metrics, self._total_steps), flush=True)
+
+    def say(self, text: str) -> None:
+        """Print an event."""
+        print(text, flush=True)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class LiveTable:
+    """A table that is redrawn in place after every update."""
+
+    def __init__(self, title: str, total_steps: int, terminal: Terminal) -> None:
+        """Start drawing on a terminal of this size."""
+        self._title, self._total_steps = title, total_steps
+        console = Console(
+            force_terminal=True, width=terminal.columns, height=terminal.rows, legacy_windows=False, soft_wrap=False
+        )
+        self._live = Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+        self._live.start()
+
+    def log(self, metrics: Metrics, episodes: Sequence[FinishedEpisode]) -> None:
+        """Redraw."""
+        self._live.update(live_table(self._title, metrics, self._total_steps), refresh=True)
+
+    def say(self, text: str) -> None:
+        """Print an event above the table."""
+        self._live.console.print(text, markup=False, highlight=False)
+
+    def close(self) -> None:
+        """Leave the last table standing."""
+        self._live.stop()
+
+
+def summary_line(metrics: Metrics, total_steps: int) -> str:
+    """Return one line of text about an update."""
+    steps = metrics["env_steps"] or 0
+    return (
+        f"{steps:>11,} steps {steps / total_steps:6.1%}  {metrics['time/steps_per_second'] or 0:>7,.0f} steps/s  "
+        f"{time_left(metrics, total_steps)} left  return {describe_return(metrics)}  "
+        f"entropy {metrics['update/entropy']:.3f}  value loss {metrics['update/value_loss']:.4f}  "
+        f"KL {metrics['update/approx_kl']:.4f}"
+    )
+
+
+def live_table(title: str, metrics: Metrics, total_steps: int) -> Table:
+    """Return the table of the live display."""
+    steps = metrics["env_steps"] or 0
+    table = Table(title=title, show_header=False, title_justify="left", expand=False, min_width=60)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_row("progress", ProgressBar(total=total_steps, completed=min(steps, total_steps), width=40))
+    table.add_row("steps", f"{steps:,} of {total_steps:,} ({steps / total_steps:.1%})")
+    table.add_row("time left", time_left(metrics, total_steps))
+    table.add_row("speed", f"{metrics['time/steps_per_second'] or 0:,.0f} steps per second")
+    table.add_row("return", describe_return(metrics))
+    for label, name in (
+        ("policy loss", "update/policy_loss"),
+        ("value loss", "update/value_loss"),
+        ("entropy", "update/entropy"),
+        ("KL", "update/approx_kl"),
+        ("learning rate", "update/learning_rate"),
+    ):
+        table.add_row(label, f"{metrics[name]:.3g}")
+    return table
+
+
+def describe_return(metrics: Metrics) -> str:
+    """Return the mean return in words; there is none before the first game ends."""
+    mean = metrics["rollout/return_mean"]
+    if mean is None:
+        return NO_GAME
+    games = int(metrics["rollout/episodes"] or 0)
+    return f"{mean:.2f} (mean of the last {min(games, 100)} of {games} games)"
+
+
+def time_left(metrics: Metrics, total_steps: int) -> str:
+    """Return the time to the end at the current speed as h:mm:ss."""
+    speed = metrics["time/steps_per_second"] or 0.0
+    if speed <= 0.0:
+        return "-:--:--"
+    seconds = int(max(0, total_steps - (metrics["env_steps"] or 0)) / speed)
+    return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+
+def _size(descriptor: int) -> Terminal | None:
+    try:
+        rows, columns, _, _ = struct.unpack("HHHH", fcntl.ioctl(descriptor, termios.TIOCGWINSZ, b"\0" * 8))
+    except OSError:
+        return None
+    return Terminal(columns, rows) if columns and rows else None

@@ -1,0 +1,59 @@
+"""A window that shows a game at its own speed, where there is a display."""
+
+import os
+import sys
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_TARGET_HEIGHT = 630
+
+
+def has_display() -> bool:
+    """Tell whether a window can be opened."""
+    return sys.platform in ("darwin", "win32") or any(os.environ.get(n) for n in ("DISPLAY", "WAYLAND_DISPLAY"))
+
+
+class WindowClosedError(Exception):
+    """The user closed the window."""
+
+
+class GameWindow:
+    """A pygame window."""
+
+    def __init__(self, title: str, frames_per_second: float) -> None:
+        """Prepare to show frames at this rate; the window opens with the first."""
+        os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+        import pygame
+
+        self._pygame: Any = pygame
+        self._title, self._rate = title, frames_per_second
+        self._surface: Any = None
+        self._clock = pygame.time.Clock()
+
+    def show(self, frame: NDArray[np.uint8]) -> None:
+        """Show a frame (H, W, 3) and wait until the next is due.
+
+        Raises:
+            WindowClosedError: the window was closed.
+        """
+        pygame = self._pygame
+        height, width = frame.shape[:2]
+        scale = max(1, round(_TARGET_HEIGHT / height))
+        if self._surface is None:
+            pygame.display.init()
+            self._surface = pygame.display.set_mode((width * scale, height * scale))
+            pygame.display.set_caption(self._title)
+        image = pygame.surfarray.make_surface(frame.swapaxes(0, 1))
+        self._surface.blit(pygame.transform.scale(image, self._surface.get_size()), (0, 0))
+        pygame.display.flip()
+        if any(event.type == pygame.QUIT for event in pygame.event.get()):
+            raise WindowClosedError
+        self._clock.tick(self._rate)
+
+    def close(self) -> None:
+        """Close the window."""
+        if self._surface is not None:
+            self._pygame.display.quit()
+            self._surface = None

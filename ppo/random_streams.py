@@ -1,0 +1,41 @@
+"""Random numbers by address: every stream is a pure function of (seed, purpose, address).
+
+Nothing depends on who draws first, so a run gives the same numbers at any rank count and after a resume.
+"""
+
+from enum import IntEnum
+
+import numpy as np
+
+_WORD = 2**64
+
+
+class Purpose(IntEnum):
+    """What a stream is for; streams of different purposes never meet. The numbers are part of the file format."""
+
+    WEIGHTS = 1
+    EMULATOR = 2
+    NOOPS = 3
+    STICKY_ACTIONS = 4
+    EPISODE_SEEDS = 5
+    ACTIONS = 6
+    SHUFFLE = 7
+    PLAYBACK = 8
+
+
+def stream(seed: int, purpose: Purpose, *address: int) -> np.random.Generator:
+    """Return the generator at an address of at most three numbers, e.g. (environment, update).
+
+    Philox4x64 (Salmon et al. 2011) is keyed by (seed, purpose); the address is the upper part of its counter, so
+    each stream has 2^64 blocks of its own.
+    """
+    assert len(address) <= 3 and all(0 <= number < _WORD for number in address)
+    counter = [0, *address, *([0] * (3 - len(address)))]
+    return np.random.Generator(
+        np.random.Philox(key=np.array([seed, purpose], np.uint64), counter=np.array(counter, np.uint64))
+    )
+
+
+def derived_seed(seed: int, purpose: Purpose, *address: int) -> int:
+    """Return a seed in [0, 2^31) for a library that takes an integer."""
+    return int(stream(seed, purpose, *address).integers(2**31))

@@ -1,0 +1,328 @@
+"""The training loop: start reading here.
+
+    Config -> make_envs -> collect -> update -> log -> save, until env_steps are reached or a signal asks to stop.
+
+All ranks run this code in step. Rank 0 also has trackers that write and a folder to save to.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ppo.algorithm.normalization import RunningMoments
+from ppo.algorithm.rollout import Collector, Episode
+from ppo.algorithm.update import Learner
+from ppo.collectives import Collective, decided_by_root, share
+from ppo.config import Config, Refusal, differences
+from ppo.envs import Environments, make_envs
+from ppo.models.actor_critic import ActorCritic, build_model
+from ppo.outputs import checkpoint
+from ppo.outputs.display import make_display
+from ppo.outputs.trackers import CsvFiles, FinishedEpisode, TensorBoard, Trackers, write_config
+from ppo.random_streams import Purpose, derived_seed
+from ppo.supervision import StopRequest
+
+_PHASES = ("env", "inference", "learn", "communicate")
+_FINISHED = "{name} is finished: {done:,} of {wanted:,} steps; a larger --env_steps goes on from there"
+
+
+@dataclass
+class Progress:
+    """How far the run has come; equal on all ranks."""
+
+    update: int = 0
+    env_steps: int = 0
+    seconds: float = 0.0
+    """Wall seconds of training since the run's first start."""
+    episodes: int = 0
+    recent_returns: deque[float] = field(default_factory=lambda: deque(maxlen=100))
+
+    def counters(self) -> checkpoint.Counters:
+        """Return what a checkpoint stores of this."""
+        return checkpoint.Counters(self.update, self.env_steps, self.seconds, self.episodes, tuple(self.recent_returns))
+
+    def restore(self, counters: checkpoint.Counters) -> None:
+        """Go on from a checkpoint's counters."""
+        self.update, self.env_steps, self.seconds = counters.update, counters.env_steps, counters.seconds
+        self.episodes = counters.episodes
+        self.recent_returns = deque(counters.recent_returns, maxlen=100)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything a training run consists of on one rank."""
+
+    config: Config
+    comm: Collective
+    indices: range
+    envs: Environments
+    model: ActorCritic
+    value_normalizer: RunningMoments
+    collector: Collector
+    learner: Learner
+    progress: Progress
+
+
+def train(config: Config, comm: Collective, stop: StopRequest) -> int:
+    """Train until `env_steps`, resuming the newest checkpoint of this name.
+
+    Returns:
+        The exit code: 0 at the end, that of the signal after an early stop.
+
+    Raises:
+        Refusal: the folders, the settings or the checkpoints do not allow it; on all ranks, nothing written.
+    """
+    decided_by_root(comm, lambda: prepare_folders(config))
+    run = build_run(config, comm)
+    notes = resume(run)
+    progress = run.progress
+    if progress.env_steps >= config.run.env_steps:
+        if comm.rank == 0:
+            print(_FINISHED.format(name=config.model_name, done=progress.env_steps, wanted=config.run.env_steps))
+        return 0
+    trackers = make_trackers(run)
+    for note in notes:
+        trackers.say(note)
+    saved_update = progress.update
+    stop.listen()
+    exit_code = 0
+    while progress.env_steps < config.run.env_steps and not exit_code:
+        metrics, episodes, exit_code = advance(run, stop)
+        trackers.log(metrics, episodes)
+        if progress.update - saved_update >= config.run.checkpoint_interval:
+            save(run, trackers.say)
+            saved_update = progress.update
+    if saved_update != progress.update:
+        save(run, trackers.say)
+    trackers.say(farewell(run, stopped_early=bool(exit_code)))
+    trackers.close()
+    run.envs.close()
+    comm.barrier()
+    return exit_code
+
+
+def build_run(config: Config, comm: Collective) -> Run:
+    """Make this rank's environments and, equal on all ranks, the network and what trains it."""
+    indices, seed = share(config.ppo.num_envs, comm.rank, comm.size), config.run.rng_seed
+    envs = make_envs(config.run.env_name, config.world, indices=indices, seed=seed)
+    model = build_model(
+        envs.single_observation_space,
+        envs.single_action_space,
+        config.model.model_size,
+        seed=derived_seed(seed, Purpose.WEIGHTS),
+    )
+    value_normalizer = RunningMoments()
+    learner = Learner(model, value_normalizer, config.ppo, comm, indices=indices, seed=seed)
+    collector = Collector(
+        envs,
+        model,
+        value_normalizer,
+        indices=indices,
+        rollout_steps=config.ppo.rollout_steps,
+        clip_rewards=config.world.clip_rewards and len(envs.observations.shape) == 4,
+        episodic_life=config.world.episodic_life,
+        seed=seed,
+    )
+    return Run(config, comm, indices, envs, model, value_normalizer, collector, learner, Progress())
+
+
+def advance(run: Run, stop: StopRequest) -> tuple[dict[str, float | int | None], list[FinishedEpisode], int]:
+    """Collect one rollout, learn from it and count; return metrics, finished games and the agreed exit code."""
+    progress, config = run.progress, run.config
+    started = time.perf_counter()
+    steps_before = progress.env_steps
+    fraction = steps_before / config.run.env_steps
+    rollout, episodes = run.collector.collect(progress.update)
+    update_metrics = run.learner.update(rollout, update=progress.update, progress=fraction)
+
+    everyone = run.comm.broadcast(_merge(run.comm.gather(episodes)))
+    # Phase seconds are means over ranks; the largest exit code asked for on any rank is agreed as a sum of one-hots.
+    shared = np.array([*({**run.collector.seconds, **run.learner.seconds}[name] for name in _PHASES), 0.0, 0.0])
+    shared[len(_PHASES) :] = [float(stop.exit_code == code) for code in stop.codes]
+    run.comm.sum_in_place(shared)
+    exit_code = max((c for c, asked in zip(stop.codes, shared[len(_PHASES) :], strict=True) if asked), default=0)
+
+    seconds = run.comm.broadcast(time.perf_counter() - started)
+    progress.update += 1
+    progress.env_steps += config.steps_per_update
+    progress.seconds += seconds
+    finished = []
+    for episode in everyone:
+        progress.episodes += 1
+        progress.recent_returns.append(episode.episode_return)
+        finished.append(_numbered(episode, steps_before, run))
+    metrics = {
+        "update": progress.update,
+        "env_steps": progress.env_steps,
+        "time/seconds": round(progress.seconds, 3),
+        "time/steps_per_second": round(config.steps_per_update / seconds, 2),
+        **{
+            f"time/{name}": round(float(total) / run.comm.size, 4) for name, total in zip(_PHASES, shared, strict=False)
+        },
+        "rollout/return_mean": progress.counters().return_mean,
+        "rollout/episodes": progress.episodes,
+        **update_metrics,
+    }
+    return metrics, finished, exit_code
+
+
+def prepare_folders(config: Config) -> None:
+    """Create the run's folders, moving an old run aside for --fresh.
+
+    Raises:
+        Refusal: a folder cannot be written.
+    """
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    folders = {"checkpoint_dir": config.checkpoint_folder, "run_dir": config.run_folder}
+    for setting, folder in folders.items():
+        try:
+            if config.run.fresh and folder.exists():
+                folder.rename(folder.with_name(f"{folder.name}.before-{stamp}"))
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise Refusal(
+                f"{setting} must be a folder this user can write to, got {folder}: {error.strerror}"
+            ) from error
+
+
+def resume(run: Run) -> list[str]:
+    """Bring every rank to the newest checkpoint, or to the beginning where there is none; return what to tell.
+
+    Raises:
+        Refusal: there are checkpoints but none can be continued with these settings.
+    """
+    notes, manifest, tensors = decided_by_root(run.comm, lambda: _read_for_resume(run))
+    if manifest is None or tensors is None:
+        run.collector.reset()
+        return notes
+    run.progress.restore(manifest.counters)
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, array in tensors.items():
+        part, _, rest = name.partition("/")
+        parts.setdefault(part, {})[rest] = torch.from_numpy(array)
+    with torch.no_grad():
+        for name, parameter in run.model.named_parameters():
+            parameter.copy_(parts["model"][name])
+    run.value_normalizer.load_state_dict(parts["value_normalizer"])
+    run.learner.load_state_dict(parts["learner"])
+    states: dict[int, dict[str, NDArray[Any]]] = {}
+    for name, tensor in parts["environment"].items():
+        index, _, key = name.partition("/")
+        states.setdefault(int(index), {})[key] = tensor.numpy()
+    run.envs.set_states([states[index] for index in run.indices])
+    return notes
+
+
+def save(run: Run, say: Callable[[str], None]) -> None:
+    """Write a checkpoint on rank 0 with the state of every rank's environments, then prune old ones."""
+    states = _merge(run.comm.gather(run.envs.get_states()))
+    if run.comm.rank != 0:
+        return
+    model = {f"model/{name}": tensor for name, tensor in run.model.state_dict().items()}
+    model |= {f"value_normalizer/{name}": t for name, t in run.value_normalizer.state_dict().items()}
+    training = {f"learner/{name}": tensor for name, tensor in run.learner.state_dict().items()}
+    for index, state in enumerate(states):
+        training |= {f"environment/{index}/{key}": torch.from_numpy(array) for key, array in state.items()}
+    folder = run.config.checkpoint_folder
+    try:
+        checkpoint.write_checkpoint(folder, run.config, run.progress.counters(), model, training)
+        checkpoint.prune(folder)
+    except OSError as error:
+        say(f"WARNING: the checkpoint at {run.progress.env_steps:,} steps was not saved: {error}")
+
+
+def make_trackers(run: Run) -> Trackers:
+    """Return the trackers of rank 0; the other ranks have none."""
+    if run.comm.rank != 0:
+        return Trackers([])
+    config, progress = run.config, run.progress
+    folder = config.run_folder
+    write_config(folder, config, ranks=run.comm.size, started=datetime.now().isoformat(timespec="seconds"))
+    ranks = "1 rank" if run.comm.size == 1 else f"{run.comm.size} ranks"
+    title = f"{config.model_name}: {config.ppo.num_envs} environments on {ranks}, preset {config.run.preset}"
+    return Trackers(
+        [
+            CsvFiles(folder, progress.update),
+            TensorBoard(folder, progress.env_steps),
+            make_display(title, config.run.env_steps),
+        ]
+    )
+
+
+def farewell(run: Run, *, stopped_early: bool) -> str:
+    """Return the last line of a run."""
+    steps, folder = run.progress.env_steps, run.config.checkpoint_folder
+    end = "stopped; the same command goes on from here" if stopped_early else "done"
+    return f"{end}: {run.config.model_name} at {steps:,} steps, saved in {folder / checkpoint.folder_name(steps)}"
+
+
+def _read_for_resume(
+    run: Run,
+) -> tuple[list[str], checkpoint.Manifest | None, dict[str, NDArray[Any]] | None]:
+    """Read the newest whole checkpoint on rank 0 and hold it against the settings of this run."""
+    notes: list[str] = []
+    config = run.config
+    found = checkpoint.newest_valid(config.checkpoint_folder, notes.append)
+    if found is None:
+        return notes, None, None
+    folder, manifest, model, training = found
+    _refuse_other_run(config, manifest, folder)
+    _refuse_other_network(run.model, model, folder)
+    for name, (old, new) in differences(manifest.config, config, ("ppo",)).items():
+        notes.append(f"changed since the checkpoint: {name} {old} -> {new}")
+    notes.append(f"resuming {config.model_name} at {manifest.counters.env_steps} steps")
+    return notes, manifest, {name: tensor.numpy() for name, tensor in {**model, **training}.items()}
+
+
+def _refuse_other_run(config: Config, manifest: checkpoint.Manifest, folder: Path) -> None:
+    old = manifest.config
+    changed = differences(old, config, ("world", "model"))
+    pairs = (
+        ("env_name", old.run.env_name, config.run.env_name),
+        ("rng_seed", old.run.rng_seed, config.run.rng_seed),
+        ("num_envs", old.ppo.num_envs, config.ppo.num_envs),
+    )
+    changed |= {name: (before, now) for name, before, now in pairs if before != now}
+    if changed:
+        listing = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changed.items())
+        raise Refusal(
+            f"{folder} is of another run ({listing}); "
+            "use the old settings, another --model_name, or --fresh to move it aside"
+        )
+
+
+def _refuse_other_network(model: ActorCritic, tensors: checkpoint.Tensors, folder: Path) -> None:
+    expected = {f"model/{name}": tuple(t.shape) for name, t in model.state_dict().items()}
+    saved = {name: tuple(t.shape) for name, t in tensors.items() if name.startswith("model/")}
+    if expected != saved:
+        names = sorted(name for name in expected.keys() | saved.keys() if expected.get(name) != saved.get(name))
+        raise Refusal(f"{folder} holds another network than this run's: {', '.join(names[:3])} differ")
+
+
+def _merge(parts: list[list[Any]] | None) -> list[Any]:
+    return [item for part in parts or [] for item in part]
+
+
+def _numbered(episode: Episode, steps_before: int, run: Run) -> FinishedEpisode:
+    progress = run.progress
+    return FinishedEpisode(
+        episode=progress.episodes,
+        update=progress.update,
+        env_steps=steps_before + (episode.step + 1) * run.config.ppo.num_envs,
+        environment=episode.environment,
+        episode_return=episode.episode_return,
+        episode_length=episode.episode_length,
+        seconds=progress.seconds,
+    )

