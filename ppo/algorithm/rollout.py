@@ -109,7 +109,7 @@ class Collector:
             The rollout, whose memory the next call reuses, and the games that ended in it.
         """
         rollout, envs = self._rollout, self._envs
-        steps, num_envs = rollout.actions.shape
+        steps = len(rollout.actions)
         uniforms = torch.from_numpy(
             np.stack([stream(self._seed, Purpose.ACTIONS, i, update).random(steps, np.float32) for i in self._indices])
         )

@@ -25,7 +25,7 @@ class ActorCritic(nn.Module):
         self.value_head = orthogonal(nn.Linear(num_features, 1), gain=1.0)
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """Map observations (B, ...) to logits (B, A) and values (B,), in the value normaliser's units if there is one."""
+        """Map observations (B, ...) to logits (B, A) and values (B,); values are in the value normaliser's units."""
         features = self.actor(observations)
         value_features = features if self.critic is None else self.critic(observations)
         return self.policy_head(features), self.value_head(value_features).squeeze(-1)
