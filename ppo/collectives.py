@@ -5,6 +5,7 @@ buffer; float32 and float64 only (MPI accepts bfloat16 buffers and silently retu
 """
 
 import os
+import socket
 import sys
 import threading
 import traceback
@@ -158,12 +159,13 @@ class AbortGuard:
             self._fail(error)
 
     def _fail(self, error: BaseException | None) -> None:
-        import socket
-
-        code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
         rank = f"rank {self._collective.rank} of {self._collective.size} on {socket.gethostname()}"
+        if isinstance(error, KeyboardInterrupt):
+            print(f"ppo: {rank} was interrupted {self._where()}; ending the job", file=sys.stderr, flush=True)
+            self._collective.abort(130)
         trace = "".join(traceback.format_exception(error)) if error is not None else ""
         print(f"{trace}ppo: {rank} failed {self._where()}: {error!r}; ending the job", file=sys.stderr, flush=True)
+        code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
         self._collective.abort(code or 1)
 
 

@@ -62,7 +62,7 @@ def play(config: Config, comm: Collective, explicit: set[str]) -> int:
         else:
             print("no display: only the results are shown; --mode=record makes a video", flush=True)
         try:
-            for game in play_games(agent, config, range(1), config.episodes, window.show if window else None):
+            for game in play_games(agent, config, range(1), 1, window.show if window else None):
                 print(describe(game), flush=True)
         except WindowClosedError:
             print("window closed", flush=True)
@@ -82,7 +82,7 @@ def record(config: Config, comm: Collective, explicit: set[str]) -> int:
         announce(agent)
         path = config.run.asset_dir / agent.name / checkpoint.folder_name(agent.counters.env_steps)
         with VideoRecorder(path, _frames_per_second(agent)) as video:
-            for game in play_games(agent, config, range(1), config.episodes, video.write):
+            for game in play_games(agent, config, range(1), 1, video.write):
                 print(describe(game), flush=True)
         print(f"wrote {path}.mp4 and {path}.gif", flush=True)
     comm.barrier()
@@ -94,8 +94,9 @@ def evaluate(config: Config, comm: Collective, explicit: set[str]) -> int:
     agent = decided_by_root(comm, lambda: find_agent(config, explicit))
     if comm.rank == 0:
         announce(agent)
-    slots = share(min(config.episodes, _MAX_GAMES_AT_ONCE), comm.rank, comm.size)
-    games = list(play_games(agent, config, slots, config.episodes, None)) if slots else []
+    num_slots = min(config.episodes, _MAX_GAMES_AT_ONCE)
+    slots = share(num_slots, comm.rank, comm.size)
+    games = list(play_games(agent, config, slots, num_slots)) if slots else []
     gathered = comm.gather(games)
     if gathered is not None:
         everyone = sorted((game for part in gathered for game in part), key=lambda game: game.number)
@@ -109,28 +110,24 @@ def evaluate(config: Config, comm: Collective, explicit: set[str]) -> int:
 
 
 def play_games(
-    agent: Agent, config: Config, slots: range, episodes: int, on_frame: FrameListener | None
+    agent: Agent, config: Config, slots: range, num_slots: int, on_frame: FrameListener | None = None
 ) -> Iterator[Game]:
     """Play this rank's share of a fixed set of games, many at once.
 
-    The games are dealt to `min(episodes, 16)` slots, each an environment with random numbers of its own, and each slot
-    plays all of its games to the end: the result does not depend on the number of ranks, and short games are not
-    favoured.
+    The games are dealt to slots, each an environment with random numbers of its own, and each slot plays all of its
+    games to the end: the result does not depend on the number of ranks, and short games are not favoured.
 
     Args:
         agent: the policy.
-        config: the settings of this invocation: seed and determinism.
+        config: the settings of this invocation: games, seed and determinism.
         slots: the slots of this rank.
-        episodes: games over all ranks.
+        num_slots: the slots of all ranks.
         on_frame: receives the screens of the first slot.
     """
-    num_slots = min(episodes, _MAX_GAMES_AT_ONCE) if on_frame is None else 1
     seed = derived_seed(config.run.rng_seed, Purpose.PLAYBACK)
-    if on_frame is None and slots == range(1):
-        num_slots = 1
     envs = make_envs(agent.config.run.env_name, agent.config.world, indices=slots, seed=seed, on_frame=on_frame)
     model = restore_model(agent, envs)
-    numbers = {slot: iter(range(slot, episodes, num_slots)) for slot in slots}
+    numbers = {slot: iter(range(slot, config.episodes, num_slots)) for slot in slots}
     current = {slot: next(numbers[slot], None) for slot in slots}
     envs.reset()
     actions = _actions(model, envs, slots, seed, deterministic=config.playback.deterministic)

@@ -31,7 +31,6 @@ from ppo.outputs.trackers import CsvFiles, FinishedEpisode, TensorBoard, Tracker
 from ppo.random_streams import Purpose, derived_seed
 from ppo.supervision import StopRequest
 
-_PHASES = ("env", "inference", "learn", "communicate")
 _FINISHED = "{name} is finished: {done:,} of {wanted:,} steps; a larger --env_steps goes on from there"
 
 
@@ -57,6 +56,19 @@ class Progress:
         self.recent_returns = deque(counters.recent_returns, maxlen=100)
 
 
+class Stopwatch:
+    """Wall seconds between laps; saving and logging count with the update they delay."""
+
+    def __init__(self) -> None:
+        """Start the first lap."""
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        """End a lap, start the next and return the seconds of the one that ended."""
+        last, self._last = self._last, time.perf_counter()
+        return self._last - last
+
+
 @dataclass(frozen=True)
 class Run:
     """Everything a training run consists of on one rank."""
@@ -70,6 +82,7 @@ class Run:
     collector: Collector
     learner: Learner
     progress: Progress
+    stopwatch: Stopwatch
 
 
 def train(config: Config, comm: Collective, stop: StopRequest) -> int:
@@ -94,6 +107,7 @@ def train(config: Config, comm: Collective, stop: StopRequest) -> int:
         trackers.say(note)
     saved_update = progress.update
     stop.listen()
+    run.stopwatch.lap()
     exit_code = 0
     while progress.env_steps < config.run.env_steps and not exit_code:
         metrics, episodes, exit_code = advance(run, stop)
@@ -132,31 +146,22 @@ def build_run(config: Config, comm: Collective) -> Run:
         episodic_life=config.world.episodic_life,
         seed=seed,
     )
-    return Run(config, comm, indices, envs, model, value_normalizer, collector, learner, Progress())
+    return Run(config, comm, indices, envs, model, value_normalizer, collector, learner, Progress(), Stopwatch())
 
 
 def advance(run: Run, stop: StopRequest) -> tuple[dict[str, float | int | None], list[FinishedEpisode], int]:
     """Collect one rollout, learn from it and count; return metrics, finished games and the agreed exit code."""
     progress, config = run.progress, run.config
-    started = time.perf_counter()
     steps_before = progress.env_steps
-    fraction = steps_before / config.run.env_steps
     rollout, episodes = run.collector.collect(progress.update)
-    update_metrics = run.learner.update(rollout, update=progress.update, progress=fraction)
-
+    update_metrics = run.learner.update(rollout, update=progress.update, progress=steps_before / config.run.env_steps)
     everyone = run.comm.broadcast(_merge(run.comm.gather(episodes)))
-    # Phase seconds are means over ranks; the largest exit code asked for on any rank is agreed as a sum of one-hots.
-    shared = np.array([*({**run.collector.seconds, **run.learner.seconds}[name] for name in _PHASES), 0.0, 0.0])
-    shared[len(_PHASES) :] = [float(stop.exit_code == code) for code in stop.codes]
-    run.comm.sum_in_place(shared)
-    exit_code = max((c for c, asked in zip(stop.codes, shared[len(_PHASES) :], strict=True) if asked), default=0)
-
-    seconds = run.comm.broadcast(time.perf_counter() - started)
+    seconds, phases, exit_code = _agree(run, stop)
     progress.update += 1
     progress.env_steps += config.steps_per_update
     progress.seconds += seconds
     finished = []
-    for episode in everyone:
+    for episode in sorted(everyone, key=lambda e: (e.step, e.environment)):
         progress.episodes += 1
         progress.recent_returns.append(episode.episode_return)
         finished.append(_numbered(episode, steps_before, run))
@@ -165,9 +170,7 @@ def advance(run: Run, stop: StopRequest) -> tuple[dict[str, float | int | None],
         "env_steps": progress.env_steps,
         "time/seconds": round(progress.seconds, 3),
         "time/steps_per_second": round(config.steps_per_update / seconds, 2),
-        **{
-            f"time/{name}": round(float(total) / run.comm.size, 4) for name, total in zip(_PHASES, shared, strict=False)
-        },
+        **{f"time/{phase}": round(spent, 4) for phase, spent in phases.items()},
         "rollout/return_mean": progress.counters().return_mean,
         "rollout/episodes": progress.episodes,
         **update_metrics,
@@ -266,6 +269,22 @@ def farewell(run: Run, *, stopped_early: bool) -> str:
     steps, folder = run.progress.env_steps, run.config.checkpoint_folder
     end = "stopped; the same command goes on from here" if stopped_early else "done"
     return f"{end}: {run.config.model_name} at {steps:,} steps, saved in {folder / checkpoint.folder_name(steps)}"
+
+
+def _agree(run: Run, stop: StopRequest) -> tuple[float, dict[str, float], int]:
+    """Exchange clocks and stop requests in one all-reduce.
+
+    Returns:
+        Mean wall seconds since the last call, mean seconds per phase, and the exit code that any rank asks for.
+    """
+    phases = {**run.collector.seconds, **run.learner.seconds}
+    asked = [float(stop.exit_code == code) for code in stop.codes]
+    shared = np.array([run.stopwatch.lap(), *phases.values(), *asked])
+    run.comm.sum_in_place(shared)
+    seconds, *means = (shared[: 1 + len(phases)] / run.comm.size).tolist()
+    votes = shared[1 + len(phases) :]
+    exit_code = max((code for code, count in zip(stop.codes, votes, strict=True) if count), default=0)
+    return seconds, dict(zip(phases, means, strict=True)), exit_code
 
 
 def _read_for_resume(

@@ -119,7 +119,7 @@ class Collector:
         observations = torch.from_numpy(envs.observations)
         for t in range(steps):
             rollout.observations[t].copy_(observations)
-            logits, values = self._model(observations)
+            logits, values = self._forward(observations)
             log_probs = distributions.log_probabilities(logits)
             actions = distributions.sample(log_probs, uniforms[:, t])
             rollout.actions[t] = actions
@@ -132,39 +132,31 @@ class Collector:
 
             raw = torch.from_numpy(rewards)
             rollout.rewards[t] = raw.sign() if self._clip_rewards else raw
-            ended = terminated | truncated
             terminal = terminated | info["life_lost"] if self._episodic_life else terminated
             rollout.dones[t] = torch.from_numpy(terminal | truncated)
-            # Where nothing ended, the next row's value fills this in below.
             rollout.next_values[t] = 0.0
             if truncated.any():
-                self._bootstrap(t, truncated, info["final_obs"])
-            for n in np.flatnonzero(ended):
+                # A time limit ends the game but not the future: what follows is worth V(final observation).
+                cut = np.flatnonzero(truncated & ~terminal)
+                rollout.next_values[t, cut] = self._forward(torch.from_numpy(info["final_obs"][cut]))[1]
+            for n in np.flatnonzero(terminated | truncated):
                 returns, lengths = info["episode_return"], info["episode_length"]
                 episodes.append(Episode(self._indices[n], t, float(returns[n]), int(lengths[n])))
-        last_values = self._model(observations)[1]
+        last_values = self._forward(observations)[1]
         self._lap("inference", clock)
-        self._finish_values(last_values)
+        following = torch.cat([rollout.values[1:], last_values.unsqueeze(0)])
+        rollout.next_values.copy_(torch.where(rollout.dones, rollout.next_values, following))
         return rollout, episodes
+
+    def _forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits and values in raw units."""
+        logits, values = self._model(observations)
+        return logits, self._value_normalizer.denormalize(values)
 
     def _lap(self, phase: str, since: float) -> float:
         now = time.perf_counter()
         self.seconds[phase] += now - since
         return now
-
-    def _bootstrap(self, t: int, truncated: np.ndarray, final_observations: np.ndarray) -> None:
-        """A time limit ends the game but not the future: what follows is worth V(final observation)."""
-        where = np.flatnonzero(truncated)
-        self._rollout.next_values[t, where] = self._model(torch.from_numpy(final_observations[where]))[1]
-
-    def _finish_values(self, last_values: Tensor) -> None:
-        """Put values into raw units and fill in V(s_{t+1}) wherever the episode goes on."""
-        rollout, normalizer = self._rollout, self._value_normalizer
-        rollout.values.copy_(normalizer.denormalize(rollout.values))
-        bootstrapped = rollout.next_values != 0.0
-        rollout.next_values[bootstrapped] = normalizer.denormalize(rollout.next_values[bootstrapped])
-        following = torch.cat([rollout.values[1:], normalizer.denormalize(last_values).unsqueeze(0)])
-        rollout.next_values.copy_(torch.where(rollout.dones, rollout.next_values, following))
 
 
 def _empty_like_rows(rows: int, sample: Tensor) -> Tensor:
