@@ -1,0 +1,123 @@
+import numpy as np
+import torch
+
+from ppo.algorithm.normalization import Moments, RunningMoments
+from ppo.algorithm.rollout import Collector, Rollout
+from ppo.models import distributions
+from ppo.models.actor_critic import build_model
+from tests.algorithm.worlds import ScriptedWorld
+
+
+def collect(*, steps=7, seed=0, updates=1, episodic_life=True, clip_rewards=False, normalizer=None, indices=range(3)):
+    world = ScriptedWorld()
+    model = build_model(world.single_observation_space, world.single_action_space, "small", seed=1)
+    with torch.no_grad():
+        model.policy_head.weight.mul_(300.0)  # far from uniform, so that a wrong observation would show
+    collector = Collector(
+        world,
+        model,
+        normalizer or RunningMoments(),
+        indices=indices,
+        rollout_steps=steps,
+        clip_rewards=clip_rewards,
+        episodic_life=episodic_life,
+        seed=seed,
+    )
+    collector.reset()
+    for update in range(updates):
+        rollout, episodes = collector.collect(update)
+    return world, model, rollout, episodes
+
+
+def values_of(model, observations):
+    with torch.no_grad():
+        return model(torch.as_tensor(observations))[1]
+
+
+def test_a_row_holds_the_observation_its_action_was_taken_in():
+    world, model, rollout, _ = collect()
+    assert rollout.observations[:, 0, 0].tolist() == list(range(7))
+    with torch.no_grad():
+        log_probs = distributions.log_probabilities(model(rollout.observations.flatten(0, 1))[0])
+    expected = distributions.log_prob(log_probs, rollout.actions.flatten())
+    torch.testing.assert_close(rollout.log_probs.flatten(), expected)
+    assert np.array_equal(rollout.actions.numpy(), np.stack(world.actions))
+
+
+def test_a_row_holds_the_reward_its_action_earned():
+    _, _, rollout, _ = collect()
+    torch.testing.assert_close(rollout.rewards, 100.0 * rollout.observations[..., 0] + rollout.actions)
+
+
+def test_every_kind_of_end_is_stored_on_the_step_that_led_to_it():
+    _, _, rollout, _ = collect()
+    for environment in range(3):
+        assert rollout.dones[:, environment].tolist() == [False, False, True, False, False, True, False]
+
+
+def test_next_values_are_zero_at_an_end_and_the_final_observations_value_at_a_cut():
+    _, model, rollout, _ = collect()
+    assert rollout.next_values[2].tolist()[0] == 0.0
+    assert rollout.next_values[2].tolist()[2] == 0.0
+    # The cut episode's last observation has clock 3 in episode 0; the row after it is already episode 1.
+    torch.testing.assert_close(rollout.next_values[2, 1], values_of(model, [[3.0, 1.0, 0.0]])[0])
+    assert rollout.observations[3, 1].tolist() == [3.0, 1.0, 1.0]
+
+
+def test_next_values_are_the_next_rows_values_elsewhere_and_after_the_last_row():
+    _, model, rollout, _ = collect()
+    torch.testing.assert_close(rollout.next_values[0], rollout.values[1])
+    after = values_of(model, [[7.0, 0.0, 2.0], [7.0, 1.0, 2.0], [7.0, 2.0, 0.0]])
+    torch.testing.assert_close(rollout.next_values[6], after)
+
+
+def test_without_episodic_life_a_lost_life_ends_nothing():
+    _, _, rollout, _ = collect(episodic_life=False)
+    assert not rollout.dones[:, 2].any()
+    torch.testing.assert_close(rollout.next_values[2, 2], rollout.values[3, 2])
+
+
+def test_a_lost_life_is_no_finished_game():
+    _, _, _, episodes = collect()
+    assert [(e.environment, e.step, e.episode_return) for e in episodes] == [
+        (0, 2, 10.0),
+        (1, 2, 20.0),
+        (0, 5, 10.0),
+        (1, 5, 20.0),
+    ]
+
+
+def test_rewards_are_clipped_to_their_sign():
+    _, _, rollout, _ = collect(clip_rewards=True)
+    assert set(rollout.rewards.unique().tolist()) <= {0.0, 1.0}
+    assert rollout.rewards[1:].eq(1.0).all()
+
+
+def test_values_are_stored_in_raw_units():
+    normalizer = RunningMoments()
+    normalizer.update(Moments(np.array(1.0), np.array(50.0), np.array(100.0)))
+    _, model, rollout, _ = collect(normalizer=normalizer)
+    torch.testing.assert_close(rollout.values, values_of(model, rollout.observations) * 10.0 + 50.0)
+    torch.testing.assert_close(rollout.next_values[2, 1], values_of(model, [[3.0, 1.0, 0.0]])[0] * 10.0 + 50.0)
+    assert rollout.next_values[2, 0] == 0.0
+
+
+def test_actions_are_addressed_by_environment_and_update():
+    _, _, first, _ = collect()
+    _, _, again, _ = collect()
+    _, _, second_update, _ = collect(updates=2)
+    _, _, elsewhere, _ = collect(indices=range(3, 6))
+    assert torch.equal(first.actions, again.actions)
+    assert not torch.equal(first.actions, second_update.actions)
+    assert not torch.equal(first.actions, elsewhere.actions)
+
+
+def test_gathered_images_are_those_of_their_indices_whatever_the_memory_order():
+    steps, num_envs = 5, 2
+    pixels = torch.randint(0, 255, (steps, num_envs, 84, 84, 4), dtype=torch.uint8)
+    images = pixels.permute(0, 1, 4, 2, 3)
+    nothing = torch.zeros(steps, num_envs)
+    rollout = Rollout(images, nothing, nothing, nothing, nothing, nothing, nothing)
+    gathered = rollout.observations_at(torch.tensor([7, 0, 7]))
+    assert torch.equal(gathered, torch.stack([images[3, 1], images[0, 0], images[3, 1]]))
+    assert gathered.is_contiguous(memory_format=torch.channels_last)

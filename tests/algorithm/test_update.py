@@ -1,0 +1,255 @@
+import dataclasses
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from ppo.algorithm import equations
+from ppo.algorithm.normalization import RunningMoments
+from ppo.algorithm.rollout import Collector
+from ppo.algorithm.update import FlatParameters, Learner
+from ppo.collectives import Alone
+from ppo.config import PPOSettings, WorldSettings
+from ppo.envs import make_envs
+from ppo.models import distributions
+from ppo.models.actor_critic import build_model
+
+SETTINGS = PPOSettings(
+    num_envs=3, rollout_steps=8, minibatch_size=12, num_epochs=2, learning_rate=1e-2, learning_rate_schedule="constant"
+)
+
+
+def build(settings=SETTINGS, *, env_name="CartPole-v1", indices=None, comm=None):
+    indices = range(settings.num_envs) if indices is None else indices
+    envs = make_envs(env_name, WorldSettings(), indices=indices, seed=3)
+    model = build_model(envs.single_observation_space, envs.single_action_space, "small", seed=1)
+    with torch.no_grad():
+        model.policy_head.weight.mul_(100.0)  # far from uniform, so that a wrong observation would show
+    normalizer = RunningMoments()
+    collector = Collector(
+        envs,
+        model,
+        normalizer,
+        indices=indices,
+        rollout_steps=settings.rollout_steps,
+        clip_rewards=False,
+        episodic_life=True,
+        seed=5,
+    )
+    learner = Learner(model, normalizer, settings, comm or Alone(), indices=indices, seed=5)
+    collector.reset()
+    return model, collector, learner
+
+
+def first_ratios(model, learner, rollout):
+    index = learner.minibatches(0, 0)[0]
+    with torch.no_grad():
+        log_probs = distributions.log_probabilities(model(rollout.observations_at(index))[0])
+    return (
+        distributions.log_prob(log_probs, rollout.actions.flatten()[index]) - rollout.log_probs.flatten()[index]
+    ).exp()
+
+
+@pytest.mark.parametrize("env_name", ["CartPole-v1", "BreakoutNoFrameskip-v4"])
+def test_every_ratio_is_one_on_the_first_minibatch_of_the_first_epoch(env_name):
+    model, collector, learner = build(env_name=env_name)
+    rollout, _ = collector.collect(0)
+    assert (first_ratios(model, learner, rollout) - 1.0).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("env_name", ["CartPole-v1", "BreakoutNoFrameskip-v4"])
+def test_a_shifted_observation_breaks_the_ratio_of_one(env_name):
+    model, collector, learner = build(env_name=env_name)
+    for update in range(3):  # the first screens of a game are all alike
+        rollout, _ = collector.collect(update)
+    shifted = dataclasses.replace(rollout, observations=rollout.observations.roll(-1, 0))
+    assert (first_ratios(model, learner, shifted) - 1.0).abs().max() > 1e-3
+
+
+def test_the_gradient_is_that_of_the_loss_written_out():
+    settings = dataclasses.replace(SETTINGS, minibatch_size=24, value_coefficient=0.7, entropy_coefficient=0.3)
+    _, collector, learner = build(settings)
+    rollout, _ = collector.collect(0)
+    reference = build(settings)[0]
+
+    advantages = equations.gae(
+        rollout.rewards, rollout.values, rollout.next_values, rollout.dones, discount=0.99, gae_lambda=0.95
+    )
+    returns = (advantages + rollout.values).flatten()
+    normalized = ((advantages - advantages.mean()) / advantages.std(unbiased=False)).flatten()
+    logits, values = reference(rollout.observations.flatten(0, 1))
+    policy = torch.distributions.Categorical(logits=logits)
+    ratios = (policy.log_prob(rollout.actions.flatten()) - rollout.log_probs.flatten()).exp()
+    objective = torch.min(ratios * normalized, ratios.clamp(0.8, 1.2) * normalized).mean()
+    loss = -objective + 0.7 * 0.5 * (values - returns).square().mean() - 0.3 * policy.entropy().mean()
+    loss.backward()
+    expected = torch.cat([p.grad.flatten() for p in reference.parameters()])
+
+    batch, _ = learner._prepare(rollout)
+    index = learner.minibatches(0, 0)[0]
+    learner._accumulate(batch, index, batch.advantages[index], 0.2)
+    torch.testing.assert_close(learner._flat.gradient, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_an_update_makes_good_actions_more_probable():
+    settings = dataclasses.replace(SETTINGS, minibatch_size=24, num_epochs=1, learning_rate=1e-4)
+    model, collector, learner = build(settings)
+    rollout, _ = collector.collect(0)
+    batch, _ = learner._prepare(rollout)
+    old_values = batch.values
+    learner.update(rollout, update=0, progress=0.0)
+    with torch.no_grad():
+        logits, values = model(rollout.observations.flatten(0, 1))
+    log_probs = distributions.log_prob(distributions.log_probabilities(logits), batch.actions)
+    assert ((log_probs - batch.log_probs) * batch.advantages).mean() > 0
+    assert (values - batch.returns).square().mean() < (old_values - batch.returns).square().mean()
+
+
+def test_the_minibatches_of_an_epoch_hold_every_step_once():
+    _, _, learner = build()
+    for epoch in range(2):
+        assert sorted(learner.minibatches(4, epoch).flatten().tolist()) == list(range(24))
+    assert not torch.equal(learner.minibatches(4, 0), learner.minibatches(4, 1))
+
+
+def test_a_minibatch_holds_the_same_steps_at_any_rank_count():
+    settings = dataclasses.replace(SETTINGS, num_envs=4, minibatch_size=16)
+
+    def steps(indices):
+        learner = build(settings, indices=indices)[2]
+        return [
+            {(int(flat) // len(indices), indices[int(flat) % len(indices)]) for flat in minibatch}
+            for minibatch in learner.minibatches(2, 1)
+        ]
+
+    whole = steps(range(4))
+    parts = [steps(range(0, 1)), steps(range(1, 4))]
+    assert whole == [a | b for a, b in zip(*parts, strict=True)]
+
+
+def test_parameters_and_gradients_stay_views_of_the_flat_vectors():
+    model, collector, learner = build()
+    for update in range(2):
+        rollout, _ = collector.collect(update)
+        learner.update(rollout, update=update, progress=0.0)
+    flat = learner._flat
+    torch.testing.assert_close(torch.cat([p.data.flatten() for p in model.parameters()]), flat.values.data)
+    flat.values.data.zero_()
+    assert all(not p.data.any() for p in model.parameters())
+
+
+def test_a_lost_gradient_view_is_noticed():
+    model = torch.nn.Linear(2, 2)
+    flat = FlatParameters(model, num_sums=0)
+    model.zero_grad(set_to_none=False)
+    flat.check_views()
+    model.weight.grad = torch.zeros(2, 2)
+    with pytest.raises(AssertionError):
+        flat.check_views()
+
+
+def test_the_gradient_is_clipped_to_its_global_norm():
+    settings = dataclasses.replace(SETTINGS, max_gradient_norm=1e-3, minibatch_size=24, num_epochs=1)
+    _, collector, learner = build(settings)
+    rollout, _ = collector.collect(0)
+    metrics = learner.update(rollout, update=0, progress=0.0)
+    assert metrics["update/grad_norm"] > 1e-3
+    assert learner._flat.gradient.norm().item() == pytest.approx(1e-3, rel=1e-4)
+
+
+def test_a_gradient_that_is_not_finite_reaches_no_weight():
+    model, collector, learner = build()
+    rollout, _ = collector.collect(0)
+    rollout.rewards[0, 0] = float("nan")
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(FloatingPointError, match="update 0"):
+        learner.update(rollout, update=0, progress=0.0)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("progress", "rate", "clip_range"), [(0.0, 1e-2, 0.2), (0.5, 5e-3, 0.1), (1.0, 0.0, 0.0)])
+def test_linear_schedules_follow_progress_and_end_at_zero(progress, rate, clip_range):
+    settings = dataclasses.replace(SETTINGS, learning_rate_schedule="linear", clip_range_schedule="linear")
+    model, collector, learner = build(settings)
+    rollout, _ = collector.collect(0)
+    before = [p.detach().clone() for p in model.parameters()]
+    metrics = learner.update(rollout, update=0, progress=progress)
+    assert metrics["update/learning_rate"] == pytest.approx(rate)
+    assert metrics["update/clip_range"] == pytest.approx(clip_range)
+    unchanged = all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert unchanged == (progress == 1.0)
+
+
+def test_the_adaptive_rate_is_steered_once_per_epoch_and_survives_a_restart():
+    settings = dataclasses.replace(
+        SETTINGS, learning_rate_schedule="kl_adaptive", learning_rate=1e-5, learning_rate_max=1.0, num_epochs=3
+    )
+    _, collector, learner = build(settings)
+    rollout, _ = collector.collect(0)
+    metrics = learner.update(rollout, update=0, progress=0.0)
+    assert metrics["update/learning_rate"] == pytest.approx(1e-5 * 1.5**3)
+    other = build(settings)[2]
+    other.load_state_dict(learner.state_dict())
+    assert other.update(rollout, update=1, progress=0.0)["update/learning_rate"] == pytest.approx(1e-5 * 1.5**6)
+
+
+def test_too_large_a_kl_ends_the_epochs_early():
+    settings = dataclasses.replace(SETTINGS, kl_stop=1e-6, num_epochs=5, learning_rate=0.1)
+    _, collector, learner = build(settings)
+    rollout, _ = collector.collect(0)
+    assert learner.update(rollout, update=0, progress=0.0)["update/epochs"] < 5
+
+
+def test_minibatch_normalization_scales_each_minibatch_to_mean_zero():
+    settings = dataclasses.replace(SETTINGS, advantage_normalization="minibatch")
+    _, collector, learner = build(settings)
+    rollout, _ = collector.collect(0)
+    batch, _ = learner._prepare(rollout)
+    scaled = learner._minibatch_advantages(batch.advantages, learner.minibatches(0, 0))
+    torch.testing.assert_close(scaled.mean(-1), torch.zeros(2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(scaled.std(-1, unbiased=False), torch.ones(2), atol=1e-4, rtol=0)
+
+
+def test_explained_variance_is_one_for_perfect_values_and_zero_for_constant_ones():
+    settings = dataclasses.replace(SETTINGS, gae_lambda=1.0, discount=1.0)
+    _, collector, learner = build(settings)
+    rollout, _ = collector.collect(0)
+    steps_left = torch.arange(8.0, 0.0, -1.0).unsqueeze(1).expand(8, 3)
+    constant, perfect = torch.zeros(8, 3), steps_left
+    for values, expected in ((perfect, 1.0), (constant, 0.0)):
+        following = torch.cat([values[1:], torch.zeros(1, 3)])
+        crafted = dataclasses.replace(
+            rollout,
+            rewards=torch.ones(8, 3),
+            values=values,
+            next_values=following,
+            dones=torch.zeros(8, 3, dtype=torch.bool),
+        )
+        assert learner._prepare(crafted)[1] == pytest.approx(expected, abs=1e-6)
+
+
+def test_learner_state_of_another_network_is_refused():
+    state = build()[2].state_dict()
+    state["first_moment"] = state["first_moment"][:-1]
+    with pytest.raises(ValueError, match="parameters"):
+        build()[2].load_state_dict(state)
+
+
+def test_a_minibatch_larger_than_the_cache_gives_the_same_gradient_as_its_parts(monkeypatch):
+    settings = dataclasses.replace(SETTINGS, minibatch_size=24, num_epochs=1)
+    weights = []
+    for limit in (256, 5):
+        monkeypatch.setattr("ppo.algorithm.update._MAX_SAMPLES_AT_ONCE", limit)
+        model, collector, learner = build(settings)
+        rollout, _ = collector.collect(0)
+        learner.update(rollout, update=0, progress=0.0)
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=1e-5)
+    assert np.isfinite(weights[0].numpy()).all()
+
+
+def test_no_network_is_built_for_spaces_it_cannot_serve():
+    box = gymnasium.spaces.Box(0, 1, (7, 7), np.float32)
+    with pytest.raises(ValueError, match="no network"):
+        build_model(box, gymnasium.spaces.Discrete(2), "small", seed=0)

@@ -1,0 +1,48 @@
+"""A world made for tests: everything that happens in it is written on its observations."""
+
+import gymnasium
+import numpy as np
+
+from ppo.envs import Environments
+
+
+class ScriptedWorld(Environments):
+    """Observation [clock, index, episode]; the reward of a step is 100 * clock before it + action.
+
+    Episodes end after `length` steps: environment 0 terminates, environment 1 is truncated, environment 2 loses a life
+    every `length` steps and never ends.
+    """
+
+    def __init__(self, length=3):
+        self.num_envs = 3
+        self.frames_per_second = 1.0
+        self.length = length
+        self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float32)
+        self.single_action_space = gymnasium.spaces.Discrete(2)
+        self.observations = np.zeros((3, 3), np.float32)
+        self.observations[:, 1] = range(3)
+        self.actions = []
+
+    def reset(self, *, seed=None, options=None):
+        return self.observations, {}
+
+    def step(self, actions):
+        self.actions.append(actions.copy())
+        rewards = 100.0 * self.observations[:, 0] + actions
+        self.observations[:, 0] += 1
+        ended = self.observations[:, 0] % self.length == 0
+        only = np.eye(3, dtype=bool)
+        info = {
+            "life_lost": ended & only[2],
+            "final_obs": self.observations.copy(),
+            "episode_return": np.array([10.0, 20.0, 30.0]),
+            "episode_length": np.array([self.length] * 3),
+        }
+        self.observations[ended & ~only[2], 2] += 1
+        return self.observations, rewards, ended & only[0], ended & only[1], info
+
+    def get_states(self):
+        return []
+
+    def set_states(self, states):
+        pass
