@@ -56,6 +56,9 @@ def check_environment(env_name: str, world: WorldSettings) -> None:
     if atari.is_atari_name(env_name):
         atari.rom_name(env_name)
         return
+    if env_name not in gymnasium.registry:
+        known = [i for i in gymnasium.registry if not atari.is_atari_name(i)]
+        raise unknown_environment(env_name, [*known, *atari.accepted_names()])
     control.check(env_name)
     inapplicable = [name for name in ("sticky_actions", "full_action_space") if getattr(world, name)]
     if inapplicable:

@@ -43,6 +43,12 @@ def is_atari_name(env_name: str) -> bool:
     return "NoFrameskip" in env_name or env_name.startswith("ALE/")
 
 
+def accepted_names() -> list[str]:
+    """Return the registered Atari ids whose protocol can be this module's."""
+    games = [i for i, spec in gymnasium.registry.items() if str(spec.entry_point).startswith("ale_py")]
+    return [i for i in games if (i.endswith("NoFrameskip-v4") and "-ram" not in i) or i.startswith("ALE/")]
+
+
 def rom_name(env_name: str) -> str:
     """Return the ROM of `PongNoFrameskip-v4` or `ALE/Pong-v5`; the protocol is this module's for both.
 
@@ -50,9 +56,8 @@ def rom_name(env_name: str) -> str:
         Refusal: an unknown id, one whose own protocol (frame skip, RAM) would be ignored, or a game that ALE cannot
             load (it would end the process without an exception).
     """
-    games = [i for i, spec in gymnasium.registry.items() if str(spec.entry_point).startswith("ale_py")]
-    accepted = [i for i in games if (i.endswith("NoFrameskip-v4") and "-ram" not in i) or i.startswith("ALE/")]
-    if env_name not in games:
+    accepted = accepted_names()
+    if not is_atari_name(env_name) or env_name not in gymnasium.registry:
         raise unknown_environment(env_name, accepted)
     rom = str(gymnasium.registry[env_name].kwargs["game"])
     if env_name not in accepted:
@@ -174,13 +179,13 @@ class AtariGame:
             self._ale.restoreState(emulator)
             self._ale.act(_NOOP)
             self._ale.restoreState(emulator)
-        except (RuntimeError, SystemError, ValueError) as error:
+            self.episode, self.episode_length, self._lives, self._sticky_frames, self._last_action = map(
+                int, state["counters"]
+            )
+            self.episode_return = float(state["episode_return"][0])
+        except (RuntimeError, SystemError, ValueError, IndexError) as error:
             raise ValueError(f"the saved state of environment {self._index} is not one of this game") from error
-        self.episode, self.episode_length, self._lives, self._sticky_frames, self._last_action = map(
-            int, state["counters"]
-        )
         self._sticky_draws = np.empty(0)
-        self.episode_return = float(state["episode_return"][0])
 
     def _hold(self, action: int) -> float:
         """Hold an action for FRAME_SKIP frames and read the last two screens; stop early if the game is over."""
@@ -284,7 +289,11 @@ class AtariEnvironments(Environments):
         return self.observations, self._rewards, self._terminated, self._truncated, self._info
 
     def get_states(self) -> list[dict[str, NDArray[Any]]]:
-        """Return the games' states with their stacked screens; ALE does not save what is on the screen."""
+        """Return the games' states with their stacked screens; ALE does not save what is on the screen.
+
+        The full-size screens are left out. All that depends on them is the newest screen of `final_obs` where a game
+        is over within the first step after `set_states`, and nobody learns from the screen of a game that is over.
+        """
         return [
             {**game.state(), "screens": stack.copy()} for game, stack in zip(self._games, self._stacks, strict=True)
         ]

@@ -13,18 +13,16 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from ppo.config import Refusal
-from ppo.envs import ArrayState, Environments, FrameListener, unknown_environment
+from ppo.envs import ArrayState, Environments, FrameListener
 from ppo.random_streams import Purpose, derived_seed
 
 
 def check(env_name: str) -> None:
-    """Refuse an id that is not registered, cannot be made or has other spaces than this module serves.
+    """Refuse a registered id that cannot be made or has other spaces than this module serves.
 
     Raises:
         Refusal: says which of these it is.
     """
-    if env_name not in gymnasium.registry:
-        raise unknown_environment(env_name, list(gymnasium.registry))
     try:
         env = gymnasium.make(env_name)
     except (gymnasium.error.Error, ImportError, TypeError) as error:
@@ -53,7 +51,7 @@ class ControlEnvironments(Environments):
         box, discrete = self._envs[0].observation_space, self._envs[0].action_space
         assert isinstance(box, gymnasium.spaces.Box) and isinstance(discrete, gymnasium.spaces.Discrete)
         self.single_observation_space, self.single_action_space = box, discrete
-        self._first_action = int(discrete.start)
+        self._first_action, self._num_actions = int(discrete.start), int(discrete.n)
         self.observation_space = batch_space(box, self.num_envs)
         self.action_space = batch_space(discrete, self.num_envs)
 
@@ -101,9 +99,13 @@ class ControlEnvironments(Environments):
 
     def set_states(self, states: Sequence[ArrayState]) -> None:
         """Replay every current episode; see `Environments.set_states`."""
+        if len(states) != self.num_envs:
+            raise ValueError(f"there must be a state for each of {self.num_envs} environments, got {len(states)}")
         for position, state in enumerate(states):
-            if set(state) != {"episode", "actions"} or position >= self.num_envs:
+            if set(state) != {"episode", "actions"}:
                 raise ValueError(f"a control state cannot consist of {sorted(state)}")
+            if not state["episode"].size or not np.isin(state["actions"], np.arange(self._num_actions)).all():
+                raise ValueError(f"the saved episode of environment {self._indices[position]} is not one of this kind")
             self._begin(position, int(state["episode"][0]))
             for action in state["actions"].tolist():
                 ended = self._advance(position, action)
