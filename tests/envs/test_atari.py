@@ -1,0 +1,548 @@
+"""The Atari world against ALE's own vector environment, and its protocol."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import ale_py
+import gymnasium
+import numpy as np
+import pytest
+from ale_py.vector_env import AtariVectorEnv
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+
+from ppo.config import Refusal, WorldSettings
+from ppo.envs import check_environment
+from ppo.envs.atari import AtariEnvironments, AtariGame, is_atari_name, rom_name
+
+BARE = WorldSettings(noop_max=0, fire_reset=False)
+NOOP = 0
+
+# ------------------------------------------------------------------------------------------- against AtariVectorEnv
+
+
+@dataclass(frozen=True)
+class Played:
+    """What one environment answered to a sequence of actions; the first observation is that of `reset`."""
+
+    observations: NDArray[np.uint8]
+    rewards: NDArray[np.float64]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    life_lost: NDArray[np.bool_]
+    final_observations: NDArray[np.uint8]
+    """One per game that ended."""
+
+
+def reference_environment(rom: str, *, life_loss_info: bool = False, max_frames: int = 108_000) -> AtariVectorEnv:
+    return AtariVectorEnv(
+        rom,
+        1,
+        noop_max=0,
+        use_fire_reset=False,
+        reward_clipping=False,
+        autoreset_mode=AutoresetMode.SAME_STEP,
+        num_threads=1,
+        life_loss_info=life_loss_info,
+        max_num_frames_per_episode=max_frames,
+    )
+
+
+def play(env: gymnasium.vector.VectorEnv, actions: NDArray[np.int64]) -> Played:
+    """Play (T, 1) actions in a block of one environment."""
+    observations = [env.reset()[0][0].copy()]
+    rewards, terminated, truncated, life_lost, final = [], [], [], [], []
+    for action in actions:
+        observation, reward, over, cut, info = env.step(action)
+        observations.append(observation[0].copy())
+        rewards.append(float(reward[0]))
+        terminated.append(bool(over[0]))
+        truncated.append(bool(cut[0]))
+        life_lost.append(bool(info["life_lost"][0]) if "life_lost" in info else False)
+        if over[0] or cut[0]:
+            final.append(info["final_obs"][0].copy())
+    screens = np.array(final, np.uint8).reshape(len(final), *observations[0].shape)
+    return Played(*map(np.array, (observations, rewards, terminated, truncated, life_lost)), screens)
+
+
+def random_actions(rom: str, num_steps: int) -> NDArray[np.int64]:
+    num_actions = AtariEnvironments(rom, BARE, indices=range(1), seed=0).single_action_space.n
+    return np.random.default_rng(0).integers(0, num_actions, (num_steps, 1))
+
+
+# The seeds of the two emulators differ, on purpose: without sticky actions no game uses ALE's random numbers.
+@pytest.fixture(scope="module", params=["pong", "breakout", "seaquest", "qbert", "tetris", "space_invaders", "freeway"])
+def both(request: pytest.FixtureRequest) -> tuple[Played, Played]:
+    """The same 500 random actions in this program's environment and in ALE's."""
+    actions = random_actions(request.param, 500)
+    ours = AtariEnvironments(request.param, BARE, indices=range(1), seed=7)
+    return play(ours, actions), play(reference_environment(request.param), actions)
+
+
+def test_observations_are_those_of_the_ale_vector_environment_pixel_for_pixel(both: tuple[Played, Played]) -> None:
+    ours, reference = both
+    np.testing.assert_array_equal(ours.observations, reference.observations)
+
+
+def test_rewards_are_those_of_the_ale_vector_environment(both: tuple[Played, Played]) -> None:
+    ours, reference = both
+    np.testing.assert_array_equal(ours.rewards, reference.rewards)
+
+
+def test_ends_are_those_of_the_ale_vector_environment(both: tuple[Played, Played]) -> None:
+    ours, reference = both
+    np.testing.assert_array_equal(ours.terminated, reference.terminated)
+    np.testing.assert_array_equal(ours.truncated, reference.truncated)
+
+
+@pytest.mark.parametrize("both", ["breakout", "seaquest", "qbert", "tetris"], indirect=True)
+def test_final_observations_are_those_of_the_ale_vector_environment(both: tuple[Played, Played]) -> None:
+    ours, reference = both
+    assert len(ours.final_observations) >= 1
+    np.testing.assert_array_equal(ours.final_observations, reference.final_observations)
+
+
+# Qbert stands at 0 lives for a few frames before the game is over.
+@pytest.mark.parametrize("rom", ["breakout", "qbert", "seaquest"])
+def test_lost_lives_are_those_of_the_ale_vector_environment(rom: str) -> None:
+    actions = random_actions(rom, 400)
+    ours = play(AtariEnvironments(rom, BARE, indices=range(1), seed=7), actions)
+    # With life_loss_info ALE reports a lost life as a termination, without starting a new game.
+    reference = play(reference_environment(rom, life_loss_info=True), actions)
+    assert ours.life_lost.sum() >= 3
+    np.testing.assert_array_equal(ours.life_lost | ours.terminated, reference.terminated)
+
+
+def test_games_are_cut_where_the_ale_vector_environment_cuts_them() -> None:
+    actions = random_actions("pong", 130)
+    world = WorldSettings(noop_max=0, fire_reset=False, max_frames=202)
+    ours = play(AtariEnvironments("pong", world, indices=range(1), seed=7), actions)
+    reference = play(reference_environment("pong", max_frames=202), actions)
+    assert np.flatnonzero(ours.truncated).tolist() == [50, 101]
+    np.testing.assert_array_equal(ours.truncated, reference.truncated)
+    np.testing.assert_array_equal(ours.terminated, reference.terminated)
+    np.testing.assert_array_equal(ours.observations, reference.observations)
+
+
+# --------------------------------------------------------------------------------------------- the start of a game
+
+
+def test_a_game_begins_with_one_to_noop_max_noops() -> None:
+    assert set(frames_before_play(noop_max=3, num_games=40)) == {1, 2, 3}
+
+
+def test_noop_max_zero_means_no_noops() -> None:
+    assert frames_before_play(noop_max=0, num_games=2) == [0, 0]
+
+
+def test_noops_are_drawn_anew_for_every_environment() -> None:
+    assert frames_before_play(noop_max=30, num_games=5, index=0) != frames_before_play(
+        noop_max=30, num_games=5, index=1
+    )
+
+
+def test_fire_is_pressed_for_one_step_at_the_start_of_a_game_that_uses_it() -> None:
+    game = AtariGame("breakout", WorldSettings(noop_max=0), index=0, seed=0)
+    game.reset()
+    assert game._ale.getEpisodeFrameNumber() == 4
+
+
+def test_fire_is_not_pressed_in_a_game_that_does_not_use_it() -> None:
+    game = AtariGame("freeway", WorldSettings(noop_max=0), index=0, seed=0)
+    game.reset()
+    assert game._ale.getEpisodeFrameNumber() == 0
+
+
+def frames_before_play(*, noop_max: int, num_games: int, index: int = 0) -> list[int]:
+    """Return how many frames each of an environment's first games begins with; Freeway does not use FIRE."""
+    game = AtariGame("freeway", WorldSettings(noop_max=noop_max), index=index, seed=0)
+    frames = []
+    for _ in range(num_games):
+        game.reset()
+        frames.append(game._ale.getEpisodeFrameNumber())
+    return frames
+
+
+def test_an_environment_is_the_same_whatever_block_it_is_in() -> None:
+    whole = AtariEnvironments("breakout", WorldSettings(sticky_actions=0.25), indices=range(4), seed=3)
+    alone = AtariEnvironments("breakout", WorldSettings(sticky_actions=0.25), indices=range(3, 4), seed=3)
+    whole.reset()
+    alone.reset()
+    for actions in np.random.default_rng(0).integers(0, 4, (60, 4)):
+        whole.step(actions)
+        alone.step(actions[3:])
+        np.testing.assert_array_equal(whole.observations[3], alone.observations[0])
+
+
+def test_environments_of_a_block_begin_differently() -> None:
+    envs = AtariEnvironments("freeway", WorldSettings(), indices=range(4), seed=0)
+    observations, _ = envs.reset()
+    assert len({observation.tobytes() for observation in observations}) > 1
+
+
+def test_the_seed_changes_how_games_begin() -> None:
+    firsts = [AtariEnvironments("freeway", WorldSettings(), indices=range(2), seed=seed).reset()[0] for seed in (0, 1)]
+    assert not np.array_equal(firsts[0], firsts[1])
+
+
+# ---------------------------------------------------------------------------------------------------- lives and ends
+
+
+def breakout_without_pressing_fire(*, fire_reset: bool, num_steps: int) -> Played:
+    """Move at random and never fire; the ball comes into play only if the environment fires."""
+    moves = np.random.default_rng(0).choice([NOOP, 2, 3], (num_steps, 1))
+    world = WorldSettings(noop_max=0, fire_reset=fire_reset)
+    return play(AtariEnvironments("breakout", world, indices=range(1), seed=0), moves)
+
+
+def test_fire_after_a_lost_life_brings_the_ball_back_into_play() -> None:
+    played = breakout_without_pressing_fire(fire_reset=True, num_steps=200)
+    assert played.life_lost.sum() >= 4 and played.terminated.sum() == 1
+
+
+def test_without_fire_reset_a_policy_that_never_fires_waits_for_ever() -> None:
+    played = breakout_without_pressing_fire(fire_reset=False, num_steps=200)
+    assert not played.life_lost.any() and not played.terminated.any() and not played.rewards.any()
+
+
+def test_a_lost_life_is_not_a_termination() -> None:
+    played = breakout_without_pressing_fire(fire_reset=True, num_steps=200)
+    assert not (played.life_lost & (played.terminated | played.truncated)).any()
+
+
+def test_the_return_of_a_game_is_the_sum_of_its_raw_rewards() -> None:
+    # Without no-ops and FIRE every frame belongs to a step.
+    envs = AtariEnvironments("qbert", BARE, indices=range(1), seed=0)
+    envs.reset()
+    total, length = 0.0, 0
+    for action in random_actions("qbert", 500):
+        _, rewards, terminated, _, info = envs.step(action)
+        total, length = total + rewards[0], length + 1
+        if terminated[0]:
+            break
+    assert terminated[0] and total > 25.0
+    assert (info["episode_return"][0], info["episode_length"][0]) == (total, length)
+
+
+def test_rewards_are_not_clipped() -> None:
+    played = play(AtariEnvironments("qbert", BARE, indices=range(1), seed=0), random_actions("qbert", 200))
+    assert played.rewards.max() == 25.0
+
+
+def test_a_new_game_counts_from_zero() -> None:
+    envs = AtariEnvironments("pong", WorldSettings(noop_max=0, max_frames=40), indices=range(1), seed=0)
+    envs.reset()
+    lengths = []
+    for action in random_actions("pong", 40):
+        _, _, _, truncated, info = envs.step(action)
+        if truncated[0]:
+            lengths.append(int(info["episode_length"][0]))
+    # FIRE takes 4 of the 40 frames.
+    assert lengths == [9, 9, 9, 9]
+
+
+def test_max_frames_truncates_and_does_not_terminate() -> None:
+    world = WorldSettings(noop_max=0, fire_reset=False, max_frames=100)
+    played = play(AtariEnvironments("pong", world, indices=range(1), seed=0), random_actions("pong", 30))
+    assert np.flatnonzero(played.truncated).tolist() == [24]
+    assert not played.terminated.any()
+
+
+def test_the_final_observation_of_a_cut_game_is_what_the_uncut_game_shows() -> None:
+    # Here AtariVectorEnv differs: it stops at frame max_frames and does not read the screen of its last frame.
+    actions = random_actions("pong", 30)
+    world = WorldSettings(noop_max=0, fire_reset=False, max_frames=100)
+    cut = play(AtariEnvironments("pong", world, indices=range(1), seed=0), actions)
+    uncut = play(AtariEnvironments("pong", BARE, indices=range(1), seed=0), actions)
+    np.testing.assert_array_equal(cut.final_observations[0], uncut.observations[25])
+
+
+def test_after_an_end_the_observation_is_the_first_of_the_next_game() -> None:
+    played = play(AtariEnvironments("breakout", BARE, indices=range(1), seed=0), random_actions("breakout", 300))
+    end = int(np.flatnonzero(played.terminated)[0])
+    np.testing.assert_array_equal(played.observations[end + 1], played.observations[0])
+
+
+def test_an_end_in_one_environment_leaves_the_others_playing() -> None:
+    envs = AtariEnvironments("freeway", WorldSettings(max_frames=80), indices=range(3), seed=0)
+    envs.reset()
+    ends = [tuple(envs.step(np.full(3, NOOP))[3].tolist()) for _ in range(20)]
+    # Different no-ops, so that each game is cut in a step of its own.
+    assert sorted(end for end in ends if any(end)) == [(False, False, True), (False, True, False), (True, False, False)]
+
+
+# ------------------------------------------------------------------------------------------------------ observations
+
+
+def test_observations_are_channel_first_bytes() -> None:
+    envs = AtariEnvironments("pong", WorldSettings(), indices=range(2), seed=0)
+    observations, _ = envs.reset()
+    assert (observations.shape, observations.dtype) == ((2, 4, 84, 84), np.uint8)
+    assert envs.observation_space.contains(observations)
+
+
+def test_observations_lie_channels_last_in_memory() -> None:
+    observations, _ = AtariEnvironments("pong", WorldSettings(), indices=range(2), seed=0).reset()
+    assert observations.transpose(0, 2, 3, 1).flags.c_contiguous
+
+
+@pytest.mark.parametrize("depth", [3, 4])
+def test_the_stack_moves_on_by_one_screen_with_the_newest_last(depth: int) -> None:
+    world = WorldSettings(noop_max=0, fire_reset=False, frame_stack=depth)
+    played = play(AtariEnvironments("freeway", world, indices=range(1), seed=0), np.full((20, 1), NOOP))
+    stacks = played.observations
+    np.testing.assert_array_equal(stacks[1:, :-1], stacks[:-1, 1:])
+    assert not np.array_equal(stacks[-1, -1], stacks[-1, -2])
+
+
+def test_a_new_stack_holds_one_screen_behind_empty_ones() -> None:
+    observations, _ = AtariEnvironments("pong", WorldSettings(), indices=range(1), seed=0).reset()
+    assert not observations[0, :3].any() and observations[0, 3].any()
+
+
+def test_frame_stack_one_shows_the_newest_screen_of_a_stack() -> None:
+    actions = random_actions("pong", 20)
+    world = WorldSettings(noop_max=0, fire_reset=False, frame_stack=1)
+    single = play(AtariEnvironments("pong", world, indices=range(1), seed=0), actions).observations
+    stacked = play(AtariEnvironments("pong", BARE, indices=range(1), seed=0), actions).observations
+    assert single.shape == (21, 1, 84, 84)
+    np.testing.assert_array_equal(single[:, 0], stacked[:, 3])
+
+
+def test_a_screen_is_the_maximum_of_the_last_two_frames() -> None:
+    # Space Invaders draws its shots on every other frame, so that neither frame alone shows all.
+    game = AtariGame("space_invaders", BARE, index=0, seed=0)
+    emulator = ale_py.ALEInterface()
+    emulator.setFloat("repeat_action_probability", 0.0)
+    emulator.loadROM(ale_py.roms.get_rom_path("space_invaders"))
+    game.reset()
+    emulator.reset_game()
+    steps_where_both_frames_matter = 0
+    for action in random_actions("space_invaders", 100)[:, 0]:
+        game.step(int(action))
+        frames = []
+        for _ in range(4):
+            emulator.act(emulator.getMinimalActionSet()[action])
+            frames.append(emulator.getScreenGrayscale())
+        pooled = np.maximum(frames[2], frames[3])
+        np.testing.assert_array_equal(game._screens[0], pooled)
+        steps_where_both_frames_matter += (pooled > frames[2]).any() and (pooled > frames[3]).any()
+    assert steps_where_both_frames_matter > 0
+
+
+def test_a_frame_listener_receives_every_frame_of_the_first_environment_in_colour() -> None:
+    frames: list[NDArray[np.uint8]] = []
+    envs = AtariEnvironments("pong", BARE, indices=range(2), seed=0, on_frame=frames.append)
+    envs.reset()
+    envs.step(np.array([0, 0]))
+    envs.step(np.array([0, 0]))
+    assert len(frames) == 8
+    assert (frames[0].shape, frames[0].dtype) == ((210, 160, 3), np.uint8)
+
+
+def test_a_frame_listener_changes_nothing() -> None:
+    actions = random_actions("breakout", 60)
+    watched = play(AtariEnvironments("breakout", BARE, indices=range(1), seed=0, on_frame=lambda frame: None), actions)
+    unwatched = play(AtariEnvironments("breakout", BARE, indices=range(1), seed=0), actions)
+    np.testing.assert_array_equal(watched.observations, unwatched.observations)
+
+
+# ----------------------------------------------------------------------------------------------------------- actions
+
+
+def test_sticky_actions_change_the_game() -> None:
+    actions = random_actions("breakout", 100)
+    world = WorldSettings(noop_max=0, fire_reset=False, sticky_actions=0.25)
+    sticky = play(AtariEnvironments("breakout", world, indices=range(1), seed=0), actions)
+    plain = play(AtariEnvironments("breakout", BARE, indices=range(1), seed=0), actions)
+    assert not np.array_equal(sticky.observations, plain.observations)
+
+
+def test_sticky_actions_are_the_same_again_with_the_same_seed_only() -> None:
+    actions = random_actions("breakout", 100)
+    world = WorldSettings(noop_max=0, fire_reset=False, sticky_actions=0.25)
+    first, again, other = (
+        play(AtariEnvironments("breakout", world, indices=range(1), seed=seed), actions).observations
+        for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_sticky_actions_repeat_the_previous_action_with_their_probability() -> None:
+    class CountingEmulator:
+        """Notes the actions that reach the emulator."""
+
+        def __init__(self) -> None:
+            self.actions: list[int] = []
+
+        def act(self, action: int) -> int:
+            self.actions.append(action)
+            return 0
+
+    game = AtariGame("pong", WorldSettings(sticky_actions=0.25), index=0, seed=0)
+    emulator = CountingEmulator()
+    game._ale = emulator  # type: ignore[assignment]
+    for frame in range(8000):
+        game._act(2 + frame % 2)
+    asked = np.array([2 + frame % 2 for frame in range(8000)])
+    repeated = np.array(emulator.actions) != asked
+    # Asked for A B A B ..., a repeat shows as the wrong letter unless the frame before was a repeat too, so that the
+    # wrong letter has the probability p / (1 + p).
+    assert repeated.mean() == pytest.approx(0.25 / 1.25, abs=0.015)
+
+
+def test_the_full_action_space_has_18_actions() -> None:
+    envs = AtariEnvironments("pong", WorldSettings(full_action_space=True), indices=range(2), seed=0)
+    assert envs.single_action_space.n == 18
+    assert envs.action_space.nvec.tolist() == [18, 18]
+
+
+def test_actions_are_those_the_game_uses_by_default() -> None:
+    assert AtariEnvironments("breakout", WorldSettings(), indices=range(1), seed=0).single_action_space.n == 4
+
+
+# ------------------------------------------------------------------------------------------------------------ states
+
+
+@pytest.mark.parametrize("sticky_actions", [0.0, 0.25])
+@pytest.mark.parametrize("rom", ["pong", "breakout", "seaquest", "qbert", "tetris"])
+def test_a_fresh_block_goes_on_from_a_state_bit_for_bit(rom: str, sticky_actions: float) -> None:
+    world = WorldSettings(sticky_actions=sticky_actions)
+    original = AtariEnvironments(rom, world, indices=range(1), seed=1)
+    actions = random_actions(rom, 357)
+    original.reset()
+    for action in actions[:237]:
+        original.step(action)
+    fresh = AtariEnvironments(rom, world, indices=range(1), seed=1)
+    fresh.set_states(original.get_states())
+    np.testing.assert_array_equal(fresh.observations, original.observations)
+    for action in actions[237:]:
+        for before, after in zip(original.step(action)[:4], fresh.step(action)[:4], strict=True):
+            np.testing.assert_array_equal(after, before)
+        np.testing.assert_array_equal(fresh._info["life_lost"], original._info["life_lost"])
+
+
+def test_a_restored_game_ends_with_its_whole_return_and_length() -> None:
+    actions = random_actions("breakout", 300)
+    original = AtariEnvironments("breakout", WorldSettings(), indices=range(1), seed=1)
+    original.reset()
+    for action in actions[:100]:
+        original.step(action)
+    fresh = AtariEnvironments("breakout", WorldSettings(), indices=range(1), seed=1)
+    fresh.set_states(original.get_states())
+    for action in actions[100:]:
+        over = original.step(action)[2][0]
+        fresh.step(action)
+        if over:
+            break
+    assert original._info["episode_length"][0] > 100
+    for key in ("episode_return", "episode_length", "final_obs"):
+        np.testing.assert_array_equal(fresh._info[key], original._info[key])
+
+
+def test_a_restored_game_is_cut_at_the_same_frame() -> None:
+    world = WorldSettings(max_frames=200)
+    original = AtariEnvironments("pong", world, indices=range(1), seed=1)
+    original.reset()
+    for _ in range(20):
+        original.step(np.array([0]))
+    fresh = AtariEnvironments("pong", world, indices=range(1), seed=1)
+    fresh.set_states(original.get_states())
+    cuts = [(bool(original.step(np.array([0]))[3][0]), bool(fresh.step(np.array([0]))[3][0])) for _ in range(40)]
+    assert (True, True) in cuts and (True, False) not in cuts and (False, True) not in cuts
+
+
+def test_the_games_after_a_restored_one_begin_as_they_would_have() -> None:
+    world = WorldSettings(max_frames=100)
+    original = AtariEnvironments("pong", world, indices=range(1), seed=1)
+    original.reset()
+    fresh = AtariEnvironments("pong", world, indices=range(1), seed=1)
+    for _ in range(30):
+        original.step(np.array([0]))
+    fresh.set_states(original.get_states())
+    for _ in range(60):
+        original.step(np.array([0]))
+        fresh.step(np.array([0]))
+        np.testing.assert_array_equal(fresh.observations, original.observations)
+
+
+def test_taking_a_state_does_not_disturb_the_game() -> None:
+    actions = random_actions("qbert", 60)
+    undisturbed = play(AtariEnvironments("qbert", BARE, indices=range(1), seed=0), actions).observations
+    envs = AtariEnvironments("qbert", BARE, indices=range(1), seed=0)
+    envs.reset()
+    for step, action in enumerate(actions):
+        envs.get_states()
+        envs.step(action)
+        np.testing.assert_array_equal(envs.observations[0], undisturbed[step + 1])
+
+
+def state_of(rom: str) -> dict[str, NDArray]:
+    envs = AtariEnvironments(rom, WorldSettings(), indices=range(1), seed=0)
+    envs.reset()
+    return envs.get_states()[0]
+
+
+MALFORMED = {
+    "of another game": lambda state: {**state, "emulator": state_of("breakout")["emulator"]},
+    "cut short": lambda state: {**state, "emulator": state["emulator"][:-7]},
+    "empty": lambda state: {**state, "emulator": state["emulator"][:0]},
+    "with too few counters": lambda state: {**state, "counters": state["counters"][:3]},
+    "without a return": lambda state: {**state, "episode_return": np.empty(0)},
+    "with screens of another depth": lambda state: {**state, "screens": state["screens"][..., :2]},
+    "with screens of another type": lambda state: {**state, "screens": state["screens"].astype(np.float32)},
+    "with a part missing": lambda state: {key: value for key, value in state.items() if key != "counters"},
+    "with a part too many": lambda state: {**state, "more": np.zeros(1)},
+}
+
+
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_a_malformed_state_is_refused(kind: str) -> None:
+    envs = AtariEnvironments("pong", WorldSettings(), indices=range(1), seed=0)
+    with pytest.raises(ValueError, match=r"state|screens"):
+        envs.set_states([MALFORMED[kind](state_of("pong"))])
+
+
+def test_states_for_another_number_of_environments_are_refused() -> None:
+    envs = AtariEnvironments("pong", WorldSettings(), indices=range(2), seed=0)
+    with pytest.raises(ValueError, match="shorter"):
+        envs.set_states([state_of("pong")])
+
+
+# ------------------------------------------------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize("env_name", ["MsPacmanNoFrameskip-v4", "ALE/MsPacman-v5"])
+def test_both_spellings_name_the_same_rom(env_name: str) -> None:
+    assert is_atari_name(env_name)
+    assert rom_name(env_name) == "ms_pacman"
+
+
+@pytest.mark.parametrize(
+    ("env_name", "nearest"),
+    [("PnogNoFrameskip-v4", "PongNoFrameskip-v4"), ("ALE/Breakuot-v5", "ALE/Breakout-v5")],
+)
+def test_an_unknown_game_is_refused_with_the_nearest_known_one(env_name: str, nearest: str) -> None:
+    with pytest.raises(Refusal, match=f"did you mean '{nearest}'"):
+        check_environment(env_name, WorldSettings())
+
+
+@pytest.mark.parametrize("env_name", ["Pong-v4", "Pong-v0", "PongNoFrameskip-v0", "Pong-ram-v4"])
+def test_an_id_whose_own_protocol_would_be_ignored_is_refused_naming_one_that_is_served(env_name: str) -> None:
+    with pytest.raises(Refusal, match=r"(try|did you mean) '?(PongNoFrameskip-v4|ALE/Pong-v5)"):
+        check_environment(env_name, WorldSettings())
+
+
+@pytest.fixture
+def combat() -> Iterator[str]:
+    """The id of a two-player game that ALE has no support for, though a ROM of that name may exist."""
+    env_name = "ALE/Combat-v5"
+    gymnasium.register(env_name, entry_point="ale_py.env:AtariEnv", kwargs={"game": "combat"})
+    yield env_name
+    del gymnasium.registry[env_name]
+
+
+def test_a_game_that_ale_cannot_load_is_refused_without_ending_the_process(combat: str) -> None:
+    with pytest.raises(Refusal, match="cannot load"):
+        check_environment(combat, WorldSettings())

@@ -1,0 +1,366 @@
+"""Flags, presets, bounds and the JSON form of the settings."""
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ppo.config import (
+    MAX_SEED,
+    Config,
+    PPOSettings,
+    Refusal,
+    RunSettings,
+    default_model_name,
+    did_you_mean,
+    differences,
+    explicit_settings,
+    parse_command_line,
+    setting_types,
+)
+from ppo.presets import PRESETS, default_preset
+
+
+def parse(*arguments: str) -> Config:
+    return parse_command_line(arguments, PRESETS, default_preset, speak=False)
+
+
+# ------------------------------------------------------------------------------------------------------------- flags
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--env_name=CartPole-v1",),
+        ("--env-name=CartPole-v1",),
+        ("--env_name", "CartPole-v1"),
+        ("--env-name", "CartPole-v1"),
+    ],
+)
+def test_a_flag_is_spelled_with_underscores_or_dashes_an_equals_sign_or_a_space(arguments: tuple[str, ...]) -> None:
+    config = parse(*arguments)
+    assert (config.run.env_name, config.run.preset) == ("CartPole-v1", "classic")
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("--episodic_life=False", False),
+        ("--episodic_life=false", False),
+        ("--episodic-life=False", False),
+        ("--no_episodic_life", False),
+        ("--no-episodic-life", False),
+        ("--episodic_life=True", True),
+        ("--episodic_life", True),
+        ("--episodic-life", True),
+    ],
+)
+def test_every_usual_spelling_of_a_boolean_is_understood(argument: str, value: bool) -> None:
+    assert parse(argument).world.episodic_life is value
+
+
+def test_a_boolean_that_is_off_by_default_can_be_switched_on() -> None:
+    assert parse("--deterministic=True").playback.deterministic
+    assert not parse().playback.deterministic
+
+
+def test_values_have_the_types_of_the_settings() -> None:
+    config = parse("--num_envs=8", "--minibatch_size=64", "--learning_rate=1e-4", "--run_dir=logs", "--kl_stop=0.1")
+    ppo = config.ppo
+    assert (ppo.num_envs, ppo.minibatch_size, ppo.learning_rate, ppo.kl_stop) == (8, 64, 1e-4, 0.1)
+    assert config.run.run_dir == Path("logs")
+
+
+def test_an_optional_setting_can_be_switched_off() -> None:
+    assert parse("--max_gradient_norm=None").ppo.max_gradient_norm is None
+
+
+@pytest.mark.parametrize("argument", ["--num_envs=many", "--mode=dance", "--model_size=huge"])
+def test_a_value_that_cannot_be_ends_with_exit_code_2(argument: str) -> None:
+    with pytest.raises(SystemExit) as leave:
+        parse(argument)
+    assert leave.value.code == 2
+
+
+@pytest.mark.parametrize("argument", ["--num_env=8", "--num-env=8", "--num_env"])
+def test_an_unknown_flag_is_refused_with_the_nearest_one(argument: str) -> None:
+    with pytest.raises(Refusal, match="no setting --num_env; did you mean 'num_envs'"):
+        parse(argument)
+
+
+def test_help_names_every_setting_and_ends_with_exit_code_0(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leave:
+        parse_command_line(["--help"], PRESETS, default_preset)
+    assert leave.value.code == 0
+    text = capsys.readouterr().out.replace("_", "-")
+    assert [name for name in setting_types() if f"--{name.replace('_', '-')}" not in text] == []
+
+
+def test_ranks_that_do_not_speak_print_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse("--num_envs=many")
+    printed = capsys.readouterr()
+    assert printed.out + printed.err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ([], set()),
+        (["--env_name=X"], {"env_name"}),
+        (["--env-name", "X", "--noop-max=3"], {"env_name", "noop_max"}),
+        (["--no-fire-reset"], {"fire_reset"}),
+        (["--no_fire_reset", "--fire_reset=False"], {"fire_reset"}),
+        (["--sticky_actions", "0.25", "-h"], {"sticky_actions"}),
+    ],
+)
+def test_explicit_settings_are_those_the_command_line_names(arguments: list[str], names: set[str]) -> None:
+    assert explicit_settings(arguments) == names
+
+
+# ----------------------------------------------------------------------------------------------------------- presets
+
+
+@pytest.mark.parametrize(
+    ("env_name", "preset"),
+    [
+        ("PongNoFrameskip-v4", "atari"),
+        ("ALE/MsPacman-v5", "atari"),
+        ("CartPole-v1", "classic"),
+        ("Acrobot-v1", "classic"),
+    ],
+)
+def test_the_default_preset_is_that_of_the_family(env_name: str, preset: str) -> None:
+    config = parse(f"--env_name={env_name}")
+    assert config.run.preset == preset
+    assert config.ppo.learning_rate == PRESETS[preset]["learning_rate"]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_setting_of_a_preset_reaches_the_config(name: str) -> None:
+    config = parse(f"--preset={name}")
+    values = {key: value for section in config.to_dict().values() for key, value in section.items()}
+    assert {key: values[key] for key in PRESETS[name]} == dict(PRESETS[name])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_valid(name: str) -> None:
+    Config().replace_settings(PRESETS[name]).validate()
+
+
+def test_flags_override_the_preset() -> None:
+    config = parse("--preset=paper", "--num_epochs=7")
+    assert (config.ppo.num_epochs, config.ppo.clip_range) == (7, PRESETS["paper"]["clip_range"])
+
+
+def test_an_unknown_preset_is_refused_with_the_nearest_one() -> None:
+    with pytest.raises(Refusal, match=r"preset must be one of atari, paper.*did you mean 'paper'"):
+        parse("--preset=papre")
+
+
+def test_without_a_close_choice_nothing_is_suggested() -> None:
+    assert did_you_mean("xyzzy", PRESETS) == ""
+
+
+# ------------------------------------------------------------------------------------------------------------ bounds
+
+INF, NAN = float("inf"), float("nan")
+# setting, value, and what the message must say is valid
+INVALID = [
+    ("env_steps", 0, "at least 1"),
+    ("rng_seed", -1, "between 0 and"),
+    ("rng_seed", MAX_SEED + 1, str(MAX_SEED)),
+    ("checkpoint_interval", 0, "at least 1"),
+    ("model_name", "a/b", "try 'a-b'"),
+    ("model_name", "../up", "try 'up'"),
+    ("model_name", ".hidden", "try 'hidden'"),
+    ("model_name", "", "try 'my-agent'"),
+    ("model_name", "x" * 101, "try '" + "x" * 100 + "'"),
+    ("model_name", "pretrained", "try 'my-pretrained'"),
+    ("sticky_actions", -0.1, "at least 0"),
+    ("sticky_actions", 1.0, "below 1"),
+    ("sticky_actions", NAN, "below 1"),
+    ("noop_max", -1, "0 or more"),
+    ("frame_stack", 0, "between 1 and 16"),
+    ("frame_stack", 17, "between 1 and 16"),
+    ("max_frames", 3, "at least 4"),
+    ("num_envs", 0, "at least 1"),
+    ("rollout_steps", 0, "at least 1"),
+    ("minibatch_size", 0, "at least 1"),
+    ("minibatch_size", 500, "try 512"),
+    ("minibatch_size", 100_000, "try 2048"),
+    ("minibatch_size", 1, "try 16"),
+    ("num_epochs", 0, "at least 1"),
+    ("discount", 1.1, "between 0 and 1"),
+    ("discount", NAN, "between 0 and 1"),
+    ("gae_lambda", -0.1, "between 0 and 1"),
+    ("learning_rate", 0.0, "above 0"),
+    ("learning_rate", INF, "above 0"),
+    ("learning_rate", NAN, "above 0"),
+    ("learning_rate_max", 0.0, "above 0"),
+    ("kl_target", 0.0, "above 0"),
+    ("kl_stop", 0.0, "above 0"),
+    ("adam_epsilon", 0.0, "above 0"),
+    ("clip_range", 0.0, "above 0"),
+    ("value_clip_range", -1.0, "above 0"),
+    ("max_gradient_norm", 0.0, "above 0"),
+    ("entropy_coefficient", -0.01, "0 or more"),
+    ("value_coefficient", INF, "0 or more"),
+    ("kl_factor", 1.0, "above 1"),
+    ("episodes", 0, "at least 1"),
+    ("checkpoint", "newest", "best, latest or a number of steps"),
+    ("checkpoint", "-5", "best, latest or a number of steps"),
+]
+
+
+@pytest.mark.parametrize(("setting", "value", "valid"), INVALID)
+def test_an_invalid_setting_is_refused_by_name_with_what_is_valid(setting: str, value: Any, valid: str) -> None:
+    with pytest.raises(Refusal) as refusal:
+        Config().replace_settings({setting: value}).validate()
+    assert str(refusal.value).startswith(f"{setting} must")
+    assert valid in str(refusal.value)
+
+
+def test_every_bounded_setting_is_among_those_tried() -> None:
+    unbounded = {"env_name", "preset", "mode", "checkpoint_dir", "run_dir", "asset_dir"}
+    chosen_from_a_list = {name for name, kind in setting_types().items() if getattr(kind, "__name__", "") == "Literal"}
+    booleans = {name for name, kind in setting_types().items() if kind is bool}
+    assert set(setting_types()) - unbounded - chosen_from_a_list - booleans == {name for name, _, _ in INVALID}
+
+
+def test_an_adaptive_rate_above_its_bound_is_refused() -> None:
+    settings = {"learning_rate_schedule": "kl_adaptive", "learning_rate": 0.01, "learning_rate_max": 0.001}
+    with pytest.raises(Refusal, match=r"learning_rate must be at most learning_rate_max = 0\.001"):
+        Config().replace_settings(settings).validate()
+
+
+def test_the_flags_are_validated() -> None:
+    with pytest.raises(Refusal, match="minibatch_size must be a multiple of num_envs = 16"):
+        parse("--minibatch_size=100")
+
+
+@given(num_envs=st.integers(1, 64), rollout_steps=st.integers(1, 256), minibatch_size=st.integers(1, 20_000))
+def test_the_minibatch_size_that_a_refusal_suggests_is_valid(
+    num_envs: int, rollout_steps: int, minibatch_size: int
+) -> None:
+    ppo = PPOSettings(num_envs=num_envs, rollout_steps=rollout_steps, minibatch_size=minibatch_size)
+    try:
+        Config(ppo=ppo).validate()
+        assert num_envs * rollout_steps % minibatch_size == 0
+    except Refusal as refusal:
+        suggested = int(str(refusal).rsplit(" ", 1)[1])
+        Config(ppo=replace(ppo, minibatch_size=suggested)).validate()
+
+
+# --------------------------------------------------------------------------------------------------- derived values
+
+
+def test_the_model_name_defaults_to_the_environment() -> None:
+    assert Config(run=RunSettings(env_name="ALE/Pong-v5")).model_name == "ALE-Pong-v5"
+    assert Config(run=RunSettings(model_name="mine")).model_name == "mine"
+
+
+@pytest.mark.parametrize("env_name", ["ALE/Pong-v5", "PongNoFrameskip-v4", "a:b c"])
+def test_a_default_model_name_is_a_valid_one(env_name: str) -> None:
+    Config(run=RunSettings(model_name=default_model_name(env_name))).validate()
+
+
+def test_folders_are_those_of_the_model() -> None:
+    config = Config(run=RunSettings(model_name="m", checkpoint_dir=Path("c"), run_dir=Path("r"), asset_dir=Path("a")))
+    assert (config.checkpoint_folder, config.run_folder, config.asset_folder) == (Path("c/m"), Path("r/m"), Path("a/m"))
+
+
+def test_updates_are_enough_to_reach_the_steps_and_no_more() -> None:
+    ppo = PPOSettings(num_envs=8, rollout_steps=100)
+    numbers = [Config(run=RunSettings(env_steps=steps), ppo=ppo).num_updates for steps in (1, 800, 801)]
+    assert numbers == [1, 1, 2]
+
+
+@pytest.mark.parametrize(("mode", "games"), [("play", 3), ("record", 1), ("evaluate", 100)])
+def test_games_to_play_depend_on_the_mode_unless_they_are_given(mode: str, games: int) -> None:
+    config = Config().replace_settings({"mode": mode})
+    assert config.episodes == games
+    assert config.replace_settings({"episodes": 7}).episodes == 7
+
+
+def test_differences_name_the_settings_of_the_sections_asked_for() -> None:
+    new = Config().replace_settings({"clip_range": 0.3, "noop_max": 0})
+    assert differences(Config(), new, ("ppo",)) == {"clip_range": (0.2, 0.3)}
+
+
+def test_no_two_sections_share_a_name() -> None:
+    names = [setting.name for section in fields(Config) for setting in fields(getattr(Config(), section.name))]
+    assert len(set(names)) == len(names)
+
+
+# -------------------------------------------------------------------------------------------------------------- JSON
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_config_survives_json(name: str) -> None:
+    config = parse(f"--preset={name}", "--kl_stop=0.03", "--checkpoint_dir=/some/where", "--no_fire_reset")
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_settings_that_are_missing_have_their_defaults() -> None:
+    assert Config.from_dict({}) == Config()
+
+
+def test_an_int_is_accepted_where_a_float_is_expected() -> None:
+    config = Config.from_dict({"ppo": {"discount": 1}})
+    assert config.ppo.discount == 1.0 and isinstance(config.ppo.discount, float)
+
+
+def changed(section: str, setting: str, value: Any) -> Mapping[str, Any]:
+    data = copy.deepcopy(Config().to_dict())
+    data[section][setting] = value
+    return data
+
+
+@pytest.mark.parametrize(
+    ("section", "setting", "value"),
+    [
+        ("ppo", "num_envs", "16"),
+        ("ppo", "num_envs", 16.0),
+        ("ppo", "num_envs", True),
+        ("ppo", "num_envs", None),
+        ("ppo", "discount", "0.9"),
+        ("ppo", "discount", True),
+        ("ppo", "discount", [0.9]),
+        ("ppo", "learning_rate_schedule", "cosine"),
+        ("ppo", "learning_rate_schedule", []),
+        ("ppo", "value_normalization", 1),
+        ("run", "env_name", 5),
+        ("run", "run_dir", 5),
+        ("model", "model_size", "huge"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused_by_name(section: str, setting: str, value: Any) -> None:
+    with pytest.raises(Refusal, match=setting):
+        Config.from_dict(changed(section, setting, value))
+
+
+def test_a_value_out_of_bounds_is_refused() -> None:
+    with pytest.raises(Refusal, match="discount"):
+        Config.from_dict(changed("ppo", "discount", 2.0))
+
+
+def test_an_unknown_setting_is_refused_by_name() -> None:
+    with pytest.raises(Refusal, match="momentum"):
+        Config.from_dict(changed("ppo", "momentum", 0.9))
+
+
+def test_an_unknown_section_is_refused_by_name() -> None:
+    with pytest.raises(Refusal, match="optimizer"):
+        Config.from_dict({"optimizer": {}})
+
+
+def test_a_section_that_is_no_mapping_is_refused() -> None:
+    with pytest.raises(Refusal, match="section ppo must be a mapping, got list"):
+        Config.from_dict({"ppo": []})

@@ -1,0 +1,73 @@
+"""A file imports only from its own layer or from layers to its left in LAYERS."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import ppo
+
+LAYERS = (
+    *("config", "presets", "random_streams", "scores", "collectives", "supervision", "envs", "models", "algorithm"),
+    *("outputs", "evaluate", "train", "benchmark", "__main__"),
+)
+ROOT = Path(ppo.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+NAMES = [str(path.relative_to(ROOT)) for path in FILES]
+
+
+def layer_of(path: Path) -> str:
+    """Return the part of the package that a file belongs to: a module or a folder right under ppo."""
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yield the dotted name of everything a file imports, inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{path} has a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def layers_imported(path: Path) -> set[str]:
+    parts = [name.split(".") for name in imports(path)]
+    return {name[1] for name in parts if name[0] == "ppo" and len(name) > 1}
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_every_file_belongs_to_a_layer(path: Path) -> None:
+    assert layer_of(path) in ("__init__", *LAYERS)
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.parent != ROOT or path.stem != "__init__"])
+def test_a_file_imports_only_from_its_own_layer_or_from_the_left(path: Path) -> None:
+    allowed = LAYERS[: LAYERS.index(layer_of(path)) + 1]
+    assert layers_imported(path) <= set(allowed)
+
+
+def test_imports_inside_functions_are_seen() -> None:
+    assert "train" in layers_imported(ROOT / "__main__.py")
+
+
+def test_the_package_itself_imports_nothing() -> None:
+    assert list(imports(ROOT / "__init__.py")) == []
+
+
+def test_only_the_collectives_import_mpi4py() -> None:
+    importers = [path.name for path in FILES if any(name.split(".")[0] == "mpi4py" for name in imports(path))]
+    assert importers == ["collectives.py"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_every_module_says_what_it_is_for(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_help_and_a_refused_flag_need_neither_torch_nor_gymnasium() -> None:
+    program = "import sys, ppo.__main__; sys.exit(bool({'torch', 'gymnasium'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
