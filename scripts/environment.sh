@@ -3,7 +3,8 @@
 
 set_up_environment() {
     local extras="$1" stamp=".venv/installed-$1"
-    if [ ! -x .venv/bin/python ]; then
+    # The variables are the last step: without them .venv is missing, or was left half made.
+    if ! grep -qs OMPI_MCA .venv/bin/activate; then
         local python
         python="$(find_python)" || exit 1
         echo "setting up .venv with $("$python" --version)" >&2
@@ -23,12 +24,14 @@ set_up_environment() {
 find_python() {
     local candidate
     for candidate in "${PYTHON:-python3}" python3.13 python3.12 python3.11 python3.10; do
-        if "$candidate" -c 'import sys, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+        # Debian's python3 has venv without ensurepip, which makes environments that lack pip.
+        if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
             echo "$candidate"
             return
         fi
     done
-    echo "ppo needs Python 3.10 or newer with the venv module (set PYTHON to name one)" >&2
+    echo "ppo needs Python 3.10 or newer with its venv module: on Debian and Ubuntu, apt install python3-venv" >&2
+    echo "(set PYTHON to name another one)" >&2
     return 1
 }
 
