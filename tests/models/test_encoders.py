@@ -1,0 +1,143 @@
+"""Encoders and the actor-critic built on them: shapes, sizes, initial weights."""
+
+import math
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ppo.models.actor_critic import ActorCritic, build_model
+from ppo.models.encoders import MLP, NatureCNN, PixelConv2d, SmallCNN, orthogonal
+
+SCREENS = gymnasium.spaces.Box(0, 255, (4, 84, 84), np.uint8)
+VECTOR = gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float32)
+
+
+def pixels(*shape: int) -> torch.Tensor:
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def build(size: str = "small", *, space: gymnasium.Space = SCREENS, num_actions: int = 6, seed: int = 0) -> ActorCritic:
+    return build_model(space, gymnasium.spaces.Discrete(num_actions), size, seed=seed)
+
+
+@pytest.mark.parametrize(("encoder", "features"), [(SmallCNN, 256), (NatureCNN, 512)])
+@pytest.mark.parametrize("num_screens", [1, 4])
+def test_a_cnn_maps_screens_to_its_number_of_features(
+    encoder: type[SmallCNN | NatureCNN], features: int, num_screens: int
+) -> None:
+    cnn = encoder(num_screens)
+    assert cnn(pixels(2, num_screens, 84, 84)).shape == (2, features) == (2, cnn.num_features)
+
+
+def test_an_mlp_maps_vectors_to_its_number_of_features() -> None:
+    assert MLP(3, 64)(torch.zeros(2, 3)).shape == (2, 64)
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+@pytest.mark.parametrize("space", [SCREENS, VECTOR], ids=["screens", "vector"])
+def test_the_network_gives_a_logit_per_action_and_a_value(size: str, space: gymnasium.spaces.Box) -> None:
+    observations = torch.from_numpy(np.stack([space.sample(), space.sample()]))
+    logits, values = build(size, space=space)(observations)
+    assert (logits.shape, values.shape) == ((2, 6), (2,))
+
+
+@pytest.mark.parametrize(
+    ("size", "count"),
+    [
+        # 4*16*8*8 + 16, 16*32*4*4 + 32, 2592*256 + 256, 256*6 + 6, 256 + 1
+        ("small", 4_112 + 8_224 + 663_808 + 1_542 + 257),
+        # 4*32*8*8 + 32, 32*64*4*4 + 64, 64*64*3*3 + 64, 3136*512 + 512, 512*6 + 6, 512 + 1
+        ("large", 8_224 + 32_832 + 36_928 + 1_606_144 + 3_078 + 513),
+    ],
+)
+def test_the_number_of_parameters_is_that_of_the_published_network(size: str, count: int) -> None:
+    assert sum(parameter.numel() for parameter in build(size).parameters()) == count
+
+
+def test_the_networks_have_0_678_and_1_688_million_parameters() -> None:
+    millions = [sum(p.numel() for p in build(size).parameters()) / 1e6 for size in ("small", "large")]
+    assert [round(number, 3) for number in millions] == [0.678, 1.688]
+
+
+def test_screens_share_one_encoder_and_vectors_have_two() -> None:
+    assert build().critic is None
+    vectors = build(space=VECTOR)
+    assert vectors.critic is not None and vectors.critic is not vectors.actor
+
+
+@pytest.mark.parametrize("gain", [0.01, 1.0, math.sqrt(2.0)])
+def test_an_orthogonal_layer_has_orthogonal_rows_of_length_gain_and_no_bias(gain: float) -> None:
+    layer = orthogonal(nn.Linear(64, 16), gain=gain)
+    torch.testing.assert_close(layer.weight @ layer.weight.T, gain**2 * torch.eye(16), rtol=1e-4, atol=1e-6)
+    assert not layer.bias.any()
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_every_layer_of_the_network_is_orthogonal(size: str) -> None:
+    model = build(size)
+    gains = {model.policy_head: 0.01, model.value_head: 1.0}
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    assert len(layers) == (5 if size == "small" else 6)
+    for layer in layers:
+        flat = layer.weight.detach().flatten(1)
+        lengths = torch.linalg.svdvals(flat)
+        torch.testing.assert_close(
+            lengths, torch.full_like(lengths, gains.get(layer, math.sqrt(2.0))), rtol=1e-3, atol=0
+        )
+
+
+def test_the_first_policy_is_nearly_uniform() -> None:
+    probabilities = build()(pixels(8, 4, 84, 84))[0].softmax(-1)
+    torch.testing.assert_close(probabilities, torch.full((8, 6), 1 / 6), atol=0.01, rtol=0)
+
+
+def test_a_pixel_convolution_is_a_convolution_of_pixels_scaled_to_one() -> None:
+    layer = orthogonal(PixelConv2d(4, 16, 8, stride=4))
+    nn.init.normal_(layer.bias)
+    screens = pixels(2, 4, 84, 84)
+    expected = nn.functional.conv2d(screens.float() / 255.0, layer.weight, layer.bias, stride=4)
+    torch.testing.assert_close(layer(screens), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_the_order_of_the_axes_in_memory_changes_nothing(size: str) -> None:
+    model = build(size)
+    contiguous = pixels(3, 4, 84, 84)
+    channels_last = contiguous.to(memory_format=torch.channels_last)
+    assert channels_last.stride() != contiguous.stride()
+    for actual, expected in zip(model(channels_last), model(contiguous), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_depend_on_the_seed_alone() -> None:
+    torch.manual_seed(1)
+    first = build(seed=3)
+    torch.manual_seed(2)
+    again, other = build(seed=3), build(seed=4)
+    for name, tensor in first.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], tensor, rtol=0, atol=0)
+    assert not torch.equal(other.policy_head.weight, first.policy_head.weight)
+
+
+def test_building_a_network_does_not_disturb_the_global_random_numbers() -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    build()
+    torch.testing.assert_close(torch.rand(3), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("observations", "actions"),
+    [
+        (gymnasium.spaces.Discrete(4), gymnasium.spaces.Discrete(2)),
+        (gymnasium.spaces.Box(0, 1, (4, 64, 64)), gymnasium.spaces.Discrete(2)),
+        (VECTOR, gymnasium.spaces.Box(-1, 1, (2,))),
+    ],
+)
+def test_spaces_without_a_network_are_refused(observations: gymnasium.Space, actions: gymnasium.Space) -> None:
+    with pytest.raises(ValueError, match="no network for"):
+        build_model(observations, actions, "small", seed=0)
