@@ -98,14 +98,17 @@ def write_checkpoint(
 ) -> Path:
     """Write a checkpoint whole or not at all and return its folder.
 
+    A whole one of these steps stays as it is; a damaged one, which resuming passed over, is renamed to `*.damaged`.
+
     Raises:
         OSError: it could not be written; nothing is left behind.
     """
     final = parent / folder_name(counters.env_steps)
-    if final.exists():
+    if final.exists() and _is_whole(final):
         return final
     parent.mkdir(parents=True, exist_ok=True)
     scratch = parent / f".{final.name}.{os.getpid()}.tmp"
+    shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed; containers reuse process ids
     try:
         scratch.mkdir()
         _write(scratch / MODEL_FILE, safetensors.torch.save(_contiguous(model)))
@@ -125,6 +128,10 @@ def write_checkpoint(
         }
         _write(scratch / MANIFEST_FILE, json.dumps(manifest, indent=1).encode())
         _sync_folder(scratch)
+        if final.exists():
+            damaged = parent / f"{final.name}.damaged"
+            shutil.rmtree(damaged, ignore_errors=True)
+            final.rename(damaged)
         scratch.rename(final)
         _sync_folder(parent)
     finally:
@@ -157,7 +164,7 @@ def read_manifest(folder: Path) -> Manifest:
             ),
             files={str(name): dict(entry) for name, entry in data["files"].items()},
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise DamagedCheckpointError(f"{path} cannot be read: {error!r}") from error
 
 
@@ -174,7 +181,7 @@ def read_tensors(folder: Path, manifest: Manifest, file_name: str) -> Tensors:
     try:
         if path.stat().st_size != expected.get("size"):
             raise DamagedCheckpointError(
-                f"{path} has {path.stat().st_size} bytes, its manifest says {expected['size']}"
+                f"{path} has {path.stat().st_size} bytes, its manifest says {expected.get('size')}"
             )
         if _sha256(path) != expected.get("sha256"):
             raise DamagedCheckpointError(f"{path} does not have the sha256 of its manifest")
@@ -248,6 +255,16 @@ def _readable(parent: Path) -> list[tuple[Path, Manifest]]:
         except DamagedCheckpointError:
             continue
     return pairs
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        manifest = read_manifest(folder)
+        for file_name in manifest.files:
+            read_tensors(folder, manifest, file_name)
+    except DamagedCheckpointError:
+        return False
+    return True
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> Tensors:

@@ -88,7 +88,7 @@ class CsvFiles:
         self._progress: csv.DictWriter[str] | None = None
         new = not episodes_path.exists()
         self._episodes_file = open(episodes_path, "a", newline="")
-        self._episodes = csv.writer(self._episodes_file)
+        self._episodes = csv.writer(self._episodes_file, lineterminator="\n")
         if new:
             self._episodes.writerow(EPISODE_COLUMNS)
             self._episodes_file.flush()
@@ -98,7 +98,7 @@ class CsvFiles:
         if self._progress is None or self._progress_file is None:
             new = not self._progress_path.exists()
             self._progress_file = open(self._progress_path, "a", newline="")
-            self._progress = csv.DictWriter(self._progress_file, list(metrics))
+            self._progress = csv.DictWriter(self._progress_file, list(metrics), lineterminator="\n")
             if new:
                 self._progress.writeheader()
         self._progress.writerow({name: _as_text(value) for name, value in metrics.items()})
@@ -154,7 +154,7 @@ def write_config(folder: Path, config: Config, **facts: Any) -> None:
 
 
 def _as_text(value: float | int | None) -> str:
-    return "" if value is None else repr(value)
+    return "" if value is None else str(value)
 
 
 def _drop_rows_after(path: Path, update: int) -> None:
