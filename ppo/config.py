@@ -4,8 +4,10 @@ Settings describe the whole job, never one rank: the same flags mean the same tr
 This module imports neither torch nor gymnasium, so that `--help` and a refused flag answer at once.
 """
 
+import contextlib
 import dataclasses
 import difflib
+import io
 import json
 import re
 import typing
@@ -129,6 +131,8 @@ class PPOSettings:
     """Clip the change of a value prediction to this (Schulman's code does, the paper does not). Default: no clip."""
     value_normalization: bool = False
     """Learn values in units of the running mean and deviation of the returns."""
+    pixel_normalization: bool = False
+    """Centre and scale pixels by the running mean and deviation of all of them, instead of dividing by 255."""
     advantage_normalization: Literal["batch", "minibatch", "none"] = "batch"
     """Scale advantages to mean 0 and deviation 1 over the whole rollout of all ranks, or over each minibatch."""
     max_gradient_norm: float | None = 0.5
@@ -292,9 +296,10 @@ def parse_command_line(
     With `speak=False` (every rank but the first) nothing is printed.
 
     Raises:
-        SystemExit: with code 0 after --help, and 2 after a flag or value that tyro refuses.
-        Refusal: from `Config.validate`, or an unknown preset.
+        SystemExit: with code 0 after --help, and 2 after a value that tyro refuses.
+        Refusal: from `Config.validate`, or an unknown setting or preset.
     """
+    _refuse_unknown_flags(arguments)
     arguments = _spell_out_booleans(arguments)
     chosen = _peek(arguments, ("env_name", "preset"))
     env_name = chosen.get("env_name", RunSettings.env_name)
@@ -302,17 +307,19 @@ def parse_command_line(
     if preset not in presets:
         raise Refusal(f"preset must be one of {', '.join(presets)}, got {preset!r}{did_you_mean(preset, presets)}")
     defaults = Config().replace_settings(presets[preset]).replace_settings({"env_name": env_name, "preset": preset})
-    config = tyro.cli(
-        tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[Config]],
-        prog="python -m ppo",
-        description=(
-            "Train, watch and record agents with PPO. Under mpirun every rank steps its share of the environments. "
-            f"The defaults below are those of the preset {preset!r} (of {', '.join(presets)})."
-        ),
-        args=list(arguments),
-        default=defaults,
-        console_outputs=speak,
-    )
+    # tyro's own console_outputs=False still prints a value that cannot be converted.
+    with contextlib.nullcontext() if speak else contextlib.redirect_stderr(io.StringIO()):
+        config = tyro.cli(
+            tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[Config]],
+            prog="python -m ppo",
+            description=(
+                "Train, watch and record agents with PPO. Under mpirun every rank steps its share of the environments. "
+                f"The defaults below are those of the preset {preset!r} (of {', '.join(presets)})."
+            ),
+            args=list(arguments),
+            default=defaults,
+            console_outputs=speak,
+        )
     config.validate()
     return config
 
@@ -322,6 +329,12 @@ def did_you_mean(word: str, choices: typing.Iterable[str]) -> str:
     lower = {choice.lower(): choice for choice in choices}
     close = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.5)
     return f"; did you mean {lower[close[0]]!r}?" if close else ""
+
+
+def _refuse_unknown_flags(arguments: Sequence[str]) -> None:
+    known = {*setting_types(), "help"}
+    for name in sorted(explicit_settings(arguments) - known):
+        raise Refusal(f"there is no setting --{name}{did_you_mean(name, known)}")
 
 
 def _peek(arguments: Sequence[str], names: Sequence[str]) -> dict[str, str]:

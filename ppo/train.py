@@ -215,9 +215,7 @@ def resume(run: Run) -> list[str]:
     for name, array in tensors.items():
         part, _, rest = name.partition("/")
         parts.setdefault(part, {})[rest] = torch.from_numpy(array)
-    with torch.no_grad():
-        for name, parameter in run.model.named_parameters():
-            parameter.copy_(parts["model"][name])
+    run.model.load_state_dict(parts["model"])
     run.value_normalizer.load_state_dict(parts["value_normalizer"])
     run.learner.load_state_dict(parts["learner"])
     states: dict[int, dict[str, NDArray[Any]]] = {}

@@ -85,7 +85,8 @@ class RunningMoments:
     def state_dict(self) -> dict[str, Tensor]:
         """Return count, mean and squares as one float64 tensor."""
         moments = self._moments
-        return {"moments": torch.tensor([moments.count, moments.mean, moments.squares], dtype=torch.float64)}
+        numbers = np.array([moments.count, moments.mean, moments.squares], np.float64)
+        return {"moments": torch.from_numpy(numbers)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore a `state_dict`."""

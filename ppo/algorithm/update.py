@@ -23,6 +23,9 @@ from ppo.random_streams import Purpose, stream
 
 _SUMS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
 
+# The pixels of every 16th step give their mean and deviation to far more digits than matter.
+_STEPS_PER_PIXEL_SAMPLE = 16
+
 # Activations of more samples than this fall out of the cache; larger shares are accumulated in parts.
 _MAX_SAMPLES_AT_ONCE = 256
 
@@ -111,6 +114,7 @@ class Learner:
             [self._flat.values], lr=settings.learning_rate, eps=settings.adam_epsilon, fused=True
         )
         self._adaptive_rate = settings.learning_rate
+        self._pixel_moments = RunningMoments()
         self.seconds = {"learn": 0.0, "communicate": 0.0}
 
     def update(self, rollout: Rollout, *, update: int, progress: float) -> dict[str, float]:
@@ -157,6 +161,7 @@ class Learner:
             if settings.kl_stop is not None and kl > settings.kl_stop:
                 break
         self._flat.check_views()
+        self._follow_pixels(rollout)
         self.seconds["learn"] = time.perf_counter() - started - self.seconds["communicate"]
         return {
             **{f"update/{name}": float(total) / count for name, total in zip(_SUMS, sums, strict=True)},
@@ -191,6 +196,7 @@ class Learner:
             "second_moment": state.get("exp_avg_sq", zeros).clone(),
             "gradient_steps": torch.as_tensor(state.get("step", 0.0), dtype=torch.float32).clone(),
             "adaptive_rate": torch.tensor(self._adaptive_rate, dtype=torch.float64),
+            "pixel_moments": self._pixel_moments.state_dict()["moments"],
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -209,6 +215,7 @@ class Learner:
             "step": state["gradient_steps"].clone(),
         }
         self._adaptive_rate = float(state["adaptive_rate"])
+        self._pixel_moments.load_state_dict({"moments": state["pixel_moments"]})
 
     def _learning_rate(self, progress: float) -> float:
         settings = self._settings
@@ -296,6 +303,14 @@ class Learner:
         self._optimizer.param_groups[0]["lr"] = rate
         self._optimizer.step()
         return norm
+
+    def _follow_pixels(self, rollout: Rollout) -> None:
+        """Let the network centre pixels by all it has seen; between updates, so that no ratio is moved by it."""
+        layer = self._model.pixel_layer
+        if self._settings.pixel_normalization and layer is not None:
+            pixels = rollout.observations[::_STEPS_PER_PIXEL_SAMPLE].flatten().float()
+            self._pixel_moments.update(self._timed_moments(pixels))
+            layer.set_pixel_moments(self._pixel_moments.mean, max(self._pixel_moments.deviation, 1.0))
 
     def _timed_moments(self, samples: Tensor) -> Moments:
         started = time.perf_counter()

@@ -9,7 +9,7 @@ import gymnasium
 import torch
 from torch import Tensor, nn
 
-from ppo.models.encoders import MLP, NatureCNN, SmallCNN, orthogonal
+from ppo.models.encoders import MLP, NatureCNN, PixelConv2d, SmallCNN, orthogonal
 
 
 class ActorCritic(nn.Module):
@@ -29,6 +29,11 @@ class ActorCritic(nn.Module):
         features = self.actor(observations)
         value_features = features if self.critic is None else self.critic(observations)
         return self.policy_head(features), self.value_head(value_features).squeeze(-1)
+
+    @property
+    def pixel_layer(self) -> PixelConv2d | None:
+        """The layer that sees pixels; None for vector observations."""
+        return next((module for module in self.modules() if isinstance(module, PixelConv2d)), None)
 
 
 def build_model(

@@ -20,11 +20,29 @@ def orthogonal(layer: nn.Module, gain: float = math.sqrt(2.0)) -> nn.Module:
 
 
 class PixelConv2d(nn.Conv2d):
-    """A convolution over uint8 pixels that scales them to [0, 1] by scaling its own, far smaller weight."""
+    """A convolution over uint8 pixels that shifts and scales them by changing its own, far smaller weight and bias.
+
+    It starts with pixels / 255. `set_pixel_moments` centres and scales them instead: conv((x - mean) / deviation).
+    """
+
+    pixel_moments: Tensor
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int) -> None:
+        """Build an unpadded convolution."""
+        super().__init__(in_channels, out_channels, kernel_size, stride)
+        self.register_buffer("pixel_moments", torch.tensor([0.0, 255.0]))
+
+    def set_pixel_moments(self, mean: float, deviation: float) -> None:
+        """Centre and scale pixels by these from now on; they are saved with the weights."""
+        self.pixel_moments.copy_(torch.tensor([mean, deviation]))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Map (B, C, H, W) uint8 to (B, out_channels, H', W') float32."""
-        return functional.conv2d(pixels.to(torch.float32), self.weight * (1.0 / 255.0), self.bias, self.stride)
+        mean, deviation = self.pixel_moments
+        assert self.bias is not None
+        weight = self.weight / deviation
+        bias = self.bias - mean * weight.sum((1, 2, 3))
+        return functional.conv2d(pixels.to(torch.float32), weight, bias, self.stride)
 
 
 class SmallCNN(nn.Sequential):

@@ -1,0 +1,87 @@
+"""Jobs for tests: `python -m ppo` within this process, in one of its own, or under mpirun; each in its own folder."""
+
+import contextlib
+import csv
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.numpy import load_file
+
+from ppo.__main__ import main
+
+MPI_ENVIRONMENT = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "OMPI_MCA_mpi_yield_when_idle": "1",
+}
+CARTPOLE = ["--env_name=CartPole-v1", "--num_envs=4", "--rollout_steps=16", "--minibatch_size=32", "--num_epochs=2"]
+PONG = ["--env_name=PongNoFrameskip-v4", "--num_envs=4", "--rollout_steps=16", "--minibatch_size=32", "--num_epochs=2"]
+
+
+def environment(**changes):
+    """Return this process's environment without a launcher's traces and without a display."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_", "PMIX_", "PRTE_", "DISPLAY", "WAYLAND"))}
+    return {**kept, **MPI_ENVIRONMENT, **changes}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A finished job."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def ppo(folder, *flags, ranks=0, timeout=120):
+    """Run `python -m ppo` in a folder: under mpirun, or with 0 ranks within this process, which saves the start-up."""
+    if ranks:
+        return mpirun(ranks, ["-m", "ppo", *flags], folder, timeout)
+    output, errors = io.StringIO(), io.StringIO()
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    hook = threading.excepthook
+    with contextlib.chdir(folder), contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        code = main(flags)
+    threading.excepthook = hook
+    for number, handler in handlers.items():
+        if handler is not None and signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
+    return Job(code, output.getvalue(), errors.getvalue())
+
+
+def mpirun(ranks, command, folder, timeout=120):
+    """Run Python with these arguments under mpirun."""
+    launcher = [str(Path(sys.executable).with_name("mpirun")), "-np", str(ranks)]
+    return separately([*launcher, sys.executable, *command], folder, timeout)
+
+
+def separately(command, folder, timeout=120, **variables):
+    """Run a command in a process of its own."""
+    finished = subprocess.run(
+        command,
+        cwd=folder,
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    return Job(finished.returncode, finished.stdout, finished.stderr)
+
+
+def weights(folder, model_name, env_steps):
+    """Return the model tensors of a checkpoint."""
+    return load_file(Path(folder) / "checkpoints" / model_name / f"step_{env_steps:012d}" / "model.safetensors")
+
+
+def rows(path, ignore=()):
+    """Return a CSV file's rows as dicts without the ignored columns."""
+    with open(path, newline="") as file:
+        return [{k: v for k, v in row.items() if not k.startswith(tuple(ignore))} for row in csv.DictReader(file)]

@@ -1,0 +1,88 @@
+import sys
+import time
+
+import pytest
+
+from tests.jobs import CARTPOLE, ppo, separately
+
+REFUSED = {
+    "--env_name=PnogNoFrameskip-v4": "did you mean 'PongNoFrameskip-v4'?",
+    "--env_name=CartPole-v99": "did you mean 'CartPole-v",
+    "--env_name=Pong-v4": "try PongNoFrameskip-v4",
+    "--env_name=Pendulum-v1": "discrete actions",
+    "--preset=atarri": "did you mean 'atari'?",
+    "--minibatch_size=100": "try 128",
+    "--model_name=../escape": "try 'escape'",
+    "--model_name=pretrained": "shipped agents",
+    "--discount=1.5": "discount must be between 0 and 1, got 1.5",
+    "--num_env=8": "there is no setting --num_env; did you mean 'num_envs'?",
+    "--model_size=huge": "large",
+}
+
+
+@pytest.mark.parametrize("flag", REFUSED)
+def test_a_wrong_setting_is_refused_in_words_with_code_2_and_nothing_made(flag, tmp_path):
+    job = ppo(tmp_path, flag)
+    assert job.returncode == 2
+    assert REFUSED[flag] in job.stderr + job.stdout
+    assert "Traceback" not in job.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--minibatch_size=100"], "try 128"),
+        (["--num_env=8"], "did you mean 'num_envs'"),
+        (["--env_name=PnogNoFrameskip-v4"], "did you mean"),
+        ([*CARTPOLE[:1], "--num_envs=1", "--minibatch_size=32"], "try -np 1 or --num_envs=2"),
+    ],
+)
+def test_a_job_of_two_ranks_is_refused_once(flags, message, tmp_path):
+    job = ppo(tmp_path, *flags, ranks=2)
+    assert job.returncode == 2
+    assert (job.stderr + job.stdout).count(message) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_a_file_is_refused_once(tmp_path):
+    (tmp_path / "checkpoints").write_text("in the way")
+    job = ppo(tmp_path, *CARTPOLE, ranks=2)
+    assert job.returncode == 2
+    assert job.stderr.count("checkpoint_dir must be a folder this user can write to") == 1
+
+
+def test_help_lists_every_setting_and_answers_within_two_seconds(tmp_path):
+    command = [sys.executable, "-m", "ppo", "--help"]
+    separately(command, tmp_path)
+    started = time.monotonic()
+    job = separately(command, tmp_path)
+    assert time.monotonic() - started < 2.0
+    assert job.returncode == 0
+    for flag in ("--env-name", "--num-envs", "--sticky-actions", "--preset", "--checkpoint-interval"):
+        assert flag in job.stdout
+
+
+def test_help_shows_the_defaults_of_the_chosen_preset(tmp_path):
+    assert "(default: 8)" in ppo(tmp_path, "--help", "--preset", "cleanrl").stdout
+    assert "300000" in ppo(tmp_path, "--help", "--env-name=CartPole-v1").stdout
+
+
+def without_mpi(folder, **variables):
+    """Run a short training where mpi4py cannot be imported."""
+    (folder / "mpi4py").mkdir()
+    (folder / "mpi4py/__init__.py").write_text("raise ImportError('no MPI here')")
+    command = [sys.executable, "-m", "ppo", *CARTPOLE, "--env_steps=64"]
+    return separately(command, folder, PYTHONPATH=str(folder), **variables)
+
+
+def test_an_environment_without_an_mpi_library_runs_as_one_rank(tmp_path):
+    job = without_mpi(tmp_path)
+    assert job.returncode == 0, job.stderr
+    assert "done: CartPole-v1 at 64 steps" in job.stdout
+
+
+def test_a_launcher_whose_ranks_mpi_cannot_see_is_refused(tmp_path):
+    job = without_mpi(tmp_path, OMPI_COMM_WORLD_SIZE="4", OMPI_COMM_WORLD_RANK="0")
+    assert job.returncode == 2
+    assert "started 4 processes but MPI sees 1" in job.stderr

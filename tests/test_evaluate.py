@@ -1,0 +1,116 @@
+import json
+import re
+import time
+
+import pytest
+
+from ppo.outputs import checkpoint
+from tests.jobs import CARTPOLE, PONG, ppo
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a hardly trained agent for each world."""
+    folder = tmp_path_factory.mktemp("trained")
+    assert ppo(folder, *CARTPOLE, "--env_steps=128").returncode == 0
+    assert ppo(folder, *PONG, "--env_steps=64", "--sticky_actions=0.25").returncode == 0
+    return folder
+
+
+def last_line(job):
+    assert job.returncode == 0, job.stdout + job.stderr
+    return json.loads(job.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_cartpole_reaches_475_over_100_sampled_games_in_90_seconds(ranks, tmp_path):
+    started = time.monotonic()
+    training = ppo(tmp_path, "--env_name=CartPole-v1", ranks=ranks)
+    assert training.returncode == 0, training.stdout + training.stderr
+    result = last_line(ppo(tmp_path, "--env_name=CartPole-v1", "--mode=evaluate", ranks=ranks))
+    assert result["episodes"] == 100
+    assert not result["deterministic"]
+    assert result["return_mean"] >= 475
+    assert time.monotonic() - started < 90
+
+
+def test_an_evaluation_is_the_same_at_any_rank_count_and_is_written_down(trained):
+    flags = ["--env_name=CartPole-v1", "--mode=evaluate", "--episodes=20"]
+    one = last_line(ppo(trained, *flags))
+    three = last_line(ppo(trained, *flags, ranks=3))
+    assert one == three
+    assert json.loads((trained / "runs/CartPole-v1/evaluation.json").read_text()) == one
+    assert one["return_min"] <= one["return_median"] <= one["return_max"]
+    assert one["return_stderr"] > 0
+    assert one["human_normalised_score"] is None
+
+
+def test_more_ranks_than_games_still_play_every_game(trained):
+    result = last_line(ppo(trained, "--env_name=CartPole-v1", "--mode=evaluate", "--episodes=2", ranks=3))
+    assert result["episodes"] == 2
+
+
+def test_another_seed_plays_other_games(trained):
+    flags = ["--env_name=CartPole-v1", "--mode=evaluate", "--episodes=20"]
+    assert last_line(ppo(trained, *flags, "--rng_seed=1")) != last_line(ppo(trained, *flags))
+
+
+def test_the_protocol_of_the_training_is_reused_and_a_flag_overrides_it(trained):
+    flags = ["--env_name=PongNoFrameskip-v4", "--mode=evaluate", "--episodes=1"]
+    saved = last_line(ppo(trained, *flags))
+    assert saved["protocol"]["sticky_actions"] == 0.25
+    assert -0.1 < saved["human_normalised_score"] < 0.1
+    assert last_line(ppo(trained, *flags, "--sticky_actions=0"))["protocol"]["sticky_actions"] == 0.0
+
+
+def test_play_prints_a_line_per_game_once_whatever_the_rank_count(trained):
+    job = ppo(trained, "--env_name=CartPole-v1", "--mode=play", "--episodes=2", ranks=4)
+    assert job.returncode == 0, job.stderr
+    games = re.findall(r"^game (\d+): return (-?\d+), (\d+) steps\r?$", job.stdout, re.M)
+    assert [number for number, _, _ in games] == ["1", "2"]
+    assert all(episode_return == length for _, episode_return, length in games)  # a point per step in this world
+
+
+def test_the_best_action_is_the_same_in_every_run(trained):
+    flags = ["--env_name=CartPole-v1", "--mode=play", "--episodes=1", "--deterministic"]
+    assert ppo(trained, *flags).stdout == ppo(trained, *flags).stdout
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "PongNoFrameskip-v4"])
+def test_record_writes_an_mp4_and_a_gif(name, trained):
+    job = ppo(trained, f"--model_name={name}", "--mode=record", ranks=2 if name == "CartPole-v1" else 0)
+    assert job.returncode == 0, job.stderr
+    folder = trained / "assets" / name
+    assert sorted(p.suffix for p in folder.iterdir()) == [".gif", ".mp4"]
+    assert all(p.stat().st_size > 1000 for p in folder.iterdir())
+
+
+def test_a_missing_agent_is_refused_with_those_there_are(trained):
+    job = ppo(trained, "--model_name=nobody", "--mode=play", ranks=2)
+    assert job.returncode == 2
+    assert job.stderr.count("there is no agent 'nobody'") == 1
+    assert "--model_name=CartPole-v1" in job.stderr
+
+
+def test_an_agent_of_another_world_is_refused(trained):
+    job = ppo(trained, "--model_name=CartPole-v1", "--env_name=Acrobot-v1", "--mode=evaluate")
+    assert job.returncode == 2
+    assert "env_name must be CartPole-v1" in job.stderr
+
+
+def test_an_unknown_checkpoint_is_refused_with_those_there_are(trained):
+    job = ppo(trained, "--env_name=CartPole-v1", "--mode=play", "--checkpoint=5")
+    assert job.returncode == 2
+    assert "128" in job.stderr
+
+
+def test_a_damaged_agent_is_refused_by_name(trained):
+    assert ppo(trained, *CARTPOLE, "--env_steps=64", "--model_name=damaged").returncode == 0
+    (folder,) = checkpoint.list_checkpoints(trained / "checkpoints/damaged")
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    job = ppo(trained, "--model_name=damaged", "--mode=play")
+    assert job.returncode == 2
+    assert "sha256" in job.stderr
+    assert "Traceback" not in job.stderr

@@ -1,0 +1,182 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests.jobs import CARTPOLE, PONG, environment, mpirun, ppo, rows, weights
+
+WORLDS = {"CartPole-v1": CARTPOLE, "PongNoFrameskip-v4": PONG}
+
+
+def assert_ok(job):
+    assert job.returncode == 0, job.stdout + job.stderr
+
+
+def assert_same_files(first, second, relative):
+    assert (first / relative).read_bytes() == (second / relative).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory):
+    """Three updates of each world on one rank."""
+    folder = tmp_path_factory.mktemp("one-rank")
+    for flags in WORLDS.values():
+        assert_ok(ppo(folder, *flags, "--env_steps=192"))
+    return folder
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4])
+@pytest.mark.parametrize("world", WORLDS)
+def test_any_number_of_ranks_takes_the_same_three_updates(world, ranks, one_rank, tmp_path):
+    assert_ok(ppo(tmp_path, *WORLDS[world], "--env_steps=192", ranks=ranks))
+    expected, got = weights(one_rank, world, 192), weights(tmp_path, world, 192)
+    assert expected.keys() == got.keys()
+    for name, tensor in expected.items():
+        np.testing.assert_allclose(got[name], tensor, rtol=0, atol=1e-5, err_msg=name)
+    assert_ok(ppo(tmp_path, *WORLDS[world], "--env_steps=64", "--model_name=short", "--learning_rate=1e-12"))
+    policy_head = "model/policy_head.weight"
+    moved = np.abs(expected[policy_head] - weights(tmp_path, "short", 64)[policy_head]).max()
+    assert moved > 1e-4, "the updates are too small for the comparison to mean anything"
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_resuming_gives_the_same_weights_and_logs_as_never_stopping(world, ranks, tmp_path):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    whole.mkdir()
+    stopped.mkdir()
+    sticky = ["--sticky_actions=0.25"] if "Pong" in world else []
+    flags = [*WORLDS[world], *sticky, "--learning_rate_schedule=constant", "--checkpoint_interval=3"]
+    assert_ok(ppo(whole, *flags, "--env_steps=640", ranks=ranks))
+    assert_ok(ppo(stopped, *flags, "--env_steps=320", ranks=ranks))
+    resumed = ppo(stopped, *flags, "--env_steps=640", ranks=ranks)
+    assert_ok(resumed)
+    assert f"resuming {world} at 320 steps" in resumed.stdout
+    for file_name in ("model.safetensors", "training.safetensors"):
+        assert_same_files(whole, stopped, f"checkpoints/{world}/step_000000000640/{file_name}")
+    for log in ("progress.csv", "episodes.csv"):
+        expected = rows(whole / "runs" / world / log, ignore=("time/",))
+        assert rows(stopped / "runs" / world / log, ignore=("time/",)) == expected
+    assert len(rows(whole / "runs" / world / "progress.csv")) == 10
+
+
+def test_a_finished_run_says_so_and_a_larger_goal_goes_on(tmp_path):
+    assert_ok(ppo(tmp_path, *CARTPOLE, "--env_steps=128"))
+    again = ppo(tmp_path, *CARTPOLE, "--env_steps=128")
+    assert_ok(again)
+    assert "CartPole-v1 is finished" in again.stdout
+    further = ppo(tmp_path, *CARTPOLE, "--env_steps=192")
+    assert_ok(further)
+    assert "resuming CartPole-v1 at 128 steps" in further.stdout
+
+
+def test_fresh_moves_the_old_run_aside_and_starts_anew(tmp_path):
+    assert_ok(ppo(tmp_path, *CARTPOLE, "--env_steps=128"))
+    fresh = ppo(tmp_path, *CARTPOLE, "--env_steps=64", "--fresh")
+    assert_ok(fresh)
+    assert "resuming" not in fresh.stdout
+    assert len(rows(tmp_path / "runs/CartPole-v1/progress.csv")) == 1
+    aside = [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.startswith("CartPole-v1.before-")]
+    assert len(aside) == 1
+    assert (tmp_path / "checkpoints" / aside[0] / "step_000000000128" / "manifest.json").exists()
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_what_differs(tmp_path):
+    assert_ok(ppo(tmp_path, *PONG, "--env_steps=64", "--model_name=mine"))
+    before = sorted(p for p in tmp_path.rglob("*"))
+    refused = ppo(tmp_path, *PONG, "--env_steps=128", "--model_name=mine", "--sticky_actions=0.25", ranks=2)
+    assert refused.returncode == 2
+    assert refused.stderr.count("sticky_actions 0.0 -> 0.25") == 1
+    assert "--fresh" in refused.stderr
+    assert sorted(p for p in tmp_path.rglob("*")) == before
+
+
+def test_a_changed_hyperparameter_is_named_and_used(tmp_path):
+    assert_ok(ppo(tmp_path, *CARTPOLE, "--env_steps=64", "--learning_rate_schedule=constant"))
+    changed = ppo(tmp_path, *CARTPOLE, "--env_steps=128", "--learning_rate_schedule=constant", "--learning_rate=1e-5")
+    assert_ok(changed)
+    assert "changed since the checkpoint: learning_rate 0.001 -> 1e-05" in changed.stdout
+    assert float(rows(tmp_path / "runs/CartPole-v1/progress.csv")[1]["update/learning_rate"]) == 1e-5
+
+
+def test_saving_more_often_changes_nothing(tmp_path):
+    often, rarely = tmp_path / "often", tmp_path / "rarely"
+    often.mkdir()
+    rarely.mkdir()
+    assert_ok(ppo(often, *PONG, "--env_steps=256", "--checkpoint_interval=1"))
+    assert_ok(ppo(rarely, *PONG, "--env_steps=256", "--checkpoint_interval=1000"))
+    assert_same_files(often, rarely, "checkpoints/PongNoFrameskip-v4/step_000000000256/model.safetensors")
+    assert_same_files(often, rarely, "checkpoints/PongNoFrameskip-v4/step_000000000256/training.safetensors")
+
+
+def test_a_run_leaves_its_logs_in_one_folder(tmp_path):
+    job = ppo(tmp_path, *CARTPOLE, "--env_steps=64")
+    assert_ok(job)
+    folder = tmp_path / "runs/CartPole-v1"
+    assert {"config.json", "progress.csv", "episodes.csv"} <= {p.name for p in folder.iterdir()}
+    assert any(p.name.startswith("events.out.tfevents") for p in folder.iterdir())
+    (row,) = rows(folder / "progress.csv")
+    promised = {
+        "update", "env_steps", "time/seconds", "time/steps_per_second", "rollout/return_mean", "rollout/episodes",
+        "update/policy_loss", "update/value_loss", "update/entropy", "update/approx_kl", "update/clip_fraction",
+        "update/explained_variance", "update/learning_rate", "update/grad_norm", "time/env", "time/inference",
+        "time/learn", "time/communicate",
+    }  # fmt: skip
+    assert promised <= row.keys()
+    phases = sum(float(row[f"time/{phase}"]) for phase in ("env", "inference", "learn", "communicate"))
+    assert 0.5 < phases / float(row["time/seconds"]) <= 1.0
+
+
+def start_endless_run(folder, *launcher):
+    command = [*launcher, sys.executable, "-m", "ppo", *CARTPOLE, "--env_steps=100000000"]
+    with open(folder / "log", "w") as log:
+        job = subprocess.Popen(command, cwd=folder, env=environment(), stdout=log, stderr=log, start_new_session=True)
+    progress = folder / "runs/CartPole-v1/progress.csv"
+    deadline = time.monotonic() + 60
+    while not (progress.exists() and len(progress.read_text().splitlines()) > 2):
+        assert time.monotonic() < deadline and job.poll() is None, (folder / "log").read_text()
+        time.sleep(0.1)
+    return job
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGUSR1, 75), (signal.SIGTERM, 75), (signal.SIGUSR2, 130)]
+)
+def test_a_signal_saves_and_leaves_with_its_exit_code(number, code, tmp_path):
+    job = start_endless_run(tmp_path)
+    job.send_signal(number)
+    assert job.wait(timeout=30) == code, (tmp_path / "log").read_text()
+    saved = list((tmp_path / "checkpoints/CartPole-v1").glob("step_*"))
+    assert saved
+    updates = len(rows(tmp_path / "runs/CartPole-v1/progress.csv"))
+    assert max(int(p.name.removeprefix("step_")) for p in saved) == updates * 64
+
+
+def test_a_signal_to_mpirun_saves_on_one_update_of_all_ranks(tmp_path):
+    job = start_endless_run(tmp_path, str(os.path.join(os.path.dirname(sys.executable), "mpirun")), "-np", "2")
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(timeout=30) == 75, (tmp_path / "log").read_text()
+    assert list((tmp_path / "checkpoints/CartPole-v1").glob("step_*"))
+    assert (tmp_path / "log").read_text().count("stopped; the same command goes on from here") == 1
+
+
+def test_a_rank_whose_environment_fails_ends_the_job(tmp_path):
+    program = (
+        "import sys, ppo.envs.control as control\n"
+        "from ppo.__main__ import main\n"
+        "from ppo.collectives import launched_rank\n"
+        "original = control.ControlEnvironments.step\n"
+        "def broken(self, actions):\n"
+        "    if launched_rank() == 1: raise RuntimeError('the emulator is on fire')\n"
+        "    return original(self, actions)\n"
+        "control.ControlEnvironments.step = broken\n"
+        f"sys.exit(main({[*CARTPOLE, '--env_steps=6400']!r}))\n"
+    )
+    job = mpirun(2, ["-c", program], tmp_path, timeout=40)
+    assert job.returncode not in (0, 2)
+    assert "rank 1 of 2" in job.stderr
+    assert "the emulator is on fire" in job.stderr
