@@ -143,7 +143,8 @@ class AtariGame:
         """
         reward = self._hold(self.actions[action])
         over, lives = self._ale.game_over(), self._ale.lives()
-        # Some games (Qbert) stand at 0 lives for a few frames before they are over: that is no new life.
+        # Falling to 0 lives counts as none lost, as in AtariVectorEnv: some games stand there for a while before they
+        # are over (Wizard of Wor), some play their last life there (Bank Heist).
         life_lost = 0 < lives < self._lives and not over
         if life_lost and self._presses_fire:
             # Without it Breakout waits for ever. The learner never sees these frames, the game's return does.
