@@ -342,7 +342,7 @@ def changed(section: str, setting: str, value: Any) -> Mapping[str, Any]:
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused_by_name(section: str, setting: str, value: Any) -> None:
-    with pytest.raises(Refusal, match=setting):
+    with pytest.raises(Refusal, match=f"config setting {setting} has the value"):
         Config.from_dict(changed(section, setting, value))
 
 

@@ -94,12 +94,29 @@ def test_the_first_policy_is_nearly_uniform() -> None:
     torch.testing.assert_close(probabilities, torch.full((8, 6), 1 / 6), atol=0.01, rtol=0)
 
 
-def test_a_pixel_convolution_is_a_convolution_of_pixels_scaled_to_one() -> None:
+def test_a_pixel_convolution_starts_as_a_convolution_of_pixels_scaled_to_one() -> None:
     layer = orthogonal(PixelConv2d(4, 16, 8, stride=4))
     nn.init.normal_(layer.bias)
     screens = pixels(2, 4, 84, 84)
     expected = nn.functional.conv2d(screens.float() / 255.0, layer.weight, layer.bias, stride=4)
     torch.testing.assert_close(layer(screens), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_pixel_convolution_with_moments_is_a_convolution_of_centred_and_scaled_pixels() -> None:
+    layer = orthogonal(PixelConv2d(4, 16, 8, stride=4))
+    nn.init.normal_(layer.bias)
+    layer.set_pixel_moments(73.5, 41.25)
+    screens = pixels(2, 4, 84, 84)
+    expected = nn.functional.conv2d((screens.float() - 73.5) / 41.25, layer.weight, layer.bias, stride=4)
+    torch.testing.assert_close(layer(screens), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_pixel_moments_are_saved_with_the_weights() -> None:
+    saved, restored = build(), build(seed=1)
+    assert saved.pixel_layer is not None and restored.pixel_layer is not None
+    saved.pixel_layer.set_pixel_moments(73.5, 41.25)
+    restored.load_state_dict(saved.state_dict())
+    assert restored.pixel_layer.pixel_moments.tolist() == [73.5, 41.25]
 
 
 @pytest.mark.parametrize("size", ["small", "large"])
@@ -141,3 +158,12 @@ def test_building_a_network_does_not_disturb_the_global_random_numbers() -> None
 def test_spaces_without_a_network_are_refused(observations: gymnasium.Space, actions: gymnasium.Space) -> None:
     with pytest.raises(ValueError, match="no network for"):
         build_model(observations, actions, "small", seed=0)
+
+
+def test_a_pixel_convolution_centres_and_scales_as_if_the_pixels_were():
+    layer = PixelConv2d(4, 8, 8, stride=4)
+    pixels = torch.randint(0, 256, (3, 4, 84, 84), dtype=torch.uint8)
+    layer.set_pixel_moments(106.0, 47.0)
+    scaled = (pixels.float() - 106.0) / 47.0
+    expected = torch.nn.functional.conv2d(scaled, layer.weight, layer.bias, stride=4)
+    torch.testing.assert_close(layer(pixels), expected, rtol=1e-4, atol=1e-4)

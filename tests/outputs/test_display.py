@@ -1,6 +1,8 @@
 """What a person sees of a run, as text."""
 
+from collections.abc import Callable
 from io import StringIO
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -34,8 +36,9 @@ def test_before_the_first_game_the_return_is_said_in_words() -> None:
     assert describe_return(BEFORE_THE_FIRST_GAME) == "no game finished yet"
 
 
-@pytest.mark.parametrize("text", [rendered(BEFORE_THE_FIRST_GAME), summary_line(BEFORE_THE_FIRST_GAME, 1_000_000)])
-def test_before_the_first_game_no_display_shows_nan_or_none(text: str) -> None:
+@pytest.mark.parametrize("show", [rendered, lambda metrics: summary_line(metrics, 1_000_000)], ids=["table", "line"])
+def test_before_the_first_game_no_display_shows_nan_or_none(show: Callable[[dict[str, Any]], str]) -> None:
+    text = show(BEFORE_THE_FIRST_GAME)
     assert "no game finished yet" in text
     assert "nan" not in text.lower() and "none" not in text.lower()
 

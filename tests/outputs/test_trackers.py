@@ -139,6 +139,14 @@ def test_a_torn_line_whose_number_reads_as_an_earlier_update_is_dropped_too(tmp_
     assert contents(tmp_path / "torn") == contents(tmp_path / "whole")
 
 
+def test_a_line_that_lacks_its_end_is_dropped_rather_than_joined_with_the_next(tmp_path: Path) -> None:
+    log_updates(tmp_path, [1, 2, 3])
+    for name in FILES:
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-1])
+    log_updates(tmp_path, [4], resumed_update=3)
+    assert [[row["update"] for row in rows(tmp_path / name)] for name in FILES] == [["1", "2", "4"]] * 2
+
+
 def test_a_run_that_starts_anew_starts_new_files(tmp_path: Path) -> None:
     log_updates(tmp_path, [1, 2, 3])
     log_updates(tmp_path, [1])
