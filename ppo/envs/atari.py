@@ -3,7 +3,10 @@
 One agent step holds an action for 4 emulated frames; the observation is the pixelwise maximum of the last two grey
 screens, resized to 84x84 by area interpolation and stacked. Without no-ops and FIRE the pixels, rewards and ends are
 those of `ale_py.vector_env.AtariVectorEnv` (a test holds them equal), including that a screen is not read on the frame
-that ends a game. The protocol is Mnih et al. 2015's as in the PPO paper; sticky actions follow Machado et al. 2018.
+that ends a game. One difference: AtariVectorEnv stops a game at frame `max_frames` and does not read that frame either;
+here the step is played to its end, so that the value of the final observation is that of the game going on.
+
+The protocol is Mnih et al. 2015's as in the PPO paper; sticky actions follow Machado et al. 2018.
 
 Observations are channel-first, (N, C, 84, 84) uint8, on memory ordered (N, 84, 84, C): convolutions are fastest so on
 a CPU, and no later stage has to move a pixel.
