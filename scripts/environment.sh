@@ -3,12 +3,12 @@
 
 set_up_environment() {
     local extras="$1" stamp=".venv/installed-$1"
-    # The variables are the last step: without them .venv is missing, or was left half made.
-    if ! grep -qs OMPI_MCA .venv/bin/activate; then
+    # Made anew if half made (the variables are its last step) or moved (it works only where it was made).
+    if ! grep -qs OMPI_MCA .venv/bin/activate || ! grep -qF "$(pwd -P)/.venv" .venv/bin/activate; then
         local python
         python="$(find_python)" || exit 1
         echo "setting up .venv with $("$python" --version)" >&2
-        "$python" -m venv .venv
+        "$python" -m venv --clear .venv
         make_activate_set_mpi_up
     fi
     # Installed anew only when what to install has changed since.
