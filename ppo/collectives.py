@@ -23,6 +23,7 @@ T = TypeVar("T")
 # Rank and job size as the launchers announce them, before MPI is initialised: Open MPI, MPICH and Intel MPI, PMIx.
 _RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
 _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+_LAUNCHER_PREFIXES = ("OMPI_COMM_WORLD_", "PMI_", "PMI2_", "PMIX_", "SLURM_PROCID", "PALS_", "ALPS_", "MV2_COMM_WORLD_")
 
 
 class Collective(Protocol):
@@ -117,11 +118,14 @@ def launched_rank() -> int:
 
 
 def connect() -> Collective:
-    """Join the job this process was launched in, or stand alone where there is no MPI library.
+    """Join the job this process was launched in, or stand alone without a launcher or an MPI library.
 
     Raises:
         Refusal: the launcher started several processes that MPI cannot see as one job.
     """
+    if not any(name.startswith(_LAUNCHER_PREFIXES) for name in os.environ):
+        # MPI would start a job of one, which costs a third of a second and leaves a file in /dev/shm.
+        return Alone()
     launched_size = max((int(os.environ[name]) for name in _SIZE_VARIABLES if name in os.environ), default=1)
     collective: Collective
     try:

@@ -14,9 +14,10 @@ set_up_environment() {
     # Installed anew only when what to install has changed since.
     if ! cat setup.py scripts/constraints.txt | cmp -s - "$stamp"; then
         echo "installing ppo and what it needs into .venv (a few minutes, once)" >&2
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+        # shellcheck disable=SC2046  # no index or two words
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check $(cpu_torch_index) \
             --constraint scripts/constraints.txt --editable ".[$extras]"
-        cat setup.py scripts/constraints.txt > "$stamp"
+        cat setup.py scripts/constraints.txt | tee "$stamp" > .venv/installed-mpi
     fi
     . .venv/bin/activate
 }
@@ -33,6 +34,15 @@ find_python() {
     echo "ppo needs Python 3.10 or newer with its venv module: on Debian and Ubuntu, apt install python3-venv" >&2
     echo "(set PYTHON to name another one)" >&2
     return 1
+}
+
+# PyPI's torch for Linux brings gigabytes of CUDA libraries; without a GPU, PyTorch's own index has a small one.
+cpu_torch_index() {
+    local index=https://download.pytorch.org/whl/cpu
+    if [ "$(uname -s)" = Linux ] && ! command -v nvidia-smi > /dev/null \
+        && .venv/bin/python -c "import urllib.request as r; r.urlopen('$index/torch/', timeout=5)" 2> /dev/null; then
+        echo "--extra-index-url $index"
+    fi
 }
 
 make_activate_set_mpi_up() {

@@ -22,7 +22,16 @@ MPI_ENVIRONMENT = {
     "OMPI_MCA_mpi_yield_when_idle": "1",
 }
 CARTPOLE = ["--env_name=CartPole-v1", "--num_envs=4", "--rollout_steps=16", "--minibatch_size=32", "--num_epochs=2"]
-PONG = ["--env_name=PongNoFrameskip-v4", "--num_envs=4", "--rollout_steps=16", "--minibatch_size=32", "--num_epochs=2"]
+PONG = [
+    "--env_name=PongNoFrameskip-v4",
+    "--num_envs=4",
+    "--rollout_steps=16",
+    "--minibatch_size=32",
+    "--num_epochs=2",
+    # A rate at which the rounding of a sum is not blown up within a few steps.
+    "--learning_rate_schedule=constant",
+    "--learning_rate=2.5e-4",
+]
 
 
 def environment(**changes):

@@ -35,8 +35,10 @@ def test_any_number_of_ranks_takes_the_same_three_updates(world, ranks, one_rank
     assert_ok(ppo(tmp_path, *WORLDS[world], "--env_steps=192", ranks=ranks))
     expected, got = weights(one_rank, world, 192), weights(tmp_path, world, 192)
     assert expected.keys() == got.keys()
-    for name, tensor in expected.items():
-        np.testing.assert_allclose(got[name], tensor, rtol=0, atol=1e-5, err_msg=name)
+    for name in expected.keys() - {"value_normalizer/moments"}:
+        np.testing.assert_allclose(got[name], expected[name], rtol=0, atol=1e-5, err_msg=name)
+    moments = "value_normalizer/moments"  # sums over all samples so far, not parameters
+    np.testing.assert_allclose(got[moments], expected[moments], rtol=1e-4)
     assert_ok(ppo(tmp_path, *WORLDS[world], "--env_steps=64", "--model_name=short", "--learning_rate=1e-12"))
     policy_head = "model/policy_head.weight"
     moved = np.abs(expected[policy_head] - weights(tmp_path, "short", 64)[policy_head]).max()
@@ -49,8 +51,11 @@ def test_resuming_gives_the_same_weights_and_logs_as_never_stopping(world, ranks
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     whole.mkdir()
     stopped.mkdir()
-    sticky = ["--sticky_actions=0.25"] if "Pong" in world else []
-    flags = [*WORLDS[world], *sticky, "--learning_rate_schedule=constant", "--checkpoint_interval=3"]
+    schedules = {
+        "CartPole-v1": ["--learning_rate_schedule=constant"],  # a linear one ends with --env_steps
+        "PongNoFrameskip-v4": ["--learning_rate_schedule=kl_adaptive", "--sticky_actions=0.25"],
+    }
+    flags = [*WORLDS[world], *schedules[world], "--checkpoint_interval=3"]
     assert_ok(ppo(whole, *flags, "--env_steps=640", ranks=ranks))
     assert_ok(ppo(stopped, *flags, "--env_steps=320", ranks=ranks))
     resumed = ppo(stopped, *flags, "--env_steps=640", ranks=ranks)
