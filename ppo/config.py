@@ -27,7 +27,8 @@ class Refusal(ValueError):
 
 
 MODEL_NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
-RESERVED_MODEL_NAMES = ("pretrained",)
+SHIPPED = "pretrained"
+"""Folder of the shipped agents under checkpoints; no run can have this name."""
 MAX_SEED = 2**63 - 1
 
 
@@ -44,7 +45,8 @@ class RunSettings:
     model_name: str | None = None
     """Folder name of this run under checkpoints, runs and assets. Default: the environment's name."""
     env_steps: int = 10_000_000
-    """Length of the training in agent steps over all environments (an Atari step is 4 frames)."""
+    """Length of the training in agent steps over all environments (an Atari step is 4 frames); the last update may pass
+    it by less than one rollout."""
     rng_seed: int = 0
     """Seed of every random number of the job."""
     fresh: bool = False
@@ -172,11 +174,6 @@ class Config:
         return self.ppo.num_envs * self.ppo.rollout_steps
 
     @property
-    def num_updates(self) -> int:
-        """Updates until env_steps are reached; the last one may pass it by less than one rollout."""
-        return -(-self.run.env_steps // self.steps_per_update)
-
-    @property
     def checkpoint_folder(self) -> Path:
         """Folder of this run's checkpoints."""
         return self.run.checkpoint_dir / self.model_name
@@ -185,11 +182,6 @@ class Config:
     def run_folder(self) -> Path:
         """Folder of this run's logs."""
         return self.run.run_dir / self.model_name
-
-    @property
-    def asset_folder(self) -> Path:
-        """Folder of this model's videos."""
-        return self.run.asset_dir / self.model_name
 
     @property
     def episodes(self) -> int:
@@ -279,9 +271,10 @@ def differences(old: Config, new: Config, sections: Sequence[str]) -> dict[str, 
 
 
 def explicit_settings(arguments: Sequence[str]) -> set[str]:
-    """Return the flat names of the settings that a command line names."""
+    """Return the flat names of the settings that a command line names; unknown names as they are."""
     names = {argument[2:].split("=", 1)[0].replace("-", "_") for argument in arguments if argument.startswith("--")}
-    return {name if name in setting_types() else name.removeprefix("no_") for name in names}
+    types = setting_types()
+    return {name.removeprefix("no_") if types.get(name.removeprefix("no_")) is bool else name for name in names}
 
 
 def parse_command_line(
@@ -396,7 +389,7 @@ def _validate_run(run: RunSettings) -> None:
             "model_name must be 1 to 100 letters, digits, '.', '_' or '-' and not start with '.' or '-', "
             f"got {name!r}; try {suggestion!r}"
         )
-    if name in RESERVED_MODEL_NAMES:
+    if name is not None and name.lower() == SHIPPED:  # disks may not tell the cases apart
         raise Refusal(f"model_name must not be {name!r}, which holds the shipped agents; try 'my-{name}'")
 
 

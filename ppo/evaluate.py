@@ -5,40 +5,29 @@ The protocol is the one the agent was trained with; only what the command line n
 
 import json
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from ppo.agents import Agent, find_agent, restore_model
 from ppo.collectives import Collective, decided_by_root, share
-from ppo.config import Config, Refusal, default_model_name
+from ppo.config import Config
 from ppo.envs import Environments, FrameListener, atari, make_envs
 from ppo.models import distributions
-from ppo.models.actor_critic import ActorCritic, build_model
+from ppo.models.actor_critic import ActorCritic
 from ppo.outputs import checkpoint
+from ppo.outputs.folders import require_writable
 from ppo.outputs.window import GameWindow, WindowClosedError, has_display
 from ppo.random_streams import Purpose, derived_seed, stream
 from ppo.scores import human_normalised_score
 
-PRETRAINED = "pretrained"
-_SHIPPED_FOLDER = Path(__file__).parent.parent / "checkpoints" / PRETRAINED
 _MAX_GAMES_AT_ONCE = 16
 _UNIFORMS_AT_ONCE = 1024
-
-
-@dataclass(frozen=True)
-class Agent:
-    """A policy, the protocol it plays under, and where both came from."""
-
-    name: str
-    config: Config
-    counters: checkpoint.Counters
-    model_tensors: checkpoint.Tensors
-    note: str | None
-    """What the user should know about the choice."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +46,8 @@ def play(config: Config, comm: Collective, explicit: set[str]) -> int:
         announce(agent)
         window: GameWindow | None = None
         if has_display():
-            rate = _frames_per_second(agent)
-            window = GameWindow(f"{agent.name} at {agent.counters.env_steps:,} steps", rate)
+            title = f"{agent.name} at {agent.counters.env_steps:,} steps"
+            window = GameWindow(title, agent.frames_per_second)
         else:
             print("no display: only the results are shown; --mode=record makes a video", flush=True)
         try:
@@ -77,11 +66,11 @@ def record(config: Config, comm: Collective, explicit: set[str]) -> int:
     """Play games on rank 0 and write them as one mp4 and one gif."""
     from ppo.outputs.video import VideoRecorder
 
-    agent = decided_by_root(comm, lambda: _find_agent_and_folder(config, explicit))
+    agent, folder = decided_by_root(comm, lambda: _find_with_folder(config, explicit, "asset_dir"))
     if comm.rank == 0:
         announce(agent)
-        path = config.run.asset_dir / agent.name / checkpoint.folder_name(agent.counters.env_steps)
-        with VideoRecorder(path, _frames_per_second(agent)) as video:
+        path = folder / checkpoint.folder_name(agent.counters.env_steps)
+        with VideoRecorder(path, agent.frames_per_second) as video:
             for game in play_games(agent, config, range(1), 1, video.write):
                 print(describe(game), flush=True)
         print(f"wrote {path}.mp4 and {path}.gif", flush=True)
@@ -90,8 +79,8 @@ def record(config: Config, comm: Collective, explicit: set[str]) -> int:
 
 
 def evaluate(config: Config, comm: Collective, explicit: set[str]) -> int:
-    """Play games on all ranks; write and print the statistics as JSON."""
-    agent = decided_by_root(comm, lambda: find_agent(config, explicit))
+    """Play games on all ranks; print the statistics as JSON and write them to evaluation.json."""
+    agent, folder = decided_by_root(comm, lambda: _find_with_folder(config, explicit, "run_dir"))
     if comm.rank == 0:
         announce(agent)
     num_slots = min(config.episodes, _MAX_GAMES_AT_ONCE)
@@ -101,10 +90,8 @@ def evaluate(config: Config, comm: Collective, explicit: set[str]) -> int:
     if gathered is not None:
         everyone = sorted((game for part in gathered for game in part), key=lambda game: game.number)
         result = statistics_of(everyone, agent, config)
-        folder = config.run.run_dir / agent.name
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
         print(json.dumps(result), flush=True)
+        (folder / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
     comm.barrier()
     return 0
 
@@ -140,62 +127,6 @@ def play_games(
                 yield Game(number, float(info["episode_return"][position]), int(info["episode_length"][position]))
                 current[slot] = next(numbers[slot], None)
     envs.close()
-
-
-def find_agent(config: Config, explicit: set[str]) -> Agent:
-    """Find the agent that the settings name: the user's own, else a shipped one of the same game.
-
-    Args:
-        config: the settings of this invocation.
-        explicit: the settings its command line names.
-
-    Raises:
-        Refusal: there is none; the message lists the agents there are.
-    """
-    own = config.checkpoint_folder
-    note = None
-    if checkpoint.list_checkpoints(own):
-        folder, manifest = checkpoint.choose(own, config.playback.checkpoint)
-        name = config.model_name
-    else:
-        shipped = None if config.run.model_name else _find_shipped(config)
-        if shipped is None:
-            raise Refusal(_no_agent(config))
-        folder = shipped
-        manifest = _read(checkpoint.read_manifest, folder)
-        name = default_model_name(manifest.config.run.env_name)
-        note = f"no agent of your own for {config.run.env_name} yet: using the shipped one in {folder}"
-    if "env_name" in explicit and not same_world(config.run.env_name, manifest.config.run.env_name):
-        raise Refusal(f"env_name must be {manifest.config.run.env_name} for {folder}, got {config.run.env_name}")
-    world_names = {"sticky_actions", "full_action_space", "noop_max", "fire_reset", "frame_stack", "max_frames"}
-    overrides = {setting: getattr(config.world, setting) for setting in explicit & world_names}
-    agent_config = manifest.config.replace_settings(overrides)
-    tensors = _read(lambda path: checkpoint.read_tensors(path, manifest, checkpoint.MODEL_FILE), folder)
-    return Agent(name, agent_config, manifest.counters, tensors, note)
-
-
-def restore_model(agent: Agent, envs: Environments) -> ActorCritic:
-    """Build the agent's network for these environments and load its weights.
-
-    Raises:
-        Refusal: the weights are of another network.
-    """
-    model = build_model(envs.single_observation_space, envs.single_action_space, agent.config.model.model_size, seed=0)
-    weights = {n.removeprefix("model/"): t for n, t in agent.model_tensors.items() if n.startswith("model/")}
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise Refusal(f"the weights of {agent.name} do not fit its environment: {error}") from error
-    return model.eval()
-
-
-def same_world(first: str, second: str) -> bool:
-    """Tell whether two ids name the same environment under this program's protocol."""
-    if first == second:
-        return True
-    return (
-        atari.is_atari_name(first) and atari.is_atari_name(second) and atari.rom_name(first) == atari.rom_name(second)
-    )
 
 
 def statistics_of(games: Sequence[Game], agent: Agent, config: Config) -> dict[str, Any]:
@@ -235,9 +166,17 @@ def announce(agent: Agent) -> None:
     print(f"{agent.name}, trained for {agent.counters.env_steps:,} steps", flush=True)
 
 
+def _find_with_folder(config: Config, explicit: set[str], setting: str) -> tuple[Agent, Path]:
+    """Find the agent and make sure that its folder under a setting can be written, before any game is played."""
+    agent = find_agent(config, explicit)
+    parent: Path = getattr(config.run, setting)
+    require_writable(setting, parent / agent.name)
+    return agent, parent / agent.name
+
+
 def _actions(
     model: ActorCritic, envs: Environments, slots: range, seed: int, *, deterministic: bool
-) -> Iterator[np.ndarray]:
+) -> Iterator[NDArray[np.int64]]:
     """Yield the policy's actions for the current observations, with noise addressed by (slot, step)."""
     step = 0
     while True:
@@ -252,54 +191,3 @@ def _actions(
             )
         step += 1
         yield chosen.numpy()
-
-
-def _frames_per_second(agent: Agent) -> float:
-    envs = make_envs(agent.config.run.env_name, agent.config.world, indices=range(1), seed=0)
-    rate = envs.frames_per_second
-    envs.close()
-    return rate
-
-
-def _find_agent_and_folder(config: Config, explicit: set[str]) -> Agent:
-    agent = find_agent(config, explicit)
-    folder = config.run.asset_dir / agent.name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise Refusal(f"asset_dir must be a folder this user can write to, got {folder}: {error.strerror}") from error
-    return agent
-
-
-def _shipped_folders(config: Config) -> Mapping[Path, checkpoint.Manifest]:
-    found = {}
-    for parent in dict.fromkeys([config.run.checkpoint_dir / PRETRAINED, _SHIPPED_FOLDER]):
-        for manifest_path in sorted(parent.glob(f"*/{checkpoint.MANIFEST_FILE}")):
-            found[manifest_path.parent] = _read(checkpoint.read_manifest, manifest_path.parent)
-    return found
-
-
-def _find_shipped(config: Config) -> Path | None:
-    for folder, manifest in _shipped_folders(config).items():
-        if same_world(manifest.config.run.env_name, config.run.env_name):
-            return folder
-    return None
-
-
-def _no_agent(config: Config) -> str:
-    """Say that there is no such agent, and which there are."""
-    parent = config.run.checkpoint_dir
-    own = sorted(p.name for p in parent.iterdir() if checkpoint.list_checkpoints(p)) if parent.is_dir() else []
-    shipped = sorted(manifest.config.run.env_name for manifest in _shipped_folders(config).values())
-    there_are = [f"--model_name={name}" for name in own] + [f"--env_name={name} (shipped)" for name in shipped]
-    listing = ", ".join(dict.fromkeys(there_are)) or "none yet; train one first"
-    return f"there is no agent {config.model_name!r} in {parent}; agents: {listing}"
-
-
-def _read(reader: Any, folder: Path) -> Any:
-    try:
-        return reader(folder)
-    except checkpoint.DamagedCheckpointError as error:
-        raise Refusal(f"{folder} is damaged: {error}") from error

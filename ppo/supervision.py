@@ -3,10 +3,11 @@
 | signal           | who sends it                                   | exit code after the save |
 |------------------|------------------------------------------------|--------------------------|
 | SIGINT           | Ctrl-C on `python -m ppo`                      | 130                      |
-| SIGUSR2          | Ctrl-C on `scripts/train`, through mpirun      | 130                      |
 | SIGUSR1, SIGTERM | a scheduler that preempts the job              | 75                       |
+| SIGUSR2          | `scripts/train` on Ctrl-C, through mpirun      | 0                        |
 
-A signal handler only notes the request: saving happens in the loop, where all ranks are at the same update.
+A signal handler only notes the request: saving happens in the loop, where all ranks are at the same update. mpirun
+passes SIGUSR1 and SIGUSR2 on to its ranks; on SIGINT or SIGTERM it ends them within half a second, too soon for a save.
 """
 
 import signal
@@ -14,12 +15,13 @@ from types import FrameType
 
 INTERRUPTED = 130
 PREEMPTED = 75
+AS_ASKED = 0
 
 _EXIT_CODES = {
     signal.SIGINT: INTERRUPTED,
-    signal.SIGUSR2: INTERRUPTED,
     signal.SIGUSR1: PREEMPTED,
     signal.SIGTERM: PREEMPTED,
+    signal.SIGUSR2: AS_ASKED,
 }
 
 
@@ -28,9 +30,9 @@ class StopRequest:
 
     def __init__(self) -> None:
         """Start without a request."""
-        self.exit_code = 0
-        self.codes = (PREEMPTED, INTERRUPTED)
-        """The exit codes a signal can ask for."""
+        self.exit_code: int | None = None
+        self.codes = (AS_ASKED, PREEMPTED, INTERRUPTED)
+        """The exit codes a signal can ask for; where several are asked for, the last one counts."""
 
     def listen(self) -> None:
         """Install the handlers; a second Ctrl-C falls through to Python's own."""
@@ -38,6 +40,7 @@ class StopRequest:
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.exit_code = max(self.exit_code, _EXIT_CODES[signal.Signals(number)])
+        asked = _EXIT_CODES[signal.Signals(number)]
+        self.exit_code = asked if self.exit_code is None else max(self.exit_code, asked)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -27,10 +27,12 @@ from ppo.envs import Environments, make_envs
 from ppo.models.actor_critic import ActorCritic, build_model
 from ppo.outputs import checkpoint
 from ppo.outputs.display import make_display
+from ppo.outputs.folders import move_aside, require_writable
 from ppo.outputs.trackers import CsvFiles, FinishedEpisode, TensorBoard, Trackers, write_config
 from ppo.random_streams import Purpose, derived_seed
 from ppo.supervision import StopRequest
 
+SAVE_FAILED = 1
 _FINISHED = "{name} is finished: {done:,} of {wanted:,} steps; a larger --env_steps goes on from there"
 
 
@@ -89,14 +91,15 @@ def train(config: Config, comm: Collective, stop: StopRequest) -> int:
     """Train until `env_steps`, resuming the newest checkpoint of this name.
 
     Returns:
-        The exit code: 0 at the end, that of the signal after an early stop.
+        The exit code: 0 at the end, that of the signal after an early stop, SAVE_FAILED without a last checkpoint.
 
     Raises:
         Refusal: the folders, the settings or the checkpoints do not allow it; on all ranks, nothing written.
     """
-    decided_by_root(comm, lambda: prepare_folders(config))
+    stop.listen()
+    notes = decided_by_root(comm, lambda: prepare_folders(config))
     run = build_run(config, comm)
-    notes = resume(run)
+    notes += resume(run)
     progress = run.progress
     if progress.env_steps >= config.run.env_steps:
         if comm.rank == 0:
@@ -105,23 +108,23 @@ def train(config: Config, comm: Collective, stop: StopRequest) -> int:
     trackers = make_trackers(run)
     for note in notes:
         trackers.say(note)
-    saved_update = progress.update
-    stop.listen()
+    tried_update = progress.update
+    saved = True
+    exit_code: int | None = None
     run.stopwatch.lap()
-    exit_code = 0
-    while progress.env_steps < config.run.env_steps and not exit_code:
+    while progress.env_steps < config.run.env_steps and exit_code is None:
         metrics, episodes, exit_code = advance(run, stop)
         trackers.log(metrics, episodes)
-        if progress.update - saved_update >= config.run.checkpoint_interval:
-            save(run, trackers.say)
-            saved_update = progress.update
-    if saved_update != progress.update:
-        save(run, trackers.say)
-    trackers.say(farewell(run, stopped_early=bool(exit_code)))
+        if progress.update - tried_update >= config.run.checkpoint_interval:
+            saved = save(run, trackers.say)
+            tried_update = progress.update
+    if tried_update != progress.update:
+        saved = save(run, trackers.say)
+    trackers.say(farewell(run, saved=saved, stopped_early=exit_code is not None))
     trackers.close()
     run.envs.close()
     comm.barrier()
-    return exit_code
+    return (exit_code or 0) if saved else SAVE_FAILED
 
 
 def build_run(config: Config, comm: Collective) -> Run:
@@ -149,8 +152,8 @@ def build_run(config: Config, comm: Collective) -> Run:
     return Run(config, comm, indices, envs, model, value_normalizer, collector, learner, Progress(), Stopwatch())
 
 
-def advance(run: Run, stop: StopRequest) -> tuple[dict[str, float | int | None], list[FinishedEpisode], int]:
-    """Collect one rollout, learn from it and count; return metrics, finished games and the agreed exit code."""
+def advance(run: Run, stop: StopRequest) -> tuple[dict[str, float | int | None], list[FinishedEpisode], int | None]:
+    """Collect a rollout, learn from it and count; return metrics, games and an exit code if all shall leave."""
     progress, config = run.progress, run.config
     steps_before = progress.env_steps
     rollout, episodes = run.collector.collect(progress.update)
@@ -178,26 +181,25 @@ def advance(run: Run, stop: StopRequest) -> tuple[dict[str, float | int | None],
     return metrics, finished, exit_code
 
 
-def prepare_folders(config: Config) -> None:
-    """Create the run's folders, moving an old run aside for --fresh.
+def prepare_folders(config: Config) -> list[str]:
+    """Create the run's folders and move aside what must not be overwritten; return what to tell.
+
+    With --fresh that is the old run, and otherwise logs whose checkpoints are gone or elsewhere.
 
     Raises:
-        Refusal: a folder cannot be written.
+        Refusal: a folder cannot be written; nothing has been moved then.
     """
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    folders = {"checkpoint_dir": config.checkpoint_folder, "run_dir": config.run_folder}
-    for setting, folder in folders.items():
-        try:
-            if config.run.fresh and folder.exists():
-                folder.rename(folder.with_name(f"{folder.name}.before-{stamp}"))
-            folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / ".writable"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise Refusal(
-                f"{setting} must be a folder this user can write to, got {folder}: {error.strerror}"
-            ) from error
+    require_writable("checkpoint_dir", config.run.checkpoint_dir)
+    require_writable("run_dir", config.run.run_dir)
+    checkpoints, logs = config.checkpoint_folder, config.run_folder
+    aside = []
+    if config.run.fresh:
+        aside = move_aside([checkpoints, logs])
+    elif (logs / "progress.csv").exists() and not checkpoint.list_checkpoints(checkpoints):
+        aside = move_aside([logs])
+    require_writable("checkpoint_dir", checkpoints)
+    require_writable("run_dir", logs)
+    return [f"moved aside to {folder}" for folder in aside]
 
 
 def resume(run: Run) -> list[str]:
@@ -226,11 +228,13 @@ def resume(run: Run) -> list[str]:
     return notes
 
 
-def save(run: Run, say: Callable[[str], None]) -> None:
-    """Write a checkpoint on rank 0 with the state of every rank's environments, then prune old ones."""
+def save(run: Run, say: Callable[[str], None]) -> bool:
+    """Write a checkpoint with the state of every rank's environments and prune old ones; tell whether it was saved."""
     states = _merge(run.comm.gather(run.envs.get_states()))
-    if run.comm.rank != 0:
-        return
+    return run.comm.broadcast(run.comm.rank == 0 and _write_and_prune(run, states, say))
+
+
+def _write_and_prune(run: Run, states: list[dict[str, NDArray[Any]]], say: Callable[[str], None]) -> bool:
     model = {f"model/{name}": tensor for name, tensor in run.model.state_dict().items()}
     model |= {f"value_normalizer/{name}": t for name, t in run.value_normalizer.state_dict().items()}
     training = {f"learner/{name}": tensor for name, tensor in run.learner.state_dict().items()}
@@ -239,9 +243,14 @@ def save(run: Run, say: Callable[[str], None]) -> None:
     folder = run.config.checkpoint_folder
     try:
         checkpoint.write_checkpoint(folder, run.config, run.progress.counters(), model, training)
-        checkpoint.prune(folder)
     except OSError as error:
         say(f"WARNING: the checkpoint at {run.progress.env_steps:,} steps was not saved: {error}")
+        return False
+    try:
+        checkpoint.prune(folder)
+    except OSError as error:
+        say(f"WARNING: old checkpoints could not be deleted: {error}")
+    return True
 
 
 def make_trackers(run: Run) -> Trackers:
@@ -262,18 +271,20 @@ def make_trackers(run: Run) -> Trackers:
     )
 
 
-def farewell(run: Run, *, stopped_early: bool) -> str:
+def farewell(run: Run, *, saved: bool, stopped_early: bool) -> str:
     """Return the last line of a run."""
     steps, folder = run.progress.env_steps, run.config.checkpoint_folder
+    if not saved:
+        return f"ended at {steps:,} steps WITHOUT a last checkpoint; the same command goes on from the one before"
     end = "stopped; the same command goes on from here" if stopped_early else "done"
     return f"{end}: {run.config.model_name} at {steps:,} steps, saved in {folder / checkpoint.folder_name(steps)}"
 
 
-def _agree(run: Run, stop: StopRequest) -> tuple[float, dict[str, float], int]:
+def _agree(run: Run, stop: StopRequest) -> tuple[float, dict[str, float], int | None]:
     """Exchange clocks and stop requests in one all-reduce.
 
     Returns:
-        Mean wall seconds since the last call, mean seconds per phase, and the exit code that any rank asks for.
+        Mean wall seconds since the last call, mean seconds per phase, and the exit code that any rank asks for, if any.
     """
     phases = {**run.collector.seconds, **run.learner.seconds}
     asked = [float(stop.exit_code == code) for code in stop.codes]
@@ -281,7 +292,7 @@ def _agree(run: Run, stop: StopRequest) -> tuple[float, dict[str, float], int]:
     run.comm.sum_in_place(shared)
     seconds, *means = (shared[: 1 + len(phases)] / run.comm.size).tolist()
     votes = shared[1 + len(phases) :]
-    exit_code = max((code for code, count in zip(stop.codes, votes, strict=True) if count), default=0)
+    exit_code = max((code for code, count in zip(stop.codes, votes, strict=True) if count), default=None)
     return seconds, dict(zip(phases, means, strict=True)), exit_code
 
 
@@ -310,6 +321,9 @@ def _refuse_other_run(config: Config, manifest: checkpoint.Manifest, folder: Pat
         ("env_name", old.run.env_name, config.run.env_name),
         ("rng_seed", old.run.rng_seed, config.run.rng_seed),
         ("num_envs", old.ppo.num_envs, config.ppo.num_envs),
+        # What the network's inputs and outputs mean.
+        ("pixel_normalization", old.ppo.pixel_normalization, config.ppo.pixel_normalization),
+        ("value_normalization", old.ppo.value_normalization, config.ppo.value_normalization),
     )
     changed |= {name: (before, now) for name, before, now in pairs if before != now}
     if changed:

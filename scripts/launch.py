@@ -29,9 +29,12 @@ def main() -> int:
         os.execv(sys.executable, command)
     mpirun = Path(sys.executable).with_name("mpirun")
     # A session of its own keeps the terminal's Ctrl-C from mpirun, which would end the ranks before they can save.
-    job = subprocess.Popen([str(mpirun), "-np", str(ranks), *command], start_new_session=True)
-    forward_signals(job)
-    code = job.wait()
+    with Signals(saves=config.run.mode == "train") as signals:
+        job = subprocess.Popen([str(mpirun), "-np", str(ranks), *command], start_new_session=True)
+        signals.forward_to(job)
+        code = job.wait()
+    if signals.interrupted:
+        return INTERRUPTED
     return code if code >= 0 else 128 - code
 
 
@@ -42,30 +45,45 @@ def number_of_ranks(config: Config) -> int:
     return max(1, min(cores, work))
 
 
-def forward_signals(job: "subprocess.Popen[bytes]") -> None:
-    """Turn signals to this process into those that mpirun passes on without ending its ranks."""
-    interrupts = 0
+class Signals:
+    """Turns signals to this process into those that mpirun passes on without ending its ranks."""
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        nonlocal interrupts
-        interrupts += 1
-        if interrupts == 1:
+    def __init__(self, *, saves: bool) -> None:
+        """Forward signals to a job that `saves` when it is asked to leave, or that can just be ended."""
+        self._saves = saves
+        self._job: subprocess.Popen[bytes] | None = None
+        self._early: int | None = None
+        self.interrupted = 0
+
+    def __enter__(self) -> "Signals":
+        """Listen from before the job starts, so that no Ctrl-C leaves it behind."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Go on ignoring signals: the job has ended and so will this process."""
+
+    def forward_to(self, job: "subprocess.Popen[bytes]") -> None:
+        """Send signals to this job from now on, and what came before it started."""
+        self._job = job
+        if self._early is not None:
+            self._receive(self._early, None)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._job is None:
+            self._early = number
+            return
+        if number == signal.SIGINT:
+            self.interrupted += 1
+        if not self._saves or self.interrupted > 1:
+            self._job.terminate()
+        elif number in (signal.SIGINT, signal.SIGUSR2):
             print("\nsaving after this update; Ctrl-C again leaves without saving", file=sys.stderr, flush=True)
-            job.send_signal(signal.SIGUSR2)
+            self._job.send_signal(signal.SIGUSR2)
         else:
-            job.terminate()
-
-    def preempt(number: int, frame: FrameType | None) -> None:
-        job.send_signal(signal.SIGUSR1)
-
-    signal.signal(signal.SIGINT, interrupt)
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, preempt)
-    signal.signal(signal.SIGUSR2, interrupt)
+            self._job.send_signal(signal.SIGUSR1)
 
 
 if __name__ == "__main__":
-    code = main()
-    if code == INTERRUPTED:
-        print("stopped", file=sys.stderr)
-    sys.exit(code)
+    sys.exit(main())

@@ -56,8 +56,13 @@ def ppo(folder, *flags, ranks=0, timeout=120):
     output, errors = io.StringIO(), io.StringIO()
     handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
     hook = threading.excepthook
-    with contextlib.chdir(folder), contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-        code = main(flags)
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            code = main(flags)
+    finally:
+        os.chdir(before)
     threading.excepthook = hook
     for number, handler in handlers.items():
         if handler is not None and signal.getsignal(number) is not handler:

@@ -86,3 +86,12 @@ def test_a_launcher_whose_ranks_mpi_cannot_see_is_refused(tmp_path):
     job = without_mpi(tmp_path, OMPI_COMM_WORLD_SIZE="4", OMPI_COMM_WORLD_RANK="0")
     assert job.returncode == 2
     assert "started 4 processes but MPI sees 1" in job.stderr
+
+
+def test_single_ranks_that_slurm_took_for_a_job_are_refused_by_each_once(tmp_path):
+    flags = ["-m", "ppo", *CARTPOLE, "--env_steps=64"]
+    variables = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_ID": "0"}
+    job = separately([sys.executable, *flags], tmp_path, SLURM_PROCID="0", **variables)
+    assert job.returncode == 2
+    assert "srun --mpi=pmix" in job.stderr
+    assert list(tmp_path.iterdir()) == []

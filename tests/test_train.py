@@ -136,6 +136,37 @@ def test_a_run_leaves_its_logs_in_one_folder(tmp_path):
     assert 0.5 < phases / float(row["time/seconds"]) <= 1.0
 
 
+def test_a_save_that_fails_is_warned_of_and_shows_in_the_exit_code(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ppo.outputs.checkpoint.write_checkpoint", full)
+    job = ppo(tmp_path, *CARTPOLE, "--env_steps=128", "--checkpoint_interval=1")
+    assert job.returncode == 1
+    assert "WARNING: the checkpoint at 64 steps was not saved" in job.stdout
+    assert "WITHOUT a last checkpoint" in job.stdout
+    assert len(rows(tmp_path / "runs/CartPole-v1/progress.csv")) == 2
+
+
+def test_logs_without_their_checkpoints_are_moved_aside_and_not_deleted(tmp_path):
+    assert_ok(ppo(tmp_path, *CARTPOLE, "--env_steps=128"))
+    job = ppo(tmp_path, *CARTPOLE, "--env_steps=64", "--checkpoint_dir=elsewhere")
+    assert_ok(job)
+    assert "moved aside to runs/CartPole-v1.before-" in job.stdout
+    (old,) = (tmp_path / "runs").glob("CartPole-v1.before-*")
+    assert len(rows(old / "progress.csv")) == 2
+    assert len(rows(tmp_path / "runs/CartPole-v1/progress.csv")) == 1
+
+
+@pytest.mark.parametrize("setting", ["value_normalization", "rng_seed"])
+def test_what_would_change_the_meaning_of_the_weights_is_refused(setting, tmp_path):
+    assert_ok(ppo(tmp_path, *CARTPOLE, "--env_steps=64"))
+    flag = "--no-value_normalization" if setting == "value_normalization" else "--rng_seed=1"
+    job = ppo(tmp_path, *CARTPOLE, "--env_steps=128", flag)
+    assert job.returncode == 2
+    assert setting in job.stderr
+
+
 def start_endless_run(folder, *launcher):
     command = [*launcher, sys.executable, "-m", "ppo", *CARTPOLE, "--env_steps=100000000"]
     with open(folder / "log", "w") as log:
@@ -149,7 +180,7 @@ def start_endless_run(folder, *launcher):
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGUSR1, 75), (signal.SIGTERM, 75), (signal.SIGUSR2, 130)]
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGUSR1, 75), (signal.SIGTERM, 75), (signal.SIGUSR2, 0)]
 )
 def test_a_signal_saves_and_leaves_with_its_exit_code(number, code, tmp_path):
     job = start_endless_run(tmp_path)

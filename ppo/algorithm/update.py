@@ -214,7 +214,7 @@ class Learner:
             "exp_avg_sq": state["second_moment"].clone(),
             "step": state["gradient_steps"].clone(),
         }
-        self._adaptive_rate = float(state["adaptive_rate"])
+        self._adaptive_rate = min(float(state["adaptive_rate"]), self._settings.learning_rate_max)
         self._pixel_moments.load_state_dict({"moments": state["pixel_moments"]})
 
     def _learning_rate(self, progress: float) -> float:
@@ -256,8 +256,10 @@ class Learner:
         variance = float(returns_moments.squares)
         explained = 1.0 - float(advantage_moments.squares) / variance if variance > 0.0 else 0.0
         if settings.value_normalization:
+            # What the value head said, in the units it said it in: the reference of value clipping.
+            values = self._value_normalizer.normalize(values)
             self._value_normalizer.update(returns_moments)
-            values, returns = self._value_normalizer.normalize(values), self._value_normalizer.normalize(returns)
+            returns = self._value_normalizer.normalize(returns)
         if settings.advantage_normalization == "batch":
             advantages = standardize(advantages, advantage_moments)
         actions, log_probs = rollout.actions.flatten(), rollout.log_probs.flatten()

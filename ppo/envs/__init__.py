@@ -11,7 +11,8 @@ next step. `info` holds one array per key, never one dict per environment:
 """
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -45,8 +46,12 @@ class Environments(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArra
         """
 
 
-def check_environment(env_name: str, world: WorldSettings) -> None:
+def check_environment(env_name: str, explicit: Collection[str] = ()) -> None:
     """Refuse an environment that cannot be made, before any is.
+
+    Args:
+        env_name: a Gymnasium id.
+        explicit: names of the settings that the user has set.
 
     Raises:
         Refusal: an unknown id (with the nearest known one), an unsupported kind, or settings that do not apply.
@@ -60,9 +65,9 @@ def check_environment(env_name: str, world: WorldSettings) -> None:
         known = [i for i in gymnasium.registry if not atari.is_atari_name(i)]
         raise unknown_environment(env_name, [*known, *atari.accepted_names()])
     control.check(env_name)
-    inapplicable = [name for name in ("sticky_actions", "full_action_space") if getattr(world, name)]
-    if inapplicable:
-        raise Refusal(f"{inapplicable[0]} must not be set for {env_name}: it applies to Atari games only")
+    for setting in dataclasses.fields(WorldSettings):
+        if setting.name in explicit:
+            raise Refusal(f"{setting.name} must not be set for {env_name}: it applies to Atari games only")
 
 
 def make_envs(
@@ -76,7 +81,7 @@ def make_envs(
     """Make the environments with these global indices.
 
     Environment i is the same at any rank count: its random numbers are addressed by (seed, i). `on_frame` receives
-    every displayed screen of the first environment, (H, W, 3) RGB at `frames_per_second`.
+    every screen that a step of the first environment shows, (H, W, 3) RGB at `frames_per_second`.
     """
     from ppo.envs import atari, control
 

@@ -88,7 +88,7 @@ class AtariGame:
             world: the protocol.
             index: global index of the environment, the address of its random numbers.
             seed: seed of the job.
-            on_frame: receives every emulated frame, (210, 160, 3) RGB.
+            on_frame: receives every emulated frame of a step, (210, 160, 3) RGB; the start of a game is not shown.
         """
         self._index, self._seed = index, seed
         self._ale = ale_py.ALEInterface()
@@ -104,7 +104,7 @@ class AtariGame:
         self._presses_fire = world.fire_reset and ale_py.Action.FIRE in minimal
         self._noop_max, self._max_frames = world.noop_max, world.max_frames
         self._stickiness = world.sticky_actions
-        self._on_frame = on_frame
+        self._on_frame, self._shows = on_frame, False
         self._act: Callable[[int], int] = self._ale.act if not (on_frame or self._stickiness) else self._act_slowly
 
         # Read by turns: [0] the last frame of a step, [1] the one before.
@@ -123,6 +123,7 @@ class AtariGame:
         self.episode += 1
         self.episode_return, self.episode_length = 0.0, 0
         self._last_action = _NOOP
+        self._shows = False
         self._ale.reset_game()
         if self._noop_max:
             noops = stream(self._seed, Purpose.NOOPS, self._index, self.episode).integers(1, self._noop_max + 1)
@@ -133,6 +134,7 @@ class AtariGame:
                     self.episode_return = 0.0
         if self._presses_fire:
             self.episode_return += self._hold(_FIRE)
+        self._shows = True
         self._lives = self._ale.lives()
         self._ale.getScreenGrayscale(self._screens[0])
         self._screens[1] = 0
@@ -210,7 +212,7 @@ class AtariGame:
                 action = self._last_action
             self._last_action = action
         reward: int = self._ale.act(action)
-        if self._on_frame:
+        if self._on_frame and self._shows:
             self._on_frame(self._ale.getScreenRGB())
         return reward
 

@@ -123,7 +123,6 @@ class ControlEnvironments(Environments):
         self._returns[position] = 0.0
         seed = derived_seed(self._seed, Purpose.EPISODE_SEEDS, self._indices[position], episode)
         self.observations[position], _ = self._envs[position].reset(seed=seed)
-        self._show(position)
 
     def _advance(self, position: int, action: int) -> tuple[bool, bool]:
         observation, reward, terminated, truncated, _ = self._envs[position].step(action + self._first_action)

@@ -68,7 +68,7 @@ class Manifest:
     files: dict[str, dict[str, Any]]
 
     @property
-    def rank(self) -> tuple[bool, float, int]:
+    def merit(self) -> tuple[bool, float, int]:
         """Sort key of `best`: the mean return over a full window of games, a shorter window only for want of one."""
         mean = self.counters.return_mean
         full = len(self.counters.recent_returns) >= 100
@@ -228,7 +228,7 @@ def choose(parent: Path, which: str) -> tuple[Path, Manifest]:
     if which == "latest":
         return readable[-1]
     if which == "best":
-        return max(readable, key=lambda pair: pair[1].rank)
+        return max(readable, key=lambda pair: pair[1].merit)
     for folder, manifest in readable:
         if steps_of(folder) == int(which):
             return folder, manifest
@@ -237,14 +237,17 @@ def choose(parent: Path, which: str) -> tuple[Path, Manifest]:
 
 
 def prune(parent: Path) -> None:
-    """Delete all but the newest checkpoints and the best one."""
+    """Delete all but the newest checkpoints and the best one, and what killed writers left behind."""
+    for scratch in parent.glob(f".{_PREFIX}*.tmp"):
+        shutil.rmtree(scratch, ignore_errors=True)
     folders = list_checkpoints(parent)
     if len(folders) <= KEPT_NEWEST:
         return
     best = choose(parent, "best")[0]
     for folder in folders[:-KEPT_NEWEST]:
         if folder != best:
-            shutil.rmtree(folder)
+            # Renamed first: a checkpoint that is being deleted is no checkpoint any more.
+            shutil.rmtree(folder.rename(parent / f".{folder.name}.tmp"))
 
 
 def _readable(parent: Path) -> list[tuple[Path, Manifest]]:

@@ -89,6 +89,7 @@ class LiveTable:
         )
         self._live = Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
         self._live.start()
+        console.show_cursor(True)  # a job that is aborted has no time to bring a hidden one back
 
     def log(self, metrics: Metrics, episodes: Sequence[FinishedEpisode]) -> None:
         """Redraw."""
@@ -106,8 +107,9 @@ class LiveTable:
 def summary_line(metrics: Metrics, total_steps: int) -> str:
     """Return one line of text about an update."""
     steps = metrics["env_steps"] or 0
+    done = min(1.0, steps / total_steps)
     return (
-        f"{steps:>11,} steps {steps / total_steps:6.1%}  {metrics['time/steps_per_second'] or 0:>7,.0f} steps/s  "
+        f"{steps:>11,} steps {done:6.1%}  {metrics['time/steps_per_second'] or 0:>7,.0f} steps/s  "
         f"{time_left(metrics, total_steps)} left  return {describe_return(metrics)}  "
         f"entropy {metrics['update/entropy']:.3f}  value loss {metrics['update/value_loss']:.4f}  "
         f"KL {metrics['update/approx_kl']:.4f}"

@@ -565,13 +565,13 @@ def test_both_spellings_name_the_same_rom(env_name: str) -> None:
 )
 def test_an_unknown_game_is_refused_with_the_nearest_known_one(env_name: str, nearest: str) -> None:
     with pytest.raises(Refusal, match=f"did you mean '{nearest}'"):
-        check_environment(env_name, WorldSettings())
+        check_environment(env_name)
 
 
 @pytest.mark.parametrize("env_name", ["Pong-v4", "Pong-v0", "PongNoFrameskip-v0", "Pong-ram-v4"])
 def test_an_id_whose_own_protocol_would_be_ignored_is_refused_naming_one_that_is_served(env_name: str) -> None:
     with pytest.raises(Refusal, match=r"(try|did you mean) '?(PongNoFrameskip-v4|ALE/Pong-v5)"):
-        check_environment(env_name, WorldSettings())
+        check_environment(env_name)
 
 
 @pytest.fixture
@@ -585,4 +585,4 @@ def combat() -> Iterator[str]:
 
 def test_a_game_that_ale_cannot_load_is_refused_without_ending_the_process(combat: str) -> None:
     with pytest.raises(Refusal, match="cannot load"):
-        check_environment(combat, WorldSettings())
+        check_environment(combat)

@@ -188,17 +188,17 @@ def pictures() -> Iterator[str]:
 
 def test_image_observations_are_refused(pictures: str) -> None:
     with pytest.raises(Refusal, match=r"vector observations.*try CartPole-v1"):
-        check_environment(pictures, WorldSettings())
+        check_environment(pictures)
 
 
 def test_continuous_actions_are_refused() -> None:
     with pytest.raises(Refusal, match=r"discrete actions.*try CartPole-v1"):
-        check_environment("Pendulum-v1", WorldSettings())
+        check_environment("Pendulum-v1")
 
 
 def test_an_unknown_world_is_refused_with_the_nearest_known_one() -> None:
     with pytest.raises(Refusal, match="did you mean 'CartPole-v1'"):
-        check_environment("CartPol-v1", WorldSettings())
+        check_environment("CartPol-v1")
 
 
 @pytest.fixture
@@ -211,15 +211,14 @@ def broken() -> Iterator[str]:
 
 def test_a_world_whose_package_is_missing_is_refused_saying_which(broken: str) -> None:
     with pytest.raises(Refusal, match=r"cannot be made here.*no_such_package"):
-        check_environment(broken, WorldSettings())
+        check_environment(broken)
 
 
-@pytest.mark.parametrize("setting", ["sticky_actions", "full_action_space"])
+@pytest.mark.parametrize("setting", ["sticky_actions", "full_action_space", "noop_max", "frame_stack"])
 def test_settings_that_only_atari_has_are_refused(setting: str) -> None:
-    world = WorldSettings(**{setting: 0.25 if setting == "sticky_actions" else True})
     with pytest.raises(Refusal, match=setting):
-        check_environment(CART_POLE, world)
+        check_environment(CART_POLE, {setting, "env_name"})
 
 
 def test_a_world_that_is_served_is_accepted() -> None:
-    check_environment(CART_POLE, WorldSettings())
+    check_environment(CART_POLE)

@@ -1,0 +1,59 @@
+"""The launcher behind scripts/train, tried as a user meets it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.jobs import CARTPOLE, environment, rows, separately
+
+LAUNCHER = Path(__file__).parent.parent / "scripts" / "launch.py"
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def launch(folder, *flags):
+    return separately([sys.executable, str(LAUNCHER), *flags], folder)
+
+
+def test_a_job_has_one_rank_per_core(tmp_path):
+    job = launch(tmp_path, *CARTPOLE, "--env_steps=64")
+    assert job.returncode == 0, job.stderr
+    assert f'"ranks": {min(CORES, 4)}' in (tmp_path / "runs/CartPole-v1/config.json").read_text()
+
+
+def test_a_job_has_no_more_ranks_than_environments(tmp_path):
+    flags = ["--env_name=CartPole-v1", "--num_envs=1", "--rollout_steps=64", "--minibatch_size=32", "--env_steps=64"]
+    job = launch(tmp_path, *flags)
+    assert job.returncode == 0, job.stderr
+    assert '"ranks": 1' in (tmp_path / "runs/CartPole-v1/config.json").read_text()
+
+
+def test_a_wrong_setting_is_refused_before_mpirun_starts(tmp_path):
+    job = launch(tmp_path, "--minibatch_size=100")
+    assert job.returncode == 2
+    assert job.stderr.count("try 128") == 1
+    assert "prterun" not in job.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_to_the_launcher_saves_on_all_ranks(number, code, tmp_path):
+    with open(tmp_path / "log", "w") as log:
+        job = subprocess.Popen(
+            [sys.executable, str(LAUNCHER), *CARTPOLE, "--env_steps=100000000"],
+            cwd=tmp_path, env=environment(), stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    progress = tmp_path / "runs/CartPole-v1/progress.csv"
+    deadline = time.monotonic() + 60
+    while not (progress.exists() and len(progress.read_text().splitlines()) > 2):
+        assert time.monotonic() < deadline and job.poll() is None, (tmp_path / "log").read_text()
+        time.sleep(0.1)
+    job.send_signal(number)
+    assert job.wait(timeout=30) == code, (tmp_path / "log").read_text()
+    steps = int(rows(progress)[-1]["env_steps"])
+    assert (tmp_path / f"checkpoints/CartPole-v1/step_{steps:012d}/manifest.json").exists()
+    if number == signal.SIGINT:  # mpirun comments on any other code than 0, and 75 has to come from the ranks
+        assert "prterun" not in (tmp_path / "log").read_text()
