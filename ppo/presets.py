@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # The fastest settings found that never collapsed; see docs/learning.md for the runs behind them.
+    # The fastest settings found so far that never collapsed; docs/learning.md has the runs behind them.
     "atari": {
         "model_size": "small",
         "num_envs": 16,
@@ -36,7 +36,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "max_gradient_norm": None,
         "checkpoint_interval": 40,
     },
-    # CleanRL's ppo_atari.py, number for number (github.com/vwxyzjn/cleanrl).
+    # The numbers of CleanRL's ppo_atari.py (github.com/vwxyzjn/cleanrl).
     "cleanrl": {
         "model_size": "large",
         "num_envs": 8,
@@ -54,10 +54,10 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
     # Vector observations: CartPole, Acrobot, MountainCar and their like.
     "classic": {
-        "env_steps": 300_000,
+        "env_steps": 200_000,
         "model_size": "small",
-        "num_envs": 8,
-        "rollout_steps": 128,
+        "num_envs": 16,
+        "rollout_steps": 64,
         "minibatch_size": 256,
         "num_epochs": 8,
         "learning_rate": 1e-3,
@@ -67,7 +67,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "entropy_coefficient": 0.0,
         "value_normalization": True,
         "max_gradient_norm": 0.5,
-        "checkpoint_interval": 50,
+        "checkpoint_interval": 200,
     },
 }
 

@@ -113,7 +113,7 @@ def test_a_frame_listener_receives_pictures_of_the_first_environment() -> None:
     envs.reset()
     envs.step(np.array([0, 0]))
     envs.close()
-    assert shapes == [(400, 600, 3)] * 2
+    assert shapes == [(400, 600, 3)]
 
 
 # ------------------------------------------------------------------------------------------------------------ states
