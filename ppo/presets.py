@@ -54,7 +54,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
     # Vector observations: CartPole, Acrobot, MountainCar and their like.
     "classic": {
-        "env_steps": 200_000,
+        "env_steps": 120_000,
         "model_size": "small",
         "num_envs": 16,
         "rollout_steps": 64,
