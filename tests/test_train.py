@@ -45,9 +45,7 @@ def test_any_number_of_ranks_takes_the_same_three_updates(world, ranks, one_rank
     assert moved > 1e-4, "the updates are too small for the comparison to mean anything"
 
 
-@pytest.mark.parametrize(
-    ("world", "ranks"), [("CartPole-v1", 0), ("PongNoFrameskip-v4", 0), ("PongNoFrameskip-v4", 2)]
-)
+@pytest.mark.parametrize(("world", "ranks"), [("CartPole-v1", 0), ("PongNoFrameskip-v4", 0), ("PongNoFrameskip-v4", 2)])
 def test_resuming_gives_the_same_weights_and_logs_as_never_stopping(world, ranks, tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     whole.mkdir()
