@@ -9,7 +9,7 @@ from ppo.envs import Environments, atari, make_envs
 from ppo.models.actor_critic import ActorCritic, build_model
 from ppo.outputs import checkpoint
 
-# What changes the shape of the network's input or output cannot be changed after training.
+# What a flag may change for playback; weights that do not fit the change are refused when they are tried.
 _PROTOCOL = {"sticky_actions", "noop_max", "fire_reset", "max_frames", "full_action_space", "frame_stack"}
 _SHIPPED_FOLDER = Path(__file__).parent.parent / "checkpoints" / SHIPPED
 

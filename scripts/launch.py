@@ -29,11 +29,13 @@ def main() -> int:
         os.execv(sys.executable, command)
     mpirun = Path(sys.executable).with_name("mpirun")
     # A session of its own keeps the terminal's Ctrl-C from mpirun, which would end the ranks before they can save.
-    with Signals(saves=config.run.mode == "train") as signals:
-        job = subprocess.Popen([str(mpirun), "-np", str(ranks), *command], start_new_session=True)
-        signals.forward_to(job)
-        code = job.wait()
-    if signals.interrupted:
+    signals = Signals(saves=config.run.mode == "train")
+    signals.listen()
+    job = subprocess.Popen([str(mpirun), "-np", str(ranks), *command], start_new_session=True)
+    signals.forward_to(job)
+    code = job.wait()
+    # After one Ctrl-C any code but 0 says more than 130 does, a save that failed above all.
+    if signals.interrupted and (code == 0 or signals.interrupted > 1):
         return INTERRUPTED
     return code if code >= 0 else 128 - code
 
@@ -55,14 +57,10 @@ class Signals:
         self._early: int | None = None
         self.interrupted = 0
 
-    def __enter__(self) -> "Signals":
-        """Listen from before the job starts, so that no Ctrl-C leaves it behind."""
+    def listen(self) -> None:
+        """Install the handlers; before the job starts, so that no Ctrl-C leaves it behind."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Go on ignoring signals: the job has ended and so will this process."""
 
     def forward_to(self, job: "subprocess.Popen[bytes]") -> None:
         """Send signals to this job from now on, and what came before it started."""
