@@ -135,6 +135,7 @@ class _FolderLock:
         self._path = os.path.join(parent, f".{name}.lock")
         self._record_path = Path(f"{self._path}.json")
         self._flock: filelock.BaseFileLock | None = None
+        self._identity: os.stat_result | None = None
         self._was_there = False
         self._me: Holder | None = None
         """This process, once it holds the lock."""
@@ -159,6 +160,8 @@ class _FolderLock:
                     if self._write(before, me):
                         self._me = me
                         return [note] if note else []
+                    if time.monotonic() > deadline:
+                        raise Refusal(f"{self._shown} cannot be locked: {self._record_path} is in the way")
                 time.sleep(_SECONDS_BETWEEN_TRIES)
         except OSError as error:
             raise Refusal(f"{self._shown} cannot be locked: {error.strerror}: {self._path}") from error
@@ -174,17 +177,17 @@ class _FolderLock:
             return
         with contextlib.suppress(OSError):
             # No race: it is still locked, and whoever opened it before gets a file without a name and tries again.
-            if ours and os.path.samestat(os.stat(self._path), self._identity):
+            if ours and self._identity and os.path.samestat(os.stat(self._path), self._identity):
                 os.unlink(self._path)
         with contextlib.suppress(OSError):
             self._flock.release()
-        self._flock = None
+        self._flock = self._identity = None
 
     def _lock(self) -> bool:
         """Try to get the operating system's lock; tell whether nobody else has it, as far as it knows."""
         if self._flock is not None:
             return True
-        # A soft lock is a file that stays when its process is killed, and tells nothing about other machines.
+        # filelock would rather make a soft lock, a file, which is what the record is already.
         flock = filelock.FileLock(self._path, fallback_to_soft=False)
         try:
             flock.acquire(timeout=0)
@@ -196,7 +199,8 @@ class _FolderLock:
             if not self._was_there:
                 Path(self._path).unlink(missing_ok=True)
             return True
-        self._flock, self._identity = flock, os.stat(self._path)
+        self._flock = flock
+        self._identity = os.stat(self._path)
         return True
 
     def _read(self) -> "Holder | _Damaged | None":

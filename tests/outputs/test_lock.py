@@ -501,6 +501,13 @@ def test_without_flock_a_take_over_in_progress_is_left_alone(pong: Path) -> None
     assert names(pong.parent) == []
 
 
+@pytest.mark.usefixtures("without_flock")
+def test_without_flock_what_is_in_the_way_of_the_record_is_named(pong: Path) -> None:
+    record_of(pong).symlink_to("nowhere")
+    with pytest.raises(Refusal, match=r"\.Pong\.lock\.json is in the way"):
+        acquire(pong)
+
+
 def test_without_flock_exactly_one_of_several_takes_over_a_stale_record(pong: Path) -> None:
     leave_record(pong, pid=os.getppid(), start_ticks=1)
     _, said = started_at_once(5, [pong], NO_FLOCK + AT_ONCE)
