@@ -1,6 +1,7 @@
 """`python -m ppo`: flags -> Config -> mode. Ends the whole job if one rank fails.
 
-Exit codes: 0 done; 2 a setting was refused; 75 saved and left on SIGUSR1 or SIGTERM; 130 on Ctrl-C; 1 anything else.
+Exit codes: 0 done; 2 a setting was refused; 70 the training went wrong in a way that starting again would not mend;
+75 saved and left on SIGUSR1 or SIGTERM; 130 on Ctrl-C; 1 anything else.
 """
 
 import os
@@ -12,71 +13,103 @@ from collections.abc import Sequence
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 
-from ppo.collectives import AbortGuard, Collective, connect, launched_rank
+from ppo.collectives import AbortGuard, Collective, Halt, connect, launched_rank, was_launched
 from ppo.config import Config, Refusal, explicit_settings, parse_command_line
 from ppo.presets import PRESETS, default_preset
 
 REFUSED = 2
+WENT_WRONG = 70
 # A rank that ended first would make the launcher stop rank 0 before it has said why.
 _SECONDS_FOR_ROOT_TO_SPEAK = 5.0
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run one invocation and return its exit code."""
+    launcher = os.getppid() if was_launched() else None
     speaks = launched_rank() == 0
+    explicit = explicit_settings(arguments)
+    config: Config | None = None
+    refusal: str | None = None
     try:
         config = parse_command_line(arguments, PRESETS, default_preset, speak=speaks)
-        explicit = explicit_settings(arguments)
         if config.run.mode == "train" or "env_name" in explicit:
             from ppo.envs import check_environment
 
             check_environment(config.run.env_name, explicit)
+    except Refusal as error:
+        refusal = str(error)
+    except SystemExit:  # --help has been printed
+        return 0
+    try:
         collective = connect()
-    except Refusal as refusal:
-        return _refuse(refusal, speaks)
-    except SystemExit as leave:  # tyro has printed its help, or what is wrong with a flag
-        return _leave(leave.code if isinstance(leave.code, int) else REFUSED, speaks)
-    with AbortGuard(collective, lambda: f"in --mode={config.run.mode}"):
+    except Refusal as error:
+        if speaks:
+            _say(str(error) if refusal is None else refusal)
+        else:
+            time.sleep(_SECONDS_FOR_ROOT_TO_SPEAK)
+        return REFUSED
+    with AbortGuard(collective) as guard:
         try:
-            if config.run.mode == "train" and collective.size > config.ppo.num_envs:
-                raise Refusal(
-                    f"num_envs must be at least the number of ranks, got {config.ppo.num_envs} environments for "
-                    f"{collective.size} ranks; try -np {config.ppo.num_envs} or --num_envs={collective.size}"
-                )
-            return run_mode(config, collective, explicit)
-        except Refusal as refusal:
+            from ppo.supervision.handshake import shake_hands
+
+            hosts = shake_hands(collective, config, refusal)
+            assert config is not None
+            guard.where = lambda: f"in --mode={config.run.mode}"
+            if config.run.mode == "train":
+                return run_training(config, collective, guard, hosts, launcher)
+            return run_playback(config, collective, explicit)
+        except (Refusal, Halt) as error:
             if collective.rank == 0:
-                print(f"ppo: {refusal}", file=sys.stderr, flush=True)
+                _say(str(error))
             collective.barrier()
-            return REFUSED
+            return REFUSED if isinstance(error, Refusal) else WENT_WRONG
 
 
-def run_mode(config: Config, collective: Collective, explicit: set[str]) -> int:
-    """Import and run the chosen mode."""
+def run_training(
+    config: Config, collective: Collective, guard: AbortGuard, hosts: list[str], launcher: int | None
+) -> int:
+    """Import what training needs and train under the watchdog.
+
+    Raises:
+        Refusal: on all ranks alike, before anything is made.
+        Halt: on all ranks alike.
+    """
+    if collective.size > config.ppo.num_envs:
+        raise Refusal(
+            f"num_envs must be at least the number of ranks, got {config.ppo.num_envs} environments for "
+            f"{collective.size} ranks; try -np {config.ppo.num_envs} or --num_envs={collective.size}"
+        )
     import torch
 
-    torch.set_num_threads(1)
-    if config.run.mode == "train":
-        from ppo.supervision import StopRequest
-        from ppo.train import train
+    from ppo.supervision.signals import StopRequest
+    from ppo.supervision.watchdog import Watchdog
+    from ppo.train import train
 
-        return train(config, collective, StopRequest())
+    torch.set_num_threads(1)
+    world = f"{config.run.env_name}, rng_seed {config.run.rng_seed}"
+    seconds = config.supervision.watchdog_seconds
+    with Watchdog(collective, seconds=seconds, hosts=hosts, launcher=launcher) as watchdog:
+        guard.where = lambda: f"in {watchdog.describe()}, {world}"
+        return train(config, collective, StopRequest(), watchdog)
+
+
+def run_playback(config: Config, collective: Collective, explicit: set[str]) -> int:
+    """Import and run play, record or evaluate.
+
+    Raises:
+        Refusal: on all ranks alike.
+    """
+    import torch
+
     from ppo import evaluate
 
+    torch.set_num_threads(1)
     modes = {"play": evaluate.play, "record": evaluate.record, "evaluate": evaluate.evaluate}
     return modes[config.run.mode](config, collective, explicit)
 
 
-def _refuse(refusal: Refusal, speaks: bool) -> int:
-    if speaks:
-        print(f"ppo: {refusal}", file=sys.stderr, flush=True)
-    return _leave(REFUSED, speaks)
-
-
-def _leave(code: int, speaks: bool) -> int:
-    if code and not speaks:
-        time.sleep(_SECONDS_FOR_ROOT_TO_SPEAK)
-    return code
+def _say(text: str) -> None:
+    print(f"ppo: {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

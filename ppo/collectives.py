@@ -20,6 +20,14 @@ from ppo.config import Refusal
 
 T = TypeVar("T")
 
+
+class Halt(RuntimeError):
+    """The job cannot go on, and every rank raises this at the same point: a result of its own work is wrong.
+
+    The program prints it once for the whole job and ends with exit code 70; starting it again would not help.
+    """
+
+
 # Rank and job size as the launchers announce them, before MPI is initialised: Open MPI, MPICH and Intel MPI, PMIx.
 # The first that is set counts: mpirun within a Slurm allocation sees the variables of both.
 _RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
@@ -32,6 +40,8 @@ class Collective(Protocol):
 
     rank: int
     size: int
+    waiting: bool
+    """The rank is in one of the calls below, where it waits for the others; read by the watchdog."""
 
     def sum_in_place(self, buffer: NDArray[Any]) -> None:
         """Replace a contiguous float array by its elementwise sum over ranks."""
@@ -54,6 +64,7 @@ class Alone:
 
     rank = 0
     size = 1
+    waiting = False
 
     def sum_in_place(self, buffer: NDArray[Any]) -> None:
         """Leave the buffer as it is: the sum over one rank."""
@@ -88,23 +99,34 @@ class MPIRanks:
         self._communicator = communicator
         self.rank: int = communicator.rank
         self.size: int = communicator.size
+        self.waiting = False
 
     def sum_in_place(self, buffer: NDArray[Any]) -> None:
         """Sum by one Allreduce on the caller's memory, without a copy."""
         assert buffer.dtype in (np.float32, np.float64) and buffer.flags.c_contiguous
+        self.waiting = True
         self._communicator.Allreduce(self._mpi.IN_PLACE, buffer)
+        self.waiting = False
 
     def broadcast(self, value: T) -> T:
         """Pickle an object on rank 0 and send it; for small things, and trusted between the ranks of a job."""
-        return self._communicator.bcast(value)  # type: ignore[no-any-return]
+        self.waiting = True
+        received: T = self._communicator.bcast(value)
+        self.waiting = False
+        return received
 
     def gather(self, value: T) -> list[T] | None:
         """Collect Python objects on rank 0."""
-        return self._communicator.gather(value)  # type: ignore[no-any-return]
+        self.waiting = True
+        collected: list[T] | None = self._communicator.gather(value)
+        self.waiting = False
+        return collected
 
     def barrier(self) -> None:
         """Wait for every rank."""
+        self.waiting = True
         self._communicator.Barrier()
+        self.waiting = False
 
     def abort(self, code: int) -> None:
         """Call MPI_Abort: an exception on one rank would otherwise leave the others waiting for ever."""
@@ -118,13 +140,18 @@ def launched_rank() -> int:
     return next((int(os.environ[name]) for name in _RANK_VARIABLES if name in os.environ), 0)
 
 
+def was_launched() -> bool:
+    """Tell whether an MPI launcher started this process."""
+    return any(name.startswith(_LAUNCHER_PREFIXES) for name in os.environ)
+
+
 def connect() -> Collective:
     """Join the job this process was launched in, or stand alone without a launcher or an MPI library.
 
     Raises:
         Refusal: the launcher started several processes that MPI cannot see as one job.
     """
-    if not any(name.startswith(_LAUNCHER_PREFIXES) for name in os.environ):
+    if not was_launched():
         # MPI would start a job of one, which costs a third of a second and leaves a file in /dev/shm.
         return Alone()
     launched_size = next((int(os.environ[name]) for name in _SIZE_VARIABLES if name in os.environ), None)
@@ -147,10 +174,11 @@ def connect() -> Collective:
 class AbortGuard:
     """A context in which any failure of this rank, or of one of its threads, ends the whole job and names the rank."""
 
-    def __init__(self, collective: Collective, where: Callable[[], str]) -> None:
-        """Guard `collective`; `where()` says what the rank was doing, for the message."""
+    def __init__(self, collective: Collective) -> None:
+        """Guard `collective`."""
         self._collective = collective
-        self._where = where
+        self.where: Callable[[], str] = lambda: "at the start"
+        """Says what the rank is doing, for the message."""
 
     def __enter__(self) -> "AbortGuard":
         """Watch the helper threads too: Python only prints what they raise and goes on."""
@@ -167,10 +195,10 @@ class AbortGuard:
     def _fail(self, error: BaseException | None) -> None:
         rank = f"rank {self._collective.rank} of {self._collective.size} on {socket.gethostname()}"
         if isinstance(error, KeyboardInterrupt):
-            print(f"ppo: {rank} was interrupted {self._where()}; ending the job", file=sys.stderr, flush=True)
+            print(f"ppo: {rank} was interrupted {self.where()}; ending the job", file=sys.stderr, flush=True)
             self._collective.abort(130)
         trace = "".join(traceback.format_exception(error)) if error is not None else ""
-        print(f"{trace}ppo: {rank} failed {self._where()}: {error!r}; ending the job", file=sys.stderr, flush=True)
+        print(f"{trace}ppo: {rank} failed {self.where()}: {error!r}; ending the job", file=sys.stderr, flush=True)
         code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
         self._collective.abort(code or 1)
 
@@ -185,15 +213,35 @@ def decided_by_root(comm: Collective, decide: Callable[[], T]) -> T:
 
     Raises:
         Refusal: what `decide` raised, on every rank.
+        Halt: likewise.
     """
     result: T | None = None
-    refusal: str | None = None
+    error: Refusal | Halt | None = None
     if comm.rank == 0:
         try:
             result = decide()
-        except Refusal as error:
-            refusal = str(error)
-    refusal, result = comm.broadcast((refusal, result))
-    if refusal is not None:
-        raise Refusal(refusal)
+        except (Refusal, Halt) as raised:
+            error = type(raised)(str(raised))
+    error, result = comm.broadcast((error, result))
+    if error is not None:
+        raise error
     return result  # type: ignore[return-value]
+
+
+def done_by_all(comm: Collective, act: Callable[[], T]) -> list[T]:
+    """Do something on every rank and give every rank all results, in rank order, or the same error.
+
+    Raises:
+        Refusal: on every rank: what `act` raised on the first rank where it did.
+    """
+    result: T | None = None
+    refusal: str | None = None
+    try:
+        result = act()
+    except Refusal as error:
+        refusal = str(error)
+    outcomes = comm.broadcast(comm.gather((refusal, result))) or []
+    for text, _ in outcomes:
+        if text is not None:
+            raise Refusal(text)
+    return [outcome for _, outcome in outcomes]  # type: ignore[misc]

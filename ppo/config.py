@@ -154,6 +154,18 @@ class PlaybackSettings:
 
 
 @dataclass(frozen=True)
+class SupervisionSettings:
+    """What watches over a training run."""
+
+    watchdog_seconds: float = 600.0
+    """A rank that has not come to the next phase of an update after so many seconds ends the job."""
+    replica_check_interval: int = 10
+    """Updates between two comparisons of all ranks' weights and optimiser states; done before every save too."""
+    take_over_lock: bool = False
+    """Train although another host holds the lock of this model name: only when no run is alive there."""
+
+
+@dataclass(frozen=True)
 class Config:
     """All settings of one invocation."""
 
@@ -162,6 +174,7 @@ class Config:
     model: ModelSettings = field(default_factory=ModelSettings)
     ppo: PPOSettings = field(default_factory=PPOSettings)
     playback: PlaybackSettings = field(default_factory=PlaybackSettings)
+    supervision: SupervisionSettings = field(default_factory=SupervisionSettings)
 
     @property
     def model_name(self) -> str:
@@ -199,6 +212,7 @@ class Config:
         _validate_world(self.world)
         _validate_ppo(self.ppo)
         _validate_playback(self.playback)
+        _validate_supervision(self.supervision)
 
     def replace_settings(self, settings: Mapping[str, Any]) -> "Config":
         """Return a copy with the named settings changed, whatever section they stand in."""
@@ -247,7 +261,7 @@ class Config:
 
 def default_model_name(env_name: str) -> str:
     """Return the folder name that stands for an environment when the user gives none."""
-    return re.sub(r"[^A-Za-z0-9._-]", "-", env_name)
+    return re.sub(r"[^A-Za-z0-9._-]", "-", env_name).lstrip(".-")[:100] or "unnamed"
 
 
 def setting_types() -> dict[str, Any]:
@@ -286,11 +300,11 @@ def parse_command_line(
 ) -> Config:
     """Turn flags into a validated Config whose defaults come from the chosen preset.
 
-    With `speak=False` (every rank but the first) nothing is printed.
+    With `speak=False` (every rank but the first) --help prints nothing.
 
     Raises:
-        SystemExit: with code 0 after --help, and 2 after a value that tyro refuses.
-        Refusal: from `Config.validate`, or an unknown setting or preset.
+        SystemExit: with code 0, after --help.
+        Refusal: from tyro or `Config.validate`, or an unknown setting or preset.
     """
     _refuse_unknown_flags(arguments)
     arguments = _spell_out_booleans(arguments)
@@ -300,19 +314,23 @@ def parse_command_line(
     if preset not in presets:
         raise Refusal(f"preset must be one of {', '.join(presets)}, got {preset!r}{did_you_mean(preset, presets)}")
     defaults = Config().replace_settings(presets[preset]).replace_settings({"env_name": env_name, "preset": preset})
-    # tyro's own console_outputs=False still prints a value that cannot be converted.
-    with contextlib.nullcontext() if speak else contextlib.redirect_stderr(io.StringIO()):
-        config = tyro.cli(
-            tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[Config]],
-            prog="python -m ppo",
-            description=(
-                "Train, watch and record agents with PPO. Under mpirun every rank steps its share of the environments. "
-                f"The defaults below are those of the preset {preset!r} (of {', '.join(presets)})."
-            ),
-            args=list(arguments),
-            default=defaults,
-            console_outputs=speak,
-        )
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint), _silent_unless(speak):
+            config = tyro.cli(
+                tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[Config]],
+                prog="python -m ppo",
+                description=(
+                    "Train, watch and record agents with PPO. Under mpirun every rank steps its share of the "
+                    f"environments. The defaults below are those of the preset {preset!r} (of {', '.join(presets)})."
+                ),
+                args=list(arguments),
+                default=defaults,
+            )
+    except SystemExit as leave:
+        if not leave.code:  # --help
+            raise
+        raise Refusal(_unboxed(complaint.getvalue())) from leave
     config.validate()
     return config
 
@@ -322,6 +340,18 @@ def did_you_mean(word: str, choices: typing.Iterable[str]) -> str:
     lower = {choice.lower(): choice for choice in choices}
     close = difflib.get_close_matches(word.lower(), lower, n=1, cutoff=0.5)
     return f"; did you mean {lower[close[0]]!r}?" if close else ""
+
+
+def _silent_unless(speak: bool) -> contextlib.AbstractContextManager[Any]:
+    return contextlib.nullcontext() if speak else contextlib.redirect_stdout(io.StringIO())
+
+
+def _unboxed(text: str) -> str:
+    """Turn the framed text in which tyro says what is wrong with a value into one line."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    words = " ".join(re.sub(r"[\u2500-\u257f]+|-{3,}", " ", plain).split())
+    reason = re.split(r" (?:Argument|For full) helptext", words)[0]
+    return re.sub(r"^(?:Value error|Invalid choice|Missing argument|Parsing error) ", "", reason)
 
 
 def _refuse_unknown_flags(arguments: Sequence[str]) -> None:
@@ -435,3 +465,9 @@ def _validate_playback(playback: PlaybackSettings) -> None:
     _require(playback.episodes is None or playback.episodes >= 1, "episodes", "at least 1", playback.episodes)
     valid = playback.checkpoint in ("best", "latest") or playback.checkpoint.isdecimal()
     _require(valid, "checkpoint", "best, latest or a number of steps", repr(playback.checkpoint))
+
+
+def _validate_supervision(supervision: SupervisionSettings) -> None:
+    seconds, interval = supervision.watchdog_seconds, supervision.replica_check_interval
+    _require(1.0 <= seconds <= 1e6, "watchdog_seconds", "between 1 and 1000000", seconds)
+    _require(interval >= 1, "replica_check_interval", "at least 1", interval)

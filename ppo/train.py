@@ -6,56 +6,25 @@ All ranks run this code in step. Rank 0 also has trackers that write and a folde
 """
 
 import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from ppo.algorithm.normalization import RunningMoments
-from ppo.algorithm.rollout import Collector, Episode
-from ppo.algorithm.update import Learner
-from ppo.collectives import Collective, decided_by_root, share
-from ppo.config import Config, Refusal, differences
-from ppo.envs import Environments, make_envs
-from ppo.models.actor_critic import ActorCritic, build_model
+from ppo.algorithm.rollout import Episode
+from ppo.collectives import Collective, decided_by_root
+from ppo.config import Config
 from ppo.outputs import checkpoint
 from ppo.outputs.display import make_display
 from ppo.outputs.folders import move_aside, require_writable
 from ppo.outputs.trackers import CsvFiles, FinishedEpisode, TensorBoard, Trackers, write_config
-from ppo.random_streams import Purpose, derived_seed
-from ppo.supervision import StopRequest
+from ppo.run import Run, build_run, merge, resume, save
+from ppo.supervision.replicas import compare_replicas
+from ppo.supervision.signals import StopRequest
+from ppo.supervision.stragglers import StragglerWatch
+from ppo.supervision.watchdog import Watchdog
 
 SAVE_FAILED = 1
 _FINISHED = "{name} is finished: {done:,} of {wanted:,} steps; a larger --env_steps goes on from there"
-
-
-@dataclass
-class Progress:
-    """How far the run has come; equal on all ranks."""
-
-    update: int = 0
-    env_steps: int = 0
-    seconds: float = 0.0
-    """Wall seconds of training since the run's first start."""
-    episodes: int = 0
-    recent_returns: deque[float] = field(default_factory=lambda: deque(maxlen=100))
-
-    def counters(self) -> checkpoint.Counters:
-        """Return what a checkpoint stores of this."""
-        return checkpoint.Counters(self.update, self.env_steps, self.seconds, self.episodes, tuple(self.recent_returns))
-
-    def restore(self, counters: checkpoint.Counters) -> None:
-        """Go on from a checkpoint's counters."""
-        self.update, self.env_steps, self.seconds = counters.update, counters.env_steps, counters.seconds
-        self.episodes = counters.episodes
-        self.recent_returns = deque(counters.recent_returns, maxlen=100)
 
 
 class Stopwatch:
@@ -71,23 +40,102 @@ class Stopwatch:
         return self._last - last
 
 
-@dataclass(frozen=True)
-class Run:
-    """Everything a training run consists of on one rank."""
+class Loop:
+    """A run together with what watches over it."""
 
-    config: Config
-    comm: Collective
-    indices: range
-    envs: Environments
-    model: ActorCritic
-    value_normalizer: RunningMoments
-    collector: Collector
-    learner: Learner
-    progress: Progress
-    stopwatch: Stopwatch
+    def __init__(self, run: Run, trackers: Trackers, stop: StopRequest, watchdog: Watchdog) -> None:
+        """Go on from where `run` stands."""
+        self.run, self._trackers, self._stop, self._watchdog = run, trackers, stop, watchdog
+        self._stragglers = StragglerWatch(watchdog.hosts)
+        self._stopwatch = Stopwatch()
+        self._tried_update = -1
+        self.saved = True
+        """Whether the last save succeeded."""
+
+    def save(self) -> None:
+        """Compare the replicas and write a checkpoint, unless one of this update has been tried already."""
+        progress = self.run.progress
+        if self._tried_update == progress.update:
+            return
+        self._watchdog.enter("saving", progress.update)
+        self._compare_replicas()
+        with self._stop.saving():
+            self.saved = save(self.run, self._trackers.say)
+        self._tried_update = progress.update
+
+    def resumed(self) -> None:
+        """Note that the checkpoint of this update exists."""
+        self._tried_update = self.run.progress.update
+
+    def advance(self) -> int | None:
+        """Collect a rollout, learn from it, count, log, and save when it is time.
+
+        Returns:
+            An exit code if all ranks shall leave.
+        """
+        run, progress, config = self.run, self.run.progress, self.run.config
+        steps_before = progress.env_steps
+        self._watchdog.enter("collecting", progress.update + 1)
+        rollout, episodes = run.collector.collect(progress.update)
+        self._watchdog.enter("learning", progress.update + 1)
+        update_metrics = run.learner.update(
+            rollout, update=progress.update, progress=steps_before / config.run.env_steps
+        )
+        self._watchdog.enter("logging", progress.update + 1)
+        everyone = run.comm.broadcast(merge(run.comm.gather(episodes)))
+        seconds, phases, exit_code = self._agree()
+        progress.update += 1
+        progress.env_steps += config.steps_per_update
+        progress.seconds += seconds
+        finished = []
+        for episode in sorted(everyone, key=lambda e: (e.step, e.environment)):
+            progress.episodes += 1
+            progress.recent_returns.append(episode.episode_return)
+            finished.append(_numbered(episode, steps_before, run))
+        metrics = {
+            "update": progress.update,
+            "env_steps": progress.env_steps,
+            "time/seconds": round(progress.seconds, 3),
+            "time/steps_per_second": round(config.steps_per_update / seconds, 2),
+            **{f"time/{phase}": round(spent, 4) for phase, spent in phases.items()},
+            "rollout/return_mean": progress.counters().return_mean,
+            "rollout/episodes": progress.episodes,
+            **update_metrics,
+        }
+        self._trackers.log(metrics, finished)
+        if progress.update % config.run.checkpoint_interval == 0:
+            self.save()
+        elif progress.update % config.supervision.replica_check_interval == 0:
+            self._compare_replicas()
+        return exit_code
+
+    def _compare_replicas(self) -> None:
+        run = self.run
+        compare_replicas({**run.model_tensors(), **run.learner_tensors()}, run.comm, self._watchdog.hosts)
+
+    def _agree(self) -> tuple[float, dict[str, float], int | None]:
+        """Exchange clocks and stop requests in one all-reduce.
+
+        Returns:
+            Mean wall seconds since the last call, mean seconds per phase, and the exit code that any rank asks for.
+        """
+        comm, codes = self.run.comm, self._stop.codes
+        phases = {**self.run.collector.seconds, **self.run.learner.seconds}
+        busy = np.zeros(comm.size)
+        busy[comm.rank] = sum(spent for phase, spent in phases.items() if phase != "communicate")
+        asked = [float(self._stop.exit_code == code) for code in codes]
+        shared = np.array([self._stopwatch.lap(), *phases.values(), *asked, *busy])
+        comm.sum_in_place(shared)
+        seconds, *means = (shared[: 1 + len(phases)] / comm.size).tolist()
+        votes = shared[1 + len(phases) : -comm.size]
+        warning = self._stragglers.notice(shared[-comm.size :].tolist())
+        if warning:
+            self._trackers.say(warning)
+        exit_code = max((code for code, count in zip(codes, votes, strict=True) if count), default=None)
+        return seconds, dict(zip(phases, means, strict=True)), exit_code
 
 
-def train(config: Config, comm: Collective, stop: StopRequest) -> int:
+def train(config: Config, comm: Collective, stop: StopRequest, watchdog: Watchdog) -> int:
     """Train until `env_steps`, resuming the newest checkpoint of this name.
 
     Returns:
@@ -95,6 +143,7 @@ def train(config: Config, comm: Collective, stop: StopRequest) -> int:
 
     Raises:
         Refusal: the folders, the settings or the checkpoints do not allow it; on all ranks, nothing written.
+        Halt: the training went wrong in a way that all ranks see alike.
     """
     stop.listen()
     notes = decided_by_root(comm, lambda: prepare_folders(config))
@@ -103,82 +152,26 @@ def train(config: Config, comm: Collective, stop: StopRequest) -> int:
     progress = run.progress
     if progress.env_steps >= config.run.env_steps:
         if comm.rank == 0:
-            print(_FINISHED.format(name=config.model_name, done=progress.env_steps, wanted=config.run.env_steps))
+            done = _FINISHED.format(name=config.model_name, done=progress.env_steps, wanted=config.run.env_steps)
+            print("\n".join([*notes, done]))
         return 0
     trackers = make_trackers(run)
     for note in notes:
         trackers.say(note)
-    tried_update = progress.update
-    saved = True
+    loop = Loop(run, trackers, stop, watchdog)
+    if progress.update:
+        loop.resumed()
+    else:
+        loop.save()  # a full disk shows now, and not after the first hour
     exit_code: int | None = None
-    run.stopwatch.lap()
     while progress.env_steps < config.run.env_steps and exit_code is None:
-        metrics, episodes, exit_code = advance(run, stop)
-        trackers.log(metrics, episodes)
-        if progress.update - tried_update >= config.run.checkpoint_interval:
-            saved = save(run, trackers.say)
-            tried_update = progress.update
-    if tried_update != progress.update:
-        saved = save(run, trackers.say)
-    trackers.say(farewell(run, saved=saved, stopped_early=exit_code is not None))
+        exit_code = loop.advance()
+    loop.save()
+    trackers.say(farewell(run, saved=loop.saved, stopped_early=exit_code is not None))
     trackers.close()
     run.envs.close()
     comm.barrier()
-    return (exit_code or 0) if saved else SAVE_FAILED
-
-
-def build_run(config: Config, comm: Collective) -> Run:
-    """Make this rank's environments and, equal on all ranks, the network and what trains it."""
-    indices, seed = share(config.ppo.num_envs, comm.rank, comm.size), config.run.rng_seed
-    envs = make_envs(config.run.env_name, config.world, indices=indices, seed=seed)
-    model = build_model(
-        envs.single_observation_space,
-        envs.single_action_space,
-        config.model.model_size,
-        seed=derived_seed(seed, Purpose.WEIGHTS),
-    )
-    value_normalizer = RunningMoments()
-    learner = Learner(model, value_normalizer, config.ppo, comm, indices=indices, seed=seed)
-    collector = Collector(
-        envs,
-        model,
-        value_normalizer,
-        indices=indices,
-        rollout_steps=config.ppo.rollout_steps,
-        clip_rewards=config.world.clip_rewards and len(envs.observations.shape) == 4,
-        episodic_life=config.world.episodic_life,
-        seed=seed,
-    )
-    return Run(config, comm, indices, envs, model, value_normalizer, collector, learner, Progress(), Stopwatch())
-
-
-def advance(run: Run, stop: StopRequest) -> tuple[dict[str, float | int | None], list[FinishedEpisode], int | None]:
-    """Collect a rollout, learn from it and count; return metrics, games and an exit code if all shall leave."""
-    progress, config = run.progress, run.config
-    steps_before = progress.env_steps
-    rollout, episodes = run.collector.collect(progress.update)
-    update_metrics = run.learner.update(rollout, update=progress.update, progress=steps_before / config.run.env_steps)
-    everyone = run.comm.broadcast(_merge(run.comm.gather(episodes)))
-    seconds, phases, exit_code = _agree(run, stop)
-    progress.update += 1
-    progress.env_steps += config.steps_per_update
-    progress.seconds += seconds
-    finished = []
-    for episode in sorted(everyone, key=lambda e: (e.step, e.environment)):
-        progress.episodes += 1
-        progress.recent_returns.append(episode.episode_return)
-        finished.append(_numbered(episode, steps_before, run))
-    metrics = {
-        "update": progress.update,
-        "env_steps": progress.env_steps,
-        "time/seconds": round(progress.seconds, 3),
-        "time/steps_per_second": round(config.steps_per_update / seconds, 2),
-        **{f"time/{phase}": round(spent, 4) for phase, spent in phases.items()},
-        "rollout/return_mean": progress.counters().return_mean,
-        "rollout/episodes": progress.episodes,
-        **update_metrics,
-    }
-    return metrics, finished, exit_code
+    return (exit_code or 0) if loop.saved else SAVE_FAILED
 
 
 def prepare_folders(config: Config) -> list[str]:
@@ -200,57 +193,6 @@ def prepare_folders(config: Config) -> list[str]:
     require_writable("checkpoint_dir", checkpoints)
     require_writable("run_dir", logs)
     return [f"moved aside to {folder}" for folder in aside]
-
-
-def resume(run: Run) -> list[str]:
-    """Bring every rank to the newest checkpoint, or to the beginning where there is none; return what to tell.
-
-    Raises:
-        Refusal: there are checkpoints but none can be continued with these settings.
-    """
-    notes, manifest, tensors = decided_by_root(run.comm, lambda: _read_for_resume(run))
-    if manifest is None or tensors is None:
-        run.collector.reset()
-        return notes
-    run.progress.restore(manifest.counters)
-    parts: dict[str, dict[str, Tensor]] = {}
-    for name, array in tensors.items():
-        part, _, rest = name.partition("/")
-        parts.setdefault(part, {})[rest] = torch.from_numpy(array)
-    run.model.load_state_dict(parts["model"])
-    run.value_normalizer.load_state_dict(parts["value_normalizer"])
-    run.learner.load_state_dict(parts["learner"])
-    states: dict[int, dict[str, NDArray[Any]]] = {}
-    for name, tensor in parts["environment"].items():
-        index, _, key = name.partition("/")
-        states.setdefault(int(index), {})[key] = tensor.numpy()
-    run.envs.set_states([states[index] for index in run.indices])
-    return notes
-
-
-def save(run: Run, say: Callable[[str], None]) -> bool:
-    """Write a checkpoint with the state of every rank's environments and prune old ones; tell whether it was saved."""
-    states = _merge(run.comm.gather(run.envs.get_states()))
-    return run.comm.broadcast(run.comm.rank == 0 and _write_and_prune(run, states, say))
-
-
-def _write_and_prune(run: Run, states: list[dict[str, NDArray[Any]]], say: Callable[[str], None]) -> bool:
-    model = {f"model/{name}": tensor for name, tensor in run.model.state_dict().items()}
-    model |= {f"value_normalizer/{name}": t for name, t in run.value_normalizer.state_dict().items()}
-    training = {f"learner/{name}": tensor for name, tensor in run.learner.state_dict().items()}
-    for index, state in enumerate(states):
-        training |= {f"environment/{index}/{key}": torch.from_numpy(array) for key, array in state.items()}
-    folder = run.config.checkpoint_folder
-    try:
-        checkpoint.write_checkpoint(folder, run.config, run.progress.counters(), model, training)
-    except OSError as error:
-        say(f"WARNING: the checkpoint at {run.progress.env_steps:,} steps was not saved: {error}")
-        return False
-    try:
-        checkpoint.prune(folder)
-    except OSError as error:
-        say(f"WARNING: old checkpoints could not be deleted: {error}")
-    return True
 
 
 def make_trackers(run: Run) -> Trackers:
@@ -278,72 +220,6 @@ def farewell(run: Run, *, saved: bool, stopped_early: bool) -> str:
         return f"ended at {steps:,} steps WITHOUT a last checkpoint; the same command goes on from the one before"
     end = "stopped; the same command goes on from here" if stopped_early else "done"
     return f"{end}: {run.config.model_name} at {steps:,} steps, saved in {folder / checkpoint.folder_name(steps)}"
-
-
-def _agree(run: Run, stop: StopRequest) -> tuple[float, dict[str, float], int | None]:
-    """Exchange clocks and stop requests in one all-reduce.
-
-    Returns:
-        Mean wall seconds since the last call, mean seconds per phase, and the exit code that any rank asks for, if any.
-    """
-    phases = {**run.collector.seconds, **run.learner.seconds}
-    asked = [float(stop.exit_code == code) for code in stop.codes]
-    shared = np.array([run.stopwatch.lap(), *phases.values(), *asked])
-    run.comm.sum_in_place(shared)
-    seconds, *means = (shared[: 1 + len(phases)] / run.comm.size).tolist()
-    votes = shared[1 + len(phases) :]
-    exit_code = max((code for code, count in zip(stop.codes, votes, strict=True) if count), default=None)
-    return seconds, dict(zip(phases, means, strict=True)), exit_code
-
-
-def _read_for_resume(
-    run: Run,
-) -> tuple[list[str], checkpoint.Manifest | None, dict[str, NDArray[Any]] | None]:
-    """Read the newest whole checkpoint on rank 0 and hold it against the settings of this run."""
-    notes: list[str] = []
-    config = run.config
-    found = checkpoint.newest_valid(config.checkpoint_folder, notes.append)
-    if found is None:
-        return notes, None, None
-    folder, manifest, model, training = found
-    _refuse_other_run(config, manifest, folder)
-    _refuse_other_network(run.model, model, folder)
-    for name, (old, new) in differences(manifest.config, config, ("ppo",)).items():
-        notes.append(f"changed since the checkpoint: {name} {old} -> {new}")
-    notes.append(f"resuming {config.model_name} at {manifest.counters.env_steps} steps")
-    return notes, manifest, {name: tensor.numpy() for name, tensor in {**model, **training}.items()}
-
-
-def _refuse_other_run(config: Config, manifest: checkpoint.Manifest, folder: Path) -> None:
-    old = manifest.config
-    changed = differences(old, config, ("world", "model"))
-    pairs = (
-        ("env_name", old.run.env_name, config.run.env_name),
-        ("rng_seed", old.run.rng_seed, config.run.rng_seed),
-        ("num_envs", old.ppo.num_envs, config.ppo.num_envs),
-        # What the network's inputs and outputs mean.
-        ("pixel_normalization", old.ppo.pixel_normalization, config.ppo.pixel_normalization),
-        ("value_normalization", old.ppo.value_normalization, config.ppo.value_normalization),
-    )
-    changed |= {name: (before, now) for name, before, now in pairs if before != now}
-    if changed:
-        listing = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changed.items())
-        raise Refusal(
-            f"{folder} is of another run ({listing}); "
-            "use the old settings, another --model_name, or --fresh to move it aside"
-        )
-
-
-def _refuse_other_network(model: ActorCritic, tensors: checkpoint.Tensors, folder: Path) -> None:
-    expected = {f"model/{name}": tuple(t.shape) for name, t in model.state_dict().items()}
-    saved = {name: tuple(t.shape) for name, t in tensors.items() if name.startswith("model/")}
-    if expected != saved:
-        names = sorted(name for name in expected.keys() | saved.keys() if expected.get(name) != saved.get(name))
-        raise Refusal(f"{folder} holds another network than this run's: {', '.join(names[:3])} differ")
-
-
-def _merge(parts: list[list[Any]] | None) -> list[Any]:
-    return [item for part in parts or [] for item in part]
 
 
 def _numbered(episode: Episode, steps_before: int, run: Run) -> FinishedEpisode:

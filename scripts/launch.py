@@ -1,43 +1,84 @@
 """Run `python -m ppo` under mpirun with one rank per core; Ctrl-C lets the ranks save and leave.
 
-The job has fewer ranks than cores where it has fewer environments, and one rank to play or record.
+The job has fewer ranks than cores where it has fewer environments, and one rank to play or record. With
+`--max_restarts=N` a training job that dies is started again, up to N times, and resumes its newest checkpoint.
 """
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from ppo.__main__ import REFUSED, WENT_WRONG
 from ppo.config import Config, Refusal, parse_command_line
 from ppo.presets import PRESETS, default_preset
-from ppo.supervision import INTERRUPTED
+from ppo.supervision.signals import INTERRUPTED, PREEMPTED
+
+# After these codes the job would do the same again, or was asked to leave.
+_FINAL_CODES = {0, REFUSED, WENT_WRONG, PREEMPTED, INTERRUPTED}
+_LONGEST_PAUSE = 60
+_PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
     """Launch the job and return its exit code."""
-    arguments = sys.argv[1:]
     try:
+        max_restarts, arguments = take_max_restarts(sys.argv[1:])
+        if "--help" in arguments:
+            print("scripts/train takes --max_restarts=N (start a job that died again, up to N times), and:\n")
         config = parse_command_line(arguments, PRESETS, default_preset)
     except Refusal as refusal:
         print(f"ppo: {refusal}", file=sys.stderr)
-        return 2
+        return REFUSED
     ranks = number_of_ranks(config)
     command = [sys.executable, "-m", "ppo", *arguments]
-    if ranks == 1:
+    if ranks == 1 and max_restarts == 0:
         os.execv(sys.executable, command)
-    mpirun = Path(sys.executable).with_name("mpirun")
-    # A session of its own keeps the terminal's Ctrl-C from mpirun, which would end the ranks before they can save.
+    if ranks > 1:
+        command = [str(Path(sys.executable).with_name("mpirun")), "-np", str(ranks), *command]
     signals = Signals(saves=config.run.mode == "train")
     signals.listen()
-    job = subprocess.Popen([str(mpirun), "-np", str(ranks), *command], start_new_session=True)
-    signals.forward_to(job)
-    code = job.wait()
+    restarts = 0
+    while True:
+        code = signals.run(command)
+        if code in _FINAL_CODES or signals.received or restarts == max_restarts or config.run.mode != "train":
+            break
+        restarts += 1
+        pause = min(2**restarts, _LONGEST_PAUSE)
+        # --fresh has done its work: what there is now is this run's own.
+        command = [argument for argument in command if argument not in ("--fresh", "--fresh=True", "--fresh=true")]
+        print(f"the job died (exit code {code}); restart {restarts} of {max_restarts} in {pause} s", file=sys.stderr)
+        signals.wait(pause)
+        if signals.received:
+            break
     # After one Ctrl-C any code but 0 says more than 130 does, a save that failed above all.
     if signals.interrupted and (code == 0 or signals.interrupted > 1):
         return INTERRUPTED
-    return code if code >= 0 else 128 - code
+    return code
+
+
+def take_max_restarts(arguments: Sequence[str]) -> tuple[int, list[str]]:
+    """Split the launcher's own flag off a command line.
+
+    Raises:
+        Refusal: its value is not a number of restarts.
+    """
+    restarts, others = "0", []
+    remaining = iter(arguments)
+    for argument in remaining:
+        flag, equals, value = argument.partition("=")
+        if flag.replace("-", "_") == "__max_restarts":
+            restarts = value if equals else next(remaining, "")
+        else:
+            others.append(argument)
+    if not restarts.isdecimal():
+        raise Refusal(f"max_restarts must be a number of restarts, 0 or more, got {restarts!r}")
+    return int(restarts), others
 
 
 def number_of_ranks(config: Config) -> int:
@@ -48,13 +89,14 @@ def number_of_ranks(config: Config) -> int:
 
 
 class Signals:
-    """Turns signals to this process into those that mpirun passes on without ending its ranks."""
+    """Runs jobs and turns signals to this process into those that mpirun passes on without ending its ranks."""
 
     def __init__(self, *, saves: bool) -> None:
-        """Forward signals to a job that `saves` when it is asked to leave, or that can just be ended."""
+        """Forward signals to jobs that save when they are asked to leave, or that can just be ended."""
         self._saves = saves
         self._job: subprocess.Popen[bytes] | None = None
         self._early: int | None = None
+        self.received = False
         self.interrupted = 0
 
     def listen(self) -> None:
@@ -62,18 +104,32 @@ class Signals:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, self._receive)
 
-    def forward_to(self, job: "subprocess.Popen[bytes]") -> None:
-        """Send signals to this job from now on, and what came before it started."""
-        self._job = job
+    def run(self, command: Sequence[str]) -> int:
+        """Run a job to its end, passing signals on, and return its exit code."""
+        # A session of its own keeps the terminal's Ctrl-C from mpirun, which would end the ranks before they can save.
+        self._job = subprocess.Popen(command, start_new_session=True, preexec_fn=_ask_for_a_signal_at_parents_death)
         if self._early is not None:
-            self._receive(self._early, None)
+            self._forward(self._early)
+        code = self._job.wait()
+        self._job, self._early = None, None
+        return code if code >= 0 else 128 - code
+
+    def wait(self, seconds: float) -> None:
+        """Wait between two jobs, or until a signal comes."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not self.received:
+            time.sleep(0.1)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
+        self.interrupted += number == signal.SIGINT
         if self._job is None:
             self._early = number
-            return
-        if number == signal.SIGINT:
-            self.interrupted += 1
+        else:
+            self._forward(number)
+
+    def _forward(self, number: int) -> None:
+        assert self._job is not None
         if not self._saves or self.interrupted > 1:
             self._job.terminate()
         elif number in (signal.SIGINT, signal.SIGUSR2):
@@ -81,6 +137,12 @@ class Signals:
             self._job.send_signal(signal.SIGUSR2)
         else:
             self._job.send_signal(signal.SIGUSR1)
+
+
+def _ask_for_a_signal_at_parents_death() -> None:
+    """Let the job save and leave when this launcher is killed in a way that it cannot pass on (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGUSR1))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,69 @@
+"""Options of the test command, and the table of faults."""
+
+from pathlib import Path
+
 import pytest
 import torch
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+    parser.addoption("--fault-table", metavar="FILE", help="write what the fault suite did and saw as a Markdown table")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--slow"):
+        skip = pytest.mark.skip(reason="slow: run with --slow (all of them: ./scripts/faults)")
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(skip)
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
     """Ranks run with one thread, and so do the tests that stand in for them."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def fault_report(request):
+    """Report a row of the table of faults: number of the scenario in the plan, what was done, what happened."""
+
+    def report(scenario, did, happened):
+        request.node.user_properties.append(("fault", (str(scenario), did, happened)))
+
+    return report
+
+
+class FaultTable:
+    """Collects the rows, from all workers, and writes them at the end."""
+
+    def __init__(self, path):
+        self._path = Path(path)
+        self._rows = []
+
+    def pytest_runtest_logreport(self, report):
+        name = report.nodeid.rpartition("::")[2].removeprefix("test_").replace("_", " ")
+        if report.skipped and "faults" in report.nodeid:
+            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+            self._rows.append(("", name, reason.removeprefix("Skipped: "), "skipped", 0.0))
+        if report.when != "call" or report.skipped:
+            return
+        for key, (scenario, did, happened) in report.user_properties:
+            if key == "fault":
+                outcome = happened if report.passed else f"**FAILED** ({happened})"
+                self._rows.append((scenario, name, did, outcome, report.duration))
+
+    def pytest_terminal_summary(self, terminalreporter):
+        rows = sorted(self._rows, key=lambda row: (int(row[0] or 99), row[1]))
+        lines = ["| scenario | claim | what was done | what happened | seconds |", "|---|---|---|---|---|"]
+        lines += [f"| {s} | {name} | {did} | {happened} | {seconds:.1f} |" for s, name, did, happened, seconds in rows]
+        self._path.write_text("\n".join(lines) + "\n")
+        terminalreporter.write_line(f"wrote {len(rows)} rows to {self._path}")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes long or needs a machine of its own; run with --slow")
+    path = config.getoption("--fault-table")
+    if path and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(FaultTable(path), "fault-table")

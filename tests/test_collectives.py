@@ -95,7 +95,8 @@ def test_a_failure_on_one_rank_ends_the_whole_job_and_names_the_rank(failure, tm
         import sys, threading, time
         from ppo.collectives import AbortGuard, connect
         comm = connect()
-        with AbortGuard(comm, lambda: "in a test"):
+        with AbortGuard(comm) as guard:
+            guard.where = lambda: "in a test"
             if comm.rank == 1:
                 {FAILURES[failure]}
             comm.barrier()

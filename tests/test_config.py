@@ -82,10 +82,13 @@ def test_an_optional_setting_can_be_switched_off() -> None:
 
 
 @pytest.mark.parametrize("argument", ["--num_envs=many", "--mode=dance", "--model_size=huge"])
-def test_a_value_that_cannot_be_ends_with_exit_code_2(argument: str) -> None:
-    with pytest.raises(SystemExit) as leave:
+def test_a_value_that_cannot_be_is_refused_in_one_line(argument: str) -> None:
+    flag, _, value = argument.removeprefix("--").partition("=")
+    with pytest.raises(Refusal, match=value) as refused:
         parse(argument)
-    assert leave.value.code == 2
+    assert flag.replace("_", "-") in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not set(str(refused.value)) & set("\u2500\u2502\u256d\u256f\x1b")
 
 
 @pytest.mark.parametrize("argument", ["--num_env=8", "--num-env=8", "--num_env"])
@@ -103,8 +106,9 @@ def test_help_names_every_setting_and_ends_with_exit_code_0(capsys: pytest.Captu
 
 
 def test_ranks_that_do_not_speak_print_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        parse("--num_envs=many")
+    for argument, error in (("--num_envs=many", Refusal), ("--help", SystemExit)):
+        with pytest.raises(error):
+            parse_command_line([argument], PRESETS, default_preset, speak=False)
     printed = capsys.readouterr()
     assert printed.out + printed.err == ""
 
@@ -173,6 +177,8 @@ def test_without_a_close_choice_nothing_is_suggested() -> None:
 INF, NAN = float("inf"), float("nan")
 # setting, value, and what the message must say is valid
 INVALID = [
+    ("watchdog_seconds", 0.0, "between 1 and"),
+    ("replica_check_interval", 0, "at least 1"),
     ("env_steps", 0, "at least 1"),
     ("rng_seed", -1, "between 0 and"),
     ("rng_seed", MAX_SEED + 1, str(MAX_SEED)),

@@ -12,7 +12,7 @@ import ppo
 
 LAYERS = (
     *("config", "presets", "random_streams", "scores", "collectives", "supervision", "envs", "models", "algorithm"),
-    *("outputs", "agents", "evaluate", "train", "benchmark", "__main__"),
+    *("outputs", "agents", "evaluate", "run", "train", "benchmark", "__main__"),
 )
 ROOT = Path(ppo.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))

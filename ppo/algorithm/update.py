@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ppo.algorithm import equations
 from ppo.algorithm.normalization import Moments, RunningMoments, moments_over_ranks, standardize
 from ppo.algorithm.rollout import Rollout
-from ppo.collectives import Collective
+from ppo.collectives import Collective, Halt
 from ppo.config import PPOSettings
 from ppo.models import distributions
 from ppo.models.actor_critic import ActorCritic
@@ -129,7 +129,7 @@ class Learner:
             Metrics of the whole job, equal on all ranks.
 
         Raises:
-            FloatingPointError: the gradient is not finite; on all ranks at the same step, before any weight changes.
+            Halt: a loss or the gradient is not finite; on all ranks at the same step, before any weight changes.
         """
         started = time.perf_counter()
         self.seconds = {"learn": 0.0, "communicate": 0.0}
@@ -297,8 +297,13 @@ class Learner:
         self._comm.sum_in_place(self._exchanged)
         self.seconds["communicate"] += time.perf_counter() - started
         norm = float(self._flat.gradient.norm())
-        if not np.isfinite(norm):
-            raise FloatingPointError(f"the gradient of update {update} is not finite; no weight was changed by it")
+        # A NaN of one rank is in everybody's sum: all ranks come to the same decision without asking each other.
+        if not np.isfinite(norm) or not np.isfinite(self._flat.sums.numpy()).all():
+            sums = ", ".join(f"{name} {total:g}" for name, total in zip(_SUMS, self._flat.sums.tolist(), strict=True))
+            raise Halt(
+                f"the loss or the gradient of update {update + 1} is not finite (gradient norm {norm:g}, {sums}); "
+                "no weight was changed by it and the last checkpoint stands. A lower --learning_rate may help"
+            )
         limit = self._settings.max_gradient_norm
         if limit is not None and norm > limit:
             self._flat.gradient.mul_(limit / norm)

@@ -1,4 +1,4 @@
-"""What ends a run before its last step: signals, seen at the end of an update and agreed by all ranks.
+"""Requests to stop: signals, seen at the end of an update and agreed by all ranks.
 
 | signal           | who sends it                                   | exit code after the save |
 |------------------|------------------------------------------------|--------------------------|
@@ -10,7 +10,9 @@ A signal handler only notes the request: saving happens in the loop, where all r
 passes SIGUSR1 and SIGUSR2 on to its ranks; on SIGINT or SIGTERM it ends them within half a second, too soon for a save.
 """
 
+import contextlib
 import signal
+from collections.abc import Iterator
 from types import FrameType
 
 INTERRUPTED = 130
@@ -33,14 +35,28 @@ class StopRequest:
         self.exit_code: int | None = None
         self.codes = (AS_ASKED, PREEMPTED, INTERRUPTED)
         """The exit codes a signal can ask for; where several are asked for, the last one counts."""
+        self._saving = False
+        self._interrupts = 0
 
     def listen(self) -> None:
-        """Install the handlers; a second Ctrl-C falls through to Python's own."""
+        """Install the handlers."""
         for number in _EXIT_CODES:
             signal.signal(number, self._note)
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """Hold signals off a checkpoint that is being written: until the block ends they are only noted."""
+        self._saving = True
+        try:
+            yield
+        finally:
+            self._saving = False
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         asked = _EXIT_CODES[signal.Signals(number)]
         self.exit_code = asked if self.exit_code is None else max(self.exit_code, asked)
         if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            self._interrupts += 1
+            # The user does not want to wait for the end of the update.
+            if self._interrupts > 1 and not self._saving:
+                raise KeyboardInterrupt

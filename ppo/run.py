@@ -1,0 +1,223 @@
+"""A training run on one rank: what it consists of, how it is saved and how it comes back.
+
+Saving and resuming are done by all ranks together; rank 0 has the files, every rank its environments.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ppo.algorithm.normalization import RunningMoments
+from ppo.algorithm.rollout import Collector
+from ppo.algorithm.update import Learner
+from ppo.collectives import Collective, Halt, decided_by_root, done_by_all, share
+from ppo.config import Config, Refusal, differences
+from ppo.envs import Environments, make_envs
+from ppo.models.actor_critic import ActorCritic, build_model
+from ppo.outputs import checkpoint
+from ppo.random_streams import Purpose, derived_seed
+
+
+@dataclass
+class Progress:
+    """How far the run has come; equal on all ranks."""
+
+    update: int = 0
+    env_steps: int = 0
+    seconds: float = 0.0
+    """Wall seconds of training since the run's first start."""
+    episodes: int = 0
+    recent_returns: deque[float] = field(default_factory=lambda: deque(maxlen=100))
+
+    def counters(self) -> checkpoint.Counters:
+        """Return what a checkpoint stores of this."""
+        return checkpoint.Counters(self.update, self.env_steps, self.seconds, self.episodes, tuple(self.recent_returns))
+
+    def restore(self, counters: checkpoint.Counters) -> None:
+        """Go on from a checkpoint's counters."""
+        self.update, self.env_steps, self.seconds = counters.update, counters.env_steps, counters.seconds
+        self.episodes = counters.episodes
+        self.recent_returns = deque(counters.recent_returns, maxlen=100)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything a training run consists of on one rank."""
+
+    config: Config
+    comm: Collective
+    indices: range
+    envs: Environments
+    model: ActorCritic
+    value_normalizer: RunningMoments
+    collector: Collector
+    learner: Learner
+    progress: Progress
+
+    def model_tensors(self) -> dict[str, Tensor]:
+        """Return what playing needs, by the names in a checkpoint; equal on all ranks."""
+        weights = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
+        return weights | {f"value_normalizer/{name}": t for name, t in self.value_normalizer.state_dict().items()}
+
+    def learner_tensors(self) -> dict[str, Tensor]:
+        """Return what training needs besides, without the environments; equal on all ranks."""
+        return {f"learner/{name}": tensor for name, tensor in self.learner.state_dict().items()}
+
+
+def build_run(config: Config, comm: Collective) -> Run:
+    """Make this rank's environments and, equal on all ranks, the network and what trains it."""
+    indices, seed = share(config.ppo.num_envs, comm.rank, comm.size), config.run.rng_seed
+    envs = make_envs(config.run.env_name, config.world, indices=indices, seed=seed)
+    model = build_model(
+        envs.single_observation_space,
+        envs.single_action_space,
+        config.model.model_size,
+        seed=derived_seed(seed, Purpose.WEIGHTS),
+    )
+    value_normalizer = RunningMoments()
+    learner = Learner(model, value_normalizer, config.ppo, comm, indices=indices, seed=seed)
+    collector = Collector(
+        envs,
+        model,
+        value_normalizer,
+        indices=indices,
+        rollout_steps=config.ppo.rollout_steps,
+        clip_rewards=config.world.clip_rewards and len(envs.observations.shape) == 4,
+        episodic_life=config.world.episodic_life,
+        seed=seed,
+    )
+    return Run(config, comm, indices, envs, model, value_normalizer, collector, learner, Progress())
+
+
+def resume(run: Run) -> list[str]:
+    """Bring every rank to the newest checkpoint, or to the beginning where there is none; return what to tell.
+
+    Raises:
+        Refusal: there are checkpoints but none can be continued with these settings.
+    """
+    notes, manifest, arrays = decided_by_root(run.comm, lambda: _read_for_resume(run))
+    if manifest is None or arrays is None:
+        run.collector.reset()
+        return notes
+    run.progress.restore(manifest.counters)
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, array in arrays.items():
+        part, _, rest = name.partition("/")
+        parts.setdefault(part, {})[rest] = torch.from_numpy(array)
+    restarted = done_by_all(run.comm, lambda: _restore(run, parts))
+    environments = sorted(index for indices in restarted for index in indices)
+    if environments:
+        notes.append(
+            f"WARNING: restored weights, optimiser and counters, but environments {', '.join(map(str, environments))} "
+            "could not be brought back to where they were and began a new episode: this is not the exact run"
+        )
+    return notes
+
+
+def save(run: Run, say: Callable[[str], None]) -> bool:
+    """Write a checkpoint with the state of every rank's environments and prune old ones; tell whether it was saved.
+
+    Raises:
+        Halt: on all ranks: what would be saved is not finite.
+    """
+    gathered = run.comm.gather(run.envs.get_states())
+    return decided_by_root(run.comm, lambda: _write_and_prune(run, merge(gathered), say))
+
+
+def merge(parts: list[list[Any]] | None) -> list[Any]:
+    """Join what was gathered from all ranks into one list; empty off rank 0."""
+    return [item for part in parts or [] for item in part]
+
+
+def _restore(run: Run, parts: dict[str, dict[str, Tensor]]) -> list[int]:
+    """Put this rank's share of a checkpoint in place; return the environments that had to begin a new episode.
+
+    Raises:
+        Refusal: the tensors are not those of such a run.
+    """
+    try:
+        run.model.load_state_dict(parts["model"])
+        run.value_normalizer.load_state_dict(parts["value_normalizer"])
+        run.learner.load_state_dict(parts["learner"])
+        states: dict[int, dict[str, NDArray[Any]]] = {}
+        for name, tensor in parts["environment"].items():
+            index, _, key = name.partition("/")
+            states.setdefault(int(index), {})[key] = tensor.numpy()
+        return run.envs.set_states([states[index] for index in run.indices]) or []
+    except (ValueError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise Refusal(
+            f"the checkpoint at {run.progress.env_steps} steps in {run.config.checkpoint_folder} does not hold the "
+            f"state of this run: {reason}; --fresh moves it aside"
+        ) from error
+
+
+def _write_and_prune(run: Run, states: list[dict[str, NDArray[Any]]], say: Callable[[str], None]) -> bool:
+    training = run.learner_tensors()
+    for index, state in enumerate(states):
+        training |= {f"environment/{index}/{key}": torch.from_numpy(array) for key, array in state.items()}
+    folder, counters = run.config.checkpoint_folder, run.progress.counters()
+    try:
+        checkpoint.write_checkpoint(folder, run.config, counters, run.model_tensors(), training)
+    except OSError as error:
+        say(f"WARNING: the checkpoint at {run.progress.env_steps:,} steps was not saved: {error}")
+        return False
+    except FloatingPointError as error:
+        raise Halt(f"{error}; it was not saved and the last checkpoint stands") from error
+    try:
+        checkpoint.prune(folder)
+    except OSError as error:
+        say(f"WARNING: old checkpoints could not be deleted: {error}")
+    return True
+
+
+def _read_for_resume(
+    run: Run,
+) -> tuple[list[str], checkpoint.Manifest | None, dict[str, NDArray[Any]] | None]:
+    """Read the newest whole checkpoint on rank 0 and hold it against the settings of this run."""
+    notes: list[str] = []
+    config = run.config
+    found = checkpoint.newest_valid(config.checkpoint_folder, notes.append)
+    if found is None:
+        return notes, None, None
+    folder, manifest, model, training = found
+    _refuse_other_run(config, manifest, folder)
+    _refuse_other_network(run.model, model, folder)
+    for name, (old, new) in differences(manifest.config, config, ("ppo",)).items():
+        notes.append(f"changed since the checkpoint: {name} {old} -> {new}")
+    notes.append(f"resuming {config.model_name} at {manifest.counters.env_steps} steps")
+    return notes, manifest, {name: tensor.numpy() for name, tensor in {**model, **training}.items()}
+
+
+def _refuse_other_run(config: Config, manifest: checkpoint.Manifest, folder: Path) -> None:
+    old = manifest.config
+    changed = differences(old, config, ("world", "model"))
+    pairs = (
+        ("env_name", old.run.env_name, config.run.env_name),
+        ("rng_seed", old.run.rng_seed, config.run.rng_seed),
+        ("num_envs", old.ppo.num_envs, config.ppo.num_envs),
+        # What the network's inputs and outputs mean.
+        ("pixel_normalization", old.ppo.pixel_normalization, config.ppo.pixel_normalization),
+        ("value_normalization", old.ppo.value_normalization, config.ppo.value_normalization),
+    )
+    changed |= {name: (before, now) for name, before, now in pairs if before != now}
+    if changed:
+        listing = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changed.items())
+        raise Refusal(
+            f"{folder} is of another run ({listing}); "
+            "use the old settings, another --model_name, or --fresh to move it aside"
+        )
+
+
+def _refuse_other_network(model: ActorCritic, tensors: checkpoint.Tensors, folder: Path) -> None:
+    expected = {f"model/{name}": tuple(t.shape) for name, t in model.state_dict().items()}
+    saved = {name: tuple(t.shape) for name, t in tensors.items() if name.startswith("model/")}
+    if expected != saved:
+        names = sorted(name for name in expected.keys() | saved.keys() if expected.get(name) != saved.get(name))
+        raise Refusal(f"{folder} holds another network than this run's: {', '.join(names[:3])} differ")

@@ -1,0 +1,114 @@
+"""The handshake: before any work, every rank tells rank 0 what it was started with, and one verdict comes back.
+
+Ranks that disagree about a buffer's size would wait for each other for ever, and ranks that disagree about a learning
+rate would train something nobody asked for.
+"""
+
+import hashlib
+import socket
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import ppo
+from ppo.collectives import Collective, decided_by_root
+from ppo.config import Config, Refusal
+
+_VERSIONED = ("torch", "numpy", "gymnasium", "ale-py", "opencv-python-headless", "mpi4py")
+
+
+@dataclass(frozen=True)
+class Introduction:
+    """What one rank was started with."""
+
+    rank: int
+    host: str
+    refusal: str | None
+    """Why this rank cannot run its command line; None if it can."""
+    settings: dict[str, Any]
+    """Setting -> value, and what else has to be the same on all ranks."""
+
+
+def shake_hands(collective: Collective, config: Config | None, refusal: str | None) -> list[str]:
+    """Compare all ranks before the first environment is made.
+
+    Args:
+        collective: the job.
+        config: this rank's settings; None where its command line was refused.
+        refusal: why it was refused, if it was.
+
+    Returns:
+        The host of every rank.
+
+    Raises:
+        Refusal: on all ranks alike: a command line was refused, or ranks were started with different things.
+    """
+    own = Introduction(collective.rank, socket.gethostname(), refusal, described(config) if config else {})
+    everyone = collective.gather(own)
+
+    def verdict() -> list[str]:
+        assert everyone is not None
+        complaint = refusals(everyone) or disagreement(everyone)
+        if complaint:
+            raise Refusal(complaint)
+        return [one.host for one in everyone]
+
+    return decided_by_root(collective, verdict)
+
+
+def described(config: Config) -> dict[str, Any]:
+    """Return all that must be equal on all ranks, by name."""
+    settings = {name: value for section in config.to_dict().values() for name, value in section.items()}
+    return settings | {"version of ppo": code_version()} | {f"version of {p}": _version(p) for p in _VERSIONED}
+
+
+def code_version() -> str:
+    """Return a short hash of the package's source, which tells two working copies of one version apart."""
+    digest = hashlib.sha256()
+    root = Path(ppo.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return f"{ppo.__version__} ({digest.hexdigest()[:8]})"
+
+
+def refusals(everyone: Sequence[Introduction]) -> str | None:
+    """Return in one text why ranks refused their command lines; None if none did."""
+    ranks_by_text = defaultdict(list)
+    for one in everyone:
+        if one.refusal is not None:
+            ranks_by_text[one.refusal].append(one.rank)
+    if not ranks_by_text:
+        return None
+    if list(ranks_by_text.values()) == [[one.rank for one in everyone]]:
+        return next(iter(ranks_by_text))
+    return "; ".join(f"{_rank_list(ranks)}: {text}" for text, ranks in ranks_by_text.items())
+
+
+def disagreement(everyone: Sequence[Introduction]) -> str | None:
+    """Name the ranks that differ from rank 0 and in what; None if all are alike."""
+    first = everyone[0]
+    for one in everyone[1:]:
+        names = sorted(name for name, value in first.settings.items() if one.settings.get(name) != value)
+        if names:
+            listing = ", ".join(
+                f"{name} {one.settings.get(name)!r} instead of {first.settings[name]!r}" for name in names
+            )
+            return (
+                f"rank {one.rank} on {one.host} was started differently from rank 0 on {first.host}: {listing}; "
+                "start all ranks with the same command line and the same installation"
+            )
+    return None
+
+
+def _rank_list(ranks: Sequence[int]) -> str:
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,226 @@
+"""The watchdog: a thread beside the loop that ends the job when it makes no progress or has lost its launcher.
+
+MPI has no timeout: a rank that is stopped, stuck or cut off leaves the others waiting in an all-reduce for ever. Each
+rank's watchdog counts the seconds since its loop last entered a phase. When they have run out, every rank that still
+can prints its stack, rank 0 (or, if it is the silent one, another) names the rank that is to blame, and all leave.
+
+Time in which this process itself was stopped or suspended does not count, nor while a debugger has any rank.
+"""
+
+import contextlib
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+
+import ppo
+from ppo.collectives import Collective
+from ppo.supervision.heartbeats import Exchange, Heartbeat, Pulse
+
+_PACKAGE = Path(ppo.__file__).parent
+_LONGEST_BEAT = 1.0
+# A rank that has not been heard for so many beats is silent.
+_BEATS_OF_SILENCE = 3
+# Rank 0 lets the others print their stacks first; the others leave without it if it does not end the job.
+_SECONDS_FOR_STACKS = 1.5
+_SECONDS_FOR_ROOT = 3.0
+_DEBUGGERS = {"bdb", "pdb", "pydevd", "debugpy", "_pydevd_bundle", "ipdb"}
+
+
+class Watchdog:
+    """A context around the work of one rank."""
+
+    def __init__(
+        self, collective: Collective, *, seconds: float, hosts: Sequence[str], launcher: int | None = None
+    ) -> None:
+        """Prepare on all ranks together.
+
+        Args:
+            collective: the job.
+            seconds: how long it may stay in one phase.
+            hosts: the host of every rank.
+            launcher: process id of the launcher, if there is one: this process ends itself when it has lost it.
+        """
+        self._collective, self._seconds, self._launcher = collective, seconds, launcher
+        self.hosts = hosts
+        self._beat = min(_LONGEST_BEAT, seconds / 4)
+        self._exchange = Exchange(collective) if collective.size > 1 else None
+        self._main = threading.main_thread().ident
+        self._phase, self._update, self._entered = "starting", 0, 0
+        self._expired = self._debugging = False
+        self._silence = {rank: 0.0 for rank in range(collective.size) if rank != collective.rank}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> "Watchdog":
+        """Start watching."""
+        # The thread cannot run while C code holds the interpreter's lock. The processor's time goes on then, and its
+        # timer, which the thread winds up again at every beat, prints the stack and ends the process.
+        faulthandler.register(signal.SIGPROF, file=2, all_threads=True, chain=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop watching."""
+        self._ended.set()
+        self._thread.join()
+        signal.setitimer(signal.ITIMER_PROF, 0.0)
+        faulthandler.unregister(signal.SIGPROF)
+        if self._exchange:
+            self._exchange.close()
+
+    def enter(self, phase: str, update: int) -> None:
+        """Note that the loop has come to a phase of an update, which is progress."""
+        self._phase, self._update = phase, update
+        self._entered += 1
+
+    def describe(self) -> str:
+        """Return where the loop is: `update 3, collecting`."""
+        return f"update {self._update}, {self._phase}"
+
+    def _watch(self) -> None:
+        last, stalled, entered = time.monotonic(), 0.0, self._entered
+        while not self._ended.is_set():
+            signal.setitimer(signal.ITIMER_PROF, self._seconds)
+            self._leave_without_launcher()
+            self._exchange_heartbeats()
+            now = time.monotonic()
+            # A longer gap means that this process did not run: stopped, or its machine asleep.
+            awake = min(now - last, 2 * self._beat)
+            last = now
+            for rank in self._silence:
+                self._silence[rank] += awake
+            if entered != self._entered:
+                stalled, entered = 0.0, self._entered
+            elif not self._debugging:
+                stalled += awake
+            if stalled > self._seconds or self._expired:
+                self._end_job(stalled)
+
+    def _exchange_heartbeats(self) -> None:
+        """Tell, and listen for one beat."""
+        if self._exchange is None:
+            self._debugging = self._heartbeat().debugging
+            self._ended.wait(self._beat)
+            return
+        own = self._heartbeat()
+        if self._collective.rank == 0:
+            self._exchange.receive(self._beat, self._ended)
+            for rank in self._exchange.fresh:
+                self._silence[rank] = 0.0
+            self._exchange.fresh.clear()
+            beats = self._exchange.beats.values()
+            self._debugging = own.debugging or any(beat.debugging or self._is_traced(beat) for beat in beats)
+            self._expired = self._expired or any(beat.expired for beat in beats)
+            self._exchange.send(Pulse(self._debugging, self._expired))
+        else:
+            self._exchange.send(own)
+            self._exchange.receive(self._beat, self._ended)
+            pulse, self._exchange.pulse = self._exchange.pulse, None
+            if pulse is not None:
+                self._silence[0] = 0.0
+                self._debugging = pulse.debugging
+                self._expired = self._expired or pulse.expired
+
+    def _heartbeat(self) -> Heartbeat:
+        frame = sys._current_frames().get(self._main or 0)
+        return Heartbeat(
+            rank=self._collective.rank,
+            host=self.hosts[self._collective.rank],
+            pid=os.getpid(),
+            update=self._update,
+            phase=self._phase,
+            place=place_of(frame),
+            waiting=self._collective.waiting,
+            debugging=in_debugger(frame),
+            expired=self._expired,
+        )
+
+    def _is_traced(self, beat: Heartbeat) -> bool:
+        """Tell whether a native debugger holds a silent rank on this host."""
+        if beat.host != self.hosts[0] or self._silence[beat.rank] < _BEATS_OF_SILENCE * self._beat:
+            return False
+        try:
+            status = Path(f"/proc/{beat.pid}/status").read_text()
+        except OSError:
+            return False
+        return "TracerPid:\t0\n" not in status
+
+    def _leave_without_launcher(self) -> None:
+        if self._launcher is not None and os.getppid() != self._launcher:
+            _say(f"ppo: rank {self._collective.rank} has lost its launcher (process {self._launcher}); leaving")
+            os._exit(1)
+
+    def _end_job(self, stalled: float) -> None:
+        """Print this rank's stack, let one rank name the culprit, and leave; does not return."""
+        self._expired = True
+        rank, size = self._collective.rank, self._collective.size
+        frame = sys._current_frames().get(self._main or 0)
+        stack = "".join(traceback.format_stack(frame))
+        _say(f"ppo: stack of rank {rank} of {size} on {self.hosts[rank]}, {self.describe()}:\n{stack}")
+        deadline = time.monotonic() + (_SECONDS_FOR_STACKS if rank == 0 else _SECONDS_FOR_ROOT + 0.2 * min(rank, 10))
+        while size > 1 and time.monotonic() < deadline:
+            self._exchange_heartbeats()
+        _say(f"ppo: no progress for {self._seconds:g} s: {self._culprit()}; ending the job")
+        # MPI may be what is stuck: a rank that leaves without MPI_Finalize makes the launcher end the others.
+        os._exit(1)
+
+    def _culprit(self) -> str:
+        """Name the rank to blame, as far as it can be seen from here."""
+        own = self._heartbeat()
+        if self._exchange is None:
+            return f"stuck in update {own.update}, {own.phase}, at {own.place}"
+        silent = [rank for rank, silence in self._silence.items() if silence >= _BEATS_OF_SILENCE * self._beat]
+        if self._collective.rank != 0:
+            # Only rank 0 hears all: this rank speaks because rank 0 did not.
+            return f"rank 0 on {self.hosts[0]} is silent" if 0 in silent else "rank 0 did not end the job"
+        beats = {0: own, **self._exchange.beats}
+        if silent:
+            return "; ".join(self._last_word(rank, beats.get(rank)) for rank in silent[:4])
+        busy = [beat for beat in beats.values() if not beat.waiting]
+        if not busy:
+            return "all ranks wait for each other, in " + ", ".join(
+                f"{beat.place} (rank {beat.rank})" for beat in list(beats.values())[:4]
+            )
+        return "; ".join(
+            f"rank {b.rank} on {b.host} is stuck in update {b.update}, {b.phase}, at {b.place}" for b in busy[:4]
+        )
+
+    def _last_word(self, rank: int, beat: Heartbeat | None) -> str:
+        silent = f"rank {rank} on {self.hosts[rank]} is silent since {self._silence[rank]:.0f} s"
+        if beat is None:
+            return f"{silent} and was never heard (no datagram came through)"
+        return f"{silent}, last heard in update {beat.update}, {beat.phase}, at {beat.place} (process {beat.pid})"
+
+
+def place_of(frame: FrameType | None) -> str:
+    """Return `file:line in function` of the innermost frame that belongs to this package."""
+    while frame is not None:
+        path = Path(frame.f_code.co_filename)
+        if _PACKAGE in path.parents:
+            return f"{path.relative_to(_PACKAGE.parent)}:{frame.f_lineno} in {frame.f_code.co_name}"
+        frame = frame.f_back
+    return "an unknown place"
+
+
+def in_debugger(frame: FrameType | None) -> bool:
+    """Tell whether a Python debugger has stopped the thread of this stack."""
+    while frame is not None:
+        if str(frame.f_globals.get("__name__", "")).partition(".")[0] in _DEBUGGERS:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _say(text: str) -> None:
+    """Write to stderr in one piece, as far as there still is one."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{text}\n".encode())
