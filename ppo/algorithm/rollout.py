@@ -130,6 +130,10 @@ class Collector:
             _, rewards, terminated, truncated, info = envs.step(actions.numpy())
             clock = self._lap("env", clock)
 
+            # An array that is too short would be broadcast without a word.
+            for name, array in (("rewards", rewards), ("ends", terminated), ("time limits", truncated)):
+                if array.shape != (envs.num_envs,):
+                    raise ValueError(f"{envs.num_envs} environments returned {name} of shape {array.shape}")
             raw = torch.from_numpy(rewards)
             rollout.rewards[t] = raw.sign() if self._clip_rewards else raw
             terminal = terminated | info["life_lost"] if self._episodic_life else terminated

@@ -6,13 +6,13 @@ one optimiser kernel. The sums a log needs ride at the end of the gradient vecto
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ppo.algorithm import equations
+from ppo.algorithm.adam import Adam
 from ppo.algorithm.normalization import Moments, RunningMoments, moments_over_ranks, standardize
 from ppo.algorithm.rollout import Rollout
 from ppo.collectives import Collective, Halt
@@ -43,15 +43,14 @@ class FlatParameters:
         parameters = list(model.parameters())
         assert all(p.dtype == torch.float32 for p in parameters)
         self.count = sum(p.numel() for p in parameters)
-        self.values = nn.Parameter(torch.empty(self.count))
+        self.values = torch.empty(self.count)
         self.exchanged = torch.zeros(self.count + num_sums)
         self.gradient = self.exchanged[: self.count]
         self.sums = self.exchanged[self.count :]
-        self.values.grad = self.gradient
         start = 0
         for parameter in parameters:
             end = start + parameter.numel()
-            values = self.values.data[start:end].view_as(parameter)
+            values = self.values[start:end].view_as(parameter)
             values.copy_(parameter.data)
             parameter.data = values
             parameter.grad = self.gradient[start:end].view_as(parameter)
@@ -110,9 +109,7 @@ class Learner:
         self._indices, self._seed = indices, seed
         self._flat = FlatParameters(model, num_sums=len(_SUMS))
         self._exchanged = self._flat.exchanged.numpy()
-        self._optimizer = torch.optim.Adam(
-            [self._flat.values], lr=settings.learning_rate, eps=settings.adam_epsilon, fused=True
-        )
+        self._optimizer = Adam(self._flat.count, settings.adam_epsilon)
         self._adaptive_rate = settings.learning_rate
         self._pixel_moments = RunningMoments()
         self.seconds = {"learn": 0.0, "communicate": 0.0}
@@ -189,12 +186,8 @@ class Learner:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the optimiser's moments and step count and the adaptive learning rate."""
-        state: dict[str, Any] = self._optimizer.state[self._flat.values]
-        zeros = torch.zeros(self._flat.count)
         return {
-            "first_moment": state.get("exp_avg", zeros).clone(),
-            "second_moment": state.get("exp_avg_sq", zeros).clone(),
-            "gradient_steps": torch.as_tensor(state.get("step", 0.0), dtype=torch.float32).clone(),
+            **self._optimizer.state_dict(),
             "adaptive_rate": torch.tensor(self._adaptive_rate, dtype=torch.float64),
             "pixel_moments": self._pixel_moments.state_dict()["moments"],
         }
@@ -205,15 +198,7 @@ class Learner:
         Raises:
             ValueError: the moments belong to a network of another size.
         """
-        if state["first_moment"].shape != (self._flat.count,):
-            raise ValueError(
-                f"the optimiser state has {state['first_moment'].numel()} parameters, this network {self._flat.count}"
-            )
-        self._optimizer.state[self._flat.values] = {
-            "exp_avg": state["first_moment"].clone(),
-            "exp_avg_sq": state["second_moment"].clone(),
-            "step": state["gradient_steps"].clone(),
-        }
+        self._optimizer.load_state_dict(state)
         self._adaptive_rate = min(float(state["adaptive_rate"]), self._settings.learning_rate_max)
         self._pixel_moments.load_state_dict({"moments": state["pixel_moments"]})
 
@@ -307,8 +292,7 @@ class Learner:
         limit = self._settings.max_gradient_norm
         if limit is not None and norm > limit:
             self._flat.gradient.mul_(limit / norm)
-        self._optimizer.param_groups[0]["lr"] = rate
-        self._optimizer.step()
+        self._optimizer.step(self._flat.values, self._flat.gradient, rate)
         return norm
 
     def _follow_pixels(self, rollout: Rollout) -> None:

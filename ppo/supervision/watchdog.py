@@ -30,6 +30,7 @@ _BEATS_OF_SILENCE = 3
 # Rank 0 lets the others print their stacks first; the others leave without it if it does not end the job.
 _SECONDS_FOR_STACKS = 1.5
 _SECONDS_FOR_ROOT = 3.0
+_LEAST_SECONDS_TO_START = 120.0
 _DEBUGGERS = {"bdb", "pdb", "pydevd", "debugpy", "_pydevd_bundle", "ipdb"}
 
 
@@ -89,7 +90,7 @@ class Watchdog:
     def _watch(self) -> None:
         last, stalled, entered = time.monotonic(), 0.0, self._entered
         while not self._ended.is_set():
-            signal.setitimer(signal.ITIMER_PROF, self._seconds)
+            signal.setitimer(signal.ITIMER_PROF, self._limit())
             self._leave_without_launcher()
             self._exchange_heartbeats()
             now = time.monotonic()
@@ -102,8 +103,12 @@ class Watchdog:
                 stalled, entered = 0.0, self._entered
             elif not self._debugging:
                 stalled += awake
-            if stalled > self._seconds or self._expired:
-                self._end_job(stalled)
+            if stalled > self._limit() or self._expired:
+                self._end_job()
+
+    def _limit(self) -> float:
+        # Libraries may have to come over a slow network, whatever the length of an update.
+        return self._seconds if self._entered else max(self._seconds, _LEAST_SECONDS_TO_START)
 
     def _exchange_heartbeats(self) -> None:
         """Tell, and listen for one beat."""
@@ -159,7 +164,7 @@ class Watchdog:
             _say(f"ppo: rank {self._collective.rank} has lost its launcher (process {self._launcher}); leaving")
             os._exit(1)
 
-    def _end_job(self, stalled: float) -> None:
+    def _end_job(self) -> None:
         """Print this rank's stack, let one rank name the culprit, and leave; does not return."""
         self._expired = True
         rank, size = self._collective.rank, self._collective.size
@@ -169,7 +174,7 @@ class Watchdog:
         deadline = time.monotonic() + (_SECONDS_FOR_STACKS if rank == 0 else _SECONDS_FOR_ROOT + 0.2 * min(rank, 10))
         while size > 1 and time.monotonic() < deadline:
             self._exchange_heartbeats()
-        _say(f"ppo: no progress for {self._seconds:g} s: {self._culprit()}; ending the job")
+        _say(f"ppo: no progress for {self._limit():g} s: {self._culprit()}; ending the job")
         # MPI may be what is stuck: a rank that leaves without MPI_Finalize makes the launcher end the others.
         os._exit(1)
 

@@ -86,7 +86,7 @@ class RunningJob:
     def end(self, within, since=None):
         """Wait for the job's own end and check that nothing of it is left; return the exit code and the seconds."""
         since = time.time() if since is None else since
-        code = self.process.wait(timeout=max(1.0, since + within + 60 - time.time()))
+        code = self.process.wait(timeout=max(1.0, since + within + 10 - time.time()))
         seconds = time.time() - since
         assert seconds <= within, f"ended after {seconds:.1f} s, not {within}:\n{self.log}"
         deadline = time.monotonic() + 2

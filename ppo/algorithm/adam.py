@@ -1,0 +1,61 @@
+"""Adam on one flat vector.
+
+It is the fused kernel of `torch.optim.Adam`, called directly: `torch.optim` imports PyTorch's compiler at its first use,
+which takes every rank seconds of its start and is not needed.
+"""
+
+import torch
+from torch import Tensor
+
+
+class Adam:
+    """Adam, Kingma and Ba 2015, algorithm 1 (arXiv:1412.6980), with its betas of 0.9 and 0.999."""
+
+    def __init__(self, count: int, epsilon: float) -> None:
+        """Start with empty moments for `count` parameters."""
+        self._epsilon = epsilon
+        self.first_moment = torch.zeros(count)
+        self.second_moment = torch.zeros(count)
+        self.gradient_steps = torch.zeros(())
+
+    @torch.no_grad()
+    def step(self, values: Tensor, gradient: Tensor, rate: float) -> None:
+        """Move `values` (P,) along the gradient (P,), in place."""
+        self.gradient_steps += 1
+        torch._fused_adam_(
+            [values],
+            [gradient],
+            [self.first_moment],
+            [self.second_moment],
+            [],
+            [self.gradient_steps],
+            lr=rate,
+            beta1=0.9,
+            beta2=0.999,
+            weight_decay=0.0,
+            eps=self._epsilon,
+            amsgrad=False,
+            maximize=False,
+        )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return copies of both moments (P,) and the number of steps."""
+        return {
+            "first_moment": self.first_moment.clone(),
+            "second_moment": self.second_moment.clone(),
+            "gradient_steps": self.gradient_steps.clone(),
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore a `state_dict`.
+
+        Raises:
+            ValueError: the moments belong to a network of another size.
+        """
+        for name, own in (("first_moment", self.first_moment), ("second_moment", self.second_moment)):
+            if state[name].shape != own.shape:
+                raise ValueError(
+                    f"the optimiser state has {state[name].numel()} parameters, this network {own.numel()}"
+                )
+            own.copy_(state[name])
+        self.gradient_steps.copy_(state["gradient_steps"])

@@ -1,0 +1,54 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ppo.algorithm.adam import Adam
+
+
+def test_it_takes_the_steps_of_torch_bit_for_bit():
+    torch.manual_seed(0)
+    values = torch.randn(1000)
+    parameter = torch.nn.Parameter(values.clone())
+    reference = torch.optim.Adam([parameter], lr=1.0, eps=1e-5, fused=True)
+    adam = Adam(1000, 1e-5)
+    for rate in (1e-3, 1e-3, 5e-4, 2e-2):
+        gradient = torch.randn(1000)
+        parameter.grad = gradient.clone()
+        reference.param_groups[0]["lr"] = rate
+        reference.step()
+        adam.step(values, gradient, rate)
+        assert torch.equal(values, parameter.detach())
+
+
+def test_the_first_step_is_the_rate_against_the_gradients_sign():
+    values = torch.zeros(2)
+    Adam(2, 1e-12).step(values, torch.tensor([3.0, -0.5]), 0.1)
+    torch.testing.assert_close(values, torch.tensor([-0.1, 0.1]))
+
+
+def test_a_restored_optimiser_goes_on_bit_for_bit():
+    gradients = torch.randn(6, 50)
+    values, whole = torch.zeros(50), Adam(50, 1e-8)
+    for gradient in gradients[:3]:
+        whole.step(values, gradient, 0.01)
+    copy, restored = values.clone(), Adam(50, 1e-8)
+    restored.load_state_dict(whole.state_dict())
+    for gradient in gradients[3:]:
+        whole.step(values, gradient, 0.01)
+        restored.step(copy, gradient, 0.01)
+    assert torch.equal(values, copy)
+
+
+def test_moments_of_another_network_are_refused():
+    with pytest.raises(ValueError, match="the optimiser state has 4 parameters, this network 5"):
+        Adam(5, 1e-8).load_state_dict(Adam(4, 1e-8).state_dict())
+
+
+def test_a_learner_does_not_load_the_compiler():
+    program = (
+        "import sys, torch\nfrom ppo.algorithm.adam import Adam\n"
+        "Adam(3, 1e-8).step(torch.zeros(3), torch.ones(3), 0.1)\nsys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
