@@ -1,12 +1,14 @@
 """What a person sees while a run goes on: a live table on a terminal, a plain line every few seconds elsewhere."""
 
+import contextlib
+import errno
 import fcntl
 import os
 import struct
 import sys
 import termios
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -14,9 +16,11 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from ppo.outputs.trackers import FinishedEpisode, Metrics, Tracker
+from ppo.outputs.trackers import FinishedEpisode, Metrics, OutputError, Tracker, say_on_standard_error
 
 SECONDS_BETWEEN_LINES = 5.0
+# A full disk or quota may be emptied; a pipe or terminal that was closed does not come back.
+_PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EAGAIN)
 NO_GAME = "no game finished yet"
 
 
@@ -34,9 +38,12 @@ def find_terminal() -> Terminal | None:
     mpirun hands every rank a pseudo-terminal of size 0x0, whatever its own output is; what counts then is the output
     of mpirun itself, this process's parent.
     """
-    if not sys.stdout.isatty():
+    try:
+        if sys.stdout is None or not sys.stdout.isatty():
+            return None
+        size = _size(sys.stdout.fileno())
+    except (OSError, ValueError):  # it has been closed
         return None
-    size = _size(sys.stdout.fileno())
     if size:
         return size
     try:
@@ -55,27 +62,87 @@ def make_display(title: str, total_steps: int) -> Tracker:
     return LiveTable(title, total_steps, terminal) if terminal else PlainLines(total_steps)
 
 
+def tell(text: str) -> None:
+    """Print a line at once, on standard error if standard output has gone: no reader is worth ending the work for."""
+    try:
+        StandardOutput().use(lambda: print(text, flush=True))
+    except OutputError:
+        say_on_standard_error(text)
+
+
+class StandardOutput:
+    """Standard output, which may be closed, a pipe that nobody reads any more, or a file on a full disk."""
+
+    def __init__(self) -> None:
+        """Start without knowing of any trouble."""
+        self._trouble: OutputError | None = None
+        self._is_lost = False
+
+    def use(self, write: Callable[[], object]) -> None:
+        """Call what prints and flushes.
+
+        Raises:
+            OutputError: it did not succeed, or standard output was lost before.
+        """
+        if self._is_lost:
+            self.check()
+        try:
+            if sys.stdout is None:
+                raise ValueError("it is closed")
+            write()
+        except (OSError, ValueError) as error:
+            reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            self._is_lost = not isinstance(error, OSError) or error.errno not in _PASSING
+            if self._is_lost:
+                _discard_standard_output()
+            self._trouble = OutputError(
+                f"standard output cannot be written ({reason}); training goes on, events are told on standard error",
+                relief="standard output can be written again",
+            )
+            raise self._trouble from error
+        self._trouble = None
+
+    def check(self) -> None:
+        """Raise the trouble there was when it was last used."""
+        if self._trouble:
+            raise self._trouble
+
+    def close(self) -> None:
+        """Give up what could not be written: at exit Python would try once more, and change the exit code."""
+        if self._trouble:
+            _discard_standard_output()
+
+
 class PlainLines:
     """One line per few seconds, for logs and pipes."""
 
     def __init__(self, total_steps: int) -> None:
         """Print progress towards `total_steps`."""
+        self.notes: list[str] = []
         self._total_steps = total_steps
         self._last = 0.0
+        self._output = StandardOutput()
 
     def log(self, metrics: Metrics, episodes: Sequence[FinishedEpisode]) -> None:
         """Print a line unless one was printed just now."""
         now = time.monotonic()
-        if now - self._last >= SECONDS_BETWEEN_LINES:
-            self._last = now
-            print(summary_line(metrics, self._total_steps), flush=True)
+        if now - self._last < SECONDS_BETWEEN_LINES:
+            self._output.check()
+            return
+        self._last = now
+        line = summary_line(metrics, self._total_steps)
+        self._output.use(lambda: print(line, flush=True))
 
     def say(self, text: str) -> None:
         """Print an event."""
-        print(text, flush=True)
+        self._output.use(lambda: print(text, flush=True))
+
+    def sync(self) -> None:
+        """Nothing here survives."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Let go of standard output if it failed."""
+        self._output.close()
 
 
 class LiveTable:
@@ -83,25 +150,43 @@ class LiveTable:
 
     def __init__(self, title: str, total_steps: int, terminal: Terminal) -> None:
         """Start drawing on a terminal of this size."""
+        self.notes: list[str] = []
         self._title, self._total_steps = title, total_steps
-        console = Console(
+        self._output = StandardOutput()
+        console = _Console(
             force_terminal=True, width=terminal.columns, height=terminal.rows, legacy_windows=False, soft_wrap=False
         )
         self._live = Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
-        self._live.start()
-        console.show_cursor(True)  # a job that is aborted has no time to bring a hidden one back
+        with contextlib.suppress(OutputError):  # the first update tells
+            self._output.use(self._live.start)
+            # A job that is aborted has no time to bring a hidden one back.
+            self._output.use(lambda: console.show_cursor(True))
 
     def log(self, metrics: Metrics, episodes: Sequence[FinishedEpisode]) -> None:
         """Redraw."""
-        self._live.update(live_table(self._title, metrics, self._total_steps), refresh=True)
+        table = live_table(self._title, metrics, self._total_steps)
+        self._output.use(lambda: self._live.update(table, refresh=True))
 
     def say(self, text: str) -> None:
         """Print an event above the table."""
-        self._live.console.print(text, markup=False, highlight=False)
+        self._output.use(lambda: self._live.console.print(text, markup=False, highlight=False))
+
+    def sync(self) -> None:
+        """Nothing here survives."""
 
     def close(self) -> None:
         """Leave the last table standing."""
-        self._live.stop()
+        with contextlib.suppress(OutputError):
+            self._output.use(self._live.stop)
+        self._output.close()
+
+
+class _Console(Console):
+    """A console that leaves it to its user what a broken pipe means; rich would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        """Let the BrokenPipeError pass that is being handled."""
+        raise
 
 
 def summary_line(metrics: Metrics, total_steps: int) -> str:
@@ -154,6 +239,17 @@ def time_left(metrics: Metrics, total_steps: int) -> str:
         return "-:--:--"
     seconds = int(max(0, total_steps - (metrics["env_steps"] or 0)) / speed)
     return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+
+def _discard_standard_output() -> None:
+    """Send what is left in standard output's buffer, and what other code prints, nowhere."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            if sys.stdout is not None:
+                os.dup2(nowhere, sys.stdout.fileno())
+        finally:
+            os.close(nowhere)
 
 
 def _size(descriptor: int) -> Terminal | None:

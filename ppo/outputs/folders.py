@@ -1,27 +1,202 @@
-"""Folders a job writes to: checked before any work, moved aside but never deleted."""
+"""Folders and files a job writes to, on disks that may be full, vanish or lose power.
 
+Folders are checked before any work, and moved aside but never deleted. Files are whole or absent, or they grow by whole
+records.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
 from ppo.config import Refusal
 
+# A full disk still takes an empty file.
+_PROBE_BYTES = 65_536
+# Without waiting for a reader, should a named pipe be in the way.
+_APPEND = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK
+
+
+class GrowingFile:
+    """A file of whole records after a header. What cannot be written waits in memory and is tried again with the next.
+
+    It is opened anew for every write, which costs some ten microseconds and notices a file that was removed.
+    """
+
+    def __init__(self, path: Path, header: bytes) -> None:
+        """Prepare to append to a file, or to begin it with its header."""
+        self.path = path
+        self.header = header
+        self._waiting: list[bytes] = []
+        self._has_begun = False
+        self._end: int | None = None
+        """Where the last whole record ends, if an error may have left part of another one behind it."""
+        self._name_is_on_disk = False
+
+    @property
+    def num_waiting(self) -> int:
+        """Records that are not in the file yet."""
+        return len(self._waiting)
+
+    def add(self, record: bytes) -> None:
+        """Have a record written with the next `write`."""
+        self._waiting.append(record)
+
+    def write(self) -> bool:
+        """Append all records that wait; tell whether the file had been removed, with what it held.
+
+        Raises:
+            OSError: they still wait, and the file ends with a whole record or is cut back to one by the next `write`.
+        """
+        try:
+            descriptor, is_new = os.open(self.path, _APPEND), False
+        except FileNotFoundError:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor, is_new = os.open(self.path, _APPEND | os.O_CREAT, 0o666), True
+            self._end, self._name_is_on_disk = None, False
+        try:
+            self._append(descriptor)
+        finally:
+            os.close(descriptor)  # on a network's disk this, too, may raise that there was no room
+        was_removed = is_new and self._has_begun
+        self._waiting.clear()
+        self._has_begun, self._end = True, None
+        return was_removed
+
+    def sync(self) -> None:
+        """Have what was written on disk.
+
+        Raises:
+            OSError: it may not be there.
+        """
+        descriptor = os.open(self.path, _APPEND)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if not self._name_is_on_disk:
+            sync_folder(self.path.parent)
+            self._name_is_on_disk = True
+
+    def _append(self, descriptor: int) -> None:
+        size = os.fstat(descriptor).st_size
+        if self._end is not None and size > self._end:
+            os.ftruncate(descriptor, self._end)
+            size = self._end
+        self._end = size
+        content = b"".join([self.header, *self._waiting] if size == 0 else self._waiting)
+        try:
+            written = 0
+            while written < len(content):  # a second write, after one that came short, says what is the matter
+                written += os.write(descriptor, content[written:])
+        except OSError:
+            os.ftruncate(descriptor, size)
+            raise
+
 
 def require_writable(setting: str, folder: Path) -> None:
-    """Make a folder if need be and try that a file can be made in it.
+    """Make a folder if need be and try that a file can be written in it.
 
     Raises:
-        Refusal: it cannot; names the setting.
+        Refusal: it cannot; names the setting. No folder is left that was not there before.
     """
+    made: list[Path] = []
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
+        for path in (*reversed(folder.parents), folder):
+            if not os.path.isdir(path):
+                path.mkdir(exist_ok=True)
+                made.append(path)
+        with tempfile.NamedTemporaryFile(prefix=".writable-", dir=folder, buffering=0) as probe:
+            written = 0
+            while written < _PROBE_BYTES:
+                written += probe.write(bytes(_PROBE_BYTES - written))
+            os.fsync(probe.fileno())
     except OSError as error:
-        raise Refusal(f"{setting} must be a folder this user can write to, got {folder}: {error.strerror}") from error
+        for path in reversed(made):
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise Refusal(
+            f"{setting} must be a folder this user can write to, got {folder}: {_reason(folder, error)}"
+        ) from error
 
 
-def move_aside(folders: list[Path]) -> list[Path]:
-    """Rename those of the folders that exist to `<name>.before-<time>` and return their new names."""
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    return [f.rename(f.with_name(f"{f.name}.before-{stamp}")) for f in dict.fromkeys(folders) if f.exists()]
+def move_aside(folders: Sequence[Path]) -> list[Path]:
+    """Rename those of the folders that exist to `<name>.before-<time>` and return their new names.
+
+    Raises:
+        Refusal: one of them cannot be renamed; all have their old names then.
+    """
+    moved: list[tuple[Path, Path]] = []
+    for folder in dict.fromkeys(folders):
+        if not os.path.lexists(folder):
+            continue
+        try:
+            moved.append((folder, rename_aside(folder)))
+        except OSError as error:
+            back = "".join(_move_back(*pair) for pair in reversed(moved))
+            raise Refusal(f"{folder} cannot be moved aside: {error.strerror}{back}") from error
+    return [aside for _, aside in moved]
+
+
+def rename_aside(path: Path) -> Path:
+    """Rename a file or folder to `<name>.before-<time>`, a name that nothing has yet, and return it.
+
+    Raises:
+        OSError: it has its old name.
+    """
+    # Nobody takes the name meanwhile: what belongs to a model is renamed only by the run that holds its lock.
+    name, number = f"{path.name}.before-{datetime.now():%Y%m%d-%H%M%S}", 1
+    aside = path.with_name(name)
+    while os.path.lexists(aside):
+        number += 1
+        aside = path.with_name(f"{name}-{number}")
+    return path.rename(aside)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file in place of what is there, so that whatever happens the old one or the new one is whole on disk.
+
+    Raises:
+        OSError: it could not be written; the old one, if any, is there.
+    """
+    scratch = path.with_name(f".{path.name}.tmp")
+    scratch.unlink(missing_ok=True)
+    try:
+        with open(scratch, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reason(folder: Path, error: OSError) -> str:
+    for path in (*reversed(folder.parents), folder):
+        if os.path.islink(path) and not os.path.exists(path):
+            return f"{path} is a link to {os.readlink(path)}, which does not exist"
+        if os.path.exists(path) and not os.path.isdir(path):
+            return f"{path} is not a folder"
+    return error.strerror or str(error)
+
+
+def _move_back(folder: Path, aside: Path) -> str:
+    try:
+        aside.rename(folder)
+    except OSError as error:
+        return f"; {folder} is now {aside} and cannot be moved back: {error.strerror}"
+    return ""

@@ -7,20 +7,31 @@
         events.out.tfevents  the same as progress.csv, for TensorBoard
 
 After a stop and a resume the CSV files read like those of a run that was never stopped: rows past the checkpoint are
-dropped before new ones are added.
+dropped before new ones are added. TensorBoard hides such events itself.
+
+No trouble with an output ends a training: `Trackers` warns once and goes on. Of the logs only the CSV files are ever
+read again, as text; nothing in them is executed, and no damage to them is an error.
 """
 
+import contextlib
 import csv
+import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from ppo.config import Config
+from ppo.outputs.csv_rows import keep_rows
+from ppo.outputs.folders import GrowingFile, write_whole
 
 EPISODE_COLUMNS = ("episode", "update", "env_steps", "environment", "return", "length", "time/seconds")
+_EVENTS_PREFIX = "events.out.tfevents."
 
 Metrics = Mapping[str, float | int | None]
 
@@ -38,8 +49,23 @@ class FinishedEpisode:
     seconds: float
 
 
+class OutputError(OSError):
+    """An output does not work at present."""
+
+    def __init__(self, trouble: str, relief: str) -> None:
+        """Say in words what is the matter and, equal for outputs that fail together, what to say when it is over."""
+        super().__init__(trouble)
+        self.relief = relief
+
+
 class Tracker(Protocol):
-    """Receives every update's metrics and the games that ended in it."""
+    """Receives every update's metrics and the games that ended in it.
+
+    Every method may raise an OutputError, and the next call tries again what this one could not do.
+    """
+
+    notes: list[str]
+    """What a person should be told about this output; whoever does so empties it."""
 
     def log(self, metrics: Metrics, episodes: Sequence[FinishedEpisode]) -> None:
         """Take note of one update; the same metrics every time, None for what is not known yet."""
@@ -47,131 +73,242 @@ class Tracker(Protocol):
     def say(self, text: str) -> None:
         """Take note of an event in words."""
 
+    def sync(self) -> None:
+        """Have on disk what is to survive a power cut, before a checkpoint counts on it."""
+
     def close(self) -> None:
         """Finish all output."""
 
 
 class Trackers:
-    """Several trackers as one; none of them off rank 0."""
+    """Several trackers as one; none of them off rank 0. Their trouble is told through them, and never raised."""
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         """Tell all of `trackers`."""
         self._trackers = trackers
+        self._reliefs: set[str] = set()
+        """What is to be said when the present troubles are over."""
 
     def log(self, metrics: Metrics, episodes: Sequence[FinishedEpisode]) -> None:
         """Pass an update on."""
-        for tracker in self._trackers:
-            tracker.log(metrics, episodes)
+        before = set(self._reliefs)
+        over = before - self._tell_all(lambda to: to.log(metrics, episodes))
+        self._reliefs -= over
+        for relief in over:
+            self.say(relief)
 
     def say(self, text: str) -> None:
-        """Pass an event on."""
-        for tracker in self._trackers:
-            tracker.say(text)
+        """Pass an event on: to standard error if there is trouble with what would show it."""
+        failed = [error for tracker in self._trackers if (error := _failure(lambda to: to.say(text), tracker))]
+        new = {error.relief: error for error in failed if error.relief not in self._reliefs}
+        self._reliefs |= set(new)
+        for words in (*(f"WARNING: {error}" for error in new.values()), *([text] if failed else [])):
+            say_on_standard_error(words)
+
+    def sync(self) -> None:
+        """Have what was logged on disk."""
+        self._tell_all(lambda to: to.sync())
 
     def close(self) -> None:
         """Close all."""
+        self._reliefs = set()  # what is lost for good is told even if its trouble is known
+        self._tell_all(lambda to: to.close())
+
+    def _tell_all(self, tell: Callable[[Tracker], None]) -> set[str]:
+        """Tell every tracker, warn of trouble that is new, and return the reliefs of all trouble."""
+        failed = [error for tracker in self._trackers if (error := _failure(tell, tracker))]
+        notes = [note for tracker in self._trackers for note in tracker.notes]
         for tracker in self._trackers:
-            tracker.close()
+            tracker.notes.clear()
+        new = {error.relief: f"WARNING: {error}" for error in failed if error.relief not in self._reliefs}
+        self._reliefs |= set(new)
+        for words in dict.fromkeys([*notes, *new.values()]):
+            self.say(words)
+        return {error.relief for error in failed}
 
 
 class CsvFiles:
-    """progress.csv and episodes.csv, flushed row by row."""
+    """progress.csv and episodes.csv; a row is in its file as soon as it is logged, or else with a later one."""
 
     def __init__(self, folder: Path, resumed_update: int) -> None:
-        """Open both files to append, keeping the rows of the first `resumed_update` updates."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self._progress_path = folder / "progress.csv"
-        episodes_path = folder / "episodes.csv"
-        for path in (self._progress_path, episodes_path):
-            _drop_rows_after(path, resumed_update)
-        self._progress_file: IO[str] | None = None
-        self._progress: csv.DictWriter[str] | None = None
-        new = not episodes_path.exists()
-        self._episodes_file = open(episodes_path, "a", newline="")
-        self._episodes = csv.writer(self._episodes_file, lineterminator="\n")
-        if new:
-            self._episodes.writerow(EPISODE_COLUMNS)
-            self._episodes_file.flush()
+        """Prepare to append to both files, keeping the rows of the first `resumed_update` updates."""
+        self.notes: list[str] = []
+        self._folder, self._resumed_update = folder, resumed_update
+        self._progress: GrowingFile | None = None  # its columns are not known before the first update
+        self._episodes = GrowingFile(folder / "episodes.csv", _csv_row(EPISODE_COLUMNS))
+        self._to_prepare = {"progress.csv", "episodes.csv"}
 
     def log(self, metrics: Metrics, episodes: Sequence[FinishedEpisode]) -> None:
         """Append a row, and a row per game."""
-        if self._progress is None or self._progress_file is None:
-            new = not self._progress_path.exists()
-            self._progress_file = open(self._progress_path, "a", newline="")
-            self._progress = csv.DictWriter(self._progress_file, list(metrics), lineterminator="\n")
-            if new:
-                self._progress.writeheader()
-        self._progress.writerow({name: _as_text(value) for name, value in metrics.items()})
-        self._progress_file.flush()
+        if self._progress is None:
+            self._progress = GrowingFile(self._folder / "progress.csv", _csv_row(list(metrics)))
+        self._progress.add(_csv_row(["" if value is None else str(value) for value in metrics.values()]))
         for game in episodes:
             row = (game.episode, game.update, game.env_steps, game.environment, game.episode_return)
-            self._episodes.writerow([*row, game.episode_length, f"{game.seconds:.3f}"])
-        self._episodes_file.flush()
+            self._episodes.add(_csv_row([*row, game.episode_length, f"{game.seconds:.3f}"]))
+        with _trouble_with(self._folder):
+            self._write()
 
     def say(self, text: str) -> None:
         """Words are not for the CSV files."""
 
+    def sync(self) -> None:
+        """Have all rows on disk."""
+        with _trouble_with(self._folder):
+            self._write()
+            for file in self._files():
+                file.sync()
+
     def close(self) -> None:
-        """Close both files."""
-        if self._progress_file:
-            self._progress_file.close()
-        self._episodes_file.close()
+        """Write what waits, for the last time."""
+        with _loss_of(self._folder):
+            self._write()
+
+    def _files(self) -> list[GrowingFile]:
+        return [file for file in (self._progress, self._episodes) if file]
+
+    def _write(self) -> None:
+        """Write both files, the second even if the first fails."""
+        failed: OSError | None = None
+        for file in self._files():
+            try:
+                self._write_one(file)
+            except OSError as error:
+                failed = error
+        if failed:
+            raise failed
+
+    def _write_one(self, file: GrowingFile) -> None:
+        if file.path.name in self._to_prepare:
+            self.notes += keep_rows(file.path, file.header, self._resumed_update)
+            self._to_prepare.remove(file.path.name)
+        if file.write():
+            self.notes.append(_removed(self._folder))
 
 
 class TensorBoard:
-    """Scalars for `tensorboard --logdir runs`, under the names of the CSV columns."""
+    """Scalars for `tensorboard --logdir runs`, under the names of the CSV columns.
+
+    TensorBoard's own writer has a thread that dies of a full disk, and with it the events of the rest of the run.
+    """
 
     def __init__(self, folder: Path, resumed_steps: int) -> None:
-        """Open an event file that overrides what an interrupted run wrote past `resumed_steps`."""
-        from torch.utils.tensorboard import SummaryWriter
+        """Prepare a file of events; those that earlier files hold past `resumed_steps` count no more."""
+        from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]
+        from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 
-        purge = resumed_steps + 1 if resumed_steps else None
-        self._writer = SummaryWriter(str(folder), purge_step=purge)
+        self.notes: list[str] = []
+        self._folder = folder
+        self._event: Any = Event
+        self._record_writer: Any = RecordWriter
+        restart = Event(wall_time=time.time(), step=resumed_steps + 1)
+        restart.session_log.status = restart.session_log.START
+        header = self._record(Event(wall_time=time.time(), file_version="brain.Event:2")) + self._record(restart)
+        self._file = GrowingFile(folder / _new_events_name(folder), header)
 
     def log(self, metrics: Metrics, episodes: Sequence[FinishedEpisode]) -> None:
         """Write every known metric at this number of steps."""
-        steps = metrics["env_steps"]
-        for name, value in metrics.items():
-            if value is not None and name not in ("update", "env_steps"):
-                self._writer.add_scalar(name, value, steps)
+        known = {k: v for k, v in metrics.items() if v is not None and k not in ("update", "env_steps")}
+        self._add(metrics["env_steps"] or 0, known)
         for game in episodes:
-            self._writer.add_scalar("episode/return", game.episode_return, game.env_steps)
-            self._writer.add_scalar("episode/length", game.episode_length, game.env_steps)
+            self._add(game.env_steps, {"episode/return": game.episode_return, "episode/length": game.episode_length})
+        with _trouble_with(self._folder):
+            self._write()
 
     def say(self, text: str) -> None:
         """Words are not for the curves."""
 
+    def sync(self) -> None:
+        """Have all events on disk."""
+        with _trouble_with(self._folder):
+            self._write()
+            self._file.sync()
+
     def close(self) -> None:
-        """Flush and close the event file."""
-        self._writer.close()
+        """Write what waits, for the last time."""
+        with _loss_of(self._folder):
+            self._write()
+
+    def _add(self, step: float, values: Mapping[str, float]) -> None:
+        event = self._event(wall_time=time.time(), step=int(step))
+        for name, value in values.items():
+            event.summary.value.add(tag=name, simple_value=float(value))
+        self._file.add(self._record(event))
+
+    def _record(self, event: Any) -> bytes:
+        content = io.BytesIO()
+        self._record_writer(content).write(event.SerializeToString())
+        return content.getvalue()
+
+    def _write(self) -> None:
+        if self._file.write():
+            self.notes.append(_removed(self._folder))
 
 
-def write_config(folder: Path, config: Config, **facts: Any) -> None:
-    """Write the run's settings, and facts about where it runs, to config.json."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({**config.to_dict(), **facts}, indent=1)
-    (folder / "config.json").write_text(text + "\n")
+def write_config(folder: Path, config: Config, **facts: Any) -> list[str]:
+    """Write the run's settings, and facts about where it runs, to config.json; return what to tell."""
+    content = json.dumps({**config.to_dict(), **facts}, indent=1) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "config.json", content.encode())
+    except OSError as error:
+        return [f"WARNING: {folder / 'config.json'} was not written: {error.strerror}"]
+    return []
 
 
-def _as_text(value: float | int | None) -> str:
-    return "" if value is None else str(value)
+def say_on_standard_error(text: str) -> None:
+    """Print where standard output has failed; if this fails too, nobody is there to be told."""
+    with contextlib.suppress(OSError, ValueError):
+        if sys.stderr is not None:
+            print(text, file=sys.stderr, flush=True)
 
 
-def _drop_rows_after(path: Path, update: int) -> None:
-    """Rewrite a CSV file without the rows of later updates and without a last line that was cut short."""
-    if not path.exists():
-        return
-    lines = path.read_text().splitlines(keepends=True)
-    if update == 0 or not lines:
-        path.unlink()
-        return
-    columns = next(csv.reader([lines[0]]))
-    position = columns.index("update")
-    kept = [lines[0]]
-    for line in lines[1:]:
-        row = next(csv.reader([line]))
-        if len(row) == len(columns) and line.endswith("\n") and int(row[position]) <= update:
-            kept.append(line)
-    scratch = path.with_name(f".{path.name}.tmp")
-    scratch.write_text("".join(kept))
-    os.replace(scratch, path)
+def _csv_row(cells: Sequence[Any]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue().encode()
+
+
+def _new_events_name(folder: Path) -> str:
+    """Return a name that TensorBoard, which reads a folder's files by name, reads last, whatever the clock says."""
+    seconds = int(time.time())
+    for path in folder.glob(f"{_EVENTS_PREFIX}*"):
+        number = path.name.removeprefix(_EVENTS_PREFIX).partition(".")[0]
+        if len(number) == 10 and number.isdecimal():
+            seconds = max(seconds, int(number) + 1)
+    return f"{_EVENTS_PREFIX}{seconds:010}.{socket.gethostname()}.{os.getpid()}.0"
+
+
+def _removed(folder: Path) -> str:
+    return f"WARNING: files were removed from {folder} during the run; they are begun again, without what they held"
+
+
+def _failure(tell: Callable[[Tracker], None], tracker: Tracker) -> OutputError | None:
+    try:
+        tell(tracker)
+    except OutputError as error:
+        return error
+    except OSError as error:
+        return OutputError(str(error), f"over: {error}")
+    return None
+
+
+@contextlib.contextmanager
+def _trouble_with(folder: Path) -> Iterator[None]:
+    """Say of an error that it is one of the logs in a folder, and that it may pass."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"the logs in {folder} cannot be written ({error.strerror}); training goes on, what they lack is kept "
+            "and written when it can be",
+            relief=f"the logs in {folder} are written again, with what had to wait",
+        ) from error
+
+
+@contextlib.contextmanager
+def _loss_of(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"the logs in {folder} lack their last rows ({error.strerror})", relief="") from error

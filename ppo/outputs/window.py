@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _TARGET_HEIGHT = 630
+_UNSEEN = ("dummy", "offscreen", "evdev")
 
 
 def has_display() -> bool:
@@ -19,15 +20,31 @@ class WindowClosedError(Exception):
     """The user closed the window."""
 
 
+class NoWindowError(Exception):
+    """There seems to be a display, but no window can be opened or drawn on it; the message says why."""
+
+
 class GameWindow:
     """A pygame window."""
 
     def __init__(self, title: str, frames_per_second: float) -> None:
-        """Prepare to show frames at this rate; the window opens with the first."""
+        """Prepare to show frames at this rate; the window opens with the first.
+
+        Raises:
+            NoWindowError: it could not be opened.
+        """
         os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
         import pygame
 
         self._pygame: Any = pygame
+        try:
+            pygame.display.init()
+        except pygame.error as error:
+            raise NoWindowError(f"no window can be opened on this display: {error}") from error
+        # Without a display that answers, SDL draws where nobody sees it.
+        if pygame.display.get_driver() in _UNSEEN and "SDL_VIDEODRIVER" not in os.environ:
+            pygame.display.quit()
+            raise NoWindowError("no window can be opened: the display does not answer")
         self._title, self._rate = title, frames_per_second
         self._surface: Any = None
         self._clock = pygame.time.Clock()
@@ -37,12 +54,23 @@ class GameWindow:
 
         Raises:
             WindowClosedError: the window was closed.
+            NoWindowError: there is none.
         """
+        try:
+            self._show(frame)
+        except self._pygame.error as error:
+            raise NoWindowError(f"nothing can be shown on this display: {error}") from error
+
+    def close(self) -> None:
+        """Close the window."""
+        self._pygame.display.quit()
+        self._surface = None
+
+    def _show(self, frame: NDArray[np.uint8]) -> None:
         pygame = self._pygame
         height, width = frame.shape[:2]
         scale = max(1, round(_TARGET_HEIGHT / height))
         if self._surface is None:
-            pygame.display.init()
             self._surface = pygame.display.set_mode((width * scale, height * scale))
             pygame.display.set_caption(self._title)
         image = pygame.surfarray.make_surface(frame.swapaxes(0, 1))
@@ -51,9 +79,3 @@ class GameWindow:
         if any(event.type == pygame.QUIT for event in pygame.event.get()):
             raise WindowClosedError
         self._clock.tick(self._rate)
-
-    def close(self) -> None:
-        """Close the window."""
-        if self._surface is not None:
-            self._pygame.display.quit()
-            self._surface = None

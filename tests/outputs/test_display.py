@@ -1,14 +1,32 @@
-"""What a person sees of a run, as text."""
+"""What a person sees of a run, as text, and that nothing ends because nobody looks."""
 
-from collections.abc import Callable
+import contextlib
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from ppo.outputs import display
-from ppo.outputs.display import LiveTable, PlainLines, Terminal, describe_return, live_table, summary_line, time_left
+from ppo.outputs.display import (
+    LiveTable,
+    PlainLines,
+    Terminal,
+    describe_return,
+    find_terminal,
+    live_table,
+    summary_line,
+    tell,
+    time_left,
+)
+from ppo.outputs.trackers import OutputError, Tracker, Trackers
+from tests.jobs import CARTPOLE, environment
 
 METRICS: dict[str, float | int | None] = {
     "update": 3,
@@ -120,3 +138,159 @@ def test_the_live_display_draws_the_table_and_events(capsys: pytest.CaptureFixtu
     live.close()
     printed = capsys.readouterr().out
     assert "250,000 of 1,000,000" in printed and "saved [bold]as is[/bold]" in printed
+
+
+# ------------------------------------------------------------------------------------------------ standard output fails
+
+
+class FailingOutput(StringIO):
+    """Standard output that raises as long as it has an error."""
+
+    error: Exception | None = None
+
+    def write(self, text: str) -> int:
+        if self.error:
+            raise self.error
+        return super().write(text)
+
+
+@contextlib.contextmanager
+def standard_output() -> Iterator[FailingOutput]:
+    stream = FailingOutput()
+    with contextlib.redirect_stdout(stream):
+        yield stream
+
+
+def displays() -> list[Tracker]:
+    return [PlainLines(1_000_000), LiveTable("Pong", 1_000_000, Terminal(columns=100, rows=40))]
+
+
+ERRORS = {
+    "broken pipe": BrokenPipeError(errno.EPIPE, "Broken pipe"),
+    "full disk": OSError(errno.ENOSPC, "No space left on device"),
+    "terminal gone": OSError(errno.EIO, "Input/output error"),
+    "closed file": ValueError("I/O operation on closed file"),
+}
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+@pytest.mark.parametrize("position", [0, 1], ids=["lines", "table"])
+def test_trouble_with_standard_output_is_one_warning_and_words_come_on_standard_error(
+    capsys: pytest.CaptureFixture[str], kind: str, position: int
+) -> None:
+    with standard_output() as output:
+        trackers = Trackers([displays()[position]])
+        output.error = ERRORS[kind]
+        for _ in range(3):
+            trackers.log(METRICS, [])
+        trackers.say("saved")
+        trackers.close()
+    warning, *words = capsys.readouterr().err.splitlines()
+    assert warning.startswith("WARNING: standard output cannot be written (")
+    assert str(ERRORS[kind]).rpartition("] ")[2] in warning
+    assert words == ["saved"]
+
+
+@pytest.mark.parametrize("position", [0, 1], ids=["lines", "table"])
+def test_a_disk_that_has_room_again_gets_lines_again(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, position: int
+) -> None:
+    clock = iter(range(100, 10_000, 100))
+    monkeypatch.setattr(display.time, "monotonic", lambda: next(clock))
+    with standard_output() as output:
+        trackers = Trackers([displays()[position]])
+        output.error = ERRORS["full disk"]
+        trackers.log(METRICS, [])
+        output.error = None
+        trackers.log(METRICS, [])
+        trackers.say("saved")
+    assert "standard output can be written again" in output.getvalue() and "saved" in output.getvalue()
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_pipe_that_nobody_reads_is_not_tried_again() -> None:
+    lines = PlainLines(10)
+    with standard_output() as output:
+        output.error = ERRORS["broken pipe"]
+        for _ in range(2):
+            with pytest.raises(OutputError, match="Broken pipe"):
+                lines.say("saved")
+            output.error = None
+    assert output.getvalue() == ""
+
+
+def test_standard_output_that_was_closed_from_the_start_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert find_terminal() is None
+    with pytest.raises(OutputError, match="it is closed"):
+        PlainLines(10).say("hello")
+
+
+def test_standard_output_that_was_closed_later_is_no_terminal() -> None:
+    with standard_output() as output:
+        output.close()
+        assert find_terminal() is None
+
+
+def test_a_line_that_standard_output_does_not_take_is_told_on_standard_error(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with standard_output() as output:
+        tell("game 1")
+        output.error = ERRORS["broken pipe"]
+        tell("game 2")
+    assert output.getvalue() == "game 1\n"
+    assert capsys.readouterr().err == "game 2\n"
+
+
+def test_a_terminal_that_is_closed_does_not_end_the_live_display(capsys: pytest.CaptureFixture[str]) -> None:
+    master, slave = os.openpty()
+    with os.fdopen(slave, "w") as terminal, contextlib.redirect_stdout(terminal):
+        trackers = Trackers([LiveTable("Pong", 1_000_000, Terminal(columns=100, rows=40))])
+        trackers.log(METRICS, [])
+        os.close(master)
+        for _ in range(3):
+            trackers.log(METRICS, [])
+        trackers.close()
+    errors = capsys.readouterr().err
+    assert errors.count("WARNING") == 1 and "Input/output error" in errors
+
+
+def finished(program: str, output: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    """Run a program with its standard output redirected by the shell."""
+    return subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {program} {output}"],
+        cwd=folder,
+        env=environment(PYTHON=sys.executable),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("output", ["| head -c0", ">&-", "> /dev/full"])
+def test_where_standard_output_goes_nowhere_the_exit_code_stays_that_of_the_run(tmp_path: Path, output: str) -> None:
+    (tmp_path / "program.py").write_text(
+        "import time\n"
+        "from ppo.outputs.display import make_display\n"
+        "from ppo.outputs.trackers import Trackers\n"
+        "trackers = Trackers([make_display('Pong', 10)])\n"
+        "time.sleep(0.2)\n"
+        "for number in range(3):\n"
+        "    trackers.say(str(number))\n"
+        "trackers.close()\n"
+    )
+    job = finished("$PYTHON program.py", output, tmp_path)
+    warning, *words = job.stderr.splitlines()
+    assert warning.startswith("WARNING: standard output cannot be written (")
+    assert (job.returncode, words) == (0, ["0", "1", "2"])
+
+
+def test_a_training_into_a_pipe_that_is_closed_goes_on_to_its_end(tmp_path: Path) -> None:
+    flags = " ".join([*CARTPOLE, "--env_steps=320", "--checkpoint_interval=5"])
+    job = finished(f"$PYTHON -m ppo {flags}", "| head -1", tmp_path)
+    assert job.returncode == 0
+    assert job.stderr.count("WARNING: standard output cannot be written (Broken pipe)") == 1
+    assert "Traceback" not in job.stderr and "done: CartPole-v1 at 320 steps" in job.stderr
+    assert (tmp_path / "checkpoints" / "CartPole-v1" / "step_000000000320").is_dir()

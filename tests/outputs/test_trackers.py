@@ -1,8 +1,12 @@
-"""CSV files that read, after a stop and a resume, like those of a run that was never stopped."""
+"""Logs that read, after a stop and a resume, like those of a run that was never stopped, and that never end one."""
 
 import csv
+import errno
 import json
-from collections.abc import Sequence
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +14,22 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ppo.config import Config
-from ppo.outputs.trackers import CsvFiles, FinishedEpisode, Metrics, TensorBoard, Trackers, write_config
+from ppo.outputs.trackers import (
+    CsvFiles,
+    FinishedEpisode,
+    Metrics,
+    OutputError,
+    TensorBoard,
+    Trackers,
+    write_config,
+)
+from tests.disks import SmallDisk, small_disk
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    with small_disk(tmp_path) as mounted:
+        yield mounted
 
 
 def metrics(update: int, **others: float | None) -> dict[str, float | int | None]:
@@ -164,6 +183,344 @@ def test_resuming_leaves_no_other_files(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
 
 
+def test_rows_are_numbered_upwards_and_none_is_doubled(tmp_path: Path) -> None:
+    log_updates(tmp_path / "whole", [1, 2, 3, 4])
+    log_updates(tmp_path / "doubled", [1, 2, 3])
+    for name in FILES:
+        path = tmp_path / "doubled" / name
+        lines = path.read_bytes().splitlines(keepends=True)
+        path.write_bytes(b"".join([*lines[:3], lines[2], lines[1], lines[3]]))
+    log_updates(tmp_path / "doubled", [4], resumed_update=3)
+    assert contents(tmp_path / "doubled") == contents(tmp_path / "whole")
+
+
+TAILS = {
+    "zeros, as a power cut leaves them": bytes(5000),
+    "random bytes": bytes(range(256)) * 20,
+    "a line without end": b"7" * 300_000,
+    "a number without end": b"7" * 5_000 + b",1,,1\n",
+    "numbers of another script": "٤,٤,٤,٤\n".encode(),
+    "negative numbers": b"-4,-4,-4,-4,-4,-4,-4\n",
+    "words": b"hello,world\n\n,,,,,,\n",
+}
+
+
+@pytest.mark.parametrize("kind", TAILS)
+def test_what_is_no_row_is_dropped_and_the_rows_before_and_after_it_are_kept(tmp_path: Path, kind: str) -> None:
+    log_updates(tmp_path / "whole", [1, 2, 3, 4])
+    for place in (1, 2, 3):
+        folder = tmp_path / f"damaged {place}"
+        log_updates(folder, [1, 2, 3])
+        for name in FILES:
+            lines = (folder / name).read_bytes().splitlines(keepends=True)
+            junk = TAILS[kind] + (b"" if place == 3 or TAILS[kind].endswith(b"\n") else b"\n")
+            (folder / name).write_bytes(b"".join([*lines[: place + 1], junk, *lines[place + 1 :]]))
+        log_updates(folder, [4], resumed_update=3)
+        assert contents(folder) == contents(tmp_path / "whole")
+
+
+def wrong_header(path: Path) -> None:
+    path.write_text("update,other\n1,2\n")
+
+
+def cut_in_the_header(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:5])
+
+
+def only_zeros(path: Path) -> None:
+    path.write_bytes(bytes(4096))
+
+
+def a_picture(path: Path) -> None:
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 500)
+
+
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("damage", [wrong_header, only_zeros, a_picture, a_folder])
+@pytest.mark.parametrize("update", [0, 3])
+def test_what_is_no_such_file_at_all_is_moved_aside_with_a_note(tmp_path: Path, damage: object, update: int) -> None:
+    log_updates(tmp_path, [1, 2, 3])
+    for name in FILES:
+        damage(tmp_path / name)  # type: ignore[operator]
+    files = CsvFiles(tmp_path, update)
+    files.log(metrics(4), [game(4, 4)])
+    assert [[row["update"] for row in rows(tmp_path / name)] for name in FILES] == [["4"]] * 2
+    aside = sorted(path.name for path in tmp_path.iterdir() if path.name not in FILES)
+    assert [name.partition(".before-")[0] for name in aside] == sorted(FILES)
+    for name in aside:
+        assert [note for note in files.notes if "it was renamed to" in note and name in note]
+
+
+@pytest.mark.parametrize("update", [0, 3])
+def test_a_header_that_was_cut_short_is_written_again(tmp_path: Path, update: int) -> None:
+    log_updates(tmp_path, [1, 2, 3])
+    for name in FILES:
+        cut_in_the_header(tmp_path / name)
+    log_updates(tmp_path, [4], resumed_update=update)
+    assert [[row["update"] for row in rows(tmp_path / name)] for name in FILES] == [["4"]] * 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
+
+
+def test_updates_that_the_file_lacks_are_told(tmp_path: Path) -> None:
+    log_updates(tmp_path, [1, 2])
+    files = CsvFiles(tmp_path, 5)
+    files.log(metrics(6), [])
+    assert files.notes == [f"{tmp_path / 'progress.csv'} lacks 3 of the 5 updates before the checkpoint"]
+
+
+def test_an_ordinary_resume_has_nothing_to_tell(tmp_path: Path) -> None:
+    log_updates(tmp_path, [1, 2, 3])
+    files = CsvFiles(tmp_path, 2)
+    files.log(metrics(3), [])
+    assert files.notes == []
+
+
+def test_dropping_rows_needs_no_room_on_the_disk(disk: SmallDisk) -> None:
+    log_updates(disk.path / "run", [1, 2, 3])
+    disk.fill()
+    log_updates(disk.path / "run", [3, 4], resumed_update=2)
+    disk.make_room()
+    assert [[row["update"] for row in rows(disk.path / "run" / name)] for name in FILES] == [["1", "2", "3", "4"]] * 2
+
+
+def test_a_rewrite_that_fails_leaves_the_file_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log_updates(tmp_path / "whole", [1, 2, 3, 4])
+    log_updates(tmp_path / "damaged", [1, 2])
+    with open(tmp_path / "damaged" / "progress.csv", "a") as file:
+        file.write("junk\n3,30,,1.25\n")
+    with open(tmp_path / "damaged" / "episodes.csv", "a") as file:
+        file.write("3,3,27,2,-21.0,764,12.346\n")
+    damaged = (tmp_path / "damaged" / "progress.csv").read_bytes()
+
+    def full(old: object, new: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    files = CsvFiles(tmp_path / "damaged", 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(OutputError, match="No space left"):
+            files.log(metrics(4), [game(4, 4)])
+    assert (tmp_path / "damaged" / "progress.csv").read_bytes() == damaged
+    files.close()
+    assert contents(tmp_path / "damaged") == contents(tmp_path / "whole")
+
+
+# ------------------------------------------------------------------------------------------------------------- trouble
+
+
+class Listener:
+    """Trackers with all files and a display that remembers what was said."""
+
+    def __init__(self, folder: Path, update: int = 0) -> None:
+        self.folder = folder
+        self.display = Recorder()
+        self.trackers = Trackers([CsvFiles(folder, update), TensorBoard(folder, update * 10), self.display])
+
+    def log(self, updates: Sequence[int]) -> None:
+        for update in updates:
+            self.trackers.log(metrics(update), [game(update, update)])
+
+    @property
+    def said(self) -> list[str]:
+        return [line.removeprefix("say ") for line in self.display.heard if line.startswith("say ")]
+
+
+def assert_whole(folder: Path, num_updates: int) -> None:
+    """Assert that the logs are those of updates that met no trouble."""
+    reference = folder.parent / "reference"
+    log_updates(reference, range(1, num_updates + 1))
+    assert contents(folder) == contents(reference)
+    assert curve(folder, "update/entropy") == [(10 * n, 1.25) for n in range(1, num_updates + 1)]
+    assert curve(folder, "episode/return") == [(10 * n - 3, -21.0) for n in range(1, num_updates + 1)]
+
+
+def test_a_full_disk_costs_one_warning_and_in_the_end_no_row(disk: SmallDisk) -> None:
+    run = Listener(disk.path / "run")
+    run.log([1, 2])
+    disk.fill()
+    run.log(range(3, 600))
+    (warning,) = run.said
+    assert warning.startswith("WARNING") and "No space left on device" in warning and "training goes on" in warning
+    for name in FILES:
+        text = (disk.path / "run" / name).read_text()
+        assert text.endswith("\n") and 2 < text.count("\n") < 599
+    disk.make_room()
+    run.log([600])
+    assert len(run.said) == 2 and "written again" in run.said[1]
+    run.trackers.close()
+    assert len(run.said) == 2
+    assert_whole(disk.path / "run", 600)
+
+
+def test_a_second_time_is_told_again(disk: SmallDisk) -> None:
+    run = Listener(disk.path / "run")
+    for updates in (range(1, 100), range(100, 200)):
+        disk.fill()
+        run.log(updates)
+        disk.make_room()
+        run.log([])
+        run.trackers.log(metrics(updates[-1]), [])
+    assert [line.startswith("WARNING") for line in run.said] == [True, False, True, False]
+
+
+def test_what_never_found_room_is_told_at_the_end(disk: SmallDisk) -> None:
+    run = Listener(disk.path / "run")
+    disk.fill()
+    run.log(range(1, 100))
+    run.trackers.close()
+    assert len(run.said) == 2 and "lack their last rows" in run.said[1]
+    assert run.display.heard[-2:] == ["close", f"say {run.said[1]}"]
+
+
+def test_a_disk_that_becomes_read_only_costs_one_warning_and_no_row(disk: SmallDisk) -> None:
+    run = Listener(disk.path / "run")
+    run.log([1])
+    disk.set_writable(False)
+    run.log([2, 3])
+    run.trackers.sync()
+    assert len(run.said) == 1 and "Read-only file system" in run.said[0]
+    disk.set_writable(True)
+    run.log([4])
+    run.trackers.close()
+    assert_whole(disk.path / "run", 4)
+
+
+@pytest.mark.parametrize("level", ["run", "."])
+def test_a_folder_that_is_removed_is_made_again_with_headers_and_one_warning(tmp_path: Path, level: str) -> None:
+    run = Listener(tmp_path / "runs" / "run")
+    run.log([1, 2])
+    shutil.rmtree(tmp_path / "runs" / level)
+    run.log([3, 4])
+    run.trackers.close()
+    (warning,) = run.said
+    assert warning.startswith("WARNING: files were removed from")
+    assert [[row["update"] for row in rows(run.folder / name)] for name in FILES] == [["3", "4"]] * 2
+    assert curve(run.folder, "update/entropy") == [(30, 1.25), (40, 1.25)]
+
+
+def test_a_file_in_the_place_of_the_folder_is_no_reason_to_stop(tmp_path: Path) -> None:
+    run = Listener(tmp_path / "run")
+    run.log([1])
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "run").touch()
+    run.log([2, 3])
+    run.trackers.sync()
+    assert len(run.said) == 1 and "Not a directory" in run.said[0]
+    (tmp_path / "run").unlink()
+    run.log([4])
+    assert [row["update"] for row in rows(tmp_path / "run" / "progress.csv")] == ["2", "3", "4"]
+
+
+def test_pipes_in_the_place_of_the_files_do_not_block(tmp_path: Path) -> None:
+    for name in FILES:
+        os.mkfifo(tmp_path / name)
+    run = Listener(tmp_path)
+    run.log([1, 2])
+    run.trackers.close()
+    assert len(run.said) == 2
+
+
+def test_a_run_that_cannot_even_begin_its_logs_trains_all_the_same(disk: SmallDisk) -> None:
+    disk.set_writable(False)
+    (note,) = write_config(disk.path / "run", Config())
+    assert note.startswith("WARNING") and "config.json was not written: Read-only file system" in note
+    run = Listener(disk.path / "run")
+    run.log([1])
+    assert len(run.said) == 1
+    disk.set_writable(True)
+    run.log([2])
+    assert_whole(disk.path / "run", 2)
+
+
+def test_the_settings_of_the_last_start_stay_if_new_ones_cannot_be_written(disk: SmallDisk) -> None:
+    assert write_config(disk.path, Config(), ranks=2) == []
+    disk.fill()
+    assert len(write_config(disk.path, Config(), ranks="x" * 5000)) == 1
+    assert json.loads((disk.path / "config.json").read_text())["ranks"] == 2
+
+
+def test_notes_about_the_files_are_told_with_the_first_update(tmp_path: Path) -> None:
+    run = Listener(tmp_path, update=2)
+    run.log([3, 4])
+    assert run.said == [f"{tmp_path / 'progress.csv'} lacks 2 of the 2 updates before the checkpoint"]
+
+
+class Faulty:
+    """A tracker whose every method raises."""
+
+    def __init__(self, error: OSError) -> None:
+        self.notes: list[str] = []
+        self.error: OSError | None = error
+
+    def log(self, metrics: Metrics, episodes: Sequence[FinishedEpisode]) -> None:
+        if self.error:
+            raise self.error
+
+    def say(self, text: str) -> None:
+        self.log({}, [])
+
+    def sync(self) -> None:
+        self.log({}, [])
+
+    def close(self) -> None:
+        self.log({}, [])
+
+
+def test_no_trackers_trouble_reaches_the_loop_or_another_tracker(capsys: pytest.CaptureFixture[str]) -> None:
+    recorder = Recorder()
+    trackers = Trackers([Faulty(OSError(errno.EIO, "Input/output error")), recorder])
+    trackers.log(metrics(1), [])
+    trackers.log(metrics(2), [])
+    trackers.sync()
+    trackers.close()
+    assert [line for line in recorder.heard if not line.startswith("say")] == ["log 1 0", "log 2 0", "sync", "close"]
+    assert "Input/output error" in capsys.readouterr().err
+
+
+def test_where_the_display_is_what_failed_standard_error_gets_the_words_and_one_warning(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    display = Faulty(OutputError("the screen is dark", relief="there is light"))
+    trackers = Trackers([display])
+    for update in (1, 2, 3):
+        trackers.log(metrics(update), [])
+    trackers.say("saved")
+    trackers.say("saved again")
+    assert capsys.readouterr().err.splitlines().count("WARNING: the screen is dark") == 1
+    display.error = None
+    trackers.log(metrics(4), [])
+    trackers.say("on screen")
+    assert capsys.readouterr().err == ""
+
+
+def test_words_that_failed_on_the_screen_are_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    trackers = Trackers([Faulty(OutputError("the screen is dark", relief="there is light"))])
+    trackers.say("the checkpoint was not saved")
+    assert capsys.readouterr().err == "WARNING: the screen is dark\nthe checkpoint was not saved\n"
+
+
+def test_without_standard_error_either_nothing_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    Trackers([Faulty(OSError(errno.EPIPE, "Broken pipe"))]).say("hello")
+
+
+def test_sync_has_both_files_and_the_events_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Listener(tmp_path)
+    run.log([1])
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name))
+    run.trackers.sync()
+    assert {"progress.csv", "episodes.csv", tmp_path.name} < set(synced)
+    assert any(name.startswith("events.out.tfevents.") for name in synced)
+    assert run.display.heard[-1] == "sync"
+
+
 # ------------------------------------------------------------------------------------------------------ other trackers
 
 
@@ -172,12 +529,16 @@ class Recorder:
 
     def __init__(self) -> None:
         self.heard: list[str] = []
+        self.notes: list[str] = []
 
     def log(self, metrics: Metrics, episodes: Sequence[FinishedEpisode]) -> None:
         self.heard.append(f"log {metrics['update']} {len(episodes)}")
 
     def say(self, text: str) -> None:
         self.heard.append(f"say {text}")
+
+    def sync(self) -> None:
+        self.heard.append("sync")
 
     def close(self) -> None:
         self.heard.append("close")
@@ -205,6 +566,45 @@ def test_tensorboard_receives_what_is_known(tmp_path: Path) -> None:
         "episode/return": [(7, -21.0)],
         "episode/length": [(7, 764.0)],
     }
+
+
+def curve(folder: Path, tag: str) -> list[tuple[int, float]]:
+    """Return a curve as TensorBoard shows it."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+def log_to_tensorboard(folder: Path, updates: Sequence[int], *, resumed_steps: int, value: float = 1.25) -> None:
+    board = TensorBoard(folder, resumed_steps)
+    for update in updates:
+        board.log({**metrics(update), "update/entropy": value}, [game(update, update)])
+    board.close()
+
+
+@pytest.mark.parametrize("resumed_update", [0, 2])
+def test_tensorboard_hides_what_a_stopped_run_wrote_past_the_checkpoint(tmp_path: Path, resumed_update: int) -> None:
+    log_to_tensorboard(tmp_path, [1, 2, 3, 4, 5], resumed_steps=0, value=1.0)
+    again = range(resumed_update + 1, 5)
+    log_to_tensorboard(tmp_path, again, resumed_steps=10 * resumed_update, value=2.0)
+    assert curve(tmp_path, "update/entropy") == [(10 * n, 1.0 if n <= resumed_update else 2.0) for n in range(1, 5)]
+    assert curve(tmp_path, "episode/length") == [(10 * n - 3, 764.0) for n in range(1, 5)]
+
+
+def test_the_events_of_a_later_start_are_read_later_even_if_the_clock_went_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for moment, value in ((2e9, 1.0), (1.9e9, 2.0), (1.8e9, 3.0)):
+        monkeypatch.setattr("time.time", lambda moment=moment: moment)
+        log_to_tensorboard(tmp_path, [1, 2], resumed_steps=0, value=value)
+    assert curve(tmp_path, "update/entropy") == [(10, 3.0), (20, 3.0)]
+
+
+def test_tensorboard_starts_no_thread_that_could_die(tmp_path: Path) -> None:
+    before = threading.active_count()
+    board = TensorBoard(tmp_path, 0)
+    board.log(metrics(1), [])
+    assert threading.active_count() == before
+    assert curve(tmp_path, "update/entropy") == [(10, 1.25)]
 
 
 def test_config_json_holds_the_settings_and_facts(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """An mp4 and a gif that play at the game's own speed, or nothing at all."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +12,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from ppo.outputs.video import GIF_SECONDS, VideoRecorder
+from ppo.outputs.video import GIF_SECONDS, VideoError, VideoRecorder
+from tests.disks import SmallDisk, small_disk
 
 HEIGHT, WIDTH = 32, 48
 
@@ -136,3 +140,102 @@ def test_an_exception_leaves_an_earlier_recording_alone(tmp_path: Path) -> None:
 def test_a_recording_without_frames_is_no_file(tmp_path: Path) -> None:
     record(tmp_path / "empty", [], 60.0)
     assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------------------------------- trouble
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    with small_disk(tmp_path) as mounted:
+        yield mounted
+
+
+def noise(number: int) -> list[NDArray[np.uint8]]:
+    """Return screens that cannot be compressed, some 100 kB each."""
+    return list(np.random.default_rng(0).integers(0, 256, (number, 210, 160, 3), dtype=np.uint8))
+
+
+# It is full at once, when the scratch files are ended, or when the video is.
+@pytest.mark.parametrize(("num_frames", "free_bytes"), [(60, 0), (6, 0), (60, 600_000), (6, 500_000), (3, 900_000)])
+def test_a_full_disk_is_one_line_and_leaves_nothing(disk: SmallDisk, num_frames: int, free_bytes: int) -> None:
+    disk.fill()
+    os.truncate(disk.path / "ballast", max(0, (disk.path / "ballast").stat().st_size - free_bytes))
+    with pytest.raises(VideoError, match=r"^the video .*/step_1\.mp4 was not made: No space left on device$"):
+        record(disk.path / "step_1", noise(num_frames), 60.0)
+    assert [path.name for path in disk.path.iterdir()] == ["ballast"]
+
+
+def test_a_disk_that_fills_up_leaves_an_earlier_recording_alone(disk: SmallDisk) -> None:
+    (disk.path / "step_1.mp4").write_bytes(b"earlier")
+    disk.fill()
+    with pytest.raises(VideoError, match="No space left"):
+        record(disk.path / "step_1", noise(6), 60.0)
+    assert (disk.path / "step_1.mp4").read_bytes() == b"earlier"
+
+
+def test_a_read_only_disk_is_refused_before_the_first_frame(disk: SmallDisk) -> None:
+    disk.set_writable(False)
+    with pytest.raises(VideoError, match="Read-only file system"), VideoRecorder(disk.path / "step_1", 60.0):
+        pytest.fail("there is nowhere to record to")
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(VideoError, match=r"No such file or directory: .*/nowhere/"):
+        record(tmp_path / "nowhere" / "step_1", [frame()], 60.0)
+
+
+def test_a_folder_in_the_place_of_the_video_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+    (tmp_path / "step_1.mp4").mkdir()
+    with pytest.raises(VideoError, match="Is a directory"):
+        record(tmp_path / "step_1", [frame()] * 3, 60.0)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_1.mp4"]
+
+
+def test_without_ffmpeg_the_error_says_so_before_the_first_frame(tmp_path: Path) -> None:
+    program = (
+        "from pathlib import Path\n"
+        "from ppo.outputs.video import VideoError, VideoRecorder\n"
+        "try:\n"
+        "    with VideoRecorder(Path('step_1'), 60.0): print('recording')\n"
+        "except VideoError as error: print(error)\n"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "FFMPEG_BINARY": "no-such-ffmpeg"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (line,) = finished.stdout.splitlines()
+    assert line.startswith("the video step_1.mp4 was not made: ") and "no-such-ffmpeg" in line
+
+
+def test_an_ffmpeg_that_fails_in_the_end_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from moviepy.video.io import ffmpeg_writer
+
+    (tmp_path / "ffmpeg").write_text("#!/bin/sh\ncat > /dev/null\necho out of luck >&2\nexit 3\n")
+    (tmp_path / "ffmpeg").chmod(0o755)
+    monkeypatch.setattr(ffmpeg_writer, "FFMPEG_BINARY", str(tmp_path / "ffmpeg"))
+    with pytest.raises(VideoError, match=r"was not made: out of luck$"):
+        record(tmp_path / "step_1", [frame()] * 3, 60.0)
+    assert [path.name for path in tmp_path.iterdir()] == ["ffmpeg"]
+
+
+def test_an_ffmpeg_that_is_gone_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from moviepy.video.io import ffmpeg_writer
+
+    monkeypatch.setattr(ffmpeg_writer, "FFMPEG_BINARY", "no-such-ffmpeg")
+    with pytest.raises(VideoError, match="No such file or directory: no-such-ffmpeg"):
+        record(tmp_path / "step_1", [frame()], 60.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_process_is_left_when_a_recording_fails(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), VideoRecorder(tmp_path / "step_1", 60.0) as video:
+        video.write(frame())
+        processes = [encoder._process for encoder in video._encoders.values()]
+        raise RuntimeError
+    assert len(processes) == 2
+    assert all(process.returncode is not None for process in processes)
