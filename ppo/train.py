@@ -12,10 +12,11 @@ import numpy as np
 
 from ppo.algorithm.rollout import Episode
 from ppo.collectives import Collective, decided_by_root
-from ppo.config import Config
+from ppo.config import Config, Refusal
 from ppo.outputs import checkpoint
 from ppo.outputs.display import make_display
 from ppo.outputs.folders import move_aside, require_writable
+from ppo.outputs.lock import ModelLock
 from ppo.outputs.trackers import CsvFiles, FinishedEpisode, TensorBoard, Trackers, write_config
 from ppo.run import Run, build_run, merge, resume, save
 from ppo.supervision.replicas import compare_replicas
@@ -24,6 +25,8 @@ from ppo.supervision.stragglers import StragglerWatch
 from ppo.supervision.watchdog import Watchdog
 
 SAVE_FAILED = 1
+# A rank looks for its launcher once a second.
+_SECONDS_FOR_ORPHANS = 5.0
 _FINISHED = "{name} is finished: {done:,} of {wanted:,} steps; a larger --env_steps goes on from there"
 
 
@@ -59,6 +62,7 @@ class Loop:
             return
         self._watchdog.enter("saving", progress.update)
         self._compare_replicas()
+        self._trackers.sync()  # after a power cut, the logs hold what the checkpoint says
         with self._stop.saving():
             self.saved = save(self.run, self._trackers.say)
         self._tried_update = progress.update
@@ -146,7 +150,16 @@ def train(config: Config, comm: Collective, stop: StopRequest, watchdog: Watchdo
         Halt: the training went wrong in a way that all ranks see alike.
     """
     stop.listen()
-    notes = decided_by_root(comm, lambda: prepare_folders(config))
+    lock = ModelLock([config.checkpoint_folder, config.run_folder])
+    try:
+        notes = decided_by_root(comm, lambda: prepare_folders(config, lock))
+        return _train(config, comm, stop, watchdog, notes)
+    finally:
+        # Everybody has done his part, or nobody could begin: rank 0 took the lock, and rank 0 lets go of it.
+        lock.release()
+
+
+def _train(config: Config, comm: Collective, stop: StopRequest, watchdog: Watchdog, notes: list[str]) -> int:
     run = build_run(config, comm)
     notes += resume(run)
     progress = run.progress
@@ -174,16 +187,17 @@ def train(config: Config, comm: Collective, stop: StopRequest, watchdog: Watchdo
     return (exit_code or 0) if loop.saved else SAVE_FAILED
 
 
-def prepare_folders(config: Config) -> list[str]:
-    """Create the run's folders and move aside what must not be overwritten; return what to tell.
+def prepare_folders(config: Config, lock: ModelLock) -> list[str]:
+    """Create the run's folders, lock them and move aside what must not be overwritten; return what to tell.
 
     With --fresh that is the old run, and otherwise logs whose checkpoints are gone or elsewhere.
 
     Raises:
-        Refusal: a folder cannot be written; nothing has been moved then.
+        Refusal: a folder cannot be written, or another run writes there; nothing has been moved then.
     """
     require_writable("checkpoint_dir", config.run.checkpoint_dir)
     require_writable("run_dir", config.run.run_dir)
+    notes = acquire_patiently(lock, take_over=config.supervision.take_over_lock)
     checkpoints, logs = config.checkpoint_folder, config.run_folder
     aside = []
     if config.run.fresh:
@@ -192,7 +206,23 @@ def prepare_folders(config: Config) -> list[str]:
         aside = move_aside([logs])
     require_writable("checkpoint_dir", checkpoints)
     require_writable("run_dir", logs)
-    return [f"moved aside to {folder}" for folder in aside]
+    return notes + [f"moved aside to {folder}" for folder in aside]
+
+
+def acquire_patiently(lock: ModelLock, *, take_over: bool) -> list[str]:
+    """Acquire a lock that the ranks of a job whose launcher was killed may hold for a moment longer.
+
+    Raises:
+        Refusal: another run still has it after that time.
+    """
+    deadline = time.monotonic() + _SECONDS_FOR_ORPHANS
+    while True:
+        try:
+            return lock.acquire(take_over=take_over)
+        except Refusal:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def make_trackers(run: Run) -> Trackers:
@@ -201,16 +231,19 @@ def make_trackers(run: Run) -> Trackers:
         return Trackers([])
     config, progress = run.config, run.progress
     folder = config.run_folder
-    write_config(folder, config, ranks=run.comm.size, started=datetime.now().isoformat(timespec="seconds"))
+    notes = write_config(folder, config, ranks=run.comm.size, started=datetime.now().isoformat(timespec="seconds"))
     ranks = "1 rank" if run.comm.size == 1 else f"{run.comm.size} ranks"
     title = f"{config.model_name}: {config.ppo.num_envs} environments on {ranks}, preset {config.run.preset}"
-    return Trackers(
+    trackers = Trackers(
         [
             CsvFiles(folder, progress.update),
             TensorBoard(folder, progress.env_steps),
             make_display(title, config.run.env_steps),
         ]
     )
+    for note in notes:
+        trackers.say(note)
+    return trackers
 
 
 def farewell(run: Run, *, saved: bool, stopped_early: bool) -> str:

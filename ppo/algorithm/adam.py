@@ -1,7 +1,7 @@
 """Adam on one flat vector.
 
-It is the fused kernel of `torch.optim.Adam`, called directly: at its first use `torch.optim` imports PyTorch's compiler,
-which takes every rank seconds of its start and is not needed.
+It is the fused kernel of `torch.optim.Adam`, called directly: `torch.optim` imports PyTorch's compiler when it is first
+used, which takes every rank seconds of its start.
 """
 
 import torch
