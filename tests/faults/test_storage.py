@@ -1,0 +1,217 @@
+"""Disks that are full, read-only or gone, damaged files and locks: nothing is lost, torn or told wrongly."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+
+import pytest
+
+from tests.faults.running import (
+    ENDLESS,
+    STEADY,
+    RunningJob,
+    checkpoint_steps,
+    csv_rows,
+    hashes,
+    run_to_end,
+    scratch_left,
+)
+from tests.jobs import CARTPOLE, ppo
+
+FLAGS = [*CARTPOLE, *STEADY, "--checkpoint_interval=1"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own, of 1 MB; a function that fills it, and one that makes room again."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode().strip()}")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+def fill(disk):
+    with open(disk / "filler", "wb") as file:
+        try:
+            while True:
+                file.write(b"\0" * 4096)
+                file.flush()
+        except OSError:
+            os.ftruncate(file.fileno(), file.tell() // 4096 * 4096)
+
+
+def test_training_goes_on_while_the_disk_of_the_checkpoints_is_full(small_disk, tmp_path, fault_report):
+    with RunningJob(tmp_path, *FLAGS, ENDLESS, f"--checkpoint_dir={small_disk}") as job:
+        job.wait_for_updates(5)
+        fill(small_disk)
+        job.wait_until(lambda: job.log.count("was not saved: ") >= 3)
+        last = job.log.index("was not saved")
+        os.remove(small_disk / "filler")
+        updates = len(csv_rows(tmp_path, "progress.csv"))
+        job.wait_for_updates(updates + 5)
+        fill(small_disk)
+        warnings = job.log.count("was not saved: ")
+        job.wait_until(lambda: job.log.count("was not saved: ") > warnings)
+        os.kill(job.process.pid, signal.SIGUSR1)
+        code, _ = job.end(within=20, since=time.time())
+        assert code == 1, job.log
+        assert "WITHOUT a last checkpoint" in job.log
+        assert "No space left on device" in job.log[last:]
+        assert "Traceback" not in job.log
+    assert [path.name for path in small_disk.rglob("*.tmp")] == []
+    os.remove(small_disk / "filler")
+    log = run_to_end(tmp_path, *FLAGS, "--env_steps=64", f"--checkpoint_dir={small_disk}")
+    assert "damaged" not in log
+    fault_report(
+        5,
+        "disk of the checkpoints filled, emptied, filled again",
+        "a warning per failed save, exit code 1, nothing torn",
+    )
+
+
+def test_training_goes_on_while_the_disk_of_the_logs_is_full(small_disk, tmp_path, fault_report):
+    with RunningJob(tmp_path, *FLAGS, ENDLESS, f"--run_dir={small_disk}") as job:
+        progress = small_disk / "CartPole-v1/progress.csv"
+        job.wait_until(lambda: progress.exists() and len(progress.read_text().splitlines()) > 3)
+        fill(small_disk)
+        job.wait_until(lambda: "the logs in" in job.log)
+        before = checkpoint_steps(tmp_path)[-1]
+        job.wait_until(lambda: checkpoint_steps(tmp_path)[-1] >= before + 640)
+        os.remove(small_disk / "filler")
+        job.wait_until(lambda: "are written again" in job.log)
+        os.kill(job.process.pid, signal.SIGUSR1)
+        code, _ = job.end(within=20, since=time.time())
+        assert code == 75, job.log
+        assert job.log.count("WARNING") == 1, job.log
+    lines = progress.read_text().splitlines()
+    assert [int(line.split(",")[0]) for line in lines[1:]] == list(range(1, len(lines)))
+    fault_report(6, "disk of the logs full for some updates", "one warning, training unaffected, no row missing")
+
+
+def test_folders_that_vanish_during_the_run_are_made_again_or_warned_of(tmp_path, fault_report):
+    with RunningJob(tmp_path, *FLAGS, ENDLESS) as job:
+        job.wait_for_updates(5)
+        shutil.rmtree(tmp_path / "runs")
+        shutil.move(tmp_path / "checkpoints", tmp_path / "gone")
+        job.wait_until(lambda: (tmp_path / "checkpoints/CartPole-v1").exists() and checkpoint_steps(tmp_path))
+        os.kill(job.process.pid, signal.SIGUSR1)
+        code, _ = job.end(within=20, since=time.time())
+        assert "Traceback" not in job.log
+        assert code == 75, job.log
+        assert "removed" in job.log
+    assert run_to_end(tmp_path, *FLAGS, "--env_steps=64").count("is finished") == 1
+    fault_report(17, "runs and checkpoints removed during the run", "made again, warned of, the last save succeeded")
+
+
+def test_a_read_only_folder_is_refused_before_anything_starts(tmp_path, fault_report):
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "ro,size=64k", "tmpfs", locked], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        log = run_to_end(tmp_path, *FLAGS, f"--checkpoint_dir={locked / 'checkpoints'}", code=2, within=20)
+    finally:
+        subprocess.run(["umount", locked], check=True)
+    assert log.count("checkpoint_dir must be a folder this user can write to") == 1
+    assert "Traceback" not in log
+    fault_report(17, "read-only checkpoint_dir", "exit code 2, one message")
+
+
+DAMAGE = {
+    "emptied": lambda path: path.write_bytes(b""),
+    "halved": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "cut by a byte": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "replaced by text": lambda path: path.write_text("hello"),
+    "with one bit flipped": lambda path: path.write_bytes(
+        path.read_bytes()[:-5] + bytes([path.read_bytes()[-5] ^ 4]) + path.read_bytes()[-4:]
+    ),
+    "removed": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "training.safetensors", "manifest.json"])
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(how, file, tmp_path, fault_report):
+    flags = [*CARTPOLE, *STEADY, "--checkpoint_interval=1"]
+    assert ppo(tmp_path, *flags, "--env_steps=192").returncode == 0
+    expected = hashes(tmp_path, 192)
+    DAMAGE[how](tmp_path / "checkpoints/CartPole-v1/step_000000000192" / file)
+    job = ppo(tmp_path, *flags, "--env_steps=192")
+    assert job.returncode == 0, job.stderr
+    assert "damaged checkpoint passed over" in job.stdout
+    assert "step_000000000192" in job.stdout
+    assert "resuming CartPole-v1 at 128 steps" in job.stdout
+    assert hashes(tmp_path, 192) == expected
+    fault_report(7, f"{file} of the newest checkpoint {how}", "named, resumed from the one before, same sha256 again")
+
+
+def test_none_valid_is_refused_until_told_fresh(tmp_path, fault_report):
+    assert ppo(tmp_path, *CARTPOLE, "--env_steps=64").returncode == 0
+    for model in tmp_path.rglob("model.safetensors"):
+        model.write_bytes(b"")
+    job = ppo(tmp_path, *CARTPOLE, "--env_steps=128")
+    assert job.returncode == 2
+    assert "--fresh" in job.stderr
+    assert ppo(tmp_path, *CARTPOLE, "--env_steps=64", "--fresh").returncode == 0
+    assert len(list((tmp_path / "checkpoints").glob("CartPole-v1.before-*/step_*"))) == 2
+    fault_report(7, "every checkpoint damaged", "exit code 2 until --fresh, which moved them aside")
+
+
+def test_a_second_run_of_one_model_is_refused_and_names_the_first(tmp_path, fault_report):
+    with RunningJob(tmp_path, *FLAGS, ENDLESS) as first:
+        first.wait_for_updates(2)
+        before = len(csv_rows(tmp_path, "progress.csv"))
+        log = run_to_end(tmp_path, *FLAGS, ENDLESS, code=2, within=30)
+        assert log.count("another run writes") == 1
+        assert socket.gethostname() in log
+        first.wait_for_updates(before + 5)
+    fault_report(
+        18, "two runs of one model_name at the same time", "the second refused with host, process and start time"
+    )
+
+
+def test_the_lock_of_a_run_that_was_killed_is_taken_over(tmp_path, fault_report):
+    with RunningJob(tmp_path, *FLAGS, ENDLESS) as first:
+        first.wait_for_updates(2)
+        for pid in first.processes():
+            os.kill(pid, signal.SIGKILL)
+    steps = checkpoint_steps(tmp_path)[-1] + 64
+    log = run_to_end(tmp_path, *FLAGS, f"--env_steps={steps}")
+    assert "took over the lock of process" in log
+    assert "resuming CartPole-v1" in log
+    assert scratch_left(tmp_path) == []
+    fault_report(18, "kill -9 of everything, same command again", "stale lock taken over with a note, resumed")
+
+
+def test_a_foreign_lock_needs_a_flag(tmp_path, fault_report):
+    with RunningJob(tmp_path, *FLAGS, ENDLESS) as first:
+        first.wait_for_updates(2)
+        for pid in first.processes():
+            os.kill(pid, signal.SIGKILL)
+    for record in tmp_path.rglob(".CartPole-v1.lock.json"):
+        text = record.read_text().replace(socket.gethostname(), "another-host")
+        boot = next(line for line in text.splitlines() if "boot_id" in line)
+        record.write_text(text.replace(boot, '"boot_id": "elsewhere",'))
+    steps = checkpoint_steps(tmp_path)[-1] + 64
+    refused = ppo(tmp_path, *FLAGS, f"--env_steps={steps}")
+    assert refused.returncode == 2
+    assert "another-host" in refused.stderr and "--take_over_lock" in refused.stderr
+    assert ppo(tmp_path, *FLAGS, f"--env_steps={steps}", "--take_over_lock").returncode == 0
+    fault_report(18, "a lock of another host", "exit code 2 until --take_over_lock")
+
+
+@pytest.mark.parametrize("mode", ["play", "record"])
+def test_playing_without_a_checkpoint_under_four_ranks_says_so_once(mode, tmp_path, fault_report):
+    log = run_to_end(tmp_path, "--env_name=CartPole-v1", f"--mode={mode}", ranks=4, code=2, within=40)
+    assert log.count("there is no agent") == 1
+    assert "Traceback" not in log
+    fault_report(21, f"--mode={mode} without a checkpoint, -np 4", "exit code 2, one message")
