@@ -1,0 +1,137 @@
+"""Kill -9 a Pong run on two ranks at random moments, restarting it each time, then compare it with one never killed.
+
+Each life of the run ends by SIGKILL of a rank, of mpirun or of everything: at a random moment of its first seconds (the
+start and the resume included) or, every fourth time, at the first sight of a checkpoint being written. In the end the
+weights, the optimiser state and the logs must be those of a run that was never killed; exit code 1 if not.
+"""
+
+import argparse
+import collections
+import contextlib
+import csv
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+FLAGS = [
+    *("--env_name=PongNoFrameskip-v4", "--num_envs=4", "--rollout_steps=16", "--minibatch_size=32", "--num_epochs=2"),
+    *("--sticky_actions=0.25", "--checkpoint_interval=1"),
+]
+NAME = "PongNoFrameskip-v4"
+STEPS_PER_UPDATE = 64
+TARGETS = ("rank 0", "rank 1", "mpirun", "everything")
+LONGEST_LIFE = 9.0
+MPIRUN = Path(sys.executable).with_name("mpirun")
+
+
+def main() -> int:
+    """Run the chaos, then the undisturbed run; write and print the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments and targets")
+    parser.add_argument("--output", type=Path, help="write the result to this JSON file")
+    arguments = parser.parse_args()
+    choose = random.Random(arguments.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        killed, whole = Path(folder) / "killed", Path(folder) / "whole"
+        killed.mkdir()
+        whole.mkdir()
+        lives = [live(killed, choose, number) for number in range(arguments.kills)]
+        steps = max(newest_steps(killed), 0) + 20 * STEPS_PER_UPDATE
+        for run in (killed, whole):
+            code = start(run, steps).wait()
+            assert code == 0, f"the run in {run} ended with {code}:\n{(run / 'log').read_text()[-3000:]}"
+        first, second = outcome(killed, steps), outcome(whole, steps)
+    result = {
+        "date": date.today().isoformat(),
+        "command": f"./scripts/chaos --kills={arguments.kills} --seed={arguments.seed}",
+        "kills": dict(collections.Counter(target for target, _, _ in lives)),
+        "kills while a checkpoint was being written": sum(saving for _, saving, _ in lives),
+        "lives in which no update was finished": sum(updates == 0 for _, _, updates in lives),
+        "updates": steps // STEPS_PER_UPDATE,
+        "killed": first,
+        "never killed": second,
+        "equal": first == second,
+    }
+    text = json.dumps(result, indent=1)
+    print(text)
+    if arguments.output:
+        arguments.output.write_text(text + "\n")
+    return 0 if result["equal"] else 1
+
+
+def live(folder: Path, choose: random.Random, number: int) -> tuple[str, bool, int]:
+    """Start the run and kill it; return who was killed, whether in a save, and the updates saved in this life."""
+    target, at_save, before = choose.choice(TARGETS), number % 4 == 3, newest_steps(folder)
+    moment = time.monotonic() + choose.uniform(0.0, LONGEST_LIFE)
+    job = start(folder, 10**9)
+    while time.monotonic() < moment or (at_save and time.monotonic() < moment + 60):
+        assert job.poll() is None, f"the run ended by itself:\n{(folder / 'log').read_text()[-3000:]}"
+        if at_save and time.monotonic() > moment and saving(folder):
+            break
+        time.sleep(0.0005 if at_save else 0.01)
+    in_save = saving(folder)
+    for pid in victims(job.pid, target):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    job.wait()
+    updates = (newest_steps(folder) - before) // STEPS_PER_UPDATE
+    print(f"kill {number + 1}: {target}{' in a save' if in_save else ''}, {updates} updates in this life", flush=True)
+    return target, in_save, updates
+
+
+def start(folder: Path, steps: int) -> "subprocess.Popen[bytes]":
+    """Start the run, or go on with it: the same command every time, but for the end."""
+    with open(folder / "log", "ab") as log:
+        command = [MPIRUN, "-np", "2", sys.executable, "-m", "ppo", *FLAGS, f"--env_steps={steps}"]
+        return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+
+
+def victims(mpirun: int, target: str) -> list[int]:
+    """Return the processes to kill; none where a rank has not been started yet."""
+    ranks = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            if int((path / "stat").read_text().rpartition(")")[2].split()[1]) == mpirun:
+                variables = (path / "environ").read_bytes().split(b"\0")
+                rank = next(v for v in variables if v.startswith(b"OMPI_COMM_WORLD_RANK=")).partition(b"=")[2]
+                ranks[f"rank {int(rank)}"] = int(path.name)
+    if target == "mpirun":
+        return [mpirun]
+    # With no rank there yet to be killed, the launcher stands in for it, so that every life ends.
+    return [mpirun, *ranks.values()] if target == "everything" else [ranks.get(target, mpirun)]
+
+
+def saving(folder: Path) -> bool:
+    """Tell whether a checkpoint is being written now."""
+    return any((folder / "checkpoints" / NAME).glob(".step_*.tmp"))
+
+
+def newest_steps(folder: Path) -> int:
+    """Return the steps of the newest checkpoint."""
+    steps = [int(p.name[5:]) for p in (folder / "checkpoints" / NAME).glob("step_*") if p.name[5:].isdecimal()]
+    return max(steps, default=0)
+
+
+def outcome(folder: Path, steps: int) -> dict[str, str]:
+    """Return sha256 of the last checkpoint's tensors and of the logs without their times."""
+    last = folder / "checkpoints" / NAME / f"step_{steps:012d}"
+    files = ("model.safetensors", "training.safetensors")
+    result = {name: hashlib.sha256((last / name).read_bytes()).hexdigest() for name in files}
+    for log in ("progress.csv", "episodes.csv"):
+        with open(folder / "runs" / NAME / log, newline="") as file:
+            rows = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in csv.DictReader(file)]
+        result[f"{log} without times"] = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main())
