@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.running import ENDLESS, RunningJob
 from tests.jobs import CARTPOLE, environment, rows, separately
 
 LAUNCHER = Path(__file__).parent.parent / "scripts" / "launch.py"
@@ -57,3 +58,40 @@ def test_a_signal_to_the_launcher_saves_on_all_ranks(number, code, tmp_path):
     assert (tmp_path / f"checkpoints/CartPole-v1/step_{steps:012d}/manifest.json").exists()
     if number == signal.SIGINT:  # mpirun comments on any other code than 0, and 75 has to come from the ranks
         assert "prterun" not in (tmp_path / "log").read_text()
+
+
+def launched(folder, *flags):
+    return RunningJob(folder, *CARTPOLE, ENDLESS, *flags, launcher=[sys.executable, str(LAUNCHER)], program=None)
+
+
+def test_a_job_that_died_is_started_again_as_often_as_asked(tmp_path):
+    with launched(tmp_path, "--max_restarts=1", "--checkpoint_interval=2") as job:
+        job.wait_for_updates(5)
+        os.kill(job.rank(1), signal.SIGKILL)
+        job.wait_until(lambda: "restart 1 of 1" in job.log)
+        job.wait_until(lambda: "resuming CartPole-v1 at" in job.log)
+        updates = len(rows(tmp_path / "runs/CartPole-v1/progress.csv"))
+        job.wait_for_updates(updates + 5)
+        os.kill(job.rank(0), signal.SIGKILL)
+        code, _ = job.end(within=20, since=time.time())
+        assert code not in (0, 2, 75)
+        assert job.log.count("the job died") == 1
+
+
+def test_a_job_whose_launcher_is_killed_saves_and_leaves(tmp_path):
+    with launched(tmp_path, "--checkpoint_interval=1000") as job:
+        job.wait_for_updates(3)
+        job.process.kill()
+        job.process.wait()
+        deadline = time.monotonic() + 30
+        while job.processes() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert job.processes() == []
+    steps = int(rows(tmp_path / "runs/CartPole-v1/progress.csv")[-1]["env_steps"])
+    assert (tmp_path / f"checkpoints/CartPole-v1/step_{steps:012d}/manifest.json").exists()
+
+
+def test_a_number_of_restarts_that_is_none_is_refused(tmp_path):
+    job = launch(tmp_path, *CARTPOLE, "--max_restarts=often")
+    assert job.returncode == 2
+    assert "max_restarts must be a number of restarts, 0 or more, got 'often'" in job.stderr

@@ -25,7 +25,8 @@ class RunningJob:
     def __init__(self, folder, *flags, ranks=2, fault=None, program="tests.faults.faulty", launcher=None, **variables):
         self.folder, self.token = Path(folder), uuid.uuid4().hex
         self.log_path = self.folder / f"log-{self.token}"
-        command = [sys.executable, "-m", program, *(flags or [*CARTPOLE, *STEADY, ENDLESS])]
+        flags = flags or (*CARTPOLE, *STEADY, ENDLESS)
+        command = [sys.executable, "-m", program, *flags] if program else [*flags]
         if launcher is None:
             launcher = [MPIRUN, "-np", str(ranks)] if ranks else []
         variables = {"PPO_TEST_JOB": self.token, "PYTHONPATH": str(ROOT), **variables}
