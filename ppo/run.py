@@ -21,6 +21,8 @@ from ppo.config import Config, Refusal, differences
 from ppo.envs import Environments, make_envs
 from ppo.models.actor_critic import ActorCritic, build_model
 from ppo.outputs import checkpoint
+from ppo.outputs.manifest import Counters, Manifest, machine_here, versions_here
+from ppo.outputs.tensor_file import specification
 from ppo.random_streams import Purpose, derived_seed
 
 
@@ -35,11 +37,11 @@ class Progress:
     episodes: int = 0
     recent_returns: deque[float] = field(default_factory=lambda: deque(maxlen=100))
 
-    def counters(self) -> checkpoint.Counters:
+    def counters(self) -> Counters:
         """Return what a checkpoint stores of this."""
-        return checkpoint.Counters(self.update, self.env_steps, self.seconds, self.episodes, tuple(self.recent_returns))
+        return Counters(self.update, self.env_steps, self.seconds, self.episodes, tuple(self.recent_returns))
 
-    def restore(self, counters: checkpoint.Counters) -> None:
+    def restore(self, counters: Counters) -> None:
         """Go on from a checkpoint's counters."""
         self.update, self.env_steps, self.seconds = counters.update, counters.env_steps, counters.seconds
         self.episodes = counters.episodes
@@ -149,7 +151,7 @@ def _restore(run: Run, parts: dict[str, dict[str, Tensor]]) -> list[int]:
         for name, tensor in parts["environment"].items():
             index, _, key = name.partition("/")
             states.setdefault(int(index), {})[key] = tensor.numpy()
-        return run.envs.set_states([states[index] for index in run.indices]) or []
+        return run.envs.set_states([states[index] for index in run.indices])
     except (ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise Refusal(
@@ -164,14 +166,16 @@ def _write_and_prune(run: Run, states: list[dict[str, NDArray[Any]]], say: Calla
         training |= {f"environment/{index}/{key}": torch.from_numpy(array) for key, array in state.items()}
     folder, counters = run.config.checkpoint_folder, run.progress.counters()
     try:
-        checkpoint.write_checkpoint(folder, run.config, counters, run.model_tensors(), training)
+        written = checkpoint.write_checkpoint(
+            folder, run.config, counters, run.model_tensors(), training, ranks=run.comm.size
+        )
     except OSError as error:
         say(f"WARNING: the checkpoint at {run.progress.env_steps:,} steps was not saved: {error}")
         return False
     except FloatingPointError as error:
         raise Halt(f"{error}; it was not saved and the last checkpoint stands") from error
     try:
-        checkpoint.prune(folder)
+        checkpoint.prune(folder, written)
     except OSError as error:
         say(f"WARNING: old checkpoints could not be deleted: {error}")
     return True
@@ -179,23 +183,27 @@ def _write_and_prune(run: Run, states: list[dict[str, NDArray[Any]]], say: Calla
 
 def _read_for_resume(
     run: Run,
-) -> tuple[list[str], checkpoint.Manifest | None, dict[str, NDArray[Any]] | None]:
+) -> tuple[list[str], Manifest | None, dict[str, NDArray[Any]] | None]:
     """Read the newest whole checkpoint on rank 0 and hold it against the settings of this run."""
     notes: list[str] = []
     config = run.config
-    found = checkpoint.newest_valid(config.checkpoint_folder, notes.append)
+    found = checkpoint.newest_valid(
+        config.checkpoint_folder,
+        notes.append,
+        accept=lambda folder, manifest: _refuse_other_run(config, manifest, folder),
+        expected=specification({**run.model_tensors(), **run.learner_tensors()}),
+    )
     if found is None:
         return notes, None, None
-    folder, manifest, model, training = found
-    _refuse_other_run(config, manifest, folder)
-    _refuse_other_network(run.model, model, folder)
+    _, manifest, model, training = found
     for name, (old, new) in differences(manifest.config, config, ("ppo",)).items():
         notes.append(f"changed since the checkpoint: {name} {old} -> {new}")
+    notes += _what_is_not_exact(manifest, run.comm.size)
     notes.append(f"resuming {config.model_name} at {manifest.counters.env_steps} steps")
     return notes, manifest, {name: tensor.numpy() for name, tensor in {**model, **training}.items()}
 
 
-def _refuse_other_run(config: Config, manifest: checkpoint.Manifest, folder: Path) -> None:
+def _refuse_other_run(config: Config, manifest: Manifest, folder: Path) -> None:
     old = manifest.config
     changed = differences(old, config, ("world", "model"))
     pairs = (
@@ -215,9 +223,17 @@ def _refuse_other_run(config: Config, manifest: checkpoint.Manifest, folder: Pat
         )
 
 
-def _refuse_other_network(model: ActorCritic, tensors: checkpoint.Tensors, folder: Path) -> None:
-    expected = {f"model/{name}": tuple(t.shape) for name, t in model.state_dict().items()}
-    saved = {name: tuple(t.shape) for name, t in tensors.items() if name.startswith("model/")}
-    if expected != saved:
-        names = sorted(name for name in expected.keys() | saved.keys() if expected.get(name) != saved.get(name))
-        raise Refusal(f"{folder} holds another network than this run's: {', '.join(names[:3])} differ")
+def _what_is_not_exact(manifest: Manifest, ranks: int) -> list[str]:
+    """Say what keeps the run from going on bit for bit: another number of ranks, other versions, another processor."""
+    notes = []
+    if manifest.ranks != ranks:
+        before = f"{manifest.ranks} rank" + ("s" if manifest.ranks > 1 else "")
+        notes.append(
+            f"saved by {before}, goes on with {ranks}: the same environments where they stood, shared out anew; "
+            "equal to the run that was never stopped up to the order of sums, not bit for bit"
+        )
+    here, there = {**versions_here(), **machine_here()}, {**manifest.versions, **manifest.machine}
+    changed = [f"{name} {there.get(name)} -> {now}" for name, now in here.items() if there.get(name) != now]
+    if changed:
+        notes.append(f"not bit for bit the run that was never stopped, since there changed: {', '.join(changed)}")
+    return notes

@@ -88,9 +88,9 @@ def plant(fault: Fault) -> None:
     from ppo.algorithm.rollout import Collector
     from ppo.algorithm.update import Learner
     from ppo.envs import atari, control
-    from ppo.outputs import checkpoint
+    from ppo.outputs import checkpoint, whole_folder
 
-    collect, step_weights, write = Collector.collect, Learner._step, checkpoint._write
+    collect, step_weights, write = Collector.collect, Learner._step, whole_folder._write
 
     def collect_counting(self, update):
         fault.update += 1
@@ -124,7 +124,7 @@ def plant(fault: Fault) -> None:
 
     Collector.collect = collect_counting
     Learner._step = faulty_step_weights
-    checkpoint._write = faulty_write
+    whole_folder._write = faulty_write
     atari.AtariEnvironments.step = faulty_step(atari.AtariEnvironments.step)
     control.ControlEnvironments.step = faulty_step(control.ControlEnvironments.step)
 
