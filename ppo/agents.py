@@ -1,17 +1,21 @@
 """Trained agents: finding the one that the settings name, among the user's own and the shipped ones."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+from ppo.algorithm.normalization import RunningMoments
 from ppo.config import SHIPPED, Config, Refusal, default_model_name
-from ppo.envs import Environments, atari, make_envs
+from ppo.envs import Environments, atari, check_environment, make_envs
 from ppo.models.actor_critic import ActorCritic, build_model
 from ppo.outputs import checkpoint
+from ppo.outputs.manifest import MODEL_FILE, Counters, Manifest, OtherFormatError
+from ppo.outputs.tensor_file import Specification, Tensors, specification
+from ppo.outputs.untrusted import DamagedCheckpointError
 
-# What a flag may change for playback; weights that do not fit the change are refused when they are tried.
+# What a flag may change for playback; weights that do not fit the change are refused when they are read.
 _PROTOCOL = {"sticky_actions", "noop_max", "fire_reset", "max_frames", "full_action_space", "frame_stack"}
-_SHIPPED_FOLDER = Path(__file__).parent.parent / "checkpoints" / SHIPPED
+SHIPPED_FOLDER = Path(__file__).parent.parent / "checkpoints" / SHIPPED
 
 
 @dataclass(frozen=True)
@@ -20,11 +24,11 @@ class Agent:
 
     name: str
     config: Config
-    counters: checkpoint.Counters
-    model_tensors: checkpoint.Tensors
+    counters: Counters
+    model_tensors: Tensors
     frames_per_second: float
     """Speed of the game on a screen."""
-    note: str | None = None
+    notes: tuple[str, ...] = ()
     """What the user should know about the choice."""
 
 
@@ -38,40 +42,24 @@ def find_agent(config: Config, explicit: set[str]) -> Agent:
     Raises:
         Refusal: there is none (the message lists the agents there are), or it does not fit the settings.
     """
+    notes: list[str] = []
+
+    def load(folder: Path, manifest: Manifest) -> Agent:
+        shipped = default_model_name(manifest.config.run.env_name)
+        return _load(shipped if own is None else own.name, folder, manifest, config, explicit, notes)
+
     own = _find_own(config)
-    note = None
     if own is not None:
-        folder, manifest = checkpoint.choose(own, config.playback.checkpoint)
-        name = own.name
-    else:
-        folder, manifest = _choose_shipped(config, explicit)
-        name = default_model_name(manifest.config.run.env_name)
-        note = f"no agent of your own for {config.run.env_name} yet: using the shipped one in {folder}"
-    if "env_name" in explicit and not same_world(config.run.env_name, manifest.config.run.env_name):
-        raise Refusal(f"env_name must be {manifest.config.run.env_name} for {folder}, got {config.run.env_name}")
-    overrides = {setting: getattr(config.world, setting) for setting in explicit & _PROTOCOL}
-    try:
-        tensors = checkpoint.read_tensors(folder, manifest, checkpoint.MODEL_FILE)
-    except checkpoint.DamagedCheckpointError as error:
-        raise Refusal(f"{folder} is damaged: {error}") from error
-    agent = Agent(name, manifest.config.replace_settings(overrides), manifest.counters, tensors, 0.0, note)
-    return _tried(agent)
+        return checkpoint.choose(own, config.playback.checkpoint, load, notes.append)
+    return _choose_shipped(config, explicit, load, notes)
 
 
 def restore_model(agent: Agent, envs: Environments) -> ActorCritic:
-    """Build the agent's network for these environments and load its weights.
-
-    Raises:
-        Refusal: the weights are of another network.
-    """
-    size = agent.config.model.model_size
-    model = build_model(envs.single_observation_space, envs.single_action_space, size, seed=0)
-    weights = {n.removeprefix("model/"): t for n, t in agent.model_tensors.items() if n.startswith("model/")}
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise Refusal(f"the weights of {agent.name} do not fit these settings: {reason}") from error
+    """Build the agent's network for these environments and load its weights."""
+    model = _build(agent.config, envs)
+    model.load_state_dict(
+        {n.removeprefix("model/"): t for n, t in agent.model_tensors.items() if n.startswith("model/")}
+    )
     return model.eval()
 
 
@@ -79,18 +67,40 @@ def same_world(first: str, second: str) -> bool:
     """Tell whether two ids name the same environment under this program's protocol."""
     if first == second:
         return True
-    return (
-        atari.is_atari_name(first) and atari.is_atari_name(second) and atari.rom_name(first) == atari.rom_name(second)
-    )
+    if not (atari.is_atari_name(first) and atari.is_atari_name(second)):
+        return False
+    try:
+        return atari.rom_name(first) == atari.rom_name(second)
+    except Refusal:  # one of them names no game at all
+        return False
 
 
-def _tried(agent: Agent) -> Agent:
-    """Make one environment to see that the weights fit it and how fast its screens follow each other."""
-    envs = make_envs(agent.config.run.env_name, agent.config.world, indices=range(1), seed=0)
-    restore_model(agent, envs)
-    rate = envs.frames_per_second
+def _load(name: str, folder: Path, manifest: Manifest, config: Config, explicit: set[str], notes: list[str]) -> Agent:
+    """Read an agent for one environment that is made to see what fits it and how fast its screens follow each other."""
+    env_name = manifest.config.run.env_name
+    named_by_world = "env_name" in explicit or config.run.model_name is None
+    if named_by_world and not same_world(config.run.env_name, env_name):
+        raise Refusal(f"env_name must be {env_name} for {folder}, got {config.run.env_name}")
+    try:
+        # Gymnasium imports the module that a name like `module:id` asks for; those are no known environments.
+        check_environment(env_name)
+    except Refusal as error:
+        raise Refusal(f"{folder} cannot be played: {error}") from error
+    settings = manifest.config.replace_settings({s: getattr(config.world, s) for s in explicit & _PROTOCOL})
+    envs = make_envs(env_name, settings.world, indices=range(1), seed=0)
+    expected = _expected(_build(settings, envs))
     envs.close()
-    return replace(agent, frames_per_second=rate)
+    tensors = checkpoint.read_tensors(folder, manifest, MODEL_FILE, expected)
+    return Agent(name, settings, manifest.counters, tensors, envs.frames_per_second, tuple(notes))
+
+
+def _build(config: Config, envs: Environments) -> ActorCritic:
+    return build_model(envs.single_observation_space, envs.single_action_space, config.model.model_size, seed=0)
+
+
+def _expected(model: ActorCritic) -> Specification:
+    parts = {"model": model.state_dict(), "value_normalizer": RunningMoments().state_dict()}
+    return specification({f"{part}/{name}": t for part, tensors in parts.items() for name, t in tensors.items()})
 
 
 def _find_own(config: Config) -> Path | None:
@@ -100,13 +110,18 @@ def _find_own(config: Config) -> Path | None:
         return named
     if config.run.model_name is None:
         for folder in _own_folders(config):
-            try:
-                _, manifest = checkpoint.choose(folder, "latest")
-            except Refusal:
-                continue
-            is_default = folder.name == default_model_name(manifest.config.run.env_name)
-            if is_default and same_world(manifest.config.run.env_name, config.run.env_name):
+            env_name = _newest_env_name(folder)
+            if env_name and folder.name == default_model_name(env_name) and same_world(env_name, config.run.env_name):
                 return folder
+    return None
+
+
+def _newest_env_name(parent: Path) -> str | None:
+    for folder in reversed(checkpoint.list_checkpoints(parent)):
+        try:
+            return checkpoint.read_manifest(folder).config.run.env_name
+        except (DamagedCheckpointError, Refusal):
+            continue
     return None
 
 
@@ -115,32 +130,37 @@ def _own_folders(config: Config) -> list[Path]:
     return sorted(p for p in parent.iterdir() if checkpoint.list_checkpoints(p)) if parent.is_dir() else []
 
 
-def _choose_shipped(config: Config, explicit: set[str]) -> tuple[Path, checkpoint.Manifest]:
-    if config.run.model_name is None:
-        for folder, manifest in _shipped(config).items():
-            if same_world(manifest.config.run.env_name, config.run.env_name):
-                if "checkpoint" in explicit and config.playback.checkpoint.isdecimal():
-                    raise Refusal(f"checkpoint must be best or latest for the shipped agent in {folder}: it has one")
-                return folder, manifest
-    raise Refusal(_no_agent(config))
+def _choose_shipped(
+    config: Config, explicit: set[str], load: Callable[[Path, Manifest], Agent], notes: list[str]
+) -> Agent:
+    damages: list[str] = []
+    for folder, manifest in _shipped(config, damages.append):
+        if config.run.model_name is None and same_world(manifest.config.run.env_name, config.run.env_name):
+            if "checkpoint" in explicit and config.playback.checkpoint.isdecimal():
+                raise Refusal(f"checkpoint must be best or latest for the shipped agent in {folder}: it has one")
+            own = f"no agent of your own for {config.run.env_name} yet: using the shipped one in {folder}"
+            notes[:] = [*damages, own]
+            try:
+                return load(folder, manifest)
+            except DamagedCheckpointError as error:
+                damages.append(f"WARNING: damaged shipped agent passed over: {error}")
+    raise Refusal("; ".join([_no_agent(config), *damages]))
 
 
-def _shipped(config: Config) -> Mapping[Path, checkpoint.Manifest]:
-    """Return the readable shipped agents, those beside the user's checkpoints first."""
-    found = {}
-    for parent in dict.fromkeys([config.run.checkpoint_dir / SHIPPED, _SHIPPED_FOLDER]):
+def _shipped(config: Config, warn: Callable[[str], None]) -> Iterator[tuple[Path, Manifest]]:
+    """Yield the shipped agents whose manifests are whole, those beside the user's checkpoints first."""
+    for parent in dict.fromkeys([config.run.checkpoint_dir / SHIPPED, SHIPPED_FOLDER]):
         for path in sorted(parent.glob(f"*/{checkpoint.MANIFEST_FILE}")):
             try:
-                found[path.parent] = checkpoint.read_manifest(path.parent)
-            except checkpoint.DamagedCheckpointError:
-                continue
-    return found
+                yield path.parent, checkpoint.read_manifest(path.parent)
+            except (DamagedCheckpointError, OtherFormatError) as error:
+                warn(f"WARNING: damaged shipped agent passed over: {error}")
 
 
 def _no_agent(config: Config) -> str:
     """Say that there is no such agent, and which there are."""
     there_are = [f"--model_name={folder.name}" for folder in _own_folders(config)]
-    shipped = sorted(manifest.config.run.env_name for manifest in _shipped(config).values())
+    shipped = sorted(manifest.config.run.env_name for _, manifest in _shipped(config, lambda _: None))
     there_are += [f"--env_name={name} (shipped)" for name in shipped]
     listing = ", ".join(dict.fromkeys(there_are)) or "none yet; train one first"
     return f"there is no agent {config.model_name!r} in {config.run.checkpoint_dir}; agents: {listing}"

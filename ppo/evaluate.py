@@ -161,8 +161,8 @@ def describe(game: Game) -> str:
 
 def announce(agent: Agent) -> None:
     """Say which agent plays."""
-    if agent.note:
-        print(agent.note)
+    for note in agent.notes:
+        print(note)
     print(f"{agent.name}, trained for {agent.counters.env_steps:,} steps", flush=True)
 
 

@@ -1,11 +1,16 @@
 import json
 import re
+import runpy
+import shutil
 import time
+from pathlib import Path
 
 import pytest
 
+from ppo.agents import SHIPPED_FOLDER
 from ppo.outputs import checkpoint
 from ppo.random_streams import stream
+from tests.forgery import edit_manifest
 from tests.jobs import CARTPOLE, PONG, ppo
 
 
@@ -123,13 +128,73 @@ def test_an_unknown_checkpoint_is_refused_with_those_there_are(trained):
     assert "128" in job.stderr
 
 
-def test_a_damaged_agent_is_refused_by_name(trained):
-    assert ppo(trained, *CARTPOLE, "--env_steps=64", "--model_name=damaged").returncode == 0
-    (folder,) = checkpoint.list_checkpoints(trained / "checkpoints/damaged")
-    content = bytearray((folder / "model.safetensors").read_bytes())
+@pytest.fixture
+def two(tmp_path):
+    """The checkpoints of a run at 64 and 128 steps, the older one the better."""
+    assert ppo(tmp_path, *CARTPOLE, "--env_steps=128", "--checkpoint_interval=1", "--model_name=two").returncode == 0
+    older, newer = checkpoint.list_checkpoints(tmp_path / "checkpoints/two")[-2:]
+    for folder, episode_return in ((older, 200.0), (newer, 100.0)):
+        edit_manifest(folder, lambda data, value=episode_return: data["counters"].update(recent_returns=[value] * 100))
+    return older, newer
+
+
+def flip_last_bit(path):
+    content = bytearray(path.read_bytes())
     content[-1] ^= 1
-    (folder / "model.safetensors").write_bytes(content)
-    job = ppo(trained, "--model_name=damaged", "--mode=play")
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(("which", "damaged", "steps"), [("latest", 1, 64), ("best", 0, 128)])
+def test_a_damaged_checkpoint_is_named_and_the_next_whole_one_plays(which, damaged, steps, two, tmp_path):
+    flip_last_bit(two[damaged] / "model.safetensors")
+    job = ppo(tmp_path, "--model_name=two", "--mode=play", "--episodes=1", f"--checkpoint={which}")
+    assert job.returncode == 0, job.stderr
+    assert f"WARNING: damaged checkpoint passed over: checkpoints/two/{two[damaged].name}/model.safe" in job.stdout
+    assert f"two, trained for {steps} steps" in job.stdout
+
+
+def test_a_damaged_checkpoint_that_is_asked_for_is_refused(two, tmp_path):
+    flip_last_bit(two[1] / "model.safetensors")
+    job = ppo(tmp_path, "--model_name=two", "--mode=play", "--checkpoint=128")
     assert job.returncode == 2
+    assert job.stderr.startswith("ppo: checkpoint 128 is damaged: checkpoints/two/step_000000000128/model.safetensors")
+
+
+def test_an_agent_without_a_whole_checkpoint_is_refused_with_the_damage(two, tmp_path):
+    for folder in checkpoint.list_checkpoints(two[0].parent):
+        flip_last_bit(folder / "model.safetensors")
+    job = ppo(tmp_path, "--model_name=two", "--mode=evaluate", ranks=2)
+    assert job.returncode == 2
+    assert job.stderr.count("checkpoints/two is whole") == 1
     assert "sha256" in job.stderr
     assert "Traceback" not in job.stderr
+
+
+def test_a_checkpoint_of_a_newer_version_is_refused_by_its_format(two, tmp_path):
+    edit_manifest(two[1], lambda data: data.update(format=3))
+    job = ppo(tmp_path, "--model_name=two", "--mode=play")
+    assert job.returncode == 2
+    assert "newer version of ppo: it has format 3, this version reads format 2" in job.stderr
+
+
+def test_an_agent_that_is_shipped_plays_as_it_was_trained(two, tmp_path, monkeypatch):
+    script = Path(__file__).parent.parent / "scripts" / "ship_agent.py"
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(script))["main"](two[0])
+    shipped = tmp_path / "checkpoints/pretrained/CartPole-v1"
+    assert sorted(path.name for path in shipped.iterdir()) == ["manifest.json", "model.safetensors"]
+    assert checkpoint.verify(shipped).versions == checkpoint.verify(two[0]).versions
+    job = ppo(tmp_path, "--env_name=CartPole-v1", "--mode=play", "--episodes=1")
+    assert job.returncode == 0, job.stderr
+    assert "using the shipped one in checkpoints/pretrained/CartPole-v1" in job.stdout
+    assert "trained for 64 steps" in job.stdout
+
+
+def test_a_damaged_shipped_agent_is_named_and_the_one_of_the_package_plays(tmp_path):
+    shipped = tmp_path / "checkpoints/pretrained/PongNoFrameskip-v4"
+    shutil.copytree(SHIPPED_FOLDER / "PongNoFrameskip-v4", shipped)
+    flip_last_bit(shipped / "model.safetensors")
+    job = ppo(tmp_path, "--env_name=PongNoFrameskip-v4", "--mode=play", "--episodes=1", "--max_frames=40")
+    assert job.returncode == 0, job.stderr
+    assert "WARNING: damaged shipped agent passed over: checkpoints/pretrained/PongNoFrameskip-v4" in job.stdout
+    assert f"using the shipped one in {SHIPPED_FOLDER}" in job.stdout

@@ -38,8 +38,14 @@ class Environments(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArra
         """Return one dict of arrays per environment, all that is needed to go on exactly as if never stopped."""
 
     @abc.abstractmethod
-    def set_states(self, states: Sequence[ArrayState]) -> None:
+    def set_states(self, states: Sequence[ArrayState]) -> list[int]:
         """Put every environment back to a state from `get_states`, in the same order.
+
+        The states may come from a file that anyone wrote: they are checked before any environment is touched.
+
+        Returns:
+            The global indices of the environments that could not be brought back exactly and have begun a new episode
+            instead: the world did not do again what it did before. None, normally.
 
         Raises:
             ValueError: a state does not belong to this kind of environment.

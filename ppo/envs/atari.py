@@ -10,8 +10,16 @@ The protocol is Mnih et al. 2015's as in the PPO paper; sticky actions follow Ma
 
 Observations are channel-first, (N, C, 84, 84) uint8, on memory ordered (N, 84, 84, C): convolutions are fastest so on
 a CPU, and no later stage has to move a pixel.
+
+A game is saved as how it began and the actions since, and brought back by playing them again; a digest of the emulator
+and of the observation tells whether that was exact. ALE 0.12.1 can copy its state instead, but leaves out a part of the
+television chip's (Q*bert, Tetris, Berzerk and others do not go on as before: ALE #412, #732, #739), and its reader
+trusts lengths and indices in the bytes, so that a forged file could write anywhere in memory. What is replayed is exact
+for every game, and every number of it can be checked.
 """
 
+import hashlib
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,6 +39,19 @@ FRAME_SKIP = 4
 SCREEN_SIZE = 84
 FRAMES_PER_SECOND = 60.0
 _STICKY_BLOCK = 4096
+_STATE_PARTS = {"counters", "generator", "ram", "actions", "digest"}
+_RAM_BYTES = 128
+_DIGEST_BYTES = 32
+# Where numbers are in the bytes of ALE's state: the frames since power-on, which no game sees, and the length of what
+# the console itself saved.
+_FRAMES_SINCE_POWER_ON = slice(8, 12)
+_CONSOLE_LENGTH = slice(24, 28)
+# The console's random numbers (std::mt19937) as text behind its length: 624 words and a position. libc++ writes the
+# words only, in order of use.
+_GENERATOR = re.compile(rb"(?:\d+ ){623,624}\d+")
+_GENERATOR_WORDS = 624
+# Far above what any run counts, far below what overflows.
+_COUNTER_LIMIT = 2**48
 _NOOP: int = ale_py.Action.NOOP.value
 _FIRE: int = ale_py.Action.FIRE.value
 
@@ -90,22 +111,17 @@ class AtariGame:
             seed: seed of the job.
             on_frame: receives every emulated frame of a step, (210, 160, 3) RGB; the start of a game is not shown.
         """
-        self._index, self._seed = index, seed
-        self._ale = ale_py.ALEInterface()
-        self._ale.setInt("random_seed", derived_seed(seed, Purpose.EMULATOR, index))
-        # Sticky actions are drawn here: ALE's own last action is not part of the state it saves.
-        self._ale.setFloat("repeat_action_probability", 0.0)
-        path = roms.get_rom_path(rom)
-        assert path is not None
-        self._ale.loadROM(path)
+        self._rom, self.index, self._seed = rom, index, seed
+        self._stickiness = world.sticky_actions
+        self._on_frame, self._shows = on_frame, False
+        self.muted = False
+        """While a game is played again its frames are not shown."""
+        self._power_on()
         minimal = self._ale.getMinimalActionSet()
         chosen = self._ale.getLegalActionSet() if world.full_action_space else minimal
         self.actions = [action.value for action in chosen]
         self._presses_fire = world.fire_reset and ale_py.Action.FIRE in minimal
         self._noop_max, self._max_frames = world.noop_max, world.max_frames
-        self._stickiness = world.sticky_actions
-        self._on_frame, self._shows = on_frame, False
-        self._act: Callable[[int], int] = self._ale.act if not (on_frame or self._stickiness) else self._act_slowly
 
         # Read by turns: [0] the last frame of a step, [1] the one before.
         self._screens = np.zeros((2, *self._ale.getScreenDims()), np.uint8)
@@ -117,16 +133,25 @@ class AtariGame:
         self._sticky_frames = 0
         self._sticky_draws = np.empty(0)
         self._last_action = _NOOP
+        self._taken = bytearray()
+        self._beginning: dict[str, NDArray[Any]] = {}
 
     def reset(self) -> None:
         """Start the next game: no-ops, then FIRE where the game uses it; `screen` shows its first frame."""
         self.episode += 1
+        # The rest of the console is set anew by `reset_game`.
+        self._beginning = {
+            "counters": np.array([self.episode, self._sticky_frames], np.int64),
+            "generator": _read_generator(self._ale.cloneState().serialize()),
+            "ram": self._ale.getRAM(),
+        }
+        self._taken.clear()
         self.episode_return, self.episode_length = 0.0, 0
         self._last_action = _NOOP
         self._shows = False
         self._ale.reset_game()
         if self._noop_max:
-            noops = stream(self._seed, Purpose.NOOPS, self._index, self.episode).integers(1, self._noop_max + 1)
+            noops = stream(self._seed, Purpose.NOOPS, self.index, self.episode).integers(1, self._noop_max + 1)
             for _ in range(noops):
                 self.episode_return += self._act(_NOOP)
                 if self._ale.game_over():
@@ -146,6 +171,7 @@ class AtariGame:
         Returns:
             (raw reward, terminated, truncated, life_lost); a game that is over has lost no life.
         """
+        self._taken.append(action)
         reward = self._hold(self.actions[action])
         over, lives = self._ale.game_over(), self._ale.lives()
         # Falling to 0 lives counts as none lost, as in AtariVectorEnv: some games stand there for a while before they
@@ -163,35 +189,71 @@ class AtariGame:
         return reward, over, truncated, life_lost and not over
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return the exact state, except the stacked screens, which the block owns."""
-        emulator = np.frombuffer(self._ale.cloneState(include_rng=True).serialize(), np.uint8)
-        counters = [self.episode, self.episode_length, self._lives, self._sticky_frames, self._last_action]
-        return {
-            "emulator": emulator.copy(),
-            "counters": np.array(counters, np.int64),
-            "episode_return": np.array([self.episode_return], np.float64),
-        }
+        """Return how the current game began and the actions since."""
+        assert self._beginning, "no game has begun"
+        return {**self._beginning, "actions": np.frombuffer(bytes(self._taken), np.uint8).copy()}
 
-    def restore(self, state: ArrayState) -> None:
-        """Put the game back to a `state`.
+    def check(self, state: ArrayState) -> None:
+        """Refuse what no `state` of this game can be.
 
         Raises:
-            ValueError: the bytes are not a state of this game.
+            ValueError: says what is wrong with it.
         """
-        try:
-            emulator = ale_py.ALEState(state["emulator"].tobytes())
-            # ALE 0.12.1 does not restore the flag of a half-drawn frame (Q*bert, Tetris; ALE #412, mended by #732):
-            # one frame from the restored state sets it right, and the second restore undoes the frame.
-            self._ale.restoreState(emulator)
-            self._ale.act(_NOOP)
-            self._ale.restoreState(emulator)
-            self.episode, self.episode_length, self._lives, self._sticky_frames, self._last_action = map(
-                int, state["counters"]
-            )
-            self.episode_return = float(state["episode_return"][0])
-        except (RuntimeError, SystemError, ValueError, IndexError) as error:
-            raise ValueError(f"the saved state of environment {self._index} is not one of this game") from error
+        of = f"of environment {self.index}"
+        if set(state) != _STATE_PARTS:
+            raise ValueError(f"the saved state {of} must be {sorted(_STATE_PARTS)}, got {sorted(state)}")
+        words = _read_generator(self._ale.cloneState().serialize()).size
+        for name, dtype, size in (
+            ("counters", "int64", 2),
+            ("generator", "int64", words),
+            ("ram", "uint8", _RAM_BYTES),
+            ("actions", "uint8", state["actions"].size),
+            ("digest", "uint8", _DIGEST_BYTES),
+        ):
+            array = state[name]
+            if (array.dtype.name, array.shape) != (dtype, (size,)):
+                raise ValueError(f"the saved {name} {of} must be {dtype} ({size},), got {array.dtype} {array.shape}")
+        if ((state["counters"] < 0) | (state["counters"] > _COUNTER_LIMIT)).any():
+            raise ValueError(f"the saved counters {of} must be from 0 to 2^48, got {state['counters'].tolist()}")
+        limits = np.where(np.arange(words) < _GENERATOR_WORDS, 2**32 - 1, _GENERATOR_WORDS)
+        if ((state["generator"] < 0) | (state["generator"] > limits)).any():
+            raise ValueError(f"the saved generator {of} is not the state of an MT19937")
+        actions = state["actions"]
+        if actions.size * FRAME_SKIP >= self._max_frames:
+            raise ValueError(f"{actions.size} saved actions {of} are more than max_frames = {self._max_frames} allows")
+        if (actions >= len(self.actions)).any():
+            raise ValueError(f"the saved actions {of} must be below {len(self.actions)}, got {actions.max()}")
+
+    def rewind(self, state: ArrayState) -> None:
+        """Go back to before the `reset` that began the game of a checked `state`."""
+        if self.episode >= 0:
+            # The television chip keeps what no state holds.
+            self._power_on()
+        emulator = _write_generator(self._ale.cloneState().serialize(), state["generator"])
+        self._ale.restoreState(ale_py.ALEState(emulator))
+        for address, byte in enumerate(state["ram"].tolist()):
+            self._ale.setRAM(address, byte)
+        episode, self._sticky_frames = state["counters"].tolist()
+        self.episode = episode - 1
         self._sticky_draws = np.empty(0)
+
+    def digest(self, observation: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the SHA-256 of the emulator's state and an observation."""
+        emulator = bytearray(self._ale.cloneState().serialize())
+        emulator[_FRAMES_SINCE_POWER_ON] = bytes(4)
+        return np.array(list(hashlib.sha256(emulator + observation.tobytes()).digest()), np.uint8)
+
+    def _power_on(self) -> None:
+        """Load the ROM into a new emulator."""
+        self._ale = ale_py.ALEInterface()
+        self._ale.setInt("random_seed", derived_seed(self._seed, Purpose.EMULATOR, self.index))
+        # Sticky actions are drawn here: ALE's own last action is not part of the state it saves.
+        self._ale.setFloat("repeat_action_probability", 0.0)
+        path = roms.get_rom_path(self._rom)
+        assert path is not None
+        self._ale.loadROM(path)
+        slowly = self._on_frame or self._stickiness
+        self._act: Callable[[int], int] = self._act_slowly if slowly else self._ale.act
 
     def _hold(self, action: int) -> float:
         """Hold an action for FRAME_SKIP frames and read the last two screens; stop early if the game is over."""
@@ -212,7 +274,7 @@ class AtariGame:
                 action = self._last_action
             self._last_action = action
         reward: int = self._ale.act(action)
-        if self._on_frame and self._shows:
+        if self._on_frame and self._shows and not self.muted:
             self._on_frame(self._ale.getScreenRGB())
         return reward
 
@@ -220,7 +282,7 @@ class AtariGame:
         """Return the uniform number that belongs to this environment's next frame, drawn a block at a time."""
         block, position = divmod(self._sticky_frames, _STICKY_BLOCK)
         if position == 0 or not self._sticky_draws.size:
-            self._sticky_draws = stream(self._seed, Purpose.STICKY_ACTIONS, self._index, block).random(_STICKY_BLOCK)
+            self._sticky_draws = stream(self._seed, Purpose.STICKY_ACTIONS, self.index, block).random(_STICKY_BLOCK)
         self._sticky_frames += 1
         return float(self._sticky_draws[position])
 
@@ -295,24 +357,38 @@ class AtariEnvironments(Environments):
         return self.observations, self._rewards, self._terminated, self._truncated, self._info
 
     def get_states(self) -> list[dict[str, NDArray[Any]]]:
-        """Return the games' states with their stacked screens; ALE does not save what is on the screen.
-
-        The full-size screens are left out. All that depends on them is the newest screen of `final_obs` where a game
-        is over within the first step after `set_states`, and nobody learns from the screen of a game that is over.
-        """
+        """Return how the current games began, the actions since, and digests of where that led to."""
         return [
-            {**game.state(), "screens": stack.copy()} for game, stack in zip(self._games, self._stacks, strict=True)
+            {**game.state(), "digest": game.digest(stack)}
+            for game, stack in zip(self._games, self._stacks, strict=True)
         ]
 
-    def set_states(self, states: Sequence[ArrayState]) -> None:
-        """Put every game back; see `Environments.set_states`."""
-        for game, stack, state in zip(self._games, self._stacks, states, strict=True):
-            if set(state) != {"emulator", "counters", "episode_return", "screens"}:
-                raise ValueError(f"an Atari state cannot consist of {sorted(state)}")
-            if state["screens"].shape != stack.shape or state["screens"].dtype != np.uint8:
-                raise ValueError(f"saved screens must be {stack.shape} uint8, got {state['screens'].shape}")
-            game.restore(state)
-            stack[...] = state["screens"]
+    def set_states(self, states: Sequence[ArrayState]) -> list[int]:
+        """Play every current game again; see `Environments.set_states`."""
+        if len(states) != self.num_envs:
+            raise ValueError(f"there must be a state for each of {self.num_envs} environments, got {len(states)}")
+        for game, state in zip(self._games, states, strict=True):
+            game.check(state)
+        restarted = []
+        for position, state in enumerate(states):
+            if not self._replay(position, state):
+                self._begin(position)
+                restarted.append(self._games[position].index)
+        return restarted
+
+    def _replay(self, position: int, state: ArrayState) -> bool:
+        """Play a game again from its beginning; tell whether it led to where it was saved."""
+        game = self._games[position]
+        game.rewind(state)
+        game.muted, over = True, False
+        self._begin(position)
+        for action in state["actions"].tolist():
+            _, terminated, truncated, _ = game.step(action)
+            if over := terminated or truncated:
+                break
+            self._push(position)
+        game.muted = False
+        return not over and bool(np.array_equal(game.digest(self._stacks[position]), state["digest"]))
 
     def _begin(self, position: int) -> None:
         # A new game's stack holds its first screen behind empty ones, as in AtariVectorEnv.
@@ -331,3 +407,22 @@ class AtariEnvironments(Environments):
         else:
             stack[..., :-1] = stack[..., 1:]
             stack[..., -1] = screen
+
+
+def _read_generator(emulator: bytes) -> NDArray[np.int64]:
+    """Return the console's random number generator out of the bytes of an ALE state."""
+    match = _GENERATOR.search(emulator)
+    assert match is not None
+    return np.array(match.group().split(), np.int64)
+
+
+def _write_generator(emulator: bytes, words: NDArray[np.int64]) -> bytes:
+    """Return the bytes of an ALE state with another generator in them."""
+    match = _GENERATOR.search(emulator)
+    assert match is not None
+    text = b" ".join(b"%d" % word for word in words.tolist())
+    patched = bytearray(emulator)
+    patched[match.start() - 4 : match.end()] = len(text).to_bytes(4, "little") + text
+    length = int.from_bytes(emulator[_CONSOLE_LENGTH], "little") + len(text) - len(match.group())
+    patched[_CONSOLE_LENGTH] = length.to_bytes(4, "little")
+    return bytes(patched)

@@ -1,7 +1,8 @@
 """Worlds with vector observations and discrete actions: CartPole and its like, made by Gymnasium.
 
-An episode is its seed and its actions: that pair is all that is saved of it, and replaying it restores any environment
-that is deterministic after `reset(seed=...)`, whether its inner state can be copied or not.
+An episode is its seed and its actions: that pair is saved of it, and replaying it restores any environment that is
+deterministic after `reset(seed=...)`, whether its inner state can be copied or not. The observation and the return so
+far are saved beside it, to tell an environment that is not.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,9 @@ from numpy.typing import NDArray
 from ppo.config import Refusal
 from ppo.envs import ArrayState, Environments, FrameListener
 from ppo.random_streams import Purpose, derived_seed
+
+# Far above what any run counts, far below what overflows.
+_EPISODE_LIMIT = 2**48
 
 
 def check(env_name: str) -> None:
@@ -61,6 +65,7 @@ class ControlEnvironments(Environments):
         self._returns = np.zeros(self.num_envs, np.float64)
         self._episodes = [-1] * self.num_envs
         self._actions: list[list[int]] = [[] for _ in range(self.num_envs)]
+        self._muted = False
         self._info = {
             "life_lost": np.zeros(self.num_envs, np.bool_),
             "final_obs": np.zeros_like(self.observations),
@@ -91,26 +96,29 @@ class ControlEnvironments(Environments):
         return self.observations, self._rewards, self._terminated, self._truncated, self._info
 
     def get_states(self) -> list[dict[str, NDArray[Any]]]:
-        """Return each current episode's number and the actions taken in it."""
+        """Return each current episode's number, the actions taken in it and what they led to."""
         return [
-            {"episode": np.array([episode], np.int64), "actions": np.array(actions, np.int64)}
-            for episode, actions in zip(self._episodes, self._actions, strict=True)
+            {
+                "episode": np.array([self._episodes[position]], np.int64),
+                "actions": np.array(self._actions[position], np.int64),
+                "observation": self.observations[position].copy(),
+                "episode_return": self._returns[position : position + 1].copy(),
+            }
+            for position in range(self.num_envs)
         ]
 
-    def set_states(self, states: Sequence[ArrayState]) -> None:
+    def set_states(self, states: Sequence[ArrayState]) -> list[int]:
         """Replay every current episode; see `Environments.set_states`."""
         if len(states) != self.num_envs:
             raise ValueError(f"there must be a state for each of {self.num_envs} environments, got {len(states)}")
         for position, state in enumerate(states):
-            if set(state) != {"episode", "actions"}:
-                raise ValueError(f"a control state cannot consist of {sorted(state)}")
-            if not state["episode"].size or not np.isin(state["actions"], np.arange(self._num_actions)).all():
-                raise ValueError(f"the saved episode of environment {self._indices[position]} is not one of this kind")
-            self._begin(position, int(state["episode"][0]))
-            for action in state["actions"].tolist():
-                ended = self._advance(position, action)
-                if any(ended):
-                    raise ValueError(f"the saved episode of environment {self._indices[position]} cannot be replayed")
+            self._check(position, state)
+        restarted = []
+        for position, state in enumerate(states):
+            if not self._replay(position, state):
+                self._begin(position, self._episodes[position] + 1)
+                restarted.append(self._indices[position])
+        return restarted
 
     def close(self, **kwargs: Any) -> None:
         """Close every environment."""
@@ -124,6 +132,41 @@ class ControlEnvironments(Environments):
         seed = derived_seed(self._seed, Purpose.EPISODE_SEEDS, self._indices[position], episode)
         self.observations[position], _ = self._envs[position].reset(seed=seed)
 
+    def _check(self, position: int, state: ArrayState) -> None:
+        """Refuse what no state of an environment can be."""
+        of = f"of environment {self._indices[position]}"
+        observation = self.observations[position]
+        expected = {"episode": ("int64", (1,)), "actions": ("int64", None), "episode_return": ("float64", (1,))}
+        expected |= {"observation": (observation.dtype.name, observation.shape)}
+        if set(state) != set(expected):
+            raise ValueError(f"the saved state {of} must be {sorted(expected)}, got {sorted(state)}")
+        for name, (dtype, shape) in expected.items():
+            array = state[name]
+            if array.dtype.name != dtype or array.shape != (shape or (array.size,)):
+                raise ValueError(f"the saved {name} {of} must be {dtype} {shape}, got {array.dtype} {array.shape}")
+        if not 0 <= state["episode"][0] <= _EPISODE_LIMIT:
+            raise ValueError(f"the saved episode {of} must be from 0 to 2^48, got {state['episode'][0]}")
+        actions, spec = state["actions"], self._envs[position].spec
+        if (actions < 0).any() or (actions >= self._num_actions).any():
+            raise ValueError(f"the saved actions {of} must be from 0 to {self._num_actions - 1}")
+        if spec and spec.max_episode_steps and actions.size >= spec.max_episode_steps:
+            raise ValueError(f"{actions.size} saved actions {of} are more than the time limit allows")
+
+    def _replay(self, position: int, state: ArrayState) -> bool:
+        """Play an episode again; tell whether it led to where it was saved."""
+        self._muted, ended = True, False
+        self._begin(position, int(state["episode"][0]))
+        for action in state["actions"].tolist():
+            if ended := any(self._advance(position, action)):
+                break
+        self._muted = False
+        observation, episode_return = self.observations[position], self._returns[position : position + 1]
+        return (
+            not ended
+            and observation.tobytes() == state["observation"].tobytes()
+            and episode_return.tobytes() == state["episode_return"].tobytes()
+        )
+
     def _advance(self, position: int, action: int) -> tuple[bool, bool]:
         observation, reward, terminated, truncated, _ = self._envs[position].step(action + self._first_action)
         self.observations[position] = observation
@@ -134,7 +177,7 @@ class ControlEnvironments(Environments):
         return terminated, truncated and not terminated
 
     def _show(self, position: int) -> None:
-        if self._on_frame and position == 0:
+        if self._on_frame and position == 0 and not self._muted:
             frame = self._envs[0].render()
             assert isinstance(frame, np.ndarray)
             self._on_frame(frame)

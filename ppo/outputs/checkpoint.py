@@ -3,139 +3,99 @@
     <checkpoint_dir>/<model_name>/step_000012288/
         model.safetensors       policy weights and value normaliser: all that play and record need
         training.safetensors    optimiser and per-environment state: what an exact resume needs besides
-        manifest.json           format, config, counters, versions, size and sha256 of each file
+        manifest.json           format, config, counters, versions, size and sha256 of each file, sha256 of itself
 
-A folder is written under another name, flushed to disk and renamed; reading checks every size and hash first.
+Nothing in a checkpoint is believed before it has been held against what this program writes: hashes find what disks
+and copies do to it, but whoever makes one can make them fit.
 """
 
 import hashlib
-import json
-import os
-import platform
-import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib import metadata
+import math
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
-
-import safetensors.torch
-from safetensors import SafetensorError
-from torch import Tensor
+from typing import TypeVar
 
 from ppo.config import Config, Refusal
+from ppo.outputs.manifest import (
+    MODEL_FILE,
+    TRAINING_FILE,
+    FileEntry,
+    Merit,
+    OtherFormatError,
+    decode_manifest,
+    encode_manifest,
+    machine_here,
+    versions_here,
+)
+from ppo.outputs.manifest import Counters as Counters
+from ppo.outputs.manifest import Manifest as Manifest
+from ppo.outputs.tensor_file import Specification, byte_size, encode_tensors, misfit, read_tensor_file
+from ppo.outputs.tensor_file import Tensors as Tensors
+from ppo.outputs.untrusted import DamagedCheckpointError, brief, open_regular
+from ppo.outputs.whole_folder import PREFIX, remove_folder, remove_scratch, set_aside, write_folder
 
-FORMAT = 1
 KEPT_NEWEST = 5
-MODEL_FILE = "model.safetensors"
-TRAINING_FILE = "training.safetensors"
 MANIFEST_FILE = "manifest.json"
-_PREFIX = "step_"
+_PARTS = {MODEL_FILE: ("model/", "value_normalizer/"), TRAINING_FILE: ("learner/", "environment/")}
 _MAX_MANIFEST_BYTES = 1_000_000
-_VERSIONED = ("ppo", "torch", "numpy", "gymnasium", "ale-py", "opencv-python-headless")
+# Eight million steps of an episode that is replayed; an Atari game's largest tensor has 28 kB.
+_MAX_ENVIRONMENT_TENSOR_BYTES = 64 << 20
+_ENVIRONMENT = re.compile(r"environment/(0|[1-9][0-9]{0,8})/([a-z0-9_]{1,32})")
 
-Tensors = dict[str, Tensor]
-
-
-class DamagedCheckpointError(Exception):
-    """A checkpoint folder does not hold what its manifest says, or no manifest at all."""
-
-
-@dataclass(frozen=True)
-class Counters:
-    """Where the training stood when a checkpoint was written."""
-
-    update: int
-    env_steps: int
-    seconds: float
-    episodes: int
-    """Games finished since the run's start."""
-    recent_returns: tuple[float, ...]
-    """Raw returns of the last games, at most 100, oldest first."""
-
-    @property
-    def return_mean(self) -> float | None:
-        """Mean of the recent returns; None before the first game ends."""
-        return sum(self.recent_returns) / len(self.recent_returns) if self.recent_returns else None
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a checkpoint says of itself."""
-
-    config: Config
-    counters: Counters
-    files: dict[str, dict[str, Any]]
-
-    @property
-    def merit(self) -> tuple[bool, float, int]:
-        """Sort key of `best`: the mean return over a full window of games, a shorter window only for want of one."""
-        mean = self.counters.return_mean
-        full = len(self.counters.recent_returns) >= 100
-        return full, float("-inf") if mean is None else mean, self.counters.env_steps
+T = TypeVar("T")
 
 
 def folder_name(env_steps: int) -> str:
     """Return the name of the checkpoint at a number of steps; names sort by steps."""
-    return f"{_PREFIX}{env_steps:012d}"
+    return f"{PREFIX}{env_steps:012d}"
 
 
 def steps_of(folder: Path) -> int:
     """Return the number of steps in a checkpoint folder's name."""
-    return int(folder.name.removeprefix(_PREFIX))
+    return int(folder.name.removeprefix(PREFIX))
 
 
 def list_checkpoints(parent: Path) -> list[Path]:
     """Return the checkpoint folders in `parent`, oldest first; other entries are no checkpoints."""
     if not parent.is_dir():
         return []
-    named = [p for p in parent.iterdir() if p.name.startswith(_PREFIX) and p.name.removeprefix(_PREFIX).isdecimal()]
-    return sorted((p for p in named if p.is_dir()), key=steps_of)
+    return sorted((p for p in parent.iterdir() if _is_step_name(p.name) and p.is_dir()), key=steps_of)
 
 
 def write_checkpoint(
-    parent: Path, config: Config, counters: Counters, model: Tensors, training: Tensors | None
+    parent: Path, config: Config, counters: Counters, model: Tensors, training: Tensors | None, ranks: int = 1
 ) -> Path:
-    """Write a checkpoint whole or not at all and return its folder.
+    """Write a checkpoint whole or not at all, read it back and return its folder.
 
     A whole one of these steps stays as it is; a damaged one, which resuming passed over, is renamed to `*.damaged`.
 
     Raises:
-        OSError: it could not be written; nothing is left behind.
+        FloatingPointError: a number in it is not finite, or negative where none can be; names it, nothing is written.
+        OSError: it could not be written and nothing is left behind, or it does not read back as it was written and is
+            renamed to `*.damaged`.
     """
     final = parent / folder_name(counters.env_steps)
-    if final.exists() and _is_whole(final):
+    if final.exists() and is_whole(final):
         return final
-    parent.mkdir(parents=True, exist_ok=True)
-    scratch = parent / f".{final.name}.{os.getpid()}.tmp"
-    shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed; containers reuse process ids
+    if not all(map(math.isfinite, (counters.seconds, counters.return_mean or 0.0, *counters.recent_returns))):
+        raise FloatingPointError(f"the seconds or the recent returns are not finite: {counters}")
+    contents = {MODEL_FILE: encode_tensors(model)}
+    if training is not None:
+        contents[TRAINING_FILE] = encode_tensors(training)
+    manifest = Manifest(
+        config=config,
+        counters=counters,
+        files={name: FileEntry(len(c), hashlib.sha256(c).hexdigest()) for name, c in contents.items()},
+        ranks=ranks,
+        versions=versions_here(),
+        machine=machine_here(),
+    )
+    write_folder(final, {**contents, MANIFEST_FILE: encode_manifest(manifest)})
     try:
-        scratch.mkdir()
-        _write(scratch / MODEL_FILE, safetensors.torch.save(_contiguous(model)))
-        if training is not None:
-            _write(scratch / TRAINING_FILE, safetensors.torch.save(_contiguous(training)))
-        files = {
-            path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(scratch.iterdir())
-        }
-        manifest = {
-            "format": FORMAT,
-            "env_name": config.run.env_name,
-            "counters": {**vars(counters), "recent_returns": list(counters.recent_returns)},
-            "return_mean": counters.return_mean,
-            "config": config.to_dict(),
-            "versions": {"python": platform.python_version(), **_versions()},
-            "files": files,
-        }
-        _write(scratch / MANIFEST_FILE, json.dumps(manifest, indent=1).encode())
-        _sync_folder(scratch)
-        if final.exists():
-            damaged = parent / f"{final.name}.damaged"
-            shutil.rmtree(damaged, ignore_errors=True)
-            final.rename(damaged)
-        scratch.rename(final)
-        _sync_folder(parent)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        verify(final)
+    except (DamagedCheckpointError, Refusal) as error:
+        raise OSError(f"{set_aside(final)} does not read back as it was written: {error}") from error
     return final
 
 
@@ -143,165 +103,201 @@ def read_manifest(folder: Path) -> Manifest:
     """Read a checkpoint's manifest.
 
     Raises:
-        DamagedCheckpointError: it is missing, too large, not JSON or not a manifest of this format.
+        DamagedCheckpointError: it is missing or is not as this program writes it.
+        OtherFormatError: another version of this program wrote it.
     """
     path = folder / MANIFEST_FILE
+    with open_regular(path, _MAX_MANIFEST_BYTES) as (file, size):
+        content = file.read(size)
     try:
-        if path.stat().st_size > _MAX_MANIFEST_BYTES:
-            raise DamagedCheckpointError(f"{path} is larger than any manifest")
-        data = json.loads(path.read_text())
-        if data["format"] != FORMAT:
-            raise DamagedCheckpointError(f"{path} has format {data['format']}, this version reads {FORMAT}")
-        counters = data["counters"]
-        return Manifest(
-            config=Config.from_dict(data["config"]),
-            counters=Counters(
-                update=int(counters["update"]),
-                env_steps=int(counters["env_steps"]),
-                seconds=float(counters["seconds"]),
-                episodes=int(counters["episodes"]),
-                recent_returns=tuple(float(value) for value in counters["recent_returns"]),
-            ),
-            files={str(name): dict(entry) for name, entry in data["files"].items()},
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise DamagedCheckpointError(f"{path} cannot be read: {error!r}") from error
+        manifest = decode_manifest(content)
+    except OtherFormatError as error:
+        raise OtherFormatError(f"{path} {error}; training with --fresh moves it aside") from error
+    except DamagedCheckpointError as error:
+        raise DamagedCheckpointError(f"{path} {error}") from error
+    if _is_step_name(folder.name) and steps_of(folder) != manifest.counters.env_steps:
+        raise DamagedCheckpointError(f"{path} says {manifest.counters.env_steps} steps, unlike its folder's name")
+    return manifest
 
 
-def read_tensors(folder: Path, manifest: Manifest, file_name: str) -> Tensors:
-    """Read one of a checkpoint's files after checking its size and hash.
+def read_tensors(folder: Path, manifest: Manifest, file_name: str, expected: Specification | None = None) -> Tensors:
+    """Read one of a checkpoint's files.
+
+    Args:
+        folder: the checkpoint.
+        manifest: its manifest.
+        file_name: MODEL_FILE or TRAINING_FILE.
+        expected: types and shapes of all tensors the settings ask for, whatever file they are in, except those of
+            environments; None to read the tensors of other settings too.
 
     Raises:
         DamagedCheckpointError: the file is missing or is not the one that was written.
+        Refusal: it is, but its tensors are not those expected.
     """
-    path = folder / file_name
-    expected = manifest.files.get(file_name)
-    if expected is None:
+    entry = manifest.files.get(file_name)
+    if entry is None:
         raise DamagedCheckpointError(f"{folder} was saved without {file_name}")
+
+    def fit(found: Specification) -> str | None:
+        parts = _PARTS[file_name]
+        foreign = [name for name in found if not name.startswith(parts)]
+        if foreign:
+            raise DamagedCheckpointError(f"holds {brief(foreign[0])}, which does not belong there")
+        if file_name == TRAINING_FILE:
+            _check_environments(found, manifest.config.ppo.num_envs)
+        if expected is None:
+            return None
+        learnt = {name: tensor_type for name, tensor_type in found.items() if not name.startswith("environment/")}
+        return misfit(learnt, {name: t for name, t in expected.items() if name.startswith(parts)})
+
+    return read_tensor_file(folder / file_name, entry.size, entry.sha256, fit)
+
+
+def verify(folder: Path) -> Manifest:
+    """Read a whole checkpoint and return its manifest.
+
+    Raises:
+        DamagedCheckpointError: a file is missing or is not as this program writes it.
+        OtherFormatError: another version of this program wrote it.
+    """
+    manifest = read_manifest(folder)
+    for file_name in manifest.files:
+        read_tensors(folder, manifest, file_name)
+    return manifest
+
+
+def is_whole(folder: Path) -> bool:
+    """Tell whether a checkpoint can be read by this version."""
     try:
-        if path.stat().st_size != expected.get("size"):
-            raise DamagedCheckpointError(
-                f"{path} has {path.stat().st_size} bytes, its manifest says {expected.get('size')}"
-            )
-        if _sha256(path) != expected.get("sha256"):
-            raise DamagedCheckpointError(f"{path} does not have the sha256 of its manifest")
-        return safetensors.torch.load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise DamagedCheckpointError(f"{path} cannot be read: {error}") from error
+        verify(folder)
+    except (DamagedCheckpointError, Refusal):
+        return False
+    return True
 
 
-def newest_valid(parent: Path, warn: Any) -> tuple[Path, Manifest, Tensors, Tensors] | None:
+def newest_valid(
+    parent: Path,
+    warn: Callable[[str], None],
+    *,
+    accept: Callable[[Path, Manifest], None] | None = None,
+    expected: Specification | None = None,
+) -> tuple[Path, Manifest, Tensors, Tensors] | None:
     """Read the newest checkpoint that is whole, naming damaged ones through `warn(text)`.
+
+    Args:
+        parent: the folder of the checkpoints.
+        warn: receives a line for every damaged checkpoint that is passed over.
+        accept: raises a Refusal if a manifest is not of this run, before any tensor is read.
+        expected: see `read_tensors`.
 
     Returns:
         The folder, its manifest, model and training tensors; None where there is no checkpoint at all.
 
     Raises:
-        Refusal: there are checkpoints but none is whole: starting again would hide the loss.
+        Refusal: there are checkpoints but none is whole, since starting again would hide the loss; or the newest whole
+            one is of another run, network or version of this program.
     """
+
+    def load(folder: Path, manifest: Manifest) -> tuple[Path, Manifest, Tensors, Tensors]:
+        if accept is not None:
+            accept(folder, manifest)
+        model = read_tensors(folder, manifest, MODEL_FILE, expected)
+        return folder, manifest, model, read_tensors(folder, manifest, TRAINING_FILE, expected)
+
     folders = list_checkpoints(parent)
-    for folder in reversed(folders):
-        try:
-            manifest = read_manifest(folder)
-            return (
-                folder,
-                manifest,
-                read_tensors(folder, manifest, MODEL_FILE),
-                read_tensors(folder, manifest, TRAINING_FILE),
-            )
-        except DamagedCheckpointError as error:
-            warn(f"damaged checkpoint passed over: {error}")
-    if folders:
-        raise Refusal(f"none of the {len(folders)} checkpoints in {parent} is whole; --fresh moves them aside")
-    return None
+    return _first_whole(reversed(folders), load, warn) if folders else None
 
 
-def choose(parent: Path, which: str) -> tuple[Path, Manifest]:
-    """Return the checkpoint that `--checkpoint` names: best, latest or a number of steps.
+def choose(parent: Path, which: str, load: Callable[[Path, Manifest], T], warn: Callable[[str], None]) -> T:
+    """Load the checkpoint that `--checkpoint` names: best, latest or a number of steps.
+
+    Args:
+        parent: the folder of the checkpoints.
+        which: the setting.
+        load: reads a checkpoint; may raise DamagedCheckpointError.
+        warn: receives a line for every damaged checkpoint in whose stead the next best or latest one is used.
 
     Raises:
-        Refusal: there is none such; the message lists those there are.
+        Refusal: there is none such (the message lists those there are), or none is whole, or a number of steps names a
+            damaged one.
     """
-    readable = _readable(parent)
-    if not readable:
-        raise Refusal(f"there is no readable checkpoint in {parent}")
+    folders = list_checkpoints(parent)
+    if not folders:
+        raise Refusal(f"there is no checkpoint in {parent}")
     if which == "latest":
-        return readable[-1]
+        return _first_whole(reversed(folders), load, warn)
     if which == "best":
-        return max(readable, key=lambda pair: pair[1].merit)
-    for folder, manifest in readable:
-        if steps_of(folder) == int(which):
-            return folder, manifest
-    there_are = ", ".join(str(steps_of(folder)) for folder, _ in readable)
+        return _first_whole(_by_merit(folders), load, warn)
+    for folder in folders:
+        if str(steps_of(folder)) == (which.lstrip("0") or "0"):
+            try:
+                return load(folder, read_manifest(folder))
+            except DamagedCheckpointError as error:
+                raise Refusal(f"checkpoint {which} is damaged: {error}") from error
+    there_are = ", ".join(str(steps_of(folder)) for folder in folders)
     raise Refusal(f"checkpoint must be best, latest or one of the steps {there_are}, got {which}")
 
 
-def prune(parent: Path) -> None:
-    """Delete all but the newest checkpoints and the best one, and what killed writers left behind."""
-    for scratch in parent.glob(f".{_PREFIX}*.tmp"):
-        shutil.rmtree(scratch, ignore_errors=True)
-    folders = list_checkpoints(parent)
-    if len(folders) <= KEPT_NEWEST:
-        return
-    best = choose(parent, "best")[0]
-    for folder in folders[:-KEPT_NEWEST]:
-        if folder != best:
-            # Renamed first: a checkpoint that is being deleted is no checkpoint any more.
-            shutil.rmtree(folder.rename(parent / f".{folder.name}.tmp"))
+def prune(parent: Path, newest: Path | None = None) -> None:
+    """Delete all but the newest checkpoints and the best whole one, and what killed writers left behind.
+
+    Args:
+        parent: the folder of the checkpoints.
+        newest: the one just written. What is newer was passed over by resuming, since it is damaged; it stays, and
+            must not push out a whole one. None: the one with most steps.
+
+    Raises:
+        OSError: something could not be deleted.
+    """
+    remove_scratch(parent)
+    folders = [f for f in list_checkpoints(parent) if newest is None or steps_of(f) <= steps_of(newest)]
+    if len(folders) > KEPT_NEWEST:
+        best = next((folder for folder in _by_merit(folders) if is_whole(folder)), None)
+        for folder in folders[:-KEPT_NEWEST]:
+            if best and folder != best and not folder.is_symlink():
+                remove_folder(folder)
 
 
-def _readable(parent: Path) -> list[tuple[Path, Manifest]]:
-    pairs = []
-    for folder in list_checkpoints(parent):
+def _first_whole(folders: Iterable[Path], load: Callable[[Path, Manifest], T], warn: Callable[[str], None]) -> T:
+    damages = []
+    for folder in folders:
         try:
-            pairs.append((folder, read_manifest(folder)))
-        except DamagedCheckpointError:
-            continue
-    return pairs
+            return load(folder, read_manifest(folder))
+        except DamagedCheckpointError as error:
+            warn(f"WARNING: damaged checkpoint passed over: {error}")
+            damages.append(error)
+    raise Refusal(
+        f"none of the {len(damages)} checkpoints in {folder.parent} is whole ({damages[0]}); "
+        "training with --fresh moves them aside"
+    )
 
 
-def _is_whole(folder: Path) -> bool:
-    try:
-        manifest = read_manifest(folder)
-        for file_name in manifest.files:
-            read_tensors(folder, manifest, file_name)
-    except DamagedCheckpointError:
-        return False
-    return True
+def _by_merit(folders: Iterable[Path]) -> list[Path]:
+    """Order checkpoints from the best on, after those that cannot be judged: they may have been better."""
 
-
-def _contiguous(tensors: Mapping[str, Tensor]) -> Tensors:
-    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-
-
-def _write(path: Path, content: bytes) -> None:
-    with open(path, "xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for package in _VERSIONED:
+    def merit(folder: Path) -> Merit:
         try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "unknown"
-    return versions
+            return read_manifest(folder).merit
+        except (DamagedCheckpointError, OtherFormatError):
+            return True, math.inf, steps_of(folder)
+
+    return sorted(folders, key=merit, reverse=True)
+
+
+def _is_step_name(name: str) -> bool:
+    steps = name.removeprefix(PREFIX)
+    return name.startswith(PREFIX) and steps.isascii() and steps.isdecimal()
+
+
+def _check_environments(found: Specification, num_envs: int) -> None:
+    """Require one state of the same parts for every environment of the job."""
+    parts: dict[int, set[str]] = {}
+    for name, tensor_type in found.items():
+        if name.startswith("environment/"):
+            match = _ENVIRONMENT.fullmatch(name)
+            if match is None or byte_size(tensor_type) > _MAX_ENVIRONMENT_TENSOR_BYTES:
+                raise DamagedCheckpointError(f"holds {brief(name)}, which is no state of an environment")
+            parts.setdefault(int(match[1]), set()).add(match[2])
+    indices_valid = len(parts) == num_envs and max(parts) < num_envs
+    if not indices_valid or any(keys != parts[0] for keys in parts.values()):
+        raise DamagedCheckpointError(f"does not hold one state for each of {num_envs} environments")

@@ -75,7 +75,7 @@ class StandardOutput:
 
     def __init__(self) -> None:
         """Start without knowing of any trouble."""
-        self._trouble: OutputError | None = None
+        self._trouble: str | None = None
         self._is_lost = False
 
     def use(self, write: Callable[[], object]) -> None:
@@ -91,21 +91,22 @@ class StandardOutput:
                 raise ValueError("it is closed")
             write()
         except (OSError, ValueError) as error:
-            reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
             self._is_lost = not isinstance(error, OSError) or error.errno not in _PASSING
             if self._is_lost:
                 _discard_standard_output()
-            self._trouble = OutputError(
-                f"standard output cannot be written ({reason}); training goes on, events are told on standard error",
-                relief="standard output can be written again",
-            )
-            raise self._trouble from error
-        self._trouble = None
+            self._trouble = reason
+        else:
+            self._trouble = None
+        self.check()
 
     def check(self) -> None:
         """Raise the trouble there was when it was last used."""
         if self._trouble:
-            raise self._trouble
+            raise OutputError(
+                f"standard output cannot be written ({self._trouble}); the work goes on, events are told here",
+                relief="standard output can be written again",
+            )
 
     def close(self) -> None:
         """Give up what could not be written: at exit Python would try once more, and change the exit code."""

@@ -129,7 +129,7 @@ def test_a_fresh_block_goes_on_from_a_state_bit_for_bit(env_name: str) -> None:
     actions = np.random.default_rng(0).integers(0, original.single_action_space.n, (260, 2))
     for step in range(130):
         original.step(actions[step])
-    fresh.set_states(original.get_states())
+    assert fresh.set_states(original.get_states()) == []
     np.testing.assert_array_equal(fresh.observations, original.observations)
     for step in range(130, 260):
         for before, after in zip(original.step(actions[step])[:4], fresh.step(actions[step])[:4], strict=True):
@@ -148,24 +148,126 @@ def test_a_restored_episode_ends_with_its_whole_return_and_length() -> None:
     assert fresh._info["episode_return"][0] == fresh._info["episode_length"][0] == steps + 1
 
 
-State = dict[str, NDArray[np.int64]]
-MALFORMED: dict[str, Callable[[State], list[State]]] = {
-    "with a part missing": lambda state: [{"episode": state["episode"]}],
-    "with a part too many": lambda state: [{**state, "more": np.zeros(1, np.int64)}],
-    "without an episode": lambda state: [{**state, "episode": np.empty(0, np.int64)}],
-    "with an action there is not": lambda state: [{**state, "actions": np.array([0, 2])}],
-    "that goes on past the end": lambda state: [{**state, "actions": np.ones(60, np.int64)}],
-    "missing": lambda state: [],
-    "for more environments": lambda state: [state, state],
+class Drifting(gymnasium.Env[NDArray[np.float32], int]):
+    """A world that no seed makes do the same twice: numbers count on over all episodes of the process."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+    made = 0
+
+    def __init__(self, drifts: str, render_mode: str | None = None) -> None:
+        self.drifts = drifts
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        Drifting.made += 1
+        self.drift, self.steps = Drifting.made, 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        observation = np.array([self.steps + self.drift * (self.drifts == "observation")], np.float32)
+        reward = float(self.drift if self.drifts == "reward" else action)
+        ends = self.steps == (1 if self.drifts == "end" and self.drift > 1 else 10)
+        return observation, reward, ends, False, {}
+
+
+@pytest.fixture
+def drifting(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The id of a registered world whose observations, rewards or ends (keyword `drifts`) are not deterministic."""
+    monkeypatch.setattr(Drifting, "made", 0)
+    gymnasium.register("Drifting-v0", entry_point=Drifting, kwargs={"drifts": "nothing"}, max_episode_steps=50)
+    yield "Drifting-v0"
+    del gymnasium.registry["Drifting-v0"]
+
+
+def saved_after_three_steps(env_name: str) -> list[dict[str, NDArray]]:
+    envs = ControlEnvironments(env_name, indices=range(4, 5), seed=0)
+    envs.reset()
+    for action in (1, 0, 1):
+        envs.step(np.array([action]))
+    return envs.get_states()
+
+
+def test_a_registered_world_that_is_deterministic_is_brought_back(drifting: str) -> None:
+    envs = ControlEnvironments(drifting, indices=range(4, 5), seed=0)
+    assert envs.set_states(saved_after_three_steps(drifting)) == []
+    assert (envs._returns[0], envs.observations[0, 0]) == (2.0, 3.0)
+
+
+@pytest.mark.parametrize("drifts", ["observation", "reward", "end"])
+def test_a_world_that_does_not_do_the_same_again_begins_its_next_episode_and_is_reported(
+    drifting: str, drifts: str
+) -> None:
+    gymnasium.registry[drifting].kwargs["drifts"] = drifts
+    states = saved_after_three_steps(drifting)
+    envs = ControlEnvironments(drifting, indices=range(4, 5), seed=0)
+    assert envs.set_states(states) == [4]
+    assert (envs._episodes, envs._actions, envs._returns.tolist()) == ([1], [[]], [0.0])
+    assert envs.observations[0, 0] == 0.0
+    envs.step(np.array([1]))
+
+
+def test_only_the_environments_that_are_not_exact_are_restarted() -> None:
+    original, fresh = cart_poles(range(2, 5)), cart_poles(range(2, 5))
+    original.reset()
+    original.step(np.array([0, 1, 1]))
+    states = original.get_states()
+    states[1]["observation"][0] += 1.0
+    assert fresh.set_states(states) == [3]
+    np.testing.assert_array_equal(fresh.observations[[0, 2]], original.observations[[0, 2]])
+    assert fresh._episodes == [0, 1, 0]
+
+
+def test_actions_that_go_on_past_the_end_are_not_exact() -> None:
+    state = saved_after_three_steps(CART_POLE)[0]
+    envs = ControlEnvironments(CART_POLE, indices=range(4, 5), seed=0)
+    assert envs.set_states([{**state, "actions": np.ones(60, np.int64)}]) == [4]
+    assert envs._episodes == [1]
+
+
+def test_a_frame_listener_is_not_shown_an_episode_that_is_played_again() -> None:
+    frames: list[NDArray[np.uint8]] = []
+    envs = make_envs(CART_POLE, WorldSettings(), indices=range(4, 5), seed=0, on_frame=frames.append)
+    assert envs.set_states(saved_after_three_steps(CART_POLE)) == []
+    assert frames == []
+    envs.step(np.array([0]))
+    envs.close()
+    assert len(frames) == 1
+
+
+State = dict[str, NDArray]
+MALFORMED: dict[str, Callable[[State], State]] = {
+    "with a part missing": lambda state: {"episode": state["episode"]},
+    "with a part too many": lambda state: {**state, "more": np.zeros(1, np.int64)},
+    "without an episode": lambda state: {**state, "episode": np.empty(0, np.int64)},
+    "with a negative episode": lambda state: {**state, "episode": np.array([-1])},
+    "with an episode that there cannot be": lambda state: {**state, "episode": np.array([2**62])},
+    "with an action there is not": lambda state: {**state, "actions": np.array([0, 2])},
+    "with a negative action": lambda state: {**state, "actions": np.array([-1])},
+    "with actions of another type": lambda state: {**state, "actions": np.zeros(3)},
+    "with actions in two dimensions": lambda state: {**state, "actions": np.zeros((1, 3), np.int64)},
+    "with an action in none": lambda state: {**state, "actions": np.int64(1)},
+    "with more actions than the time limit": lambda state: {**state, "actions": np.zeros(500, np.int64)},
+    "with another world's observation": lambda state: {**state, "observation": np.zeros(3, np.float32)},
+    "with an observation of another type": lambda state: {**state, "observation": np.zeros(4)},
+    "without a return": lambda state: {**state, "episode_return": np.empty(0)},
 }
 
 
 @pytest.mark.parametrize("kind", MALFORMED)
-def test_a_malformed_state_is_refused(kind: str) -> None:
-    envs = cart_poles(range(1))
-    envs.reset()
-    with pytest.raises(ValueError, match=r"state|saved episode"):
-        envs.set_states(MALFORMED[kind](envs.get_states()[0]))
+def test_a_malformed_state_is_refused_naming_its_environment_before_any_is_touched(kind: str) -> None:
+    envs = cart_poles(range(5, 7))
+    state = saved_after_three_steps(CART_POLE)[0]
+    with pytest.raises(ValueError, match=r"saved .* of environment 6"):
+        envs.set_states([state, MALFORMED[kind](state)])
+    assert envs._episodes == [-1, -1]
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_states_for_another_number_of_environments_are_refused(number: int) -> None:
+    with pytest.raises(ValueError, match=f"a state for each of 1 environments, got {number}"):
+        cart_poles(range(1)).set_states(saved_after_three_steps(CART_POLE) * number)
 
 
 # ------------------------------------------------------------------------------------------------------------- names

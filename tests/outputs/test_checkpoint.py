@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, every kind of damage named, the newest or best found."""
+"""Checkpoints: whole or absent, damage named aloud, the newest or best whole one found."""
 
 import hashlib
 import json
@@ -12,15 +12,23 @@ import pytest
 import torch
 
 from ppo.config import Config, Refusal
-from ppo.outputs import checkpoint
-from ppo.outputs.checkpoint import MANIFEST_FILE, MODEL_FILE, TRAINING_FILE, Counters, DamagedCheckpointError
+from ppo.outputs import checkpoint, whole_folder
+from ppo.outputs.manifest import MODEL_FILE, TRAINING_FILE, Counters, Manifest, OtherFormatError
+from ppo.outputs.tensor_file import specification
+from ppo.outputs.untrusted import DamagedCheckpointError
+from tests.forgery import edit_manifest, replace_file
 
-CONFIG = Config().replace_settings({"env_name": "CartPole-v1", "num_envs": 8, "kl_stop": 0.03})
+MANIFEST_FILE = checkpoint.MANIFEST_FILE
+CONFIG = Config().replace_settings({"env_name": "CartPole-v1", "num_envs": 2, "minibatch_size": 64, "kl_stop": 0.03})
 MODEL = {
     "model/weight": torch.arange(6.0).reshape(2, 3),
-    "value_normalizer/mean": torch.tensor(0.1, dtype=torch.float64),
+    "value_normalizer/moments": torch.tensor([3.0, 0.1, 2.0], dtype=torch.float64),
 }
-TRAINING = {"learner/step": torch.tensor([7]), "environment/0/emulator": torch.tensor([1, 255], dtype=torch.uint8)}
+TRAINING = {
+    "learner/second_moment": torch.tensor([7.0]),
+    "environment/0/emulator": torch.tensor([1, 255], dtype=torch.uint8),
+    "environment/1/emulator": torch.tensor([[3]], dtype=torch.uint8),
+}
 
 
 def counters(env_steps: int, returns: tuple[float, ...] = ()) -> Counters:
@@ -35,6 +43,10 @@ def names(parent: Path) -> list[str]:
     return sorted(path.name for path in parent.iterdir())
 
 
+def steps(parent: Path) -> list[int]:
+    return [checkpoint.steps_of(folder) for folder in checkpoint.list_checkpoints(parent)]
+
+
 def assert_same(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
@@ -46,9 +58,12 @@ def assert_same(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
-    folder = write(tmp_path, 120, (1.0, -21.0, 0.1))
-    manifest = checkpoint.read_manifest(folder)
+    folder = checkpoint.write_checkpoint(tmp_path, CONFIG, counters(120, (1.0, -21.0, 0.1)), MODEL, TRAINING, ranks=3)
+    manifest = checkpoint.verify(folder)
     assert (manifest.config, manifest.counters) == (CONFIG, counters(120, (1.0, -21.0, 0.1)))
+    assert manifest.ranks == 3
+    assert manifest.versions["torch"] == torch.__version__
+    assert manifest.machine["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
     assert_same(checkpoint.read_tensors(folder, manifest, MODEL_FILE), MODEL)
     assert_same(checkpoint.read_tensors(folder, manifest, TRAINING_FILE), TRAINING)
 
@@ -67,7 +82,7 @@ def test_the_folder_holds_three_files_and_nothing_else_is_left(tmp_path: Path) -
 
 def test_the_manifest_lists_the_size_and_hash_of_each_file(tmp_path: Path) -> None:
     folder = write(tmp_path, 10)
-    files = json.loads((folder / "manifest.json").read_text())["files"]
+    files = json.loads((folder / MANIFEST_FILE).read_text())["files"]
     assert files == {
         name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         for name in ("model.safetensors", "training.safetensors")
@@ -82,29 +97,105 @@ def test_an_agent_can_be_saved_without_its_training_state(tmp_path: Path) -> Non
         checkpoint.read_tensors(folder, checkpoint.read_manifest(folder), TRAINING_FILE)
 
 
-@pytest.mark.parametrize("calls_that_succeed", [0, 1, 2])
-def test_an_error_while_writing_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls_that_succeed: int
+class FullDisk:
+    """Lets a number of calls of all the patched functions succeed."""
+
+    def __init__(self, successes: int) -> None:
+        self.left = successes
+
+    def patch(self, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+        original = getattr(owner, name, open)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            self.left -= 1
+            if self.left < 0:
+                raise OSError(28, "No space left on device")
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, call, raising=False)
+
+
+# Two folders are made, three files opened and flushed, the folder is flushed and renamed: ten calls. After that the
+# checkpoint is there.
+@pytest.mark.parametrize("successes", range(10))
+def test_a_disk_that_is_full_at_any_point_leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, successes: int
 ) -> None:
-    calls = []
-
-    def full_disk(descriptor: int) -> None:
-        calls.append(descriptor)
-        if len(calls) > calls_that_succeed:
-            raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full_disk)
+    older = write(tmp_path, 10)
+    disk = FullDisk(successes)
+    disk.patch(monkeypatch, Path, "mkdir")
+    disk.patch(monkeypatch, Path, "rename")
+    disk.patch(monkeypatch, os, "fsync")
+    disk.patch(monkeypatch, whole_folder, "open")
     with pytest.raises(OSError, match="No space left"):
-        write(tmp_path, 10)
+        write(tmp_path, 20)
+    monkeypatch.undo()
+    assert names(tmp_path) == [older.name]
+    assert checkpoint.is_whole(older)
+    assert disk.left == -1
+
+
+def test_a_file_system_that_is_really_full_leaves_the_older_checkpoint_alone(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    older = write(tmp_path, 10)
+    large = {"model/weight": torch.zeros(100_000)}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            checkpoint.write_checkpoint(tmp_path, CONFIG, counters(20), large, None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert names(tmp_path) == [older.name]
+    assert checkpoint.is_whole(older)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["model/weight", "learner/first_moment", "environment/0/episode_return"])
+def test_numbers_that_are_not_finite_are_named_and_nothing_is_written(tmp_path: Path, name: str, number: float) -> None:
+    tensors = {name: torch.tensor([1.0, number])}
+    model = MODEL | tensors if name.startswith("model") else MODEL
+    training = TRAINING if name.startswith("model") else TRAINING | tensors
+    with pytest.raises(FloatingPointError, match=f"{name} is not finite"):
+        checkpoint.write_checkpoint(tmp_path / "run", CONFIG, counters(10), model, training)
     assert names(tmp_path) == []
 
 
-def test_an_error_while_writing_leaves_older_checkpoints_alone(tmp_path: Path) -> None:
-    write(tmp_path, 10)
-    unwritable = {"model/bad": "not a tensor"}
-    with pytest.raises(AttributeError):
-        checkpoint.write_checkpoint(tmp_path, CONFIG, counters(20), unwritable, TRAINING)  # type: ignore[arg-type]
-    assert names(tmp_path) == ["step_000000000010"]
+def test_a_return_that_is_not_finite_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match="returns are not finite"):
+        write(tmp_path / "run", 10, (1.0, float("inf")))
+    assert names(tmp_path) == []
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_checkpoint_that_does_not_read_back_is_no_checkpoint_and_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = write(tmp_path, 10)
+    original = checkpoint.write_folder
+
+    def on_a_bad_disk(folder: Path, files: dict[str, bytes]) -> None:
+        original(folder, files)
+        flip_a_byte(folder / TRAINING_FILE)
+
+    monkeypatch.setattr(checkpoint, "write_folder", on_a_bad_disk)
+    with pytest.raises(OSError, match=r"step_000000000020.damaged does not read back as it was written: .*training"):
+        write(tmp_path, 20)
+    assert checkpoint.list_checkpoints(tmp_path) == [older]
+
+
+def test_of_the_damaged_ones_set_aside_only_the_newest_is_kept(tmp_path: Path) -> None:
+    for env_steps in (10, 20, 30):
+        flip_a_byte(write(tmp_path, env_steps) / MODEL_FILE)
+        write(tmp_path, env_steps)
+    damaged = [name for name in names(tmp_path) if name.endswith(".damaged")]
+    assert damaged == ["step_000000000030.damaged"]
+    assert steps(tmp_path) == [10, 20, 30]
 
 
 def test_the_leftovers_of_a_killed_process_with_the_same_id_are_no_obstacle(tmp_path: Path) -> None:
@@ -129,13 +220,19 @@ def test_a_damaged_checkpoint_is_replaced_when_training_comes_there_again(tmp_pa
     assert names(tmp_path) == ["step_000000000010", "step_000000000010.damaged"]
 
 
+def test_a_file_in_the_place_of_a_checkpoint_is_set_aside_too(tmp_path: Path) -> None:
+    (tmp_path / "step_000000000010").write_text("not a folder")
+    write(tmp_path, 10)
+    assert newest(tmp_path)[1] == []
+
+
 def test_other_entries_are_no_checkpoints(tmp_path: Path) -> None:
     write(tmp_path, 20)
     write(tmp_path, 3)
-    for name in (".step_000000000030.1.tmp", "step_40.damaged", "step_x", "notes"):
+    for name in (".step_000000000030.1.tmp", "step_40.damaged", "step_x", "step_\u0663", "notes"):
         (tmp_path / name).mkdir()
     (tmp_path / "step_000000000050").touch()
-    assert [checkpoint.steps_of(folder) for folder in checkpoint.list_checkpoints(tmp_path)] == [3, 20]
+    assert steps(tmp_path) == [3, 20]
 
 
 def test_a_folder_that_does_not_exist_has_no_checkpoints(tmp_path: Path) -> None:
@@ -145,71 +242,47 @@ def test_a_folder_that_does_not_exist_has_no_checkpoints(tmp_path: Path) -> None
 # -------------------------------------------------------------------------------------------------------------- damage
 
 
-def flip_a_byte(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
-def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    path = folder / MANIFEST_FILE
-    data = json.loads(path.read_text())
-    change(data)
-    path.write_text(json.dumps(data))
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
 
 
-def not_safetensors(folder: Path) -> None:
-    """Replace the weights by text, hash and all."""
-    content = b"weights"
-    (folder / MODEL_FILE).write_bytes(content)
-    entry = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    edit_manifest(folder, lambda data: data["files"].update({MODEL_FILE: entry}))
+def link(path: Path) -> None:
+    path.rename(path.with_suffix(".elsewhere"))
+    path.symlink_to(path.with_suffix(".elsewhere"))
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "truncated model": (lambda f: truncate(f / MODEL_FILE), "model.safetensors has .* bytes"),
     "truncated training": (lambda f: truncate(f / TRAINING_FILE), "training.safetensors has .* bytes"),
-    "flipped byte in model": (lambda f: flip_a_byte(f / MODEL_FILE), "model.safetensors .*sha256"),
-    "flipped byte in training": (lambda f: flip_a_byte(f / TRAINING_FILE), "training.safetensors .*sha256"),
-    "no model": (lambda f: (f / MODEL_FILE).unlink(), "model.safetensors cannot be read"),
-    "no training": (lambda f: (f / TRAINING_FILE).unlink(), "training.safetensors cannot be read"),
+    "flipped byte in model": (lambda f: flip_a_byte(f / MODEL_FILE), "model.safetensors"),
+    "flipped byte in training": (lambda f: flip_a_byte(f / TRAINING_FILE), "training.safetensors"),
+    "no model": (lambda f: (f / MODEL_FILE).unlink(), "model.safetensors cannot be read: No such file"),
+    "no training": (lambda f: (f / TRAINING_FILE).unlink(), "training.safetensors cannot be read: No such file"),
+    "folder for a model": (lambda f: ((f / MODEL_FILE).unlink(), (f / MODEL_FILE).mkdir()), "not a regular file"),
+    "pipe for a model": (lambda f: pipe(f / MODEL_FILE), "not a regular file"),
+    "pipe for a manifest": (lambda f: pipe(f / MANIFEST_FILE), "not a regular file"),
+    "link for a model": (lambda f: link(f / MODEL_FILE), "not a regular file"),
+    "link for a manifest": (lambda f: link(f / MANIFEST_FILE), "not a regular file"),
     "training not listed": (
         lambda f: edit_manifest(f, lambda data: data["files"].pop(TRAINING_FILE)),
         "saved without training.safetensors",
     ),
-    "size not listed": (
-        lambda f: edit_manifest(f, lambda data: data["files"][MODEL_FILE].pop("size")),
-        "model.safetensors has .* bytes",
-    ),
-    "text for a model": (not_safetensors, "model.safetensors cannot be read"),
+    "text for a model": (lambda f: replace_file(f, MODEL_FILE, b"the weights"), "is not a safetensors file"),
     "empty folder": (lambda f: (shutil.rmtree(f), f.mkdir()), "manifest.json cannot be read"),
-    "no manifest": (lambda f: (f / MANIFEST_FILE).unlink(), "manifest.json cannot be read"),
-    "truncated manifest": (lambda f: truncate(f / MANIFEST_FILE), "manifest.json cannot be read"),
-    "empty manifest": (lambda f: (f / MANIFEST_FILE).write_text(""), "manifest.json cannot be read"),
-    "text for a manifest": (lambda f: (f / MANIFEST_FILE).write_text("hello"), "manifest.json cannot be read"),
-    "bytes for a manifest": (lambda f: (f / MANIFEST_FILE).write_bytes(b"\xff\x00"), "manifest.json cannot be read"),
-    "list for a manifest": (lambda f: (f / MANIFEST_FILE).write_text("[1]"), "manifest.json cannot be read"),
-    "deep manifest": (lambda f: (f / MANIFEST_FILE).write_text("[" * 100_000), "manifest.json cannot be read"),
-    "endless manifest": (lambda f: (f / MANIFEST_FILE).write_text(" " * 1_000_001), "larger than any manifest"),
-    "newer format": (
-        lambda f: edit_manifest(f, lambda data: data.update(format=checkpoint.FORMAT + 1)),
-        f"has format {checkpoint.FORMAT + 1}, this version reads {checkpoint.FORMAT}",
+    "truncated manifest": (lambda f: truncate(f / MANIFEST_FILE), "manifest.json is not JSON"),
+    "endless manifest": (lambda f: (f / MANIFEST_FILE).write_text(" " * 1_000_001), "more than the 1000000 allowed"),
+    "other steps": (
+        lambda f: edit_manifest(f, lambda data: data["counters"].update(env_steps=19)),
+        "says 19 steps, unlike its folder's name",
     ),
-    "unknown setting": (
-        lambda f: edit_manifest(f, lambda data: data["config"]["ppo"].update(momentum=1)),
-        "manifest.json cannot be read.*momentum",
-    ),
-    "missing counter": (
-        lambda f: edit_manifest(f, lambda data: data["counters"].pop("update")),
-        "manifest.json cannot be read.*update",
-    ),
-    "infinite counter": (
-        lambda f: edit_manifest(f, lambda data: data["counters"].update(env_steps=float("inf"))),
-        "manifest.json cannot be read",
+    "fewer environments": (
+        lambda f: edit_manifest(f, lambda data: data["config"]["ppo"].update(num_envs=1)),
+        "one state for each of 1 environments",
     ),
 }
 
@@ -229,8 +302,14 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning_that_names_the_damag
     damage(write(tmp_path, 20))
     folder, warnings = newest(tmp_path)
     assert folder == older
-    with pytest.raises(DamagedCheckpointError, match=expected):
+    with pytest.raises(DamagedCheckpointError, match=f"damaged checkpoint passed over.*{expected}"):
         raise DamagedCheckpointError(*warnings)
+
+
+def test_a_renamed_folder_is_not_that_checkpoint(tmp_path: Path) -> None:
+    older = write(tmp_path, 10)
+    write(tmp_path, 20).rename(tmp_path / "step_000000000030")
+    assert newest(tmp_path)[0] == older
 
 
 def test_the_newest_checkpoint_is_read_without_a_warning_if_it_is_whole(tmp_path: Path) -> None:
@@ -253,88 +332,154 @@ def test_only_damaged_checkpoints_are_a_refusal_not_a_fresh_start(tmp_path: Path
     for env_steps in (10, 20):
         truncate(write(tmp_path, env_steps) / MODEL_FILE)
     warnings: list[str] = []
-    with pytest.raises(Refusal, match=r"none of the 2 checkpoints .* --fresh"):
+    with pytest.raises(Refusal, match=r"none of the 2 checkpoints .* is whole \(.*020/model.* bytes.*\); .*--fresh"):
         checkpoint.newest_valid(tmp_path, warnings.append)
     assert len(warnings) == 2
 
 
-def test_reading_executes_nothing(tmp_path: Path) -> None:
-    # A pickle, as torch.load would execute it: safetensors only refuses it.
-    folder = write(tmp_path, 10)
-    torch.save({"weight": torch.zeros(1)}, folder / MODEL_FILE)
-    content = (folder / MODEL_FILE).read_bytes()
-    entry = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    edit_manifest(folder, lambda data: data["files"].update({MODEL_FILE: entry}))
-    with pytest.raises(DamagedCheckpointError, match="cannot be read"):
-        checkpoint.read_tensors(folder, checkpoint.read_manifest(folder), MODEL_FILE)
+@pytest.mark.parametrize(("version", "age"), [(1, "an older"), (3, "a newer")])
+def test_another_format_is_refused_and_not_passed_over(tmp_path: Path, version: int, age: str) -> None:
+    write(tmp_path, 10)
+    edit_manifest(write(tmp_path, 20), lambda data: data.update(format=version))
+    expected = rf"020/manifest.json was written by {age} version of ppo: .* {version}, .* reads format 2; .*--fresh"
+    for read in (
+        lambda: checkpoint.newest_valid(tmp_path, print),
+        lambda: checkpoint.choose(tmp_path, "best", read_model, print),
+        lambda: checkpoint.choose(tmp_path, "latest", read_model, print),
+        lambda: checkpoint.choose(tmp_path, "20", read_model, print),
+    ):
+        with pytest.raises(OtherFormatError, match=expected):
+            read()
+
+
+def test_what_another_run_wrote_is_refused_before_its_tensors_are_read(tmp_path: Path) -> None:
+    truncate(write(tmp_path, 10) / MODEL_FILE)
+
+    def accept(folder: Path, manifest: Manifest) -> None:
+        raise Refusal(f"{folder} is of {manifest.config.run.env_name}")
+
+    with pytest.raises(Refusal, match="is of CartPole-v1"):
+        checkpoint.newest_valid(tmp_path, print, accept=accept)
+
+
+def test_another_network_is_refused_and_damage_to_the_names_is_passed_over(tmp_path: Path) -> None:
+    expected = specification(MODEL | {"learner/second_moment": TRAINING["learner/second_moment"]})
+    older = write(tmp_path, 10)
+    folder = write(tmp_path, 20)
+    path = folder / MODEL_FILE
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"model/weight", b"model/weighs"))
+    found = checkpoint.newest_valid(tmp_path, print, expected=expected)
+    assert found is not None and found[0] == older
+    replace_file(folder, MODEL_FILE, whole.replace(b"model/weight", b"model/weighs"))
+    with pytest.raises(Refusal, match=r"do not fit these settings: model/weighs is float32 .* instead of absent"):
+        checkpoint.newest_valid(tmp_path, print, expected=expected)
+    replace_file(folder, MODEL_FILE, whole)
+    found = checkpoint.newest_valid(tmp_path, print, expected=expected)
+    assert found is not None and found[0] == folder
 
 
 # -------------------------------------------------------------------------------------------------------------- choose
 
 
-def steps_chosen(parent: Path, which: str) -> int:
-    return checkpoint.choose(parent, which)[1].counters.env_steps
+def read_model(folder: Path, manifest: Manifest) -> int:
+    checkpoint.read_tensors(folder, manifest, MODEL_FILE)
+    return manifest.counters.env_steps
+
+
+def chosen(parent: Path, which: str) -> tuple[int, list[str]]:
+    warnings: list[str] = []
+    return checkpoint.choose(parent, which, read_model, warnings.append), warnings
 
 
 def test_latest_is_the_one_with_most_steps(tmp_path: Path) -> None:
     for env_steps, mean in ((10, 5.0), (20, 9.0), (30, 1.0)):
         write(tmp_path, env_steps, (mean,) * 100)
-    assert steps_chosen(tmp_path, "latest") == 30
+    assert chosen(tmp_path, "latest") == (30, [])
 
 
 def test_best_is_the_one_with_the_highest_mean_return(tmp_path: Path) -> None:
     for env_steps, mean in ((10, 5.0), (20, 9.0), (30, 1.0)):
         write(tmp_path, env_steps, (mean,) * 100)
-    assert steps_chosen(tmp_path, "best") == 20
+    assert chosen(tmp_path, "best") == (20, [])
 
 
 def test_best_prefers_a_full_window_of_100_games(tmp_path: Path) -> None:
     write(tmp_path, 10, (50.0,) * 99)
     write(tmp_path, 20, (1.0,) * 100)
-    assert steps_chosen(tmp_path, "best") == 20
+    assert chosen(tmp_path, "best") == (20, [])
 
 
 def test_best_is_the_later_of_equals(tmp_path: Path) -> None:
     write(tmp_path, 10, (1.0,) * 100)
     write(tmp_path, 20, (1.0,) * 100)
-    assert steps_chosen(tmp_path, "best") == 20
+    assert chosen(tmp_path, "best") == (20, [])
 
 
 def test_best_before_the_first_finished_game_is_the_latest(tmp_path: Path) -> None:
     write(tmp_path, 10)
     write(tmp_path, 20)
-    assert steps_chosen(tmp_path, "best") == 20
+    assert chosen(tmp_path, "best") == (20, [])
 
 
 def test_a_single_finished_game_is_better_than_none(tmp_path: Path) -> None:
     write(tmp_path, 10, (-21.0,))
     write(tmp_path, 20)
-    assert steps_chosen(tmp_path, "best") == 10
+    assert chosen(tmp_path, "best") == (10, [])
 
 
 @pytest.mark.parametrize("which", ["10", "000000000010"])
 def test_a_number_of_steps_chooses_that_checkpoint(tmp_path: Path, which: str) -> None:
     write(tmp_path, 10)
     write(tmp_path, 20)
-    assert steps_chosen(tmp_path, which) == 10
+    assert chosen(tmp_path, which) == (10, [])
 
 
-def test_a_number_there_is_not_is_refused_with_those_there_are(tmp_path: Path) -> None:
+@pytest.mark.parametrize("which", ["15", "9" * 5000])
+def test_a_number_there_is_not_is_refused_with_those_there_are(tmp_path: Path, which: str) -> None:
     write(tmp_path, 10)
     write(tmp_path, 20)
-    with pytest.raises(Refusal, match="one of the steps 10, 20, got 15"):
-        checkpoint.choose(tmp_path, "15")
+    with pytest.raises(Refusal, match=f"one of the steps 10, 20, got {which}"):
+        chosen(tmp_path, which)
 
 
 def test_choosing_where_there_is_nothing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match="no readable checkpoint"):
-        checkpoint.choose(tmp_path, "best")
+    with pytest.raises(Refusal, match="there is no checkpoint in"):
+        chosen(tmp_path, "best")
 
 
-def test_an_unreadable_manifest_is_never_chosen(tmp_path: Path) -> None:
+@pytest.mark.parametrize("file_name", [MODEL_FILE, MANIFEST_FILE])
+@pytest.mark.parametrize(("which", "expected"), [("latest", 20), ("best", 10)])
+def test_the_next_whole_one_is_chosen_and_the_damaged_one_named(
+    tmp_path: Path, which: str, expected: int, file_name: str
+) -> None:
+    write(tmp_path, 10, (2.0,) * 100)
+    write(tmp_path, 20, (1.0,) * 100)
+    flip_a_byte(write(tmp_path, 30, (3.0,) * 100) / file_name)
+    steps_chosen, warnings = chosen(tmp_path, which)
+    assert steps_chosen == expected
+    assert len(warnings) == 1
+    assert f"step_000000000030/{file_name}" in warnings[0]
+
+
+def test_a_number_of_steps_that_names_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     write(tmp_path, 10)
-    (write(tmp_path, 20) / MANIFEST_FILE).unlink()
-    assert steps_chosen(tmp_path, "latest") == 10
+    flip_a_byte(write(tmp_path, 20) / MODEL_FILE)
+    with pytest.raises(Refusal, match=r"checkpoint 20 is damaged: .*model\.safetensors"):
+        chosen(tmp_path, "20")
+
+
+@pytest.mark.parametrize("which", ["best", "latest"])
+def test_choosing_among_none_that_are_whole_is_refused(tmp_path: Path, which: str) -> None:
+    flip_a_byte(write(tmp_path, 10) / MODEL_FILE)
+    flip_a_byte(write(tmp_path, 20) / MANIFEST_FILE)
+    with pytest.raises(Refusal, match="none of the 2 checkpoints"):
+        chosen(tmp_path, which)
+
+
+def test_playing_does_not_need_the_training_state(tmp_path: Path) -> None:
+    (write(tmp_path, 10) / TRAINING_FILE).unlink()
+    assert chosen(tmp_path, "best") == (10, [])
 
 
 # --------------------------------------------------------------------------------------------------------------- prune
@@ -344,22 +489,45 @@ def test_pruning_keeps_the_newest_five_and_the_best(tmp_path: Path) -> None:
     for number in range(1, 9):
         write(tmp_path, 10 * number, (99.0 if number == 2 else number,) * 100)
     checkpoint.prune(tmp_path)
-    assert [checkpoint.steps_of(folder) for folder in checkpoint.list_checkpoints(tmp_path)] == [20, 40, 50, 60, 70, 80]
+    assert steps(tmp_path) == [20, 40, 50, 60, 70, 80]
 
 
 def test_pruning_keeps_five_if_the_best_is_among_them(tmp_path: Path) -> None:
     for number in range(1, 9):
         write(tmp_path, 10 * number, (float(number),) * 100)
     checkpoint.prune(tmp_path)
-    assert [checkpoint.steps_of(folder) for folder in checkpoint.list_checkpoints(tmp_path)] == [40, 50, 60, 70, 80]
+    assert steps(tmp_path) == [40, 50, 60, 70, 80]
+
+
+def test_damaged_ones_that_resuming_passed_over_push_out_no_whole_one(tmp_path: Path) -> None:
+    for number in range(1, 13):
+        write(tmp_path, 10 * number)
+    for number in range(8, 13):
+        flip_a_byte(tmp_path / checkpoint.folder_name(10 * number) / TRAINING_FILE)
+    resumed, warnings = newest(tmp_path)
+    assert (checkpoint.steps_of(resumed), len(warnings)) == (70, 5)
+    checkpoint.prune(tmp_path, write(tmp_path, 75))
+    assert steps(tmp_path) == [40, 50, 60, 70, 75, 80, 90, 100, 110, 120]
+    assert checkpoint.steps_of(newest(tmp_path)[0]) == 75
+
+
+def test_the_best_that_is_kept_is_a_whole_one(tmp_path: Path) -> None:
+    for number in range(1, 9):
+        write(tmp_path, 10 * number, ({1: 98.0, 2: 99.0}.get(number, number),) * 100)
+    flip_a_byte(tmp_path / checkpoint.folder_name(20) / MODEL_FILE)
+    checkpoint.prune(tmp_path)
+    assert steps(tmp_path) == [10, 40, 50, 60, 70, 80]
 
 
 def test_pruning_touches_nothing_but_checkpoints(tmp_path: Path) -> None:
     for number in range(1, 9):
         write(tmp_path, 10 * number)
     (tmp_path / "notes.txt").touch()
+    elsewhere = write(tmp_path / "elsewhere", 5)
+    (tmp_path / elsewhere.name).symlink_to(elsewhere)
     checkpoint.prune(tmp_path)
-    assert "notes.txt" in names(tmp_path)
+    assert {"notes.txt", elsewhere.name} <= set(names(tmp_path))
+    assert checkpoint.is_whole(elsewhere)
 
 
 @pytest.mark.parametrize("number", [0, 5])
@@ -368,3 +536,9 @@ def test_pruning_few_checkpoints_deletes_none(tmp_path: Path, number: int) -> No
         write(tmp_path, 10 * position)
     checkpoint.prune(tmp_path)
     assert len(names(tmp_path)) == number
+
+
+def test_pruning_removes_what_killed_writers_left_behind(tmp_path: Path) -> None:
+    (tmp_path / ".step_000000000010.1.tmp").mkdir()
+    checkpoint.prune(tmp_path)
+    assert names(tmp_path) == []

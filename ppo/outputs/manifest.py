@@ -1,0 +1,229 @@
+"""The manifest of a checkpoint: what it says of itself, as JSON with a sha256 of its own.
+
+The hash finds what disks, copies and editors do to a manifest. It is no signature: whoever writes a manifest can make
+it fit, so every member is held against what this program writes.
+"""
+
+import hashlib
+import json
+import platform
+import re
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from ppo.config import Config, Refusal
+from ppo.outputs.tensor_file import MAX_FILE_BYTES
+from ppo.outputs.untrusted import DamagedCheckpointError, brief, parse_json
+
+FORMAT = 2
+MODEL_FILE = "model.safetensors"
+TRAINING_FILE = "training.safetensors"
+_MAX_RETURNS = 100
+# Far beyond any machine; validating a config lists the divisors of rollout_steps.
+_MAX_NUM_ENVS_OR_ROLLOUT_STEPS = 1 << 20
+_SEAL = "manifest_sha256"
+_KEYS = {"format", "env_name", "counters", "return_mean", "config", "ranks", "versions", "machine", "files", _SEAL}
+_ENV_NAME = re.compile(r"[A-Za-z0-9_./:-]{1,100}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_VERSIONED = ("ppo", "torch", "numpy", "gymnasium", "ale-py", "opencv-python-headless")
+
+Merit = tuple[bool, float, int]
+
+
+class OtherFormatError(Refusal):
+    """Another version of this program wrote a checkpoint, in a way that this one does not read."""
+
+
+@dataclass(frozen=True)
+class Counters:
+    """Where the training stood when a checkpoint was written."""
+
+    update: int
+    env_steps: int
+    seconds: float
+    episodes: int
+    """Games finished since the run's start."""
+    recent_returns: tuple[float, ...]
+    """Raw returns of the last games, at most 100, oldest first."""
+
+    @property
+    def return_mean(self) -> float | None:
+        """Mean of the recent returns; None before the first game ends."""
+        return sum(self.recent_returns) / len(self.recent_returns) if self.recent_returns else None
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """What a manifest says of a file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint says of itself."""
+
+    config: Config
+    counters: Counters
+    files: dict[str, FileEntry]
+    ranks: int
+    """Ranks of the job that wrote it."""
+    versions: dict[str, str]
+    """Version of each library that took part."""
+    machine: dict[str, str]
+    """Architecture of the processor, and which of its instructions torch used."""
+
+    @property
+    def merit(self) -> Merit:
+        """Sort key of `best`: the mean return over a full window of games, a shorter window only for want of one."""
+        mean = self.counters.return_mean
+        full = len(self.counters.recent_returns) >= _MAX_RETURNS
+        return full, float("-inf") if mean is None else mean, self.counters.env_steps
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Return the content of a manifest's file."""
+    counters = manifest.counters
+    data = {
+        "format": FORMAT,
+        "env_name": manifest.config.run.env_name,
+        "counters": {**vars(counters), "recent_returns": list(counters.recent_returns)},
+        "return_mean": counters.return_mean,
+        "config": manifest.config.to_dict(),
+        "ranks": manifest.ranks,
+        "versions": manifest.versions,
+        "machine": manifest.machine,
+        "files": {name: vars(entry) for name, entry in sorted(manifest.files.items())},
+    }
+    return json.dumps({**data, _SEAL: seal(data)}, indent=1, allow_nan=False).encode()
+
+
+def seal(data: dict[str, Any]) -> str:
+    """Return the sha256 of everything in a manifest but the sha256 itself, however it is laid out."""
+    rest = {key: value for key, value in data.items() if key != _SEAL}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def decode_manifest(content: bytes) -> Manifest:
+    """Return what a manifest's file says.
+
+    Raises:
+        DamagedCheckpointError: it is not as this program writes it.
+        OtherFormatError: another version of this program wrote it.
+    """
+    try:
+        data = parse_json(content)
+        _check_format(data)
+        return _manifest_of(data)
+    except RecursionError as error:
+        raise DamagedCheckpointError("is nested too deeply") from error
+
+
+def versions_here() -> dict[str, str]:
+    """Return the version of each library that takes part."""
+    versions = {"python": platform.python_version()}
+    for package in _VERSIONED:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "unknown"
+    return versions
+
+
+def machine_here() -> dict[str, str]:
+    """Return this machine's architecture, and which of its processor's instructions torch uses."""
+    return {"architecture": platform.machine(), "cpu_capability": torch.backends.cpu.get_cpu_capability()}
+
+
+def _check_format(data: Any) -> None:
+    """Hold a manifest against its own hash, unless it is in a format whose hash may be made otherwise."""
+    version = _member(data, "format", int)
+    sealed = _member(data, _SEAL, str) if _SEAL in data else None
+    # A digit that was flipped in the format alone is damage, not another format.
+    if version != FORMAT and sealed != seal({**data, "format": FORMAT}):
+        age = "a newer" if version > FORMAT else "an older"
+        raise OtherFormatError(
+            f"was written by {age} version of ppo: it has format {version}, this version reads format {FORMAT}"
+        )
+    if sealed != seal(data):
+        raise DamagedCheckpointError(f"does not have the sha256 that it says it has: {_SEAL}")
+
+
+def _manifest_of(data: Any) -> Manifest:
+    if data.keys() != _KEYS:
+        raise DamagedCheckpointError(f"has unknown or missing keys: {brief(sorted(data.keys() ^ _KEYS))}")
+    config, counters = _config_of(_member(data, "config", dict)), _counters_of(_member(data, "counters", dict))
+    if config.run.env_name != data["env_name"]:
+        raise DamagedCheckpointError("names two environments")
+    if _member(data, "ranks", int) < 1:
+        raise DamagedCheckpointError("has no valid ranks")
+    files = _member(data, "files", dict)
+    if not {MODEL_FILE} <= files.keys() <= {MODEL_FILE, TRAINING_FILE}:
+        raise DamagedCheckpointError(f"lists other files than a checkpoint has: {brief(sorted(files))}")
+    return Manifest(
+        config=config,
+        counters=counters,
+        files={name: _file_entry_of(name, files) for name in files},
+        ranks=data["ranks"],
+        versions=_texts(data, "versions"),
+        machine=_texts(data, "machine"),
+    )
+
+
+def _config_of(data: dict[str, Any]) -> Config:
+    known = Config().to_dict()
+    for section, settings in data.items():
+        for name in _member(data, section, dict):
+            if name not in known.get(section, {}):
+                raise OtherFormatError(
+                    f"was written by another version of ppo: it has the setting {brief(f'{section}.{name}')}"
+                )
+        for name in ("num_envs", "rollout_steps"):
+            number = settings.get(name, 1)
+            if type(number) is not int or number > _MAX_NUM_ENVS_OR_ROLLOUT_STEPS:
+                raise DamagedCheckpointError(f"has no valid {name}")
+    try:
+        config = Config.from_dict(data)
+    except (ValueError, TypeError) as error:
+        raise DamagedCheckpointError(f"has no valid config: {brief(error)}") from error
+    # It will stand in messages, and it is looked up among the known environments.
+    if not _ENV_NAME.fullmatch(config.run.env_name) or not (config.run.preset or "").isascii():
+        raise DamagedCheckpointError("has no valid env_name")
+    return config
+
+
+def _counters_of(data: dict[str, Any]) -> Counters:
+    returns = _member(data, "recent_returns", list)
+    if len(returns) > _MAX_RETURNS or not all(type(value) in (int, float) for value in returns):
+        raise DamagedCheckpointError("has no valid recent_returns")
+    numbers = {name: _member(data, name, int) for name in ("update", "env_steps", "episodes")}
+    seconds = float(_member(data, "seconds", int, float))
+    if data.keys() != {*numbers, "seconds", "recent_returns"} or min(seconds, *numbers.values()) < 0:
+        raise DamagedCheckpointError("has no valid counters")
+    return Counters(**numbers, seconds=seconds, recent_returns=tuple(map(float, returns)))
+
+
+def _file_entry_of(name: str, files: dict[str, Any]) -> FileEntry:
+    data = _member(files, name, dict)
+    entry = FileEntry(_member(data, "size", int), _member(data, "sha256", str))
+    if not 0 < entry.size <= MAX_FILE_BYTES or not _SHA256.fullmatch(entry.sha256) or len(data) != 2:
+        raise DamagedCheckpointError(f"has no valid size or sha256 of {name}")
+    return entry
+
+
+def _texts(data: dict[str, Any], key: str) -> dict[str, str]:
+    texts = _member(data, key, dict)
+    if not all(isinstance(text, str) and brief(f"{name}{text}") == f"{name}{text}" for name, text in texts.items()):
+        raise DamagedCheckpointError(f"has no valid {key}")
+    return dict(texts)
+
+
+def _member(data: Any, key: str, *types: type) -> Any:
+    """Return a member of a JSON object that has one of exactly these types: true is no int."""
+    if not isinstance(data, dict) or type(data.get(key)) not in types:
+        raise DamagedCheckpointError(f"has no valid {brief(key)}")
+    return data[key]

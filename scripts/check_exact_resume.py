@@ -1,0 +1,335 @@
+"""Check that every Atari game goes on bit for bit from a saved state; exit code 1 if one does not.
+
+Each game is played with random actions and its state saved every 10 steps. States from early, the middle and right
+before the end of a game are handed to another process, brought back there in fresh environments and played on with the
+same actions, over the end of the game where it is near. Every step is compared with that of the game that was never
+stopped: observation, reward, ends, lost lives, final observation, return, length and RAM, and at last the saved state.
+"""
+
+import json
+import platform
+import resource
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import date
+from importlib import metadata
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+import ale_py
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+
+from ppo.config import WorldSettings
+from ppo.envs import ArrayState
+from ppo.envs.atari import FRAME_SKIP, AtariEnvironments, accepted_names, rom_name
+
+STICKY_ACTIONS = (0.0, 0.25)
+SAVE_INTERVAL = 10
+STEPS_COMPARED = 60
+"""A multiple of SAVE_INTERVAL, so that the saved states at the end can be compared."""
+SEED, INDEX = 1, 3
+PARTS = ("observation", "reward", "terminated", "truncated", "life_lost", "ram", "final_obs", "return", "length")
+Moment = tuple[Any, ...]
+"""What one step answered, in the order of PARTS."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags of this script."""
+
+    games: tuple[str, ...] = ()
+    """ROMs to check, e.g. pong qbert. Default: all that can be trained on."""
+    steps: int = 1100
+    """Agent steps that each game is played."""
+    max_frames: int = 4000
+    """Time limit of a game in emulated frames, so that every game ends at least once."""
+    forget: Literal["counters", "generator", "ram", "actions"] | None = None
+    """Set this part of every saved state to 0, to see that the check finds it."""
+    output: Path | None = None
+    """Write the table to this .md and the numbers to the .json beside it."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A game that was never stopped."""
+
+    rom: str
+    world: WorldSettings
+    actions: NDArray[np.int64]
+    moments: list[Moment]
+    states: dict[int, dict[str, NDArray[Any]]]
+    """By number of steps taken."""
+    copies: dict[int, dict[str, NDArray[Any]]]
+    """The same as copies of ALE's own."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a game's saved states."""
+
+    save_points: tuple[int, ...]
+    steps_replayed: int
+    """The most steps that one of them was into its game."""
+    frames_compared: int
+    ends_crossed: int
+    finding: str
+    """exact, or what differed first."""
+
+
+class CopiedEnvironments(AtariEnvironments):
+    """What ALE's own copy of its state gives; for comparison only, and only with states of one's own.
+
+    ALE's reader is not safe: lengths and indices in the bytes are taken as they are.
+    """
+
+    def get_states(self) -> list[dict[str, NDArray[Any]]]:
+        """Copy the emulator's state and the counters and screens around it."""
+        (game,) = self._games
+        emulator = game._ale.cloneState(include_rng=True).serialize()
+        counters = [game.episode, game.episode_length, game._lives, game._sticky_frames, game._last_action]
+        return [
+            {
+                "emulator": np.frombuffer(emulator, np.uint8),
+                "counters": np.array(counters, np.int64),
+                "episode_return": np.array([game.episode_return]),
+                "screens": game._screens.copy(),
+                "stack": self._stacks[0].copy(),
+            }
+        ]
+
+    def set_states(self, states: Sequence[ArrayState]) -> list[int]:
+        """Copy them back."""
+        (game,), (state,) = self._games, states
+        game._ale.restoreState(ale_py.ALEState(state["emulator"].tobytes()))
+        game.episode, game.episode_length, game._lives, game._sticky_frames, game._last_action = state[
+            "counters"
+        ].tolist()
+        game.episode_return = float(state["episode_return"][0])
+        game._screens[...] = state["screens"]
+        self._stacks[0] = state["stack"]
+        return []
+
+
+def all_games() -> list[str]:
+    """Return every ROM that can be trained on."""
+    return sorted({rom_name(name) for name in accepted_names()})
+
+
+def make(kind: type[AtariEnvironments], rom: str, world: WorldSettings) -> AtariEnvironments:
+    """Make a block of one environment, the same everywhere."""
+    return kind(rom, world, indices=range(INDEX, INDEX + 1), seed=SEED)
+
+
+def moments(envs: AtariEnvironments, actions: NDArray[np.int64]) -> Iterator[Moment]:
+    """Take the steps and yield what each answered."""
+    for action in actions:
+        observations, rewards, terminated, truncated, info = envs.step(np.array([action]))
+        over = terminated[0] or truncated[0]
+        yield (
+            observations.tobytes(),
+            float(rewards[0]),
+            bool(terminated[0]),
+            bool(truncated[0]),
+            bool(info["life_lost"][0]),
+            envs._games[0]._ale.getRAM().tobytes(),
+            info["final_obs"].tobytes() if over else b"",
+            float(info["episode_return"][0]) if over else 0.0,
+            int(info["episode_length"][0]) if over else 0,
+        )
+
+
+def record(rom: str, sticky_actions: float, steps: int, max_frames: int) -> Recording:
+    """Play a game and save it over and over."""
+    world = WorldSettings(sticky_actions=sticky_actions, max_frames=max_frames)
+    envs = make(AtariEnvironments, rom, world)
+    actions = np.random.default_rng(0).integers(0, envs.single_action_space.n, steps)
+    recording = Recording(rom, world, actions, [], {}, {})
+    envs.reset()
+    for step, moment in enumerate(moments(envs, actions), start=1):
+        recording.moments.append(moment)
+        if step % SAVE_INTERVAL == 0:
+            (recording.states[step],) = envs.get_states()
+            (recording.copies[step],) = CopiedEnvironments.get_states(envs)  # type: ignore[arg-type]
+    return recording
+
+
+def choose_save_points(recording: Recording) -> tuple[int, ...]:
+    """Return an early step, the middle of the longest game and the last step saved before the first and last end."""
+    last = len(recording.moments) - STEPS_COMPARED
+    ends = [step for step, moment in enumerate(recording.moments, start=1) if moment[2] or moment[3]]
+    usable = [step for step in recording.states if step <= last]
+    before = [max((step for step in usable if step < end), default=usable[0]) for end in (ends[:1] + ends[-1:])]
+    games = list(zip([0, *ends], [*ends, last], strict=True))
+    first, end = max(games, key=lambda game: game[1] - game[0])
+    middle = (first + end) // 2 // SAVE_INTERVAL * SAVE_INTERVAL
+    return tuple(sorted({usable[0], min(max(middle, usable[0]), usable[-1]), *before}))
+
+
+def verify(
+    kind: type[AtariEnvironments],
+    rom: str,
+    world: WorldSettings,
+    state: ArrayState,
+    actions: NDArray[np.int64],
+    expected: list[Moment],
+    expected_state: ArrayState,
+) -> str:
+    """Bring a state back in a fresh environment, play on and say what differs first."""
+    envs = make(kind, rom, world)
+    try:
+        restarted = envs.set_states([state])
+    except ValueError as error:
+        return f"refused: {error}"
+    if restarted:
+        return "restarted"
+    for step, (got, want) in enumerate(zip(moments(envs, actions), expected, strict=True), start=1):
+        differing = [part for part, a, b in zip(PARTS, got, want, strict=True) if a != b]
+        if differing:
+            return f"step {step}: {', '.join(differing)}"
+    (saved,) = envs.get_states()
+    differing = [name for name in expected_state if not np.array_equal(saved[name], expected_state[name])]
+    return f"saved state: {', '.join(differing)}" if differing else "exact"
+
+
+def verify_all(
+    submit: Callable[..., Future[str]], recording: Recording, *, copied: bool = False, forget: str | None = None
+) -> Callable[[], Verdict]:
+    """Start the verification of a recording's save points; return what waits for the verdict."""
+    points = choose_save_points(recording)
+    kind = CopiedEnvironments if copied else AtariEnvironments
+    states = recording.copies if copied else recording.states
+    findings: dict[int, Future[str]] = {}
+    ends = 0
+    for point in points:
+        window = slice(point, point + STEPS_COMPARED)
+        expected = recording.moments[window]
+        ends += sum(moment[2] or moment[3] for moment in expected)
+        state = {name: np.zeros_like(array) if name == forget else array for name, array in states[point].items()}
+        after = {} if copied else states[point + STEPS_COMPARED]
+        findings[point] = submit(
+            verify, kind, recording.rom, recording.world, state, recording.actions[window], expected, after
+        )
+
+    def wait() -> Verdict:
+        wrong = [f"saved at {point}, {text}" for point in points if (text := findings[point].result()) != "exact"]
+        return Verdict(
+            save_points=points,
+            steps_replayed=max(recording.states[point]["actions"].size for point in points),
+            frames_compared=len(points) * STEPS_COMPARED * FRAME_SKIP,
+            ends_crossed=ends,
+            finding=wrong[0] if wrong else "exact",
+        )
+
+    return wait
+
+
+def check(options: Options, games: Sequence[str]) -> dict[str, dict[str, Verdict]]:
+    """Check the games, printing a line each; return the verdicts by game and by how it was saved."""
+    verdicts: dict[str, dict[str, Verdict]] = {}
+    # Recorded in this process, brought back in another, both at work at a time.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        waiting: list[tuple[str, dict[str, Callable[[], Verdict]]]] = []
+
+        def collect() -> None:
+            rom, pending = waiting.pop(0)
+            verdicts[rom] = {name: wait() for name, wait in pending.items()}
+            findings = "; ".join(f"{name}: {verdict.finding}" for name, verdict in verdicts[rom].items())
+            print(f"{len(verdicts)}/{len(games)} {rom}: {findings}", flush=True)
+
+        for rom in games:
+            pending = {}
+            for sticky_actions in STICKY_ACTIONS:
+                recording = record(rom, sticky_actions, options.steps, options.max_frames)
+                pending[f"sticky {sticky_actions}"] = verify_all(pool.submit, recording, forget=options.forget)
+                if not sticky_actions:
+                    pending["ALE's copy"] = verify_all(pool.submit, recording, copied=True)
+            waiting.append((rom, pending))
+            if len(waiting) > 1:
+                collect()
+        while waiting:
+            collect()
+    return verdicts
+
+
+def is_exact(verdicts: dict[str, Verdict]) -> bool:
+    """Tell whether a game goes on exactly as this program saves it; ALE's own copy is only reported."""
+    return all(verdict.finding == "exact" for name, verdict in verdicts.items() if name.startswith("sticky"))
+
+
+def table(options: Options, verdicts: dict[str, dict[str, Verdict]], minutes: float) -> str:
+    """Return the report as Markdown."""
+    inexact = [rom for rom, of_rom in verdicts.items() if not is_exact(of_rom)]
+    not_copied = [rom for rom, of_rom in verdicts.items() if of_rom["ALE's copy"].finding != "exact"]
+    own = [verdict for of_rom in verdicts.values() for name, verdict in of_rom.items() if name.startswith("sticky")]
+    software = ", ".join(f"{name} {version}" for name, version in versions().items())
+    lines = [
+        "# Exact resume of every game",
+        "",
+        f"**{len(verdicts) - len(inexact)} of {len(verdicts)} games go on bit for bit from a saved state.** "
+        f"Exceptions: {', '.join(inexact) or 'none'}.",
+        "",
+        f"`python {' '.join(sys.argv)}`, {date.today()}, {minutes:.1f} minutes of processor time on 2 cores of an "
+        f"Intel Xeon 2.50 GHz; {software}.",
+        "",
+        f"Each game is played for {options.steps} steps of {FRAME_SKIP} frames with random actions, without and with "
+        f"sticky actions (0.25), and cut after {options.max_frames} frames. States saved at the steps named are "
+        f"brought back in another process and played on for {STEPS_COMPARED} steps with the same actions. Compared at "
+        f"every step: {', '.join(PARTS)}; and the saved state at the end. In all: "
+        f"{sum(v.frames_compared for v in own):,} frames from {sum(len(v.save_points) for v in own)} saved states, "
+        f"over {sum(v.ends_crossed for v in own)} ends of games.",
+        "",
+        "A state is how its game began and the actions since; it is brought back by playing them again. The last "
+        "column is what copying ALE's own state would give, and where it differs first. Not exact so: "
+        f"{', '.join(not_copied) or 'none'}.",
+        "",
+        "| game | steps when saved, sticky off | sticky on | steps played again, at most | frames compared "
+        "| ends crossed | sticky off | sticky on | restored by | ALE's copy |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for rom, of_rom in verdicts.items():
+        plain, sticky = (of_rom[f"sticky {probability}"] for probability in STICKY_ACTIONS)
+        cells = [
+            rom,
+            ", ".join(map(str, plain.save_points)),
+            ", ".join(map(str, sticky.save_points)),
+            max(plain.steps_replayed, sticky.steps_replayed),
+            plain.frames_compared + sticky.frames_compared,
+            plain.ends_crossed + sticky.ends_crossed,
+            plain.finding,
+            sticky.finding,
+            "replay",
+            of_rom["ALE's copy"].finding,
+        ]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that matter."""
+    names = ("ale-py", "gymnasium", "numpy", "opencv-python-headless")
+    return {"Python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+
+
+def main() -> int:
+    """Check, print and write."""
+    options = tyro.cli(Options, description=__doc__)
+    verdicts = check(options, options.games or all_games())
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    minutes = sum(usage.ru_utime + usage.ru_stime for usage in usages) / 60
+    inexact = [rom for rom, of_rom in verdicts.items() if not is_exact(of_rom)]
+    print(f"{len(verdicts) - len(inexact)} of {len(verdicts)} games are exact; not exact: {inexact}")
+    if options.output:
+        options.output.write_text(table(options, verdicts, minutes))
+        content = {"command": sys.argv, "date": str(date.today()), "processor_minutes": minutes, "versions": versions()}
+        content["verdicts"] = {rom: {name: asdict(v) for name, v in of_rom.items()} for rom, of_rom in verdicts.items()}
+        options.output.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+    return 1 if inexact else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
