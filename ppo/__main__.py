@@ -25,6 +25,7 @@ _SECONDS_FOR_ROOT_TO_SPEAK = 5.0
 
 def main(arguments: Sequence[str]) -> int:
     """Run one invocation and return its exit code."""
+    keep_standard_streams_open()
     launcher = os.getppid() if was_launched() else None
     speaks = launched_rank() == 0
     explicit = explicit_settings(arguments)
@@ -63,6 +64,18 @@ def main(arguments: Sequence[str]) -> int:
                 _say(str(error))
             collective.barrier()
             return REFUSED if isinstance(error, Refusal) else WENT_WRONG
+
+
+def keep_standard_streams_open() -> None:
+    """Open standard streams that the caller has closed to nowhere.
+
+    The next file to be opened would get their numbers, and C libraries would print into a checkpoint.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
 
 
 def run_training(

@@ -21,8 +21,10 @@ from ppo.envs import Environments, FrameListener, atari, make_envs
 from ppo.models import distributions
 from ppo.models.actor_critic import ActorCritic
 from ppo.outputs import checkpoint
-from ppo.outputs.folders import require_writable
-from ppo.outputs.window import GameWindow, WindowClosedError, has_display
+from ppo.outputs.display import tell
+from ppo.outputs.folders import require_writable, write_whole
+from ppo.outputs.trackers import say_on_standard_error
+from ppo.outputs.window import GameWindow, NoWindowError, WindowClosedError, has_display
 from ppo.random_streams import Purpose, derived_seed, stream
 from ppo.scores import human_normalised_score
 
@@ -42,40 +44,42 @@ class Game:
 def play(config: Config, comm: Collective, explicit: set[str]) -> int:
     """Play games on rank 0, in a window where there is a display, and print each game's return."""
     agent = decided_by_root(comm, lambda: find_agent(config, explicit))
+    code = 0
     if comm.rank == 0:
         announce(agent)
-        window: GameWindow | None = None
-        if has_display():
-            title = f"{agent.name} at {agent.counters.env_steps:,} steps"
-            window = GameWindow(title, agent.frames_per_second)
-        else:
-            print("no display: only the results are shown; --mode=record makes a video", flush=True)
+        window = _open_window(agent)
         try:
             for game in play_games(agent, config, range(1), 1, window.show if window else None):
-                print(describe(game), flush=True)
+                tell(describe(game))
         except WindowClosedError:
-            print("window closed", flush=True)
+            tell("window closed")
+        except NoWindowError as error:  # the display has gone away
+            say_on_standard_error(f"ppo: {error}")
+            code = 1
         finally:
             if window:
                 window.close()
-    comm.barrier()
-    return 0
+    return comm.broadcast(code)
 
 
 def record(config: Config, comm: Collective, explicit: set[str]) -> int:
     """Play games on rank 0 and write them as one mp4 and one gif."""
-    from ppo.outputs.video import VideoRecorder
+    from ppo.outputs.video import VideoError, VideoRecorder
 
     agent, folder = decided_by_root(comm, lambda: _find_with_folder(config, explicit, "asset_dir"))
+    code = 0
     if comm.rank == 0:
         announce(agent)
         path = folder / checkpoint.folder_name(agent.counters.env_steps)
-        with VideoRecorder(path, agent.frames_per_second) as video:
-            for game in play_games(agent, config, range(1), 1, video.write):
-                print(describe(game), flush=True)
-        print(f"wrote {path}.mp4 and {path}.gif", flush=True)
-    comm.barrier()
-    return 0
+        try:
+            with VideoRecorder(path, agent.frames_per_second) as video:
+                for game in play_games(agent, config, range(1), 1, video.write):
+                    tell(describe(game))
+            tell(f"wrote {path}.mp4 and {path}.gif")
+        except VideoError as error:
+            say_on_standard_error(f"ppo: {error}")
+            code = 1
+    return comm.broadcast(code)
 
 
 def evaluate(config: Config, comm: Collective, explicit: set[str]) -> int:
@@ -87,13 +91,17 @@ def evaluate(config: Config, comm: Collective, explicit: set[str]) -> int:
     slots = share(num_slots, comm.rank, comm.size)
     games = list(play_games(agent, config, slots, num_slots)) if slots else []
     gathered = comm.gather(games)
+    code = 0
     if gathered is not None:
         everyone = sorted((game for part in gathered for game in part), key=lambda game: game.number)
         result = statistics_of(everyone, agent, config)
-        print(json.dumps(result), flush=True)
-        (folder / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n")
-    comm.barrier()
-    return 0
+        tell(json.dumps(result))
+        try:
+            write_whole(folder / "evaluation.json", (json.dumps(result, indent=1) + "\n").encode())
+        except OSError as error:
+            say_on_standard_error(f"ppo: {folder / 'evaluation.json'} was not written: {error.strerror}")
+            code = 1
+    return comm.broadcast(code)
 
 
 def play_games(
@@ -162,8 +170,20 @@ def describe(game: Game) -> str:
 def announce(agent: Agent) -> None:
     """Say which agent plays."""
     for note in agent.notes:
-        print(note)
-    print(f"{agent.name}, trained for {agent.counters.env_steps:,} steps", flush=True)
+        tell(note)
+    tell(f"{agent.name}, trained for {agent.counters.env_steps:,} steps")
+
+
+def _open_window(agent: Agent) -> GameWindow | None:
+    """Open a window for the games, or say why there is none."""
+    reason = "no display"
+    if has_display():
+        try:
+            return GameWindow(f"{agent.name} at {agent.counters.env_steps:,} steps", agent.frames_per_second)
+        except NoWindowError as error:
+            reason = str(error)
+    tell(f"{reason}: only the results are shown; --mode=record makes a video")
+    return None
 
 
 def _find_with_folder(config: Config, explicit: set[str], setting: str) -> tuple[Agent, Path]:

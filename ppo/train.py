@@ -14,7 +14,7 @@ from ppo.algorithm.rollout import Episode
 from ppo.collectives import Collective, decided_by_root
 from ppo.config import Config, Refusal
 from ppo.outputs import checkpoint
-from ppo.outputs.display import make_display
+from ppo.outputs.display import make_display, tell
 from ppo.outputs.folders import move_aside, require_writable
 from ppo.outputs.lock import ModelLock
 from ppo.outputs.trackers import CsvFiles, FinishedEpisode, TensorBoard, Trackers, write_config
@@ -70,6 +70,10 @@ class Loop:
     def resumed(self) -> None:
         """Note that the checkpoint of this update exists."""
         self._tried_update = self.run.progress.update
+
+    def start_clock(self) -> None:
+        """Count time from now on."""
+        self._stopwatch.lap()
 
     def advance(self) -> int | None:
         """Collect a rollout, learn from it, count, log, and save when it is time.
@@ -166,7 +170,8 @@ def _train(config: Config, comm: Collective, stop: StopRequest, watchdog: Watchd
     if progress.env_steps >= config.run.env_steps:
         if comm.rank == 0:
             done = _FINISHED.format(name=config.model_name, done=progress.env_steps, wanted=config.run.env_steps)
-            print("\n".join([*notes, done]))
+            for line in (*notes, done):
+                tell(line)
         return 0
     trackers = make_trackers(run)
     for note in notes:
@@ -176,6 +181,7 @@ def _train(config: Config, comm: Collective, stop: StopRequest, watchdog: Watchd
         loop.resumed()
     else:
         loop.save()  # a full disk shows now, and not after the first hour
+    loop.start_clock()
     exit_code: int | None = None
     while progress.env_steps < config.run.env_steps and exit_code is None:
         exit_code = loop.advance()
