@@ -88,7 +88,7 @@ def plant(fault: Fault) -> None:
     from ppo.algorithm.rollout import Collector
     from ppo.algorithm.update import Learner
     from ppo.envs import atari, control
-    from ppo.outputs import checkpoint, whole_folder
+    from ppo.outputs import whole_folder
 
     collect, step_weights, write = Collector.collect, Learner._step, whole_folder._write
 

@@ -1,0 +1,34 @@
+from ppo.supervision.stragglers import StragglerWatch
+
+
+def warnings(updates, hosts=("a", "b", "c")):
+    watch = StragglerWatch(hosts)
+    return [watch.notice(busy) for busy in updates]
+
+
+def test_a_rank_that_is_slow_three_times_in_a_row_is_named_with_its_host_and_times():
+    first, second, third, fourth = warnings([[1.0, 1.0, 2.0]] * 4)
+    assert (first, second, fourth) == (None, None, None)
+    assert "rank 2 on c is slow" in third
+    assert "2.00 s of work an update, the median of the others is 1.00 s" in third
+
+
+def test_it_is_named_again_ten_times_as_late():
+    said = [number for number, text in enumerate(warnings([[1.0, 1.0, 2.0]] * 40), start=1) if text]
+    assert said == [3, 30]
+
+
+def test_a_rank_that_is_slow_now_and_then_is_not_named():
+    assert warnings([[1.0, 1.0, 2.0], [1.0, 1.0, 2.0], [1.0, 1.0, 1.0]] * 4) == [None] * 12
+
+
+def test_different_ranks_in_turn_are_not_named():
+    assert warnings([[2.0, 1.0, 1.0], [1.0, 2.0, 1.0]] * 5) == [None] * 10
+
+
+def test_milliseconds_do_not_matter():
+    assert warnings([[0.01, 0.01, 0.1]] * 5) == [None] * 5
+
+
+def test_a_rank_alone_waits_for_nobody():
+    assert warnings([[9.0]] * 5, hosts=("a",)) == [None] * 5
