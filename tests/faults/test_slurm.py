@@ -114,15 +114,17 @@ def test_a_job_signalled_and_requeued_twice_ends_as_if_it_had_never_been(slurm, 
     fault_report(2, "SIGUSR1 twice under sbatch, requeued each time", "same sha256 and logs as the undisturbed job")
 
 
-def test_scontrol_requeue_in_the_middle_of_a_run_saves_and_resumes(slurm, undisturbed, tmp_path, fault_report):
-    job = slurm.submit(tmp_path, *DISTURBED)
+def test_scontrol_requeue_in_the_middle_of_a_fresh_run_saves_and_resumes(slurm, undisturbed, tmp_path, fault_report):
+    job = slurm.submit(tmp_path, *DISTURBED, "--fresh")
     job.wait_for_update(30)
     assert slurm.run("scontrol", "requeue", job.number).returncode == 0
     job.wait_for_restart(1)
     job.wait_for("COMPLETED")
     assert job.log.count(SAVED_AND_LEFT) == job.log.count("resuming CartPole-v1 at") == 1, job.log
     assert_equal_runs(tmp_path, undisturbed)
-    fault_report(3, "scontrol requeue (SIGTERM to all)", "saved in time; same sha256 and logs")
+    fault_report(
+        3, "scontrol requeue (SIGTERM to all) of a job started with --fresh", "saved in time; same sha256 and logs"
+    )
 
 
 def test_a_job_with_mpirun_is_requeued_and_resumed_too(slurm, undisturbed, tmp_path, fault_report):
