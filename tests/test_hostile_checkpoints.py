@@ -83,7 +83,7 @@ def tree(folder):
 
 
 @contextlib.contextmanager
-def no_hang(seconds=60):
+def no_hang(seconds=120):
     """Raise TimeoutError in the main thread if the block takes so long."""
 
     def fail(number, frame):
@@ -335,7 +335,7 @@ READ_TO_TRAIN = {
     "forged further environment": (rewritten(TRAINING, lambda t: {"environment/4/a": torch.zeros(1)}), TRAINING),
     "forged garbage states": (all_states(noise), "environment"),
     "forged empty states": (all_states(lambda tensor: tensor[:0].clone()), "environment"),
-    "forged states of another kind": (state_of_another_kind, "environment"),
+    "forged states of another kind": (state_of_another_kind, "state"),
     "forged endless counters": (all_states(lambda t: torch.full_like(t, 2**62) if t.dtype == torch.int64 else t), ""),
 }
 
@@ -438,7 +438,7 @@ def test_two_ranks_refuse_it_once(mode, attack, names, trained, tmp_path):
 # --------------------------------------------------------------------------------------------------------------- memory
 
 MEASURE = """
-import json, resource, sys, time
+import json, time
 from pathlib import Path
 import torch
 from ppo.config import Refusal
@@ -446,17 +446,21 @@ from ppo.outputs import checkpoint
 from ppo.outputs.tensor_file import specification
 from ppo.outputs.untrusted import DamagedCheckpointError
 
+def peak_memory():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
 expected = specification({"model/weight": torch.zeros(2)})
 results = {}
 for parent in sorted(Path("checkpoints").iterdir()):
-    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before, started = peak_memory(), time.process_time()
     try:
         checkpoint.newest_valid(parent, lambda text: None, expected=expected)
         error = "none"
     except (Refusal, DamagedCheckpointError) as caught:
         error = type(caught).__name__
-    megabytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    results[parent.name] = [error, megabytes, time.process_time() - started]
+    results[parent.name] = [error, (peak_memory() - before) / 1024, time.process_time() - started]
 print(json.dumps(results))
 """
 
@@ -481,6 +485,7 @@ def endless_header(folder):
     replace_file(folder, MODEL, tensor_file(b"[" + b"[]," * 1_390_000 + b"[]]"))
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is measured as Linux counts it")
 def test_the_largest_lies_cost_little_memory_and_time(trained, tmp_path):
     attacks = {
         "declared": declared_huge(MODEL, POLICY),

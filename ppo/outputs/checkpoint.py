@@ -134,7 +134,7 @@ def read_tensors(folder: Path, manifest: Manifest, file_name: str, expected: Spe
         DamagedCheckpointError: the file is missing or is not the one that was written.
         Refusal: it is, but its tensors are not those expected.
     """
-    entry = manifest.files.get(file_name)
+    path, entry = folder / file_name, manifest.files.get(file_name)
     if entry is None:
         raise DamagedCheckpointError(f"{folder} was saved without {file_name}")
 
@@ -142,15 +142,15 @@ def read_tensors(folder: Path, manifest: Manifest, file_name: str, expected: Spe
         parts = _PARTS[file_name]
         foreign = [name for name in found if not name.startswith(parts)]
         if foreign:
-            raise DamagedCheckpointError(f"holds {brief(foreign[0])}, which does not belong there")
+            raise DamagedCheckpointError(f"{path} holds {brief(foreign[0])}, which does not belong there")
         if file_name == TRAINING_FILE:
-            _check_environments(found, manifest.config.ppo.num_envs)
+            _check_environments(path, found, manifest.config.ppo.num_envs)
         if expected is None:
             return None
         learnt = {name: tensor_type for name, tensor_type in found.items() if not name.startswith("environment/")}
         return misfit(learnt, {name: t for name, t in expected.items() if name.startswith(parts)})
 
-    return read_tensor_file(folder / file_name, entry.size, entry.sha256, fit)
+    return read_tensor_file(path, entry.size, entry.sha256, fit)
 
 
 def verify(folder: Path) -> Manifest:
@@ -289,15 +289,15 @@ def _is_step_name(name: str) -> bool:
     return name.startswith(PREFIX) and steps.isascii() and steps.isdecimal()
 
 
-def _check_environments(found: Specification, num_envs: int) -> None:
+def _check_environments(path: Path, found: Specification, num_envs: int) -> None:
     """Require one state of the same parts for every environment of the job."""
     parts: dict[int, set[str]] = {}
     for name, tensor_type in found.items():
         if name.startswith("environment/"):
             match = _ENVIRONMENT.fullmatch(name)
             if match is None or byte_size(tensor_type) > _MAX_ENVIRONMENT_TENSOR_BYTES:
-                raise DamagedCheckpointError(f"holds {brief(name)}, which is no state of an environment")
+                raise DamagedCheckpointError(f"{path} holds {brief(name)}, which is no state of an environment")
             parts.setdefault(int(match[1]), set()).add(match[2])
     indices_valid = len(parts) == num_envs and max(parts) < num_envs
     if not indices_valid or any(keys != parts[0] for keys in parts.values()):
-        raise DamagedCheckpointError(f"does not hold one state for each of {num_envs} environments")
+        raise DamagedCheckpointError(f"{path} does not hold one state for each of {num_envs} environments")

@@ -7,6 +7,7 @@ size and the caller's rules before the data is read; the bytes that were hashed 
 import hashlib
 import math
 from collections.abc import Callable, Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from torch import Tensor
 from ppo.config import Refusal
 from ppo.outputs.untrusted import DamagedCheckpointError, brief, open_regular, parse_json
 
-MAX_FILE_BYTES = 1 << 30
+# Many times the largest network and a thousand environments, and hashed within a few seconds anywhere.
+MAX_FILE_BYTES = 512 << 20
 # The header of 10,000 environments; parsed JSON takes up to 30 times the memory of its text.
 _MAX_HEADER_BYTES = 4 << 20
 _BLOCK_BYTES = 1 << 20
@@ -81,19 +83,10 @@ def read_tensor_file(path: Path, size: int, sha256: str, fit: Callable[[Specific
     with open_regular(path, MAX_FILE_BYTES) as (file, actual_size):
         if actual_size != size:
             raise DamagedCheckpointError(f"{path} has {actual_size} bytes, its manifest says {size}")
-        prefix = file.read(_LENGTH_BYTES)
-        header_bytes = int.from_bytes(prefix, "little")
-        if len(prefix) < _LENGTH_BYTES or header_bytes > min(_MAX_HEADER_BYTES, size - _LENGTH_BYTES):
-            raise DamagedCheckpointError(f"{path} is not a safetensors file")
-        header = file.read(header_bytes)
-        data_bytes = size - _LENGTH_BYTES - header_bytes
-        try:
-            places = _parse_header(header, data_bytes)
-            wrong = fit({name: tensor_type for name, (tensor_type, _) in places.items()})
-        except DamagedCheckpointError as error:
-            raise DamagedCheckpointError(f"{path} {error}") from error
-        digest = hashlib.sha256(prefix + header)
-        data = bytearray(0 if wrong else data_bytes)
+        places, start = _read_header(file, path, size)
+        wrong = fit({name: tensor_type for name, (tensor_type, _) in places.items()})
+        digest = hashlib.sha256(start)
+        data = bytearray(0 if wrong else size - len(start))
         file.readinto(data)
         digest.update(data)
         # What does not fit is only hashed, to tell another network from a damaged header, and never held in memory.
@@ -107,7 +100,7 @@ def read_tensor_file(path: Path, size: int, sha256: str, fit: Callable[[Specific
     for name, tensor in tensors.items():
         flaw = flaw_in(name, tensor)
         if flaw:
-            raise DamagedCheckpointError(f"{path}: {name} {flaw}")
+            raise DamagedCheckpointError(f"{path}: {brief(name)} {flaw}")
     return tensors
 
 
@@ -126,6 +119,19 @@ def flaw_in(name: str, tensor: Tensor) -> str | None:
     else:
         return None
     return "is negative" if bool((negative < 0).any()) else None
+
+
+def _read_header(file: BufferedReader, path: Path, size: int) -> tuple[dict[str, tuple[TensorType, int]], bytes]:
+    """Return type, shape and first byte of every tensor, and the bytes that say so."""
+    prefix = file.read(_LENGTH_BYTES)
+    header_bytes = int.from_bytes(prefix, "little")
+    if len(prefix) < _LENGTH_BYTES or header_bytes > min(_MAX_HEADER_BYTES, size - _LENGTH_BYTES):
+        raise DamagedCheckpointError(f"{path} is not a safetensors file")
+    header = file.read(header_bytes)
+    try:
+        return _parse_header(header, size - _LENGTH_BYTES - header_bytes), prefix + header
+    except DamagedCheckpointError as error:
+        raise DamagedCheckpointError(f"{path} {error}") from error
 
 
 def _parse_header(content: bytes, data_bytes: int) -> dict[str, tuple[TensorType, int]]:

@@ -37,7 +37,7 @@ SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd-%n.log
-ProctrackType=proctrack/pgid
+ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
@@ -186,6 +186,10 @@ class Slurm:
         needles = f"SLURM_JOB_ID={job.number}\0".encode(), b"PMIX_RANK="
         return [pid for pid in self.processes() if all(_has(pid, needle) for needle in needles)]
 
+    def wait_until_no_rank_is_left(self, job, seconds=10):
+        """Wait until all ranks of a job have ended."""
+        self._wait(lambda: not self.ranks_of(job), seconds)
+
     def _wait(self, condition, seconds, strict=True):
         deadline = time.monotonic() + seconds
         while not condition():
@@ -230,7 +234,7 @@ class BatchJob:
         """Wait until the job has been requeued so many times, and let it start at once instead of in two minutes."""
         self.wait_until(lambda: int(self["Restarts"]) == count and self["JobState"] in ("PENDING", "RUNNING"), timeout)
         if self["JobState"] == "PENDING":
-            # What allowed the job to run was revoked just now, to the second; what allows it to run again must be newer.
+            # The credential of the last start was revoked just now; one of the same second would be revoked too.
             time.sleep(2)
             self._slurm.run("scontrol", "update", f"JobId={self.number}", "StartTime=now")
 

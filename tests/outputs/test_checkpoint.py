@@ -51,7 +51,7 @@ def assert_same(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
     assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
         assert actual[name].dtype == tensor.dtype
-        torch.testing.assert_close(actual[name], tensor, rtol=0, atol=0)
+        assert torch.equal(actual[name], tensor)
 
 
 # ----------------------------------------------------------------------------------------------------- whole or absent

@@ -9,6 +9,7 @@ import pytest
 from ppo.config import Config
 from ppo.outputs import manifest
 from ppo.outputs.manifest import Counters, FileEntry, Manifest, OtherFormatError
+from ppo.outputs.tensor_file import MAX_FILE_BYTES
 from ppo.outputs.untrusted import DamagedCheckpointError
 from tests.forgery import sealed
 
@@ -16,7 +17,7 @@ CONFIG = Config().replace_settings({"env_name": "CartPole-v1", "num_envs": 8, "k
 MANIFEST = Manifest(
     config=CONFIG,
     counters=Counters(update=12, env_steps=120, seconds=1.5, episodes=3, recent_returns=(1.0, -21.0, 0.1)),
-    files={"model.safetensors": FileEntry(10, "ab" * 32), "training.safetensors": FileEntry(1 << 30, "01" * 32)},
+    files={"model.safetensors": FileEntry(10, "ab" * 32), "training.safetensors": FileEntry(MAX_FILE_BYTES, "01" * 32)},
     ranks=2,
     versions={"torch": "2.13.0+cpu"},
     machine={"architecture": "x86_64"},
@@ -99,6 +100,7 @@ FORGERIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "true for a number": put("config", "ppo", "num_envs", value=True),
     "setting out of bounds": put("config", "ppo", "discount", value=2.0),
     "setting that takes for ever to validate": put("config", "ppo", "rollout_steps", value=10**15),
+    "game that begins for ever": put("config", "world", "noop_max", value=10**15),
     "no environments": put("config", "ppo", "num_envs", value=0),
     "words for an environment": lambda d: (put("config", "run", "env_name", value="a b")(d), d.update(env_name="a b")),
     "two environments": put("env_name", value="Acrobot-v1"),
@@ -127,7 +129,7 @@ FORGERIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "file outside": put("files", "../../secret", value={"size": 10, "sha256": "ab" * 32}),
     "absolute file": put("files", "/etc/passwd", value={"size": 10, "sha256": "ab" * 32}),
     "file entry a number": put("files", "model.safetensors", value=3),
-    "size beyond the cap": put("files", "model.safetensors", "size", value=(1 << 30) + 1),
+    "size beyond the cap": put("files", "model.safetensors", "size", value=MAX_FILE_BYTES + 1),
     "negative size": put("files", "model.safetensors", "size", value=-1),
     "true for a size": put("files", "model.safetensors", "size", value=True),
     "no hash": lambda d: d["files"]["model.safetensors"].pop("sha256"),
