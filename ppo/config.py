@@ -30,6 +30,8 @@ MODEL_NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 SHIPPED = "pretrained"
 """Folder of the shipped agents under checkpoints; no run can have this name."""
 MAX_SEED = 2**63 - 1
+# Far above what anybody trains with, and low enough that no checkpoint's settings can keep a reader busy.
+_MOST = 2**20
 
 
 @dataclass(frozen=True)
@@ -425,13 +427,15 @@ def _validate_run(run: RunSettings) -> None:
 
 def _validate_world(world: WorldSettings) -> None:
     _require(0.0 <= world.sticky_actions < 1.0, "sticky_actions", "at least 0 and below 1", world.sticky_actions)
-    _require(world.noop_max >= 0, "noop_max", "0 or more", world.noop_max)
+    _require(0 <= world.noop_max <= _MOST, "noop_max", f"between 0 and {_MOST}", world.noop_max)
     _require(1 <= world.frame_stack <= 16, "frame_stack", "between 1 and 16", world.frame_stack)
     _require(world.max_frames >= 4, "max_frames", "at least 4", world.max_frames)
 
 
 def _validate_ppo(ppo: PPOSettings) -> None:
-    for name in ("num_envs", "rollout_steps", "minibatch_size", "num_epochs"):
+    for name in ("num_envs", "rollout_steps"):
+        _require(1 <= getattr(ppo, name) <= _MOST, name, f"between 1 and {_MOST}", getattr(ppo, name))
+    for name in ("minibatch_size", "num_epochs"):
         _require(getattr(ppo, name) >= 1, name, "at least 1", getattr(ppo, name))
     for name in ("discount", "gae_lambda"):
         _require(0.0 <= getattr(ppo, name) <= 1.0, name, "between 0 and 1", getattr(ppo, name))
