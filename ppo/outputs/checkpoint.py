@@ -20,7 +20,9 @@ from ppo.config import Config, Refusal
 from ppo.outputs.manifest import (
     MODEL_FILE,
     TRAINING_FILE,
+    Counters,
     FileEntry,
+    Manifest,
     Merit,
     OtherFormatError,
     decode_manifest,
@@ -28,10 +30,7 @@ from ppo.outputs.manifest import (
     machine_here,
     versions_here,
 )
-from ppo.outputs.manifest import Counters as Counters
-from ppo.outputs.manifest import Manifest as Manifest
-from ppo.outputs.tensor_file import Specification, byte_size, encode_tensors, misfit, read_tensor_file
-from ppo.outputs.tensor_file import Tensors as Tensors
+from ppo.outputs.tensor_file import Specification, Tensors, byte_size, encode_tensors, misfit, read_tensor_file
 from ppo.outputs.untrusted import DamagedCheckpointError, brief, open_regular
 from ppo.outputs.whole_folder import PREFIX, remove_folder, remove_scratch, set_aside, write_folder
 
