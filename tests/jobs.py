@@ -10,10 +10,12 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 from safetensors.numpy import load_file
 
 from ppo.__main__ import main
+from ppo.collectives import Alone
 
 MPI_ENVIRONMENT = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
@@ -40,6 +42,14 @@ def environment(**changes):
     return {**kept, **MPI_ENVIRONMENT, **changes}
 
 
+class Aborted(BaseException):
+    """The program would have ended this process; with its exit code."""
+
+
+def _leave_instead_of_ending_the_tests(alone, code):
+    raise Aborted(code)
+
+
 @dataclass(frozen=True)
 class Job:
     """A finished job."""
@@ -59,8 +69,14 @@ def ppo(folder, *flags, ranks=0, timeout=120):
     before = os.getcwd()
     os.chdir(folder)
     try:
-        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        with (
+            contextlib.redirect_stdout(output),
+            contextlib.redirect_stderr(errors),
+            mock.patch.object(Alone, "abort", _leave_instead_of_ending_the_tests),
+        ):
             code = main(flags)
+    except Aborted as aborted:
+        code = aborted.args[0]
     finally:
         os.chdir(before)
     threading.excepthook = hook

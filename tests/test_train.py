@@ -136,7 +136,7 @@ def test_a_run_leaves_its_logs_in_one_folder(tmp_path):
 
 
 def test_a_save_that_fails_is_warned_of_and_shows_in_the_exit_code(tmp_path, monkeypatch):
-    def full(*arguments):
+    def full(*arguments, **settings):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("ppo.outputs.checkpoint.write_checkpoint", full)
