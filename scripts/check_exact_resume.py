@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import date
+from hashlib import sha1
 from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
@@ -32,6 +33,7 @@ STICKY_ACTIONS = (0.0, 0.25)
 SAVE_INTERVAL = 10
 STEPS_COMPARED = 60
 """A multiple of SAVE_INTERVAL, so that the saved states at the end can be compared."""
+COPY_INTERVAL = 100
 SEED, INDEX = 1, 3
 PARTS = ("observation", "reward", "terminated", "truncated", "life_lost", "ram", "final_obs", "return", "length")
 Moment = tuple[Any, ...]
@@ -79,6 +81,22 @@ class Verdict:
     ends_crossed: int
     finding: str
     """exact, or what differed first."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of a game."""
+
+    rom: str
+    plain: Verdict
+    sticky: Verdict
+    copied: str
+    """What copying ALE's own state gives instead."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the game goes on exactly as this program saves it."""
+        return self.plain.finding == self.sticky.finding == "exact"
 
 
 class CopiedEnvironments(AtariEnvironments):
@@ -131,13 +149,13 @@ def moments(envs: AtariEnvironments, actions: NDArray[np.int64]) -> Iterator[Mom
         observations, rewards, terminated, truncated, info = envs.step(np.array([action]))
         over = terminated[0] or truncated[0]
         yield (
-            observations.tobytes(),
+            sha1(observations.tobytes()).digest(),
             float(rewards[0]),
             bool(terminated[0]),
             bool(truncated[0]),
             bool(info["life_lost"][0]),
             envs._games[0]._ale.getRAM().tobytes(),
-            info["final_obs"].tobytes() if over else b"",
+            sha1(info["final_obs"].tobytes()).digest() if over else b"",
             float(info["episode_return"][0]) if over else 0.0,
             int(info["episode_length"][0]) if over else 0,
         )
@@ -171,7 +189,6 @@ def choose_save_points(recording: Recording) -> tuple[int, ...]:
 
 
 def verify(
-    kind: type[AtariEnvironments],
     rom: str,
     world: WorldSettings,
     state: ArrayState,
@@ -180,39 +197,55 @@ def verify(
     expected_state: ArrayState,
 ) -> str:
     """Bring a state back in a fresh environment, play on and say what differs first."""
-    envs = make(kind, rom, world)
-    try:
-        restarted = envs.set_states([state])
-    except ValueError as error:
-        return f"refused: {error}"
-    if restarted:
+    envs = make(AtariEnvironments, rom, world)
+    if envs.set_states([state]):
         return "restarted"
-    for step, (got, want) in enumerate(zip(moments(envs, actions), expected, strict=True), start=1):
+    finding = compare(moments(envs, actions), expected)
+    (saved,) = envs.get_states()
+    differing = [name for name in expected_state if not np.array_equal(saved[name], expected_state[name])]
+    return finding or (f"saved state: {', '.join(differing)}" if differing else "exact")
+
+
+def verify_copies(
+    rom: str,
+    world: WorldSettings,
+    copies: dict[int, dict[str, NDArray[Any]]],
+    actions: NDArray[np.int64],
+    expected: list[Moment],
+) -> str:
+    """Do the same with copies of ALE's own; return how many were not exact and what differed in the first of them."""
+    wrong = []
+    for point, copy in copies.items():
+        envs = make(CopiedEnvironments, rom, world)
+        envs.set_states([copy])
+        window = slice(point, point + STEPS_COMPARED)
+        if finding := compare(moments(envs, actions[window]), expected[window]):
+            wrong.append(f"saved at {point}, {finding}")
+    return f"{len(wrong)} of {len(copies)} differ, the first {wrong[0]}" if wrong else "exact"
+
+
+def compare(answered: Iterator[Moment], expected: list[Moment]) -> str | None:
+    """Say in which step something differs first, and what."""
+    for step, (got, want) in enumerate(zip(answered, expected, strict=True), start=1):
         differing = [part for part, a, b in zip(PARTS, got, want, strict=True) if a != b]
         if differing:
             return f"step {step}: {', '.join(differing)}"
-    (saved,) = envs.get_states()
-    differing = [name for name in expected_state if not np.array_equal(saved[name], expected_state[name])]
-    return f"saved state: {', '.join(differing)}" if differing else "exact"
+    return None
 
 
-def verify_all(
-    submit: Callable[..., Future[str]], recording: Recording, *, copied: bool = False, forget: str | None = None
-) -> Callable[[], Verdict]:
+def verify_all(submit: Callable[..., Future[str]], recording: Recording, forget: str | None) -> Callable[[], Verdict]:
     """Start the verification of a recording's save points; return what waits for the verdict."""
     points = choose_save_points(recording)
-    kind = CopiedEnvironments if copied else AtariEnvironments
-    states = recording.copies if copied else recording.states
     findings: dict[int, Future[str]] = {}
     ends = 0
     for point in points:
         window = slice(point, point + STEPS_COMPARED)
         expected = recording.moments[window]
         ends += sum(moment[2] or moment[3] for moment in expected)
-        state = {name: np.zeros_like(array) if name == forget else array for name, array in states[point].items()}
-        after = {} if copied else states[point + STEPS_COMPARED]
+        saved, after = recording.states[point], recording.states[point + STEPS_COMPARED]
+        state = {name: np.zeros_like(array) if name == forget else array for name, array in saved.items()}
         findings[point] = submit(
-            verify, kind, recording.rom, recording.world, state, recording.actions[window], expected, after
+            verify, recording.rom, recording.world, state, recording.actions[window], expected, after
         )
 
     def wait() -> Verdict:
@@ -228,49 +261,47 @@ def verify_all(
     return wait
 
 
-def check(options: Options, games: Sequence[str]) -> dict[str, dict[str, Verdict]]:
-    """Check the games, printing a line each; return the verdicts by game and by how it was saved."""
-    verdicts: dict[str, dict[str, Verdict]] = {}
+def check(options: Options, games: Sequence[str]) -> list[Row]:
+    """Check the games, printing a line each."""
+    rows: list[Row] = []
     # Recorded in this process, brought back in another, both at work at a time.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        waiting: list[tuple[str, dict[str, Callable[[], Verdict]]]] = []
+        waiting: list[Callable[[], Row]] = []
 
         def collect() -> None:
-            rom, pending = waiting.pop(0)
-            verdicts[rom] = {name: wait() for name, wait in pending.items()}
-            findings = "; ".join(f"{name}: {verdict.finding}" for name, verdict in verdicts[rom].items())
-            print(f"{len(verdicts)}/{len(games)} {rom}: {findings}", flush=True)
+            rows.append(row := waiting.pop(0)())
+            findings = f"{row.plain.finding}; sticky: {row.sticky.finding}; ALE's copy: {row.copied}"
+            print(f"{len(rows)}/{len(games)} {row.rom}: {findings}", flush=True)
 
         for rom in games:
-            pending = {}
-            for sticky_actions in STICKY_ACTIONS:
-                recording = record(rom, sticky_actions, options.steps, options.max_frames)
-                pending[f"sticky {sticky_actions}"] = verify_all(pool.submit, recording, forget=options.forget)
-                if not sticky_actions:
-                    pending["ALE's copy"] = verify_all(pool.submit, recording, copied=True)
-            waiting.append((rom, pending))
+            waiting.append(start(pool.submit, rom, options))
             if len(waiting) > 1:
                 collect()
         while waiting:
             collect()
-    return verdicts
+    return rows
 
 
-def is_exact(verdicts: dict[str, Verdict]) -> bool:
-    """Tell whether a game goes on exactly as this program saves it; ALE's own copy is only reported."""
-    return all(verdict.finding == "exact" for name, verdict in verdicts.items() if name.startswith("sticky"))
+def start(submit: Callable[..., Future[str]], rom: str, options: Options) -> Callable[[], Row]:
+    """Record a game and start its verification; return what waits for the row of the table."""
+    plain, sticky = (record(rom, p, options.steps, options.max_frames) for p in STICKY_ACTIONS)
+    verdicts = [verify_all(submit, recording, options.forget) for recording in (plain, sticky)]
+    last = options.steps - STEPS_COMPARED
+    copies = {step: copy for step, copy in plain.copies.items() if step <= last and step % COPY_INTERVAL == 0}
+    copied = submit(verify_copies, rom, plain.world, copies, plain.actions, plain.moments)
+    return lambda: Row(rom, *(wait() for wait in verdicts), copied=copied.result())
 
 
-def table(options: Options, verdicts: dict[str, dict[str, Verdict]], minutes: float) -> str:
+def table(options: Options, rows: list[Row], minutes: float) -> str:
     """Return the report as Markdown."""
-    inexact = [rom for rom, of_rom in verdicts.items() if not is_exact(of_rom)]
-    not_copied = [rom for rom, of_rom in verdicts.items() if of_rom["ALE's copy"].finding != "exact"]
-    own = [verdict for of_rom in verdicts.values() for name, verdict in of_rom.items() if name.startswith("sticky")]
+    inexact = [row.rom for row in rows if not row.is_exact]
+    not_copied = [row.rom for row in rows if row.copied != "exact"]
+    own = [verdict for row in rows for verdict in (row.plain, row.sticky)]
     software = ", ".join(f"{name} {version}" for name, version in versions().items())
     lines = [
         "# Exact resume of every game",
         "",
-        f"**{len(verdicts) - len(inexact)} of {len(verdicts)} games go on bit for bit from a saved state.** "
+        f"**{len(rows) - len(inexact)} of {len(rows)} games go on bit for bit from a saved state.** "
         f"Exceptions: {', '.join(inexact) or 'none'}.",
         "",
         f"`python {' '.join(sys.argv)}`, {date.today()}, {minutes:.1f} minutes of processor time on 2 cores of an "
@@ -284,17 +315,17 @@ def table(options: Options, verdicts: dict[str, dict[str, Verdict]], minutes: fl
         f"over {sum(v.ends_crossed for v in own)} ends of games.",
         "",
         "A state is how its game began and the actions since; it is brought back by playing them again. The last "
-        "column is what copying ALE's own state would give, and where it differs first. Not exact so: "
-        f"{', '.join(not_copied) or 'none'}.",
+        f"column is what copying ALE's own state would give, at every {COPY_INTERVAL}th step without sticky actions. "
+        f"Not exact so: {', '.join(not_copied) or 'none'}.",
         "",
         "| game | steps when saved, sticky off | sticky on | steps played again, at most | frames compared "
         "| ends crossed | sticky off | sticky on | restored by | ALE's copy |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for rom, of_rom in verdicts.items():
-        plain, sticky = (of_rom[f"sticky {probability}"] for probability in STICKY_ACTIONS)
+    for row in rows:
+        plain, sticky = row.plain, row.sticky
         cells = [
-            rom,
+            row.rom,
             ", ".join(map(str, plain.save_points)),
             ", ".join(map(str, sticky.save_points)),
             max(plain.steps_replayed, sticky.steps_replayed),
@@ -303,7 +334,7 @@ def table(options: Options, verdicts: dict[str, dict[str, Verdict]], minutes: fl
             plain.finding,
             sticky.finding,
             "replay",
-            of_rom["ALE's copy"].finding,
+            row.copied,
         ]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
@@ -318,15 +349,15 @@ def versions() -> dict[str, str]:
 def main() -> int:
     """Check, print and write."""
     options = tyro.cli(Options, description=__doc__)
-    verdicts = check(options, options.games or all_games())
+    rows = check(options, options.games or all_games())
     usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     minutes = sum(usage.ru_utime + usage.ru_stime for usage in usages) / 60
-    inexact = [rom for rom, of_rom in verdicts.items() if not is_exact(of_rom)]
-    print(f"{len(verdicts) - len(inexact)} of {len(verdicts)} games are exact; not exact: {inexact}")
+    inexact = [row.rom for row in rows if not row.is_exact]
+    print(f"{len(rows) - len(inexact)} of {len(rows)} games are exact; not exact: {inexact}")
     if options.output:
-        options.output.write_text(table(options, verdicts, minutes))
+        options.output.write_text(table(options, rows, minutes))
         content = {"command": sys.argv, "date": str(date.today()), "processor_minutes": minutes, "versions": versions()}
-        content["verdicts"] = {rom: {name: asdict(v) for name, v in of_rom.items()} for rom, of_rom in verdicts.items()}
+        content["games"] = [asdict(row) for row in rows]
         options.output.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
     return 1 if inexact else 0
 

@@ -479,8 +479,7 @@ def test_a_fresh_block_goes_on_from_a_state_bit_for_bit(rom: str, sticky_actions
     assert_go_on_alike(original, fresh, actions[237:])
 
 
-@pytest.mark.parametrize("sticky_actions", [0.0, 0.25])
-@pytest.mark.parametrize("saved_at", [95, 210])
+@pytest.mark.parametrize(("saved_at", "sticky_actions"), [(95, 0.25), (210, 0.0)])
 def test_berzerk_goes_on_exactly_from_a_saved_state(saved_at: int, sticky_actions: float) -> None:
     actions = random_actions("berzerk", 400)
     original = play_until(one_game("berzerk", sticky_actions=sticky_actions), actions[:saved_at])
@@ -500,13 +499,21 @@ def test_a_game_that_begins_with_what_the_last_one_left_in_ram_goes_on_exactly(r
     assert assert_go_on_alike(original, fresh, actions[100:]) > 0
 
 
-def test_a_state_in_the_step_before_a_game_ends_is_exact_to_the_final_observation() -> None:
-    actions = random_actions("tetris", 500)
-    original = one_game("tetris")
+# Tic-Tac-Toe 3D thinks for longer than a frame, of which the chip then draws a part. ALE cannot copy that.
+def test_a_game_that_is_saved_while_a_frame_is_half_drawn_goes_on_exactly() -> None:
+    actions = random_actions("tic_tac_toe_3d", 60)
+    original = play_until(one_game("tic_tac_toe_3d"), actions[:31])
+    fresh = one_game("tic_tac_toe_3d")
+    assert fresh.set_states(original.get_states()) == []
+    assert_go_on_alike(original, fresh, actions[31:])
+
+
+def test_a_state_from_the_step_before_a_game_ends_is_exact_to_the_final_observation() -> None:
+    actions = random_actions("berzerk", 400)
+    original = one_game("berzerk")
     original.reset()
     end = next(step for step, action in enumerate(actions) if original.step(action)[2][0])
-    original = play_until(one_game("tetris"), actions[:end])
-    fresh = one_game("tetris")
+    original, fresh = play_until(one_game("berzerk"), actions[:end]), one_game("berzerk")
     assert fresh.set_states(original.get_states()) == []
     assert assert_go_on_alike(original, fresh, actions[end : end + 5]) == 1
 
@@ -541,7 +548,7 @@ def test_another_process_goes_on_exactly(tmp_path: Path) -> None:
     state = original.get_states()[0]
     observations = np.array([original.step(action)[0].copy() for action in actions[90:]])
     np.savez(tmp_path / "state.npz", **state, next_actions=actions[90:], observations=observations)
-    subprocess.run([sys.executable, "-c", CONTINUE, tmp_path / "state.npz"], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", CONTINUE, tmp_path / "state.npz"], check=True, timeout=120)
 
 
 def test_a_block_goes_back_to_a_state_of_its_own() -> None:
@@ -741,7 +748,7 @@ for _ in range(20):
     envs.step(np.array([1]))
 (good,) = envs.get_states()
 outcomes = {"refused": 0, "restarted": 0}
-while min(outcomes.values()) < 10:
+while min(outcomes.values()) < 6:
     state = {name: array.copy() for name, array in good.items()}
     for name in rng.choice(list(state), 2):
         data = state[name].view(np.uint8)
@@ -760,7 +767,7 @@ print("survived")
 
 
 def test_no_corruption_of_a_state_crashes_or_goes_unnoticed() -> None:
-    job = subprocess.run([sys.executable, "-c", CORRUPT], capture_output=True, text=True, timeout=60)
+    job = subprocess.run([sys.executable, "-c", CORRUPT], capture_output=True, text=True, timeout=120)
     assert (job.returncode, job.stdout) == (0, "survived\n"), job.stderr
 
 

@@ -164,7 +164,7 @@ def test_a_small_game_of_pong_goes_on_over_a_requeue(slurm, tmp_path, fault_repo
     whole, disturbed = tmp_path / "whole", tmp_path / "disturbed"
     whole.mkdir()
     disturbed.mkdir()
-    name, steps = "PongNoFrameskip-v4", 64 * 60
+    name, steps = "PongNoFrameskip-v4", 64 * 30
     flags = [*PONG, f"--env_steps={steps}", "--checkpoint_interval=100000"]
     job = srun(slurm, whole, *flags)
     assert job.returncode == 0, job.stderr

@@ -107,6 +107,7 @@ def test_a_daemon_that_cannot_call_back_ends_under_a_timeout(hosts, tmp_path, fa
         ("cut", "link down in the middle of a run", "rank 1 on {1} is silent since"),
         ("drop_data", "firewall drops what ranks send by MPI", "all ranks wait for each other"),
     ],
+    ids=["cut", "drop_data"],
 )
 def test_a_network_that_fails_ends_all_ranks_and_the_run_goes_on(
     fault, did, says, hosts, on_one_host, tmp_path, fault_report
