@@ -52,6 +52,7 @@ class Loop:
         self._stragglers = StragglerWatch(watchdog.hosts)
         self._stopwatch = Stopwatch()
         self._tried_update = -1
+        self._save_seconds = 0.0
         self.saved = True
         """Whether the last save succeeded."""
 
@@ -61,11 +62,13 @@ class Loop:
         if self._tried_update == progress.update:
             return
         self._watchdog.enter("saving", progress.update)
+        started = time.perf_counter()
         self._compare_replicas()
         self._trackers.sync()  # after a power cut, the logs hold what the checkpoint says
         with self._stop.saving():
             self.saved = save(self.run, self._trackers.say)
         self._tried_update = progress.update
+        self._save_seconds = time.perf_counter() - started
 
     def resumed(self) -> None:
         """Note that the checkpoint of this update exists."""
@@ -74,6 +77,7 @@ class Loop:
     def start_clock(self) -> None:
         """Count time from now on."""
         self._stopwatch.lap()
+        self._save_seconds = 0.0
 
     def advance(self) -> int | None:
         """Collect a rollout, learn from it, count, log, and save when it is time.
@@ -128,9 +132,11 @@ class Loop:
             Mean wall seconds since the last call, mean seconds per phase, and the exit code that any rank asks for.
         """
         comm, codes = self.run.comm, self._stop.codes
-        phases = {**self.run.collector.seconds, **self.run.learner.seconds}
+        # A save counts with the update that it delays: the next one.
+        phases = {**self.run.collector.seconds, **self.run.learner.seconds, "save": self._save_seconds}
+        self._save_seconds = 0.0
         busy = np.zeros(comm.size)
-        busy[comm.rank] = sum(spent for phase, spent in phases.items() if phase != "communicate")
+        busy[comm.rank] = sum(phases[phase] for phase in ("env", "inference", "learn"))
         asked = [float(self._stop.exit_code == code) for code in codes]
         shared = np.array([self._stopwatch.lap(), *phases.values(), *asked, *busy])
         comm.sum_in_place(shared)

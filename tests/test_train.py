@@ -128,7 +128,7 @@ def test_a_run_leaves_its_logs_in_one_folder(tmp_path):
         "update", "env_steps", "time/seconds", "time/steps_per_second", "rollout/return_mean", "rollout/episodes",
         "update/policy_loss", "update/value_loss", "update/entropy", "update/approx_kl", "update/clip_fraction",
         "update/explained_variance", "update/learning_rate", "update/grad_norm", "time/env", "time/inference",
-        "time/learn", "time/communicate",
+        "time/learn", "time/communicate", "time/save",
     }  # fmt: skip
     assert promised <= row.keys()
     phases = sum(float(row[f"time/{phase}"]) for phase in ("env", "inference", "learn", "communicate"))

@@ -1,14 +1,13 @@
 """Disks that are full, read-only or gone, damaged files and locks: nothing is lost, torn or told wrongly."""
 
 import os
-import shutil
 import signal
 import socket
-import subprocess
 import time
 
 import pytest
 
+from tests.disks import small_disk
 from tests.faults.running import (
     ENDLESS,
     STEADY,
@@ -25,37 +24,21 @@ FLAGS = [*CARTPOLE, *STEADY, "--checkpoint_interval=1"]
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    """A file system of its own, of 1 MB; a function that fills it, and one that makes room again."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode().strip()}")
-    yield disk
-    subprocess.run(["umount", "-l", disk], check=True)
+def disk(tmp_path):
+    with small_disk(tmp_path) as mounted:
+        yield mounted
 
 
-def fill(disk):
-    with open(disk / "filler", "wb") as file:
-        try:
-            while True:
-                file.write(b"\0" * 4096)
-                file.flush()
-        except OSError:
-            os.ftruncate(file.fileno(), file.tell() // 4096 * 4096)
-
-
-def test_training_goes_on_while_the_disk_of_the_checkpoints_is_full(small_disk, tmp_path, fault_report):
-    with RunningJob(tmp_path, *FLAGS, ENDLESS, f"--checkpoint_dir={small_disk}") as job:
+def test_training_goes_on_while_the_disk_of_the_checkpoints_is_full(disk, tmp_path, fault_report):
+    with RunningJob(tmp_path, *FLAGS, ENDLESS, f"--checkpoint_dir={disk.path}") as job:
         job.wait_for_updates(5)
-        fill(small_disk)
+        disk.fill()
         job.wait_until(lambda: job.log.count("was not saved: ") >= 3)
         last = job.log.index("was not saved")
-        os.remove(small_disk / "filler")
+        disk.make_room()
         updates = len(csv_rows(tmp_path, "progress.csv"))
         job.wait_for_updates(updates + 5)
-        fill(small_disk)
+        disk.fill()
         warnings = job.log.count("was not saved: ")
         job.wait_until(lambda: job.log.count("was not saved: ") > warnings)
         os.kill(job.process.pid, signal.SIGUSR1)
@@ -64,9 +47,9 @@ def test_training_goes_on_while_the_disk_of_the_checkpoints_is_full(small_disk, 
         assert "WITHOUT a last checkpoint" in job.log
         assert "No space left on device" in job.log[last:]
         assert "Traceback" not in job.log
-    assert [path.name for path in small_disk.rglob("*.tmp")] == []
-    os.remove(small_disk / "filler")
-    log = run_to_end(tmp_path, *FLAGS, "--env_steps=64", f"--checkpoint_dir={small_disk}")
+    assert [path.name for path in disk.path.rglob("*.tmp")] == []
+    disk.make_room()
+    log = run_to_end(tmp_path, *FLAGS, "--env_steps=64", f"--checkpoint_dir={disk.path}")
     assert "damaged" not in log
     fault_report(
         5,
@@ -75,15 +58,15 @@ def test_training_goes_on_while_the_disk_of_the_checkpoints_is_full(small_disk, 
     )
 
 
-def test_training_goes_on_while_the_disk_of_the_logs_is_full(small_disk, tmp_path, fault_report):
-    with RunningJob(tmp_path, *FLAGS, ENDLESS, f"--run_dir={small_disk}") as job:
-        progress = small_disk / "CartPole-v1/progress.csv"
+def test_training_goes_on_while_the_disk_of_the_logs_is_full(disk, tmp_path, fault_report):
+    with RunningJob(tmp_path, *FLAGS, ENDLESS, f"--run_dir={disk.path}") as job:
+        progress = disk.path / "CartPole-v1/progress.csv"
         job.wait_until(lambda: progress.exists() and len(progress.read_text().splitlines()) > 3)
-        fill(small_disk)
+        disk.fill()
         job.wait_until(lambda: "the logs in" in job.log)
         before = checkpoint_steps(tmp_path)[-1]
         job.wait_until(lambda: checkpoint_steps(tmp_path)[-1] >= before + 640)
-        os.remove(small_disk / "filler")
+        disk.make_room()
         job.wait_until(lambda: "are written again" in job.log)
         os.kill(job.process.pid, signal.SIGUSR1)
         code, _ = job.end(within=20, since=time.time())
@@ -97,8 +80,8 @@ def test_training_goes_on_while_the_disk_of_the_logs_is_full(small_disk, tmp_pat
 def test_folders_that_vanish_during_the_run_are_made_again_or_warned_of(tmp_path, fault_report):
     with RunningJob(tmp_path, *FLAGS, ENDLESS) as job:
         job.wait_for_updates(5)
-        shutil.rmtree(tmp_path / "runs")
-        shutil.move(tmp_path / "checkpoints", tmp_path / "gone")
+        for folder in ("runs", "checkpoints"):
+            os.rename(tmp_path / folder, tmp_path / f"{folder}-elsewhere")
         job.wait_until(lambda: (tmp_path / "checkpoints/CartPole-v1").exists() and checkpoint_steps(tmp_path))
         os.kill(job.process.pid, signal.SIGUSR1)
         code, _ = job.end(within=20, since=time.time())
@@ -109,18 +92,9 @@ def test_folders_that_vanish_during_the_run_are_made_again_or_warned_of(tmp_path
     fault_report(17, "runs and checkpoints removed during the run", "made again, warned of, the last save succeeded")
 
 
-def test_a_read_only_folder_is_refused_before_anything_starts(tmp_path, fault_report):
-    locked = tmp_path / "locked"
-    locked.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "ro,size=64k", "tmpfs", locked], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode().strip()}")
-    try:
-        log = run_to_end(tmp_path, *FLAGS, f"--checkpoint_dir={locked / 'checkpoints'}", code=2, within=20)
-    finally:
-        subprocess.run(["umount", locked], check=True)
+def test_a_read_only_folder_is_refused_before_anything_starts(disk, tmp_path, fault_report):
+    disk.set_writable(False)
+    log = run_to_end(tmp_path, *FLAGS, f"--checkpoint_dir={disk.path / 'checkpoints'}", code=2, within=40)
     assert log.count("checkpoint_dir must be a folder this user can write to") == 1
     assert "Traceback" not in log
     fault_report(17, "read-only checkpoint_dir", "exit code 2, one message")
