@@ -1,8 +1,9 @@
 """Kill -9 a Pong run on two ranks at random moments, restarting it each time, then compare it with one never killed.
 
-Each life of the run ends by SIGKILL of a rank, of mpirun or of everything: at a random moment of its first seconds (the
-start and the resume included) or, every fourth time, at the first sight of a checkpoint being written. In the end the
-weights, the optimiser state and the logs must be those of a run that was never killed; exit code 1 if not.
+Each life of the run ends by SIGKILL of a rank, of mpirun or of everything: at a random moment between its launch and
+two and a half times what it takes to the first update, so during the start and the resume too, or, every fourth time,
+at the first sight after it of a checkpoint being written. In the end the weights, the optimiser state and the logs must
+be those of a run that was never killed; exit code 1 if not.
 """
 
 import argparse
@@ -28,7 +29,7 @@ FLAGS = [
 NAME = "PongNoFrameskip-v4"
 STEPS_PER_UPDATE = 64
 TARGETS = ("rank 0", "rank 1", "mpirun", "everything")
-LONGEST_LIFE = 9.0
+LIFE_IN_STARTS = 2.5
 MPIRUN = Path(sys.executable).with_name("mpirun")
 
 
@@ -44,7 +45,8 @@ def main() -> int:
         killed, whole = Path(folder) / "killed", Path(folder) / "whole"
         killed.mkdir()
         whole.mkdir()
-        lives = [live(killed, choose, number) for number in range(arguments.kills)]
+        longest = LIFE_IN_STARTS * seconds_to_the_first_update(Path(folder) / "start")
+        lives = [live(killed, choose, number, longest) for number in range(arguments.kills)]
         steps = max(newest_steps(killed), 0) + 20 * STEPS_PER_UPDATE
         for run in (killed, whole):
             code = start(run, steps).wait()
@@ -68,10 +70,10 @@ def main() -> int:
     return 0 if result["equal"] else 1
 
 
-def live(folder: Path, choose: random.Random, number: int) -> tuple[str, bool, int]:
+def live(folder: Path, choose: random.Random, number: int, longest: float) -> tuple[str, bool, int]:
     """Start the run and kill it; return who was killed, whether in a save, and the updates saved in this life."""
     target, at_save, before = choose.choice(TARGETS), number % 4 == 3, newest_steps(folder)
-    moment = time.monotonic() + choose.uniform(0.0, LONGEST_LIFE)
+    moment = time.monotonic() + choose.uniform(0.0, longest)
     job = start(folder, 10**9)
     while time.monotonic() < moment or (at_save and time.monotonic() < moment + 60):
         assert job.poll() is None, f"the run ended by itself:\n{(folder / 'log').read_text()[-3000:]}"
@@ -86,6 +88,15 @@ def live(folder: Path, choose: random.Random, number: int) -> tuple[str, bool, i
     updates = (newest_steps(folder) - before) // STEPS_PER_UPDATE
     print(f"kill {number + 1}: {target}{' in a save' if in_save else ''}, {updates} updates in this life", flush=True)
     return target, in_save, updates
+
+
+def seconds_to_the_first_update(folder: Path) -> float:
+    """Measure how long the run takes to start."""
+    folder.mkdir()
+    began = time.monotonic()
+    job = start(folder, STEPS_PER_UPDATE)
+    assert job.wait() == 0, (folder / "log").read_text()
+    return time.monotonic() - began
 
 
 def start(folder: Path, steps: int) -> "subprocess.Popen[bytes]":
