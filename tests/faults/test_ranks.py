@@ -24,6 +24,7 @@ from tests.faults.running import (
 from tests.jobs import CARTPOLE, PONG, mpirun, separately
 
 ENDED = "ending the job"
+SLOW = pytest.mark.slow
 
 
 def prefix_of(text):
@@ -36,12 +37,12 @@ def prefix_of(text):
     [
         ("raise", "collect", "rank 1 of 2 on .* failed in update 3, collecting, .*the emulator is on fire"),
         ("exit0", "learn", r"rank 1 of 2 on .* failed in update 3, learning, .*SystemExit\(0\)"),
-        ("exit3", "collect", r"rank 1 of 2 on .* failed .*SystemExit\(3\)"),
+        pytest.param("exit3", "collect", r"rank 1 of 2 on .* failed .*SystemExit\(3\)", marks=SLOW),
         ("os_exit0", "collect", "prterun|PRTE"),
-        ("segv", "learn", "signal 11"),
+        pytest.param("segv", "learn", "signal 11", marks=SLOW),
         ("kill", "learn", "signal 9"),
         ("thread", "collect", "rank 1 of 2 on .* failed .*the helper thread is on fire"),
-        ("wrong_shape", "collect", "rank 1 of 2 on .* failed in update 3, collecting"),
+        pytest.param("wrong_shape", "collect", "rank 1 of 2 on .* failed in update 3, collecting", marks=SLOW),
     ],
 )
 def test_a_rank_that_fails_ends_the_job_within_ten_seconds_and_is_named(kind, point, says, tmp_path, fault_report):
@@ -105,7 +106,7 @@ def test_a_stopped_rank_0_is_named_by_another(tmp_path, fault_report):
     fault_report(14, "SIGSTOP of rank 0", f"ended after {seconds:.1f} s, rank 1 named it")
 
 
-@pytest.mark.parametrize("kind", ["spin", "hold"])
+@pytest.mark.parametrize("kind", ["spin", pytest.param("hold", marks=SLOW)])
 def test_a_rank_stuck_in_a_loop_is_named_with_the_place(kind, tmp_path, fault_report):
     with RunningJob(tmp_path, *CARTPOLE, ENDLESS, "--watchdog_seconds=4", fault=f"collect:1:3:{kind}") as job:
         code, seconds = job.end_after_fault(within=4 + 6)
@@ -116,7 +117,7 @@ def test_a_rank_stuck_in_a_loop_is_named_with_the_place(kind, tmp_path, fault_re
     fault_report(14, f"rank 1 loops for ever ({kind})", f"ended after {seconds:.1f} s, rank and phase named")
 
 
-@pytest.mark.parametrize("kind", ["spin", "hold"])
+@pytest.mark.parametrize("kind", ["spin", pytest.param("hold", marks=SLOW)])
 def test_a_run_without_mpi_that_is_stuck_ends_itself(kind, tmp_path, fault_report):
     with RunningJob(tmp_path, *CARTPOLE, ENDLESS, "--watchdog_seconds=3", ranks=0, fault=f"collect:0:3:{kind}") as job:
         code, seconds = job.end_after_fault(within=3 + (6 if kind == "spin" else 30))
@@ -147,7 +148,7 @@ def test_a_slow_rank_is_named_and_the_job_finishes(tmp_path, fault_report):
     fault_report(14, "rank 1 sleeps 0.6 s an update", "finished, warned: " + line.removeprefix("WARNING: ")[:90])
 
 
-@pytest.mark.parametrize("kind", ["spin", "none"])
+@pytest.mark.parametrize("kind", ["spin", pytest.param("none", marks=SLOW)])
 def test_no_rank_outlives_a_launcher_that_was_killed(kind, tmp_path, fault_report):
     """Ranks that are in no MPI call notice too."""
     with RunningJob(tmp_path, *CARTPOLE, ENDLESS, fault=f"collect:1:40:{kind}") as job:
@@ -167,7 +168,7 @@ def test_no_rank_outlives_a_launcher_that_was_killed(kind, tmp_path, fault_repor
     )
 
 
-@pytest.mark.parametrize("kind", ["nan", "infinite_reward"])
+@pytest.mark.parametrize("kind", ["nan", pytest.param("infinite_reward", marks=SLOW)])
 def test_a_result_that_is_not_finite_stops_all_ranks_at_once_and_is_never_saved(kind, tmp_path, fault_report):
     point = "learn" if kind == "nan" else "collect"
     flags = [*CARTPOLE, ENDLESS, "--checkpoint_interval=1"]
@@ -209,10 +210,14 @@ def multiple(*commands):
 @pytest.mark.parametrize(
     ("other", "says"),
     [
-        (["--env_name=CartPole-v0"], "rank 1 on .* was started differently from rank 0 .* env_name 'CartPole-v0'"),
+        pytest.param(
+            ["--env_name=CartPole-v0"],
+            "rank 1 on .* was started differently from rank 0 .* env_name 'CartPole-v0'",
+            marks=SLOW,
+        ),
         (["--env_name=CartPole-v99"], "rank 1: env_name 'CartPole-v99' is not a known environment"),
         (["--learning_rate=0.5"], "learning_rate 0.5 instead of 0.001"),
-        (["--minibatch_size=7"], "rank 1: minibatch_size must be a multiple of num_envs = 4"),
+        pytest.param(["--minibatch_size=7"], "rank 1: minibatch_size must be a multiple of num_envs = 4", marks=SLOW),
         (["--model_size=huge"], "rank 1: invalid choice 'huge'"),
     ],
 )
@@ -254,7 +259,7 @@ def test_a_game_that_cannot_be_loaded_is_refused_once(flag, tmp_path, fault_repo
     fault_report(15, flag, "exit code 2, one message, nothing made")
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=SLOW)])
 def test_a_job_killed_in_the_middle_of_a_save_goes_on_to_the_same_weights(victim, tmp_path, fault_report):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()

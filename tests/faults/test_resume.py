@@ -13,7 +13,13 @@ SAMPLING_AND_UPDATES = ["update/policy_loss", "update/value_loss", "update/entro
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [(2, 1), (1, 2), pytest.param(4, 2, marks=pytest.mark.slow), (2, 4), pytest.param(2, 3, marks=pytest.mark.slow)],
+    [
+        (2, 1),
+        pytest.param(1, 2, marks=pytest.mark.slow),
+        pytest.param(4, 2, marks=pytest.mark.slow),
+        pytest.param(2, 4, marks=pytest.mark.slow),
+        pytest.param(2, 3, marks=pytest.mark.slow),
+    ],
 )
 def test_a_checkpoint_goes_on_at_another_number_of_ranks(before, after, tmp_path, fault_report):
     whole, moved = tmp_path / "whole", tmp_path / "moved"

@@ -183,7 +183,7 @@ def test_a_foreign_lock_needs_a_flag(tmp_path, fault_report):
     fault_report(18, "a lock of another host", "exit code 2 until --take_over_lock")
 
 
-@pytest.mark.parametrize("mode", ["play", "record"])
+@pytest.mark.parametrize("mode", [pytest.param("play", marks=pytest.mark.slow), "record"])
 def test_playing_without_a_checkpoint_under_four_ranks_says_so_once(mode, tmp_path, fault_report):
     log = run_to_end(tmp_path, "--env_name=CartPole-v1", f"--mode={mode}", ranks=4, code=2, within=40)
     assert log.count("there is no agent") == 1
