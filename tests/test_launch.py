@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.running import ENDLESS, RunningJob
-from tests.jobs import CARTPOLE, environment, rows, separately
+from tests.jobs import CARTPOLE, rows, separately
 
 LAUNCHER = Path(__file__).parent.parent / "scripts" / "launch.py"
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -40,28 +39,20 @@ def test_a_wrong_setting_is_refused_before_mpirun_starts(tmp_path):
     assert "prterun" not in job.stderr
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
-def test_a_signal_to_the_launcher_saves_on_all_ranks(number, code, tmp_path):
-    with open(tmp_path / "log", "w") as log:
-        job = subprocess.Popen(
-            [sys.executable, str(LAUNCHER), *CARTPOLE, "--env_steps=100000000"],
-            cwd=tmp_path, env=environment(), stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
-    progress = tmp_path / "runs/CartPole-v1/progress.csv"
-    deadline = time.monotonic() + 60
-    while not (progress.exists() and len(progress.read_text().splitlines()) > 2):
-        assert time.monotonic() < deadline and job.poll() is None, (tmp_path / "log").read_text()
-        time.sleep(0.1)
-    job.send_signal(number)
-    assert job.wait(timeout=30) == code, (tmp_path / "log").read_text()
-    steps = int(rows(progress)[-1]["env_steps"])
-    assert (tmp_path / f"checkpoints/CartPole-v1/step_{steps:012d}/manifest.json").exists()
-    if number == signal.SIGINT:  # mpirun comments on any other code than 0, and 75 has to come from the ranks
-        assert "prterun" not in (tmp_path / "log").read_text()
-
-
 def launched(folder, *flags):
     return RunningJob(folder, *CARTPOLE, ENDLESS, *flags, launcher=[sys.executable, str(LAUNCHER)], program=None)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_to_the_launcher_saves_on_all_ranks(number, code, tmp_path):
+    with launched(tmp_path) as job:
+        job.wait_for_updates(2)
+        job.process.send_signal(number)
+        assert job.end(within=30)[0] == code, job.log
+        if number == signal.SIGINT:  # mpirun comments on any other code than 0, and 75 has to come from the ranks
+            assert "prterun" not in job.log
+    steps = int(rows(tmp_path / "runs/CartPole-v1/progress.csv")[-1]["env_steps"])
+    assert (tmp_path / f"checkpoints/CartPole-v1/step_{steps:012d}/manifest.json").exists()
 
 
 def test_a_job_that_died_is_started_again_as_often_as_asked(tmp_path):

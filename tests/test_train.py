@@ -1,13 +1,10 @@
-import os
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
 
-from tests.jobs import CARTPOLE, PONG, environment, mpirun, ppo, rows, weights
+from tests.faults.running import ENDLESS, RunningJob, checkpoint_steps
+from tests.jobs import CARTPOLE, PONG, mpirun, ppo, rows, weights
 
 WORLDS = {"CartPole-v1": CARTPOLE, "PongNoFrameskip-v4": PONG}
 
@@ -166,37 +163,15 @@ def test_what_would_change_the_meaning_of_the_weights_is_refused(setting, tmp_pa
     assert setting in job.stderr
 
 
-def start_endless_run(folder, *launcher):
-    command = [*launcher, sys.executable, "-m", "ppo", *CARTPOLE, "--env_steps=100000000"]
-    with open(folder / "log", "w") as log:
-        job = subprocess.Popen(command, cwd=folder, env=environment(), stdout=log, stderr=log, start_new_session=True)
-    progress = folder / "runs/CartPole-v1/progress.csv"
-    deadline = time.monotonic() + 60
-    while not (progress.exists() and len(progress.read_text().splitlines()) > 2):
-        assert time.monotonic() < deadline and job.poll() is None, (folder / "log").read_text()
-        time.sleep(0.1)
-    return job
-
-
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGUSR1, 75), (signal.SIGTERM, 75), (signal.SIGUSR2, 0)]
 )
 def test_a_signal_saves_and_leaves_with_its_exit_code(number, code, tmp_path):
-    job = start_endless_run(tmp_path)
-    job.send_signal(number)
-    assert job.wait(timeout=30) == code, (tmp_path / "log").read_text()
-    saved = list((tmp_path / "checkpoints/CartPole-v1").glob("step_*"))
-    assert saved
-    updates = len(rows(tmp_path / "runs/CartPole-v1/progress.csv"))
-    assert max(int(p.name.removeprefix("step_")) for p in saved) == updates * 64
-
-
-def test_a_signal_to_mpirun_saves_on_one_update_of_all_ranks(tmp_path):
-    job = start_endless_run(tmp_path, str(os.path.join(os.path.dirname(sys.executable), "mpirun")), "-np", "2")
-    job.send_signal(signal.SIGUSR1)
-    assert job.wait(timeout=30) == 75, (tmp_path / "log").read_text()
-    assert list((tmp_path / "checkpoints/CartPole-v1").glob("step_*"))
-    assert (tmp_path / "log").read_text().count("stopped; the same command goes on from here") == 1
+    with RunningJob(tmp_path, *CARTPOLE, ENDLESS, ranks=0, program="ppo") as job:
+        job.wait_for_updates(2)
+        job.process.send_signal(number)
+        assert job.end(within=30)[0] == code, job.log
+    assert checkpoint_steps(tmp_path)[-1] == 64 * len(rows(tmp_path / "runs/CartPole-v1/progress.csv"))
 
 
 def test_a_rank_whose_environment_fails_ends_the_job(tmp_path):
