@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import time
 
 import pytest
@@ -117,9 +118,12 @@ def test_a_network_that_fails_ends_all_ranks_and_the_run_goes_on(
         getattr(hosts, fault)()
         seconds = seconds_until_no_rank_is_left(job, within=WATCHDOG + 15)
         assert says.format(*hosts.names) in job.log
-        # It may wait for its daemon behind the cut for many minutes.
-        hangs = job.process.poll() is None
-        if hangs:
+        hangs = False
+        try:
+            assert job.process.wait(timeout=5) != 0
+        except subprocess.TimeoutExpired:
+            # It waits for its daemon behind the cut, for many minutes.
+            hangs = True
             os.kill(job.process.pid, signal.SIGKILL)
             job.process.wait(timeout=5)
             time.sleep(5)
