@@ -12,10 +12,10 @@ Observations are channel-first, (N, C, 84, 84) uint8, on memory ordered (N, 84, 
 a CPU, and no later stage has to move a pixel.
 
 A game is saved as how it began and the actions since, and brought back by playing them again; a digest of the emulator
-and of the observation tells whether that was exact. ALE 0.12.1 can copy its state instead, but leaves out a part of the
-television chip's (Q*bert, Tetris, Berzerk and others do not go on as before: ALE #412, #732, #739), and its reader
-trusts lengths and indices in the bytes, so that a forged file could write anywhere in memory. What is replayed is exact
-for every game, and every number of it can be checked.
+and of the observation tells whether that was exact. ALE 0.12.1 could copy its state instead, but leaves out a part of
+the television chip's (Q*bert, Tetris and Tic-Tac-Toe 3D do not go on as before; ALE #412, #732, #739), and its reader
+believes the lengths in the bytes, so that a forged file could write over memory. What is played again is exact for
+every game (docs/measurements/exact_resume.md), and every number of it can be checked.
 """
 
 import hashlib
