@@ -26,7 +26,7 @@ _SECONDS_FOR_ROOT_TO_SPEAK = 5.0
 def main(arguments: Sequence[str]) -> int:
     """Run one invocation and return its exit code."""
     keep_standard_streams_open()
-    launcher = os.getppid() if was_launched() else None
+    launcher = os.getppid()
     speaks = launched_rank() == 0
     explicit = explicit_settings(arguments)
     config: Config | None = None
@@ -51,13 +51,17 @@ def main(arguments: Sequence[str]) -> int:
         return REFUSED
     with AbortGuard(collective) as guard:
         try:
+            if was_launched():
+                from ppo.supervision.watchdog import leave_with
+
+                leave_with(launcher)
             from ppo.supervision.handshake import shake_hands
 
             hosts = shake_hands(collective, config, refusal)
             assert config is not None
             guard.where = lambda: f"in --mode={config.run.mode}"
             if config.run.mode == "train":
-                return run_training(config, collective, guard, hosts, launcher)
+                return run_training(config, collective, guard, hosts)
             return run_playback(config, collective, explicit)
         except (Refusal, Halt) as error:
             if collective.rank == 0:
@@ -78,9 +82,7 @@ def keep_standard_streams_open() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
 
 
-def run_training(
-    config: Config, collective: Collective, guard: AbortGuard, hosts: list[str], launcher: int | None
-) -> int:
+def run_training(config: Config, collective: Collective, guard: AbortGuard, hosts: list[str]) -> int:
     """Import what training needs and train under the watchdog.
 
     Raises:
@@ -92,18 +94,21 @@ def run_training(
             f"num_envs must be at least the number of ranks, got {config.ppo.num_envs} environments for "
             f"{collective.size} ranks; try -np {config.ppo.num_envs} or --num_envs={collective.size}"
         )
+    from ppo.supervision.signals import StopRequest
+
+    stop = StopRequest()
+    stop.listen()  # before the imports, which take seconds
     import torch
 
-    from ppo.supervision.signals import StopRequest
     from ppo.supervision.watchdog import Watchdog
     from ppo.train import train
 
     torch.set_num_threads(1)
     world = f"{config.run.env_name}, rng_seed {config.run.rng_seed}"
     seconds = config.supervision.watchdog_seconds
-    with Watchdog(collective, seconds=seconds, hosts=hosts, launcher=launcher) as watchdog:
+    with Watchdog(collective, seconds=seconds, hosts=hosts) as watchdog:
         guard.where = lambda: f"in {watchdog.describe()}, {world}"
-        return train(config, collective, StopRequest(), watchdog)
+        return train(config, collective, stop, watchdog)
 
 
 def run_playback(config: Config, collective: Collective, explicit: set[str]) -> int:

@@ -4,10 +4,12 @@ Every method is called by all ranks, unconditionally and in the same order. Sums
 buffer; float32 and float64 only (MPI accepts bfloat16 buffers and silently returns garbage).
 """
 
+import contextlib
 import os
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from types import TracebackType
@@ -32,6 +34,7 @@ class Halt(RuntimeError):
 # The first that is set counts: mpirun within a Slurm allocation sees the variables of both.
 _RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
 _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+_SECONDS_FOR_ROOT = 1.5
 _LAUNCHER_PREFIXES = ("OMPI_COMM_WORLD_", "PMI_", "PMI2_", "PMIX_", "SLURM_STEP_", "PALS_", "ALPS_", "MV2_COMM_WORLD_")
 
 
@@ -83,8 +86,7 @@ class Alone:
 
     def abort(self, code: int) -> None:
         """End the process without waiting for other threads."""
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         os._exit(code)
 
 
@@ -130,8 +132,7 @@ class MPIRanks:
 
     def abort(self, code: int) -> None:
         """Call MPI_Abort: an exception on one rank would otherwise leave the others waiting for ever."""
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         self._communicator.Abort(code)
 
 
@@ -195,12 +196,26 @@ class AbortGuard:
     def _fail(self, error: BaseException | None) -> None:
         rank = f"rank {self._collective.rank} of {self._collective.size} on {socket.gethostname()}"
         if isinstance(error, KeyboardInterrupt):
-            print(f"ppo: {rank} was interrupted {self.where()}; ending the job", file=sys.stderr, flush=True)
+            _complain(f"ppo: {rank} was interrupted {self.where()}; ending the job")
             self._collective.abort(130)
+        # What befalls all ranks alike is told by rank 0, which ends the others before they say it too.
+        time.sleep(min(self._collective.rank, 1) * _SECONDS_FOR_ROOT)
         trace = "".join(traceback.format_exception(error)) if error is not None else ""
-        print(f"{trace}ppo: {rank} failed {self.where()}: {error!r}; ending the job", file=sys.stderr, flush=True)
+        _complain(f"{trace}ppo: {rank} failed {self.where()}: {error!r}; ending the job")
         code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
         self._collective.abort(code or 1)
+
+
+def _complain(text: str) -> None:
+    """Print to stderr if there is one that takes it: nothing may keep a job from ending."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
 
 
 def share(total: int, rank: int, size: int) -> range:

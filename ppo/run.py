@@ -198,6 +198,12 @@ def _read_for_resume(
     _, manifest, model, training = found
     for name, (old, new) in differences(manifest.config, config, ("ppo",)).items():
         notes.append(f"changed since the checkpoint: {name} {old} -> {new}")
+    linear = "linear" in (config.ppo.learning_rate_schedule, config.ppo.clip_range_schedule)
+    if linear and manifest.config.run.env_steps != config.run.env_steps:
+        notes.append(
+            f"changed since the checkpoint: env_steps {manifest.config.run.env_steps} -> {config.run.env_steps}, "
+            "and with it where the linear schedules end"
+        )
     notes += _what_is_not_exact(manifest, run.comm.size)
     notes.append(f"resuming {config.model_name} at {manifest.counters.env_steps} steps")
     return notes, manifest, {name: tensor.numpy() for name, tensor in {**model, **training}.items()}

@@ -5,6 +5,7 @@
 All ranks run this code in step. Rank 0 also has trackers that write and a folder to save to.
 """
 
+import os
 import time
 from datetime import datetime
 
@@ -159,7 +160,6 @@ def train(config: Config, comm: Collective, stop: StopRequest, watchdog: Watchdo
         Refusal: the folders, the settings or the checkpoints do not allow it; on all ranks, nothing written.
         Halt: the training went wrong in a way that all ranks see alike.
     """
-    stop.listen()
     lock = ModelLock([config.checkpoint_folder, config.run_folder])
     try:
         notes = decided_by_root(comm, lambda: prepare_folders(config, lock))
@@ -171,6 +171,7 @@ def train(config: Config, comm: Collective, stop: StopRequest, watchdog: Watchdo
 
 def _train(config: Config, comm: Collective, stop: StopRequest, watchdog: Watchdog, notes: list[str]) -> int:
     run = build_run(config, comm)
+    run.envs.on_replay = lambda: watchdog.enter("resuming", 0)
     notes += resume(run)
     progress = run.progress
     if progress.env_steps >= config.run.env_steps:
@@ -211,6 +212,9 @@ def prepare_folders(config: Config, lock: ModelLock) -> list[str]:
     require_writable("run_dir", config.run.run_dir)
     notes = acquire_patiently(lock, take_over=config.supervision.take_over_lock)
     checkpoints, logs = config.checkpoint_folder, config.run_folder
+    for setting, folder in (("checkpoint_dir", checkpoints), ("run_dir", logs)):
+        if os.path.lexists(folder):
+            require_writable(setting, folder)
     aside = []
     if config.run.fresh:
         aside = move_aside([checkpoints, logs])

@@ -74,13 +74,14 @@ def live(folder: Path, choose: random.Random, number: int, longest: float) -> tu
     """Start the run and kill it; return who was killed, whether in a save, and the updates saved in this life."""
     target, at_save, before = choose.choice(TARGETS), number % 4 == 3, newest_steps(folder)
     moment = time.monotonic() + choose.uniform(0.0, longest)
+    left_before = saving(folder)
     job = start(folder, 10**9)
     while time.monotonic() < moment or (at_save and time.monotonic() < moment + 60):
         assert job.poll() is None, f"the run ended by itself:\n{(folder / 'log').read_text()[-3000:]}"
-        if at_save and time.monotonic() > moment and saving(folder):
+        if at_save and time.monotonic() > moment and saving(folder) - left_before:
             break
         time.sleep(0.0005 if at_save else 0.01)
-    in_save = saving(folder)
+    in_save = bool(saving(folder) - left_before)
     for pid in victims(job.pid, target):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -121,9 +122,9 @@ def victims(mpirun: int, target: str) -> list[int]:
     return [mpirun, *ranks.values()] if target == "everything" else [ranks.get(target, mpirun)]
 
 
-def saving(folder: Path) -> bool:
-    """Tell whether a checkpoint is being written now."""
-    return any((folder / "checkpoints" / NAME).glob(".step_*.tmp"))
+def saving(folder: Path) -> set[str]:
+    """Return the scratch folders of checkpoints: being written, or left by a writer that was killed."""
+    return {path.name for path in (folder / "checkpoints" / NAME).glob(".step_*.*.tmp")}
 
 
 def newest_steps(folder: Path) -> int:

@@ -17,7 +17,7 @@ from types import FrameType
 from ppo.__main__ import REFUSED, WENT_WRONG
 from ppo.config import Config, Refusal, parse_command_line
 from ppo.presets import PRESETS, default_preset
-from ppo.supervision.signals import INTERRUPTED, PREEMPTED
+from ppo.supervision.signals import AS_ASKED, INTERRUPTED, PREEMPTED
 
 # After these codes the job would do the same again, or was asked to leave.
 _FINAL_CODES = {0, REFUSED, WENT_WRONG, PREEMPTED, INTERRUPTED}
@@ -43,19 +43,23 @@ def main() -> int:
         command = [str(Path(sys.executable).with_name("mpirun")), "-np", str(ranks), *command]
     signals = Signals(saves=config.run.mode == "train")
     signals.listen()
-    restarts = 0
+    restarts, launched = 0, time.time()
     while True:
         code = signals.run(command)
         if code in _FINAL_CODES or signals.received or restarts == max_restarts or config.run.mode != "train":
             break
         restarts += 1
         pause = min(2**restarts, _LONGEST_PAUSE)
-        # --fresh has done its work: what there is now is this run's own.
-        command = [argument for argument in command if argument not in ("--fresh", "--fresh=True", "--fresh=true")]
+        if has_saved_since(launched, config):
+            # --fresh has done its work: what there is now is this run's own.
+            command = [argument for argument in command if argument.partition("=")[0] != "--fresh"]
         print(f"the job died (exit code {code}); restart {restarts} of {max_restarts} in {pause} s", file=sys.stderr)
         signals.wait(pause)
         if signals.received:
             break
+    if signals.received and code in (128 + signal.SIGUSR1, 128 + signal.SIGUSR2):
+        # The signal came before the ranks listened to it; there was nothing to save.
+        code = PREEMPTED if code == 128 + signal.SIGUSR1 else AS_ASKED
     # After one Ctrl-C any code but 0 says more than 130 does, a save that failed above all.
     if signals.interrupted and (code == 0 or signals.interrupted > 1):
         return INTERRUPTED
@@ -79,6 +83,11 @@ def take_max_restarts(arguments: Sequence[str]) -> tuple[int, list[str]]:
     if not restarts.isdecimal():
         raise Refusal(f"max_restarts must be a number of restarts, 0 or more, got {restarts!r}")
     return int(restarts), others
+
+
+def has_saved_since(moment: float, config: Config) -> bool:
+    """Tell whether a checkpoint of this run is younger than a moment."""
+    return any(path.stat().st_mtime >= moment for path in config.checkpoint_folder.glob("step_*"))
 
 
 def number_of_ranks(config: Config) -> int:

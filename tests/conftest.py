@@ -47,6 +47,8 @@ class FaultTable:
         if report.skipped and "faults" in report.nodeid:
             reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
             self._rows.append(("", name, reason.removeprefix("Skipped: "), "skipped", 0.0))
+        if report.failed and not report.user_properties and "faults" in report.nodeid:
+            self._rows.append(("", name, f"({report.when})", "**FAILED**", report.duration))
         if report.when != "call" or report.skipped:
             return
         for key, (scenario, did, happened) in report.user_properties:

@@ -42,6 +42,14 @@ FLAGS = {"cartpole": CARTPOLE, "pong": PONG}
 
 
 @pytest.fixture(autouse=True)
+def reported(request, fault_report):
+    """Put every test of this file into the table of faults, with scenario 9 for what belongs to another run."""
+    case = request.node.name.partition("[")[2].rstrip("]") or "see the claim"
+    another = any(word in request.node.name for word in ("game", "network", "format", "precision", "integers"))
+    fault_report(9 if another else 8, case, "refused in one line, exit code 2, nothing changed (or as claimed)")
+
+
+@pytest.fixture(autouse=True)
 def failures_are_raised(monkeypatch):
     """Let an error that is no refusal fail the test instead of ending the process."""
 

@@ -32,6 +32,8 @@ class Environments(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArra
     """Rate at which a frame listener receives the screen."""
     observations: NDArray[Any]
     """The current observations, (N, ...)."""
+    on_replay: Callable[[], None] = staticmethod(lambda: None)
+    """Called now and then while `set_states` plays episodes again, which may take minutes."""
 
     @abc.abstractmethod
     def get_states(self) -> list[dict[str, NDArray[Any]]]:

@@ -39,6 +39,7 @@ FRAME_SKIP = 4
 SCREEN_SIZE = 84
 FRAMES_PER_SECOND = 60.0
 _STICKY_BLOCK = 4096
+_STEPS_BETWEEN_SIGNS_OF_LIFE = 500
 _STATE_PARTS = {"counters", "generator", "ram", "actions", "digest"}
 _RAM_BYTES = 128
 _DIGEST_BYTES = 32
@@ -382,7 +383,9 @@ class AtariEnvironments(Environments):
         game.rewind(state)
         game.muted, over = True, False
         self._begin(position)
-        for action in state["actions"].tolist():
+        for step, action in enumerate(state["actions"].tolist()):
+            if step % _STEPS_BETWEEN_SIGNS_OF_LIFE == 0:
+                self.on_replay()
             _, terminated, truncated, _ = game.step(action)
             if over := terminated or truncated:
                 break

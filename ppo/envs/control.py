@@ -115,6 +115,7 @@ class ControlEnvironments(Environments):
             self._check(position, state)
         restarted = []
         for position, state in enumerate(states):
+            self.on_replay()
             if not self._replay(position, state):
                 self._begin(position, self._episodes[position] + 1)
                 restarted.append(self._indices[position])

@@ -67,7 +67,8 @@ def write_checkpoint(
 ) -> Path:
     """Write a checkpoint whole or not at all, read it back and return its folder.
 
-    A whole one of these steps stays as it is; a damaged one, which resuming passed over, is renamed to `*.damaged`.
+    A whole one of these steps with the same tensors stays as it is; another, which resuming passed over because it was
+    damaged or could not be read at the time, is renamed to `*.damaged`.
 
     Raises:
         FloatingPointError: a number in it is not finite, or negative where none can be; names it, nothing is written.
@@ -75,8 +76,6 @@ def write_checkpoint(
             renamed to `*.damaged`.
     """
     final = parent / folder_name(counters.env_steps)
-    if final.exists() and is_whole(final):
-        return final
     if not all(map(math.isfinite, (counters.seconds, counters.return_mean or 0.0, *counters.recent_returns))):
         raise FloatingPointError(f"the seconds or the recent returns are not finite: {counters}")
     contents = {MODEL_FILE: encode_tensors(model)}
@@ -90,6 +89,8 @@ def write_checkpoint(
         versions=versions_here(),
         machine=machine_here(),
     )
+    if final.exists() and is_whole(final) and read_manifest(final).files == manifest.files:
+        return final
     write_folder(final, {**contents, MANIFEST_FILE: encode_manifest(manifest)})
     try:
         verify(final)

@@ -1,4 +1,4 @@
-"""The watchdog: a thread beside the loop that ends the job when it makes no progress or has lost its launcher.
+"""The watchdog: a thread beside the loop that ends a job without progress; another that leaves with a lost launcher.
 
 MPI has no timeout: a rank that is stopped, stuck or cut off leaves the others waiting in an all-reduce for ever. Each
 rank's watchdog counts the seconds since its loop last entered a phase. When they have run out, every rank that still
@@ -37,18 +37,15 @@ _DEBUGGERS = {"bdb", "pdb", "pydevd", "debugpy", "_pydevd_bundle", "ipdb"}
 class Watchdog:
     """A context around the work of one rank."""
 
-    def __init__(
-        self, collective: Collective, *, seconds: float, hosts: Sequence[str], launcher: int | None = None
-    ) -> None:
+    def __init__(self, collective: Collective, *, seconds: float, hosts: Sequence[str]) -> None:
         """Prepare on all ranks together.
 
         Args:
             collective: the job.
             seconds: how long it may stay in one phase.
             hosts: the host of every rank.
-            launcher: process id of the launcher, if there is one: this process ends itself when it has lost it.
         """
-        self._collective, self._seconds, self._launcher = collective, seconds, launcher
+        self._collective, self._seconds = collective, seconds
         self.hosts = hosts
         self._beat = min(_LONGEST_BEAT, seconds / 4)
         self._exchange = Exchange(collective) if collective.size > 1 else None
@@ -91,7 +88,6 @@ class Watchdog:
         last, stalled, entered = time.monotonic(), 0.0, self._entered
         while not self._ended.is_set():
             signal.setitimer(signal.ITIMER_PROF, self._limit())
-            self._leave_without_launcher()
             self._exchange_heartbeats()
             now = time.monotonic()
             # A longer gap means that this process did not run: stopped, or its machine asleep.
@@ -159,11 +155,6 @@ class Watchdog:
             return False
         return "TracerPid:\t0\n" not in status
 
-    def _leave_without_launcher(self) -> None:
-        if self._launcher is not None and os.getppid() != self._launcher:
-            _say(f"ppo: rank {self._collective.rank} has lost its launcher (process {self._launcher}); leaving")
-            os._exit(1)
-
     def _end_job(self) -> None:
         """Print this rank's stack, let one rank name the culprit, and leave; does not return."""
         self._expired = True
@@ -204,6 +195,18 @@ class Watchdog:
         if beat is None:
             return f"{silent} and was never heard (no datagram came through)"
         return f"{silent}, last heard in update {beat.update}, {beat.phase}, at {beat.place} (process {beat.pid})"
+
+
+def leave_with(launcher: int) -> None:
+    """End this process within a second or two of the launcher that is its parent, from a thread of its own."""
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(_LONGEST_BEAT)
+        _say(f"ppo: process {os.getpid()} has lost its launcher (process {launcher}); leaving")
+        os._exit(1)
+
+    threading.Thread(target=watch, name="launcher-watch", daemon=True).start()
 
 
 def place_of(frame: FrameType | None) -> str:

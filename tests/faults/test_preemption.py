@@ -46,18 +46,25 @@ def test_sigusr1_to_mpirun_saves_on_one_update_and_the_same_command_goes_on_exac
     fault_report(2, "SIGUSR1 to mpirun", f"exit code 75 after {seconds:.1f} s; resumed: same sha256 and logs")
 
 
-@pytest.mark.parametrize("targets", ["one rank", "all ranks"])
-def test_sigterm_to_ranks_saves_on_one_update(targets, tmp_path, fault_report):
+@pytest.mark.parametrize(
+    ("number", "targets", "expected"),
+    [
+        (signal.SIGTERM, "one rank", 75),
+        pytest.param(signal.SIGTERM, "all ranks", 75, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, "one rank", 130, marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_to_ranks_saves_on_one_update(number, targets, expected, tmp_path, fault_report):
     with RunningJob(tmp_path, *FLAGS, ENDLESS) as job:
         job.wait_for_updates(3)
         ranks = [job.rank(1)] if targets == "one rank" else [job.rank(0), job.rank(1)]
         for pid in ranks:
-            os.kill(pid, signal.SIGTERM)
+            os.kill(pid, number)
         code, seconds = job.end(within=10, since=time.time())
-        assert code == 75, job.log
+        assert code == expected, job.log
     assert checkpoint_steps(tmp_path)[-1] == 64 * len(csv_rows(tmp_path, "progress.csv"))
     assert scratch_left(tmp_path) == []
-    fault_report(3, f"SIGTERM to {targets}", f"saved, exit code 75 after {seconds:.1f} s")
+    fault_report(3, f"{number.name} to {targets}", f"saved, exit code {code} after {seconds:.1f} s")
 
 
 def test_sigterm_to_mpirun_loses_no_more_than_the_interval_and_tears_nothing(tmp_path, fault_report):

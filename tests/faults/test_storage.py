@@ -189,3 +189,15 @@ def test_playing_without_a_checkpoint_under_four_ranks_says_so_once(mode, tmp_pa
     assert log.count("there is no agent") == 1
     assert "Traceback" not in log
     fault_report(21, f"--mode={mode} without a checkpoint, -np 4", "exit code 2, one message")
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_passed_over_when_playing_under_four_ranks(tmp_path, fault_report):
+    assert ppo(tmp_path, *FLAGS, "--env_steps=128").returncode == 0
+    (tmp_path / "checkpoints/CartPole-v1/step_000000000128/model.safetensors").write_bytes(b"")
+    flags = ["--env_name=CartPole-v1", "--mode=play", "--checkpoint=latest", "--episodes=1"]
+    log = run_to_end(tmp_path, *flags, ranks=4, within=60)
+    assert log.count("damaged checkpoint passed over") == 1
+    assert "trained for 64 steps" in log
+    assert log.count("game 1: return") == 1
+    fault_report(21, "--mode=play with a damaged latest checkpoint, -np 4", "named, the one before played, once")
