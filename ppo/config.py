@@ -159,8 +159,9 @@ class PlaybackSettings:
 class SupervisionSettings:
     """What watches over a training run."""
 
-    watchdog_seconds: float = 600.0
+    watchdog_seconds: float = 300.0
     """A rank that has not come to the next phase of an update after so many seconds ends the job."""
+    # Below the 480 s after which mpirun itself gives a lost host up, with an exit code of 0.
     replica_check_interval: int = 10
     """Updates between two comparisons of all ranks' weights and optimiser states; done before every save too."""
     take_over_lock: bool = False

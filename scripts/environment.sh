@@ -50,7 +50,7 @@ make_activate_set_mpi_up() {
 
 # Open MPI: let root start jobs (in containers), and let a job have more ranks than there are cores.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-export PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe
+export PRTE_MCA_rmaps_default_mapping_policy=slot:oversubscribe
 # Ranks that wait give way to those that work.
 export OMPI_MCA_mpi_yield_when_idle=1
 VARIABLES
