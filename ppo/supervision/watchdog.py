@@ -158,6 +158,8 @@ class Watchdog:
     def _end_job(self) -> None:
         """Print this rank's stack, let one rank name the culprit, and leave; does not return."""
         self._expired = True
+        # A rank that waits in MPI burns processor time, and this thread has been seen to run.
+        signal.setitimer(signal.ITIMER_PROF, 0.0)
         rank, size = self._collective.rank, self._collective.size
         frame = sys._current_frames().get(self._main or 0)
         stack = "".join(traceback.format_stack(frame))
