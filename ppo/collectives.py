@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
@@ -106,34 +106,36 @@ class MPIRanks:
     def sum_in_place(self, buffer: NDArray[Any]) -> None:
         """Sum by one Allreduce on the caller's memory, without a copy."""
         assert buffer.dtype in (np.float32, np.float64) and buffer.flags.c_contiguous
-        self.waiting = True
-        self._communicator.Allreduce(self._mpi.IN_PLACE, buffer)
-        self.waiting = False
+        with self._waiting():
+            self._communicator.Allreduce(self._mpi.IN_PLACE, buffer)
 
     def broadcast(self, value: T) -> T:
         """Pickle an object on rank 0 and send it; for small things, and trusted between the ranks of a job."""
-        self.waiting = True
-        received: T = self._communicator.bcast(value)
-        self.waiting = False
+        with self._waiting():
+            received: T = self._communicator.bcast(value)
         return received
 
     def gather(self, value: T) -> list[T] | None:
         """Collect Python objects on rank 0."""
-        self.waiting = True
-        collected: list[T] | None = self._communicator.gather(value)
-        self.waiting = False
+        with self._waiting():
+            collected: list[T] | None = self._communicator.gather(value)
         return collected
 
     def barrier(self) -> None:
         """Wait for every rank."""
-        self.waiting = True
-        self._communicator.Barrier()
-        self.waiting = False
+        with self._waiting():
+            self._communicator.Barrier()
 
     def abort(self, code: int) -> None:
         """Call MPI_Abort: an exception on one rank would otherwise leave the others waiting for ever."""
         _flush()
         self._communicator.Abort(code)
+
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        self.waiting = True
+        yield
+        self.waiting = False
 
 
 def launched_rank() -> int:

@@ -32,6 +32,8 @@ SHIPPED = "pretrained"
 MAX_SEED = 2**63 - 1
 # Far above what anybody trains with, and low enough that no checkpoint's settings can keep a reader busy.
 _MOST = 2**20
+# What the header of a checkpoint can name.
+_MOST_ENVS = 4096
 
 
 @dataclass(frozen=True)
@@ -434,8 +436,8 @@ def _validate_world(world: WorldSettings) -> None:
 
 
 def _validate_ppo(ppo: PPOSettings) -> None:
-    for name in ("num_envs", "rollout_steps"):
-        _require(1 <= getattr(ppo, name) <= _MOST, name, f"between 1 and {_MOST}", getattr(ppo, name))
+    _require(1 <= ppo.num_envs <= _MOST_ENVS, "num_envs", f"between 1 and {_MOST_ENVS}", ppo.num_envs)
+    _require(1 <= ppo.rollout_steps <= _MOST, "rollout_steps", f"between 1 and {_MOST}", ppo.rollout_steps)
     for name in ("minibatch_size", "num_epochs"):
         _require(getattr(ppo, name) >= 1, name, "at least 1", getattr(ppo, name))
     for name in ("discount", "gae_lambda"):

@@ -21,9 +21,10 @@ from ppo.config import Config, Refusal, differences
 from ppo.envs import Environments, make_envs
 from ppo.models.actor_critic import ActorCritic, build_model
 from ppo.outputs import checkpoint
-from ppo.outputs.manifest import Counters, Manifest, machine_here, versions_here
+from ppo.outputs.manifest import Counters, Manifest, machine_here
 from ppo.outputs.tensor_file import specification
 from ppo.random_streams import Purpose, derived_seed
+from ppo.versions import versions_here
 
 
 @dataclass

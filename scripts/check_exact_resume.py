@@ -7,6 +7,7 @@ stopped: observation, reward, ends, lost lives, final observation, return, lengt
 """
 
 import json
+import os
 import platform
 import resource
 import sys
@@ -304,8 +305,8 @@ def table(options: Options, rows: list[Row], minutes: float) -> str:
         f"**{len(rows) - len(inexact)} of {len(rows)} games go on bit for bit from a saved state.** "
         f"Exceptions: {', '.join(inexact) or 'none'}.",
         "",
-        f"`python {' '.join(sys.argv)}`, {date.today()}, {minutes:.1f} minutes of processor time on 2 cores of an "
-        f"Intel Xeon 2.50 GHz; {software}.",
+        f"`python {' '.join(sys.argv)}`, {date.today()}, {minutes:.1f} minutes of processor time on "
+        f"{os.cpu_count()} cores of {platform.machine()}; {software}.",
         "",
         f"Each game is played for {options.steps} steps of {FRAME_SKIP} frames with random actions, without and with "
         f"sticky actions (0.25), and cut after {options.max_frames} frames. States saved at the steps named are "

@@ -197,7 +197,7 @@ INVALID = [
     ("frame_stack", 0, "between 1 and 16"),
     ("frame_stack", 17, "between 1 and 16"),
     ("max_frames", 3, "at least 4"),
-    ("num_envs", 0, "between 1 and 1048576"),
+    ("num_envs", 0, "between 1 and 4096"),
     ("rollout_steps", 0, "between 1 and 1048576"),
     ("rollout_steps", 10**15, "between 1 and 1048576"),
     ("minibatch_size", 0, "at least 1"),

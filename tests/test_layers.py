@@ -11,7 +11,18 @@ import pytest
 import ppo
 
 LAYERS = (
-    *("config", "presets", "random_streams", "scores", "collectives", "supervision", "envs", "models", "algorithm"),
+    *(
+        "config",
+        "presets",
+        "random_streams",
+        "scores",
+        "versions",
+        "collectives",
+        "supervision",
+        "envs",
+        "models",
+        "algorithm",
+    ),
     *("outputs", "agents", "evaluate", "run", "train", "benchmark", "__main__"),
 )
 ROOT = Path(ppo.__file__).parent

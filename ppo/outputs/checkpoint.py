@@ -28,11 +28,11 @@ from ppo.outputs.manifest import (
     decode_manifest,
     encode_manifest,
     machine_here,
-    versions_here,
 )
 from ppo.outputs.tensor_file import Specification, Tensors, byte_size, encode_tensors, misfit, read_tensor_file
 from ppo.outputs.untrusted import DamagedCheckpointError, brief, open_regular
 from ppo.outputs.whole_folder import PREFIX, remove_folder, remove_scratch, set_aside, write_folder
+from ppo.versions import versions_here
 
 KEPT_NEWEST = 5
 MANIFEST_FILE = "manifest.json"

@@ -9,7 +9,6 @@ import json
 import platform
 import re
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -26,7 +25,6 @@ _SEAL = "manifest_sha256"
 _KEYS = {"format", "env_name", "counters", "return_mean", "config", "ranks", "versions", "machine", "files", _SEAL}
 _ENV_NAME = re.compile(r"[A-Za-z0-9_./:-]{1,100}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_VERSIONED = ("ppo", "torch", "numpy", "gymnasium", "ale-py", "opencv-python-headless")
 
 Merit = tuple[bool, float, int]
 
@@ -119,17 +117,6 @@ def decode_manifest(content: bytes) -> Manifest:
         return _manifest_of(data)
     except RecursionError as error:
         raise DamagedCheckpointError("is nested too deeply") from error
-
-
-def versions_here() -> dict[str, str]:
-    """Return the version of each library that takes part."""
-    versions = {"python": platform.python_version()}
-    for package in _VERSIONED:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "unknown"
-    return versions
 
 
 def machine_here() -> dict[str, str]:

@@ -20,7 +20,7 @@ from ppo.outputs.untrusted import DamagedCheckpointError, brief, open_regular, p
 
 # Many times the largest network and a thousand environments, and hashed within a few seconds anywhere.
 MAX_FILE_BYTES = 512 << 20
-# The header of 10,000 environments; parsed JSON takes up to 30 times the memory of its text.
+# Twice the header of the 4,096 environments that a run may have; as parsed JSON it takes up to 30 times the memory.
 _MAX_HEADER_BYTES = 4 << 20
 _BLOCK_BYTES = 1 << 20
 _LENGTH_BYTES = 8

@@ -5,6 +5,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from ppo.outputs.folders import sync_folder
+
 PREFIX = "step_"
 _ASIDE = ".damaged"
 
@@ -25,11 +27,11 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
         scratch.mkdir()
         for name, content in files.items():
             _write(scratch / name, content)
-        _sync_folder(scratch)
+        sync_folder(scratch)
         if os.path.lexists(folder):
             set_aside(folder)
         scratch.rename(folder)
-        _sync_folder(parent)
+        sync_folder(parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -67,11 +69,3 @@ def _write(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
         if hasattr(os, "posix_fadvise"):  # so that reading it again asks the disk and not the memory
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,20 +4,15 @@ Ranks that disagree about a buffer's size would wait for each other for ever, an
 rate would train something nobody asked for.
 """
 
-import hashlib
 import socket
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-import ppo
 from ppo.collectives import Collective, decided_by_root
 from ppo.config import Config, Refusal
-
-_VERSIONED = ("torch", "numpy", "gymnasium", "ale-py", "opencv-python-headless", "mpi4py")
+from ppo.versions import code_version, version_of, versions_here
 
 
 @dataclass(frozen=True)
@@ -62,16 +57,8 @@ def shake_hands(collective: Collective, config: Config | None, refusal: str | No
 def described(config: Config) -> dict[str, Any]:
     """Return all that must be equal on all ranks, by name."""
     settings = {name: value for section in config.to_dict().values() for name, value in section.items()}
-    return settings | {"version of ppo": code_version()} | {f"version of {p}": _version(p) for p in _VERSIONED}
-
-
-def code_version() -> str:
-    """Return a short hash of the package's source, which tells two working copies of one version apart."""
-    digest = hashlib.sha256()
-    root = Path(ppo.__file__).parent
-    for path in sorted(root.rglob("*.py")):
-        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
-    return f"{ppo.__version__} ({digest.hexdigest()[:8]})"
+    versions = versions_here() | {"ppo": code_version(), "mpi4py": version_of("mpi4py")}
+    return settings | {f"version of {name}": version for name, version in versions.items()}
 
 
 def refusals(everyone: Sequence[Introduction]) -> str | None:
@@ -105,10 +92,3 @@ def disagreement(everyone: Sequence[Introduction]) -> str | None:
 
 def _rank_list(ranks: Sequence[int]) -> str:
     return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "unknown"

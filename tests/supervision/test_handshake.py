@@ -4,7 +4,7 @@ import pytest
 
 from ppo.collectives import Alone
 from ppo.config import Config, Refusal
-from ppo.supervision.handshake import Introduction, code_version, described, disagreement, refusals, shake_hands
+from ppo.supervision.handshake import Introduction, described, disagreement, refusals, shake_hands
 
 
 def rank(number, refusal=None, **settings):
@@ -37,10 +37,6 @@ def test_every_setting_and_version_is_compared():
     names = described(Config()).keys()
     assert {field.name for field in dataclasses.fields(Config().ppo)} <= names
     assert {"env_name", "version of ppo", "version of torch", "version of ale-py"} <= names
-
-
-def test_the_code_version_is_a_function_of_the_code():
-    assert code_version() == code_version()
 
 
 def test_a_rank_alone_is_refused_with_its_own_reason():

@@ -1,0 +1,33 @@
+"""Which versions of what a process runs: recorded in checkpoints, compared between ranks."""
+
+import hashlib
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import ppo
+
+_LIBRARIES = ("torch", "numpy", "gymnasium", "ale-py", "opencv-python-headless")
+
+
+def versions_here() -> dict[str, str]:
+    """Return the version of Python, of this program and of each library that can change a result."""
+    versions = {"python": platform.python_version()}
+    return versions | {package: version_of(package) for package in ("ppo", *_LIBRARIES)}
+
+
+def version_of(package: str) -> str:
+    """Return the version of an installed package; `unknown` if it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def code_version() -> str:
+    """Return a short hash of the package's source, which tells two working copies of one version apart."""
+    digest = hashlib.sha256()
+    root = Path(ppo.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return f"{ppo.__version__} ({digest.hexdigest()[:8]})"

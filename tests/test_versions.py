@@ -1,0 +1,29 @@
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import ppo
+from ppo.versions import version_of, versions_here
+
+
+def code_version_of(package: Path) -> str:
+    command = [sys.executable, "-c", "from ppo.versions import code_version; print(code_version())"]
+    return subprocess.run(
+        command, cwd=package.parent, env={"PYTHONPATH": str(package.parent)}, check=True, capture_output=True, text=True
+    ).stdout
+
+
+def test_the_code_version_changes_with_any_file_and_with_nothing_else(tmp_path):
+    copy = tmp_path / "ppo"
+    shutil.copytree(Path(ppo.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    before = code_version_of(copy)
+    assert code_version_of(copy) == before
+    with open(copy / "algorithm" / "equations.py", "a") as file:
+        file.write("# changed\n")
+    assert code_version_of(copy) != before
+
+
+def test_a_package_that_is_not_installed_has_no_version():
+    assert version_of("no-such-package") == "unknown"
+    assert "unknown" not in versions_here().values()
