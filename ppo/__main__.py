@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
         if config.run.mode == "train" or "env_name" in explicit:
             from ppo.envs import check_environment
 
-            check_environment(config.run.env_name, explicit)
+            check_environment(config.run.env_name, explicit, config.model.model_size)
     except Refusal as error:
         refusal = str(error)
     except SystemExit:  # --help has been printed

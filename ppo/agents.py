@@ -83,7 +83,7 @@ def _load(name: str, folder: Path, manifest: Manifest, config: Config, explicit:
         raise Refusal(f"env_name must be {env_name} for {folder}, got {config.run.env_name}")
     try:
         # Gymnasium imports the module that a name like `module:id` asks for; those are no known environments.
-        check_environment(env_name)
+        check_environment(env_name, model_size=manifest.config.model.model_size)
     except Refusal as error:
         raise Refusal(f"{folder} cannot be played: {error}") from error
     settings = manifest.config.replace_settings({s: getattr(config.world, s) for s in explicit & _PROTOCOL})

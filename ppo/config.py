@@ -91,8 +91,9 @@ class WorldSettings:
 class ModelSettings:
     """The network."""
 
-    model_size: Literal["small", "large"] = "small"
-    """Images: small is the two-layer CNN of A3C, large the Nature CNN. Vectors: 64 or 256 units a layer."""
+    model_size: Literal["small", "large", "impala"] = "small"
+    """Images: small is the two-layer CNN of A3C, large the Nature CNN, impala the residual network of IMPALA. Vectors:
+    64 or 256 units a layer (small or large)."""
 
 
 @dataclass(frozen=True)

@@ -54,12 +54,13 @@ class Environments(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArra
         """
 
 
-def check_environment(env_name: str, explicit: Collection[str] = ()) -> None:
+def check_environment(env_name: str, explicit: Collection[str] = (), model_size: str = "small") -> None:
     """Refuse an environment that cannot be made, before any is.
 
     Args:
         env_name: a Gymnasium id.
         explicit: names of the settings that the user has set.
+        model_size: the network that is to see it.
 
     Raises:
         Refusal: an unknown id (with the nearest known one), an unsupported kind, or settings that do not apply.
@@ -76,6 +77,8 @@ def check_environment(env_name: str, explicit: Collection[str] = ()) -> None:
     for setting in dataclasses.fields(WorldSettings):
         if setting.name in explicit:
             raise Refusal(f"{setting.name} must not be set for {env_name}: it applies to Atari games only")
+    if model_size not in ("small", "large"):
+        raise Refusal(f"model_size must be small or large for {env_name}, which shows no images, got {model_size}")
 
 
 def make_envs(

@@ -9,7 +9,14 @@ import gymnasium
 import torch
 from torch import Tensor, nn
 
-from ppo.models.encoders import MLP, NatureCNN, PixelConv2d, SmallCNN, orthogonal
+from ppo.models.encoders import MLP, ImpalaResNet, NatureCNN, PixelConv2d, SmallCNN, orthogonal
+
+_ENCODERS: dict[str, type[SmallCNN | NatureCNN | ImpalaResNet]] = {
+    "small": SmallCNN,
+    "large": NatureCNN,
+    "impala": ImpalaResNet,
+}
+_WIDTHS = {"small": 64, "large": 256}
 
 
 class ActorCritic(nn.Module):
@@ -39,7 +46,7 @@ class ActorCritic(nn.Module):
 def build_model(
     observation_space: gymnasium.Space[object],
     action_space: gymnasium.Space[object],
-    model_size: Literal["small", "large"],
+    model_size: Literal["small", "large", "impala"],
     *,
     seed: int,
 ) -> ActorCritic:
@@ -56,9 +63,9 @@ def build_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if len(shape) == 3 and shape[1:] == (84, 84):
-            cnn = SmallCNN(shape[0]) if model_size == "small" else NatureCNN(shape[0])
+            cnn = _ENCODERS[model_size](shape[0])
             return ActorCritic(cnn, None, cnn.num_features, num_actions)
-        if len(shape) == 1:
-            width = 64 if model_size == "small" else 256
+        if len(shape) == 1 and model_size in _WIDTHS:
+            width = _WIDTHS[model_size]
             return ActorCritic(MLP(shape[0], width), MLP(shape[0], width), width, num_actions)
-    raise ValueError(f"no network for observations of shape {shape}")
+    raise ValueError(f"no network for observations of shape {shape} of size {model_size}")

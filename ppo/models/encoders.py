@@ -27,9 +27,9 @@ class PixelConv2d(nn.Conv2d):
 
     pixel_moments: Tensor
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int) -> None:
-        """Build an unpadded convolution."""
-        super().__init__(in_channels, out_channels, kernel_size, stride)
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, padding: int = 0) -> None:
+        """Build a convolution; `padding` is a border of average pixels, zeros once they are centred."""
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding)
         self.register_buffer("pixel_moments", torch.tensor([0.0, 255.0]))
 
     def set_pixel_moments(self, mean: float, deviation: float) -> None:
@@ -40,6 +40,10 @@ class PixelConv2d(nn.Conv2d):
         """Map (B, C, H, W) uint8 to (B, out_channels, H', W') float32."""
         mean, deviation = self.pixel_moments
         assert self.bias is not None
+        if self.padding != (0, 0):
+            # A border cannot be folded into the bias.
+            centred = (pixels.to(torch.float32) - mean) / deviation
+            return functional.conv2d(centred, self.weight, self.bias, self.stride, self.padding)
         weight = self.weight / deviation
         bias = self.bias - mean * weight.sum((1, 2, 3))
         return functional.conv2d(pixels.to(torch.float32), weight, bias, self.stride)
@@ -79,6 +83,53 @@ class NatureCNN(nn.Sequential):
             nn.ReLU(),
             nn.Flatten(),
             orthogonal(nn.Linear(64 * 7 * 7, self.num_features)),
+            nn.ReLU(),
+        )
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions beside an identity, each behind a ReLU (He et al. 2016, arXiv:1603.05027, figure 4e)."""
+
+    def __init__(self, channels: int) -> None:
+        """Build for features of (channels, H, W), whose shape stays."""
+        super().__init__()
+        # A gain of 1 behind a ReLU makes a branch a quarter of its input: six blocks do not blow up.
+        self.first = orthogonal(nn.Conv2d(channels, channels, 3, padding=1), gain=1.0)
+        self.second = orthogonal(nn.Conv2d(channels, channels, 3, padding=1), gain=1.0)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (B, C, H, W) to the same shape."""
+        branch: Tensor = self.first(functional.relu(features))
+        change: Tensor = self.second(functional.relu(branch))
+        return features + change
+
+
+class ImpalaResNet(nn.Sequential):
+    """The larger network of IMPALA, Espeholt et al. 2018 (arXiv:1802.01561, figure 3, right) without its LSTM.
+
+    Three stages of a 3x3 convolution, 3x3/2 max-pooling and two residual blocks; 16, 32 and 32 channels; 256 units.
+    """
+
+    num_features = 256
+
+    def __init__(self, num_screens: int) -> None:
+        """Build for observations of (num_screens, 84, 84)."""
+        stages: list[nn.Module] = []
+        channels = num_screens
+        for width in (16, 32, 32):
+            kind = nn.Conv2d if stages else PixelConv2d
+            stages += [
+                orthogonal(kind(channels, width, 3, stride=1, padding=1), gain=1.0),
+                nn.MaxPool2d(3, stride=2, padding=1),
+                ResidualBlock(width),
+                ResidualBlock(width),
+            ]
+            channels = width
+        super().__init__(
+            *stages,
+            nn.ReLU(),
+            nn.Flatten(),
+            orthogonal(nn.Linear(32 * 11 * 11, self.num_features)),
             nn.ReLU(),
         )
 

@@ -324,3 +324,9 @@ def test_settings_that_only_atari_has_are_refused(setting: str) -> None:
 
 def test_a_world_that_is_served_is_accepted() -> None:
     check_environment(CART_POLE)
+
+
+def test_a_network_for_images_is_refused():
+    check_environment(CART_POLE, model_size="large")
+    with pytest.raises(Refusal, match="model_size must be small or large for CartPole-v1, which shows no images"):
+        check_environment(CART_POLE, model_size="impala")

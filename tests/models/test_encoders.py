@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ppo.models.actor_critic import ActorCritic, build_model
-from ppo.models.encoders import MLP, NatureCNN, PixelConv2d, SmallCNN, orthogonal
+from ppo.models.encoders import MLP, ImpalaResNet, NatureCNN, PixelConv2d, ResidualBlock, SmallCNN, orthogonal
 
 SCREENS = gymnasium.spaces.Box(0, 255, (4, 84, 84), np.uint8)
 VECTOR = gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float32)
@@ -23,10 +23,10 @@ def build(size: str = "small", *, space: gymnasium.Space = SCREENS, num_actions:
     return build_model(space, gymnasium.spaces.Discrete(num_actions), size, seed=seed)
 
 
-@pytest.mark.parametrize(("encoder", "features"), [(SmallCNN, 256), (NatureCNN, 512)])
+@pytest.mark.parametrize(("encoder", "features"), [(SmallCNN, 256), (NatureCNN, 512), (ImpalaResNet, 256)])
 @pytest.mark.parametrize("num_screens", [1, 4])
 def test_a_cnn_maps_screens_to_its_number_of_features(
-    encoder: type[SmallCNN | NatureCNN], features: int, num_screens: int
+    encoder: type[SmallCNN | NatureCNN | ImpalaResNet], features: int, num_screens: int
 ) -> None:
     cnn = encoder(num_screens)
     assert cnn(pixels(2, num_screens, 84, 84)).shape == (2, features) == (2, cnn.num_features)
@@ -36,8 +36,10 @@ def test_an_mlp_maps_vectors_to_its_number_of_features() -> None:
     assert MLP(3, 64)(torch.zeros(2, 3)).shape == (2, 64)
 
 
-@pytest.mark.parametrize("size", ["small", "large"])
-@pytest.mark.parametrize("space", [SCREENS, VECTOR], ids=["screens", "vector"])
+@pytest.mark.parametrize(
+    ("size", "space"),
+    [("small", SCREENS), ("large", SCREENS), ("impala", SCREENS), ("small", VECTOR), ("large", VECTOR)],
+)
 def test_the_network_gives_a_logit_per_action_and_a_value(size: str, space: gymnasium.spaces.Box) -> None:
     observations = torch.from_numpy(np.stack([space.sample(), space.sample()]))
     logits, values = build(size, space=space)(observations)
@@ -51,6 +53,9 @@ def test_the_network_gives_a_logit_per_action_and_a_value(size: str, space: gymn
         ("small", 4_112 + 8_224 + 663_808 + 1_542 + 257),
         # 4*32*8*8 + 32, 32*64*4*4 + 64, 64*64*3*3 + 64, 3136*512 + 512, 512*6 + 6, 512 + 1
         ("large", 8_224 + 32_832 + 36_928 + 1_606_144 + 3_078 + 513),
+        # Stages of a convolution and 4 of residual blocks: 4*16*9 + 16 and 16*16*9 + 16, 16*32*9 + 32 and 32*32*9 + 32,
+        # 32*32*9 + 32 and the same; 11*11*32*256 + 256, 256*6 + 6, 256 + 1
+        ("impala", 592 + 4 * 2_320 + 4_640 + 4 * 9_248 + 9_248 + 4 * 9_248 + 991_488 + 1_542 + 257),
     ],
 )
 def test_the_number_of_parameters_is_that_of_the_published_network(size: str, count: int) -> None:
@@ -119,7 +124,7 @@ def test_pixel_moments_are_saved_with_the_weights() -> None:
     assert restored.pixel_layer.pixel_moments.tolist() == [73.5, 41.25]
 
 
-@pytest.mark.parametrize("size", ["small", "large"])
+@pytest.mark.parametrize("size", ["small", "large", "impala"])
 def test_the_order_of_the_axes_in_memory_changes_nothing(size: str) -> None:
     model = build(size)
     contiguous = pixels(3, 4, 84, 84)
@@ -160,10 +165,28 @@ def test_spaces_without_a_network_are_refused(observations: gymnasium.Space, act
         build_model(observations, actions, "small", seed=0)
 
 
-def test_a_pixel_convolution_centres_and_scales_as_if_the_pixels_were():
-    layer = PixelConv2d(4, 8, 8, stride=4)
-    pixels = torch.randint(0, 256, (3, 4, 84, 84), dtype=torch.uint8)
-    layer.set_pixel_moments(106.0, 47.0)
-    scaled = (pixels.float() - 106.0) / 47.0
-    expected = torch.nn.functional.conv2d(scaled, layer.weight, layer.bias, stride=4)
-    torch.testing.assert_close(layer(pixels), expected, rtol=1e-4, atol=1e-4)
+def test_a_padded_pixel_convolution_has_a_border_of_zeros_after_centring() -> None:
+    layer = orthogonal(PixelConv2d(4, 16, 3, stride=1, padding=1))
+    nn.init.normal_(layer.bias)
+    layer.set_pixel_moments(73.5, 41.25)
+    screens = pixels(2, 4, 84, 84)
+    expected = nn.functional.conv2d((screens.float() - 73.5) / 41.25, layer.weight, layer.bias, padding=1)
+    torch.testing.assert_close(layer(screens), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_residual_block_adds_to_its_input_what_two_convolutions_make_of_it() -> None:
+    block, features = ResidualBlock(3), torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    for layer in (block.first, block.second):
+        nn.init.normal_(layer.bias)
+    branch = block.second(torch.relu(block.first(torch.relu(features))))
+    torch.testing.assert_close(block(features), features + branch)
+    nn.init.zeros_(block.second.weight)
+    nn.init.zeros_(block.second.bias)
+    assert torch.equal(block(features), features)
+
+
+def test_the_residual_network_neither_blows_up_nor_dies_out_at_the_start() -> None:
+    model = build("impala")
+    assert model.pixel_layer is not None
+    model.pixel_layer.set_pixel_moments(127.5, 74.0)
+    assert 0.1 < model.actor(pixels(4, 4, 84, 84)).detach().std() < 10.0
