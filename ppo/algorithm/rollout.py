@@ -2,9 +2,13 @@
 
 Row t holds what belongs together: the observation s_t, the action a_t taken in it, log pi(a_t|s_t), V(s_t), the reward
 r_{t+1} and whether the learner's episode ended with it.
+
+Environments that come in several groups are stepped in turns: while the emulators of one group run, the network acts
+for another. With one group that is a plain loop.
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,6 +86,7 @@ class Collector:
         self._indices, self._seed = indices, seed
         self._clip_rewards, self._episodic_life = clip_rewards, episodic_life
         self.seconds = {"env": 0.0, "inference": 0.0}
+        self._clock = 0.0
 
         shape = (rollout_steps, envs.num_envs)
         self._rollout = Rollout(
@@ -115,52 +120,67 @@ class Collector:
         )
         episodes: list[Episode] = []
         self.seconds = {"env": 0.0, "inference": 0.0}
-        clock = time.perf_counter()
-        observations = torch.from_numpy(envs.observations)
-        for t in range(steps):
-            rollout.observations[t].copy_(observations)
-            logits, values = self._forward(observations)
-            log_probs = distributions.log_probabilities(logits)
-            actions = distributions.sample(log_probs, uniforms[:, t])
-            rollout.actions[t] = actions
-            rollout.log_probs[t] = distributions.log_prob(log_probs, actions)
-            rollout.values[t] = values
-            clock = self._lap("inference", clock)
-
-            _, rewards, terminated, truncated, info = envs.step(actions.numpy())
-            clock = self._lap("env", clock)
-
-            # An array that is too short would be broadcast without a word.
-            for name, array in (("rewards", rewards), ("ends", terminated), ("time limits", truncated)):
-                if array.shape != (envs.num_envs,):
-                    raise ValueError(f"{envs.num_envs} environments returned {name} of shape {array.shape}")
-            raw = torch.from_numpy(rewards)
-            rollout.rewards[t] = raw.sign() if self._clip_rewards else raw
-            terminal = terminated | info["life_lost"] if self._episodic_life else terminated
-            rollout.dones[t] = torch.from_numpy(terminal | truncated)
-            rollout.next_values[t] = 0.0
-            if truncated.any():
-                # A time limit ends the game but not the future: what follows is worth V(final observation).
-                cut = np.flatnonzero(truncated & ~terminal)
-                rollout.next_values[t, cut] = self._forward(torch.from_numpy(info["final_obs"][cut]))[1]
-            for n in np.flatnonzero(terminated | truncated):
-                returns, lengths = info["episode_return"], info["episode_length"]
-                episodes.append(Episode(self._indices[n], t, float(returns[n]), int(lengths[n])))
-        last_values = self._forward(observations)[1]
-        self._lap("inference", clock)
+        self._clock = time.perf_counter()
+        groups = [self._steps(group, uniforms[group], episodes) for group in envs.groups]
+        for _ in range(steps + 1):
+            for group in groups:
+                next(group, None)
+        last_values = self._forward(torch.from_numpy(envs.observations))[1]
+        self._lap("inference")
         following = torch.cat([rollout.values[1:], last_values.unsqueeze(0)])
         rollout.next_values.copy_(torch.where(rollout.dones, rollout.next_values, following))
         return rollout, episodes
+
+    def _steps(self, group: slice, uniforms: Tensor, episodes: list[Episode]) -> Iterator[None]:
+        """Take T steps in a group of environments, yielding each time their actions are sent.
+
+        Args:
+            group: the environments.
+            uniforms: their action noise, (group, T).
+            episodes: receives the games that end.
+        """
+        rollout, envs, indices = self._rollout, self._envs, self._indices[group]
+        observations = torch.from_numpy(envs.observations)[group]
+        for t in range(len(rollout.actions)):
+            rollout.observations[t, group].copy_(observations)
+            logits, values = self._forward(observations)
+            log_probs = distributions.log_probabilities(logits)
+            actions = distributions.sample(log_probs, uniforms[:, t])
+            rollout.actions[t, group] = actions
+            rollout.log_probs[t, group] = distributions.log_prob(log_probs, actions)
+            rollout.values[t, group] = values
+            self._lap("inference")
+
+            envs.send(group, actions.numpy())
+            yield
+            _, rewards, terminated, truncated, info = envs.recv(group)
+            self._lap("env")
+
+            # An array that is too short would be broadcast without a word.
+            for name, array in (("rewards", rewards), ("ends", terminated), ("time limits", truncated)):
+                if array.shape != (len(indices),):
+                    raise ValueError(f"{len(indices)} environments returned {name} of shape {array.shape}")
+            raw = torch.from_numpy(rewards)
+            rollout.rewards[t, group] = raw.sign() if self._clip_rewards else raw
+            terminal = terminated | info["life_lost"] if self._episodic_life else terminated
+            rollout.dones[t, group] = torch.from_numpy(terminal | truncated)
+            next_values = rollout.next_values[t, group].zero_()
+            if truncated.any():
+                # A time limit ends the game but not the future: what follows is worth V(final observation).
+                cut = np.flatnonzero(truncated & ~terminal)
+                next_values[cut] = self._forward(torch.from_numpy(info["final_obs"][cut]))[1]
+            for n in np.flatnonzero(terminated | truncated):
+                returns, lengths = info["episode_return"], info["episode_length"]
+                episodes.append(Episode(indices[n], t, float(returns[n]), int(lengths[n])))
 
     def _forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits and values in raw units."""
         logits, values = self._model(observations)
         return logits, self._value_normalizer.denormalize(values)
 
-    def _lap(self, phase: str, since: float) -> float:
-        now = time.perf_counter()
-        self.seconds[phase] += now - since
-        return now
+    def _lap(self, phase: str) -> None:
+        last, self._clock = self._clock, time.perf_counter()
+        self.seconds[phase] += self._clock - last
 
 
 def _empty_like_rows(rows: int, sample: Tensor) -> Tensor:

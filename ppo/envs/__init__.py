@@ -8,6 +8,9 @@ next step. `info` holds one array per key, never one dict per environment:
     final_obs        (N, ...)       the last observation, valid where an episode ended in this step
     episode_return   (N,) float64   raw return of the whole game, valid where it ended
     episode_length   (N,) int64     agent steps of the whole game, valid where it ended
+
+`send` hands one of the `groups` its actions, and `recv` returns what `step` would for that group alone, as parts of the
+same arrays. Between the two the emulators of an engine with several groups run by themselves.
 """
 
 import abc
@@ -23,6 +26,7 @@ from ppo.config import Refusal, WorldSettings, did_you_mean
 
 FrameListener = Callable[[NDArray[np.uint8]], None]
 ArrayState = Mapping[str, NDArray[Any]]
+StepResult = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]
 
 
 class Environments(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], abc.ABC):
@@ -34,6 +38,20 @@ class Environments(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArra
     """The current observations, (N, ...)."""
     on_replay: Callable[[], None] = staticmethod(lambda: None)
     """Called now and then while `set_states` plays episodes again, which may take minutes."""
+    _sent: NDArray[Any]
+
+    @property
+    def groups(self) -> tuple[slice, ...]:
+        """The environments that are stepped together, as parts of the block; one group of all unless overridden."""
+        return (slice(0, self.num_envs),)
+
+    def send(self, group: slice, actions: NDArray[Any]) -> None:
+        """Begin a step of one of the `groups`."""
+        self._sent = actions
+
+    def recv(self, group: slice) -> StepResult:
+        """Wait for the step that `send` began and return its result."""
+        return self.step(self._sent)
 
     @abc.abstractmethod
     def get_states(self) -> list[dict[str, NDArray[Any]]]:

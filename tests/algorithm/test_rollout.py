@@ -5,11 +5,21 @@ from ppo.algorithm.normalization import Moments, RunningMoments
 from ppo.algorithm.rollout import Collector, Rollout
 from ppo.models import distributions
 from ppo.models.actor_critic import build_model
-from tests.algorithm.worlds import ScriptedWorld
+from tests.algorithm.worlds import ScriptedWorld, WorldInGroups
 
 
-def collect(*, steps=7, seed=0, updates=1, episodic_life=True, clip_rewards=False, normalizer=None, indices=range(3)):
-    world = ScriptedWorld()
+def collect(
+    *,
+    steps=7,
+    seed=0,
+    updates=1,
+    episodic_life=True,
+    clip_rewards=False,
+    normalizer=None,
+    indices=range(3),
+    kind=ScriptedWorld,
+):
+    world = kind()
     model = build_model(world.single_observation_space, world.single_action_space, "small", seed=1)
     with torch.no_grad():
         model.policy_head.weight.mul_(300.0)  # far from uniform, so that a wrong observation would show
@@ -110,6 +120,28 @@ def test_actions_are_addressed_by_environment_and_update():
     assert torch.equal(first.actions, again.actions)
     assert not torch.equal(first.actions, second_update.actions)
     assert not torch.equal(first.actions, elsewhere.actions)
+
+
+def test_groups_of_environments_give_the_rollout_of_one_group():
+    # Two updates: the second begins where the groups of the first stood.
+    _, _, whole, whole_episodes = collect(updates=2)
+    _, _, parts, part_episodes = collect(updates=2, kind=WorldInGroups)
+    for name in ("observations", "actions", "rewards", "dones"):
+        assert torch.equal(getattr(parts, name), getattr(whole, name)), name
+    for name in ("log_probs", "values", "next_values"):  # a product of other shapes may round differently
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name))
+    in_order = sorted(part_episodes, key=lambda episode: (episode.step, episode.environment))
+    assert in_order == whole_episodes
+
+
+def test_a_group_gets_its_actions_before_another_is_waited_for():
+    world, *_ = collect(steps=3, kind=WorldInGroups)
+    assert world.calls == [
+        *("send 0", "send 1"),
+        *("recv 0", "send 0", "recv 1", "send 1"),
+        *("recv 0", "send 0", "recv 1", "send 1"),
+        *("recv 0", "recv 1"),
+    ]
 
 
 def test_gathered_images_are_those_of_their_indices_whatever_the_memory_order():

@@ -28,21 +28,45 @@ class ScriptedWorld(Environments):
 
     def step(self, actions):
         self.actions.append(actions.copy())
-        rewards = 100.0 * self.observations[:, 0] + actions
-        self.observations[:, 0] += 1
-        ended = self.observations[:, 0] % self.length == 0
-        only = np.eye(3, dtype=bool)
+        return self.advance(slice(0, 3), actions)
+
+    def advance(self, group, actions):
+        observations = self.observations[group]
+        rewards = 100.0 * observations[:, 0] + actions
+        observations[:, 0] += 1
+        ended = observations[:, 0] % self.length == 0
+        only = np.eye(3, dtype=bool)[:, group]
         info = {
             "life_lost": ended & only[2],
-            "final_obs": self.observations.copy(),
-            "episode_return": np.array([10.0, 20.0, 30.0]),
-            "episode_length": np.array([self.length] * 3),
+            "final_obs": observations.copy(),
+            "episode_return": np.array([10.0, 20.0, 30.0])[group],
+            "episode_length": np.array([self.length] * 3)[group],
         }
-        self.observations[ended & ~only[2], 2] += 1
-        return self.observations, rewards, ended & only[0], ended & only[1], info
+        observations[ended & ~only[2], 2] += 1
+        return observations, rewards, ended & only[0], ended & only[1], info
 
     def get_states(self):
         return []
 
     def set_states(self, states):
         pass
+
+
+class WorldInGroups(ScriptedWorld):
+    """The same world, stepped in a group of one environment and a group of two; notes what it is asked for."""
+
+    groups = (slice(0, 1), slice(1, 3))
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+        self.on_the_way = {}
+
+    def send(self, group, actions):
+        assert group.start not in self.on_the_way
+        self.calls.append(f"send {group.start}")
+        self.on_the_way[group.start] = actions.copy()
+
+    def recv(self, group):
+        self.calls.append(f"recv {group.start}")
+        return self.advance(group, self.on_the_way.pop(group.start))
