@@ -12,6 +12,8 @@ from collections.abc import Sequence
 # One thread per rank: the ranks share the cores out among themselves. Read by the libraries when they are imported.
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
+# Where a rank has several threads after all, those that wait leave the cores to the emulators instead of spinning.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from ppo.collectives import AbortGuard, Collective, Halt, connect, launched_rank, was_launched
 from ppo.config import Config, Refusal, explicit_settings, parse_command_line
@@ -100,15 +102,19 @@ def run_training(config: Config, collective: Collective, guard: AbortGuard, host
     stop.listen()  # before the imports, which take seconds
     import torch
 
+    from ppo.envs import choose_engine
+    from ppo.machine import cores_per_rank
     from ppo.supervision.watchdog import Watchdog
     from ppo.train import train
 
-    torch.set_num_threads(1)
+    cores = cores_per_rank(collective, hosts)
+    engine = choose_engine(config.run.env_name, config.machine, cores, collective.rank)
+    torch.set_num_threads(engine.threads)
     world = f"{config.run.env_name}, rng_seed {config.run.rng_seed}"
     seconds = config.supervision.watchdog_seconds
     with Watchdog(collective, seconds=seconds, hosts=hosts) as watchdog:
         guard.where = lambda: f"in {watchdog.describe()}, {world}"
-        return train(config, collective, stop, watchdog)
+        return train(config, collective, stop, watchdog, engine)
 
 
 def run_playback(config: Config, collective: Collective, explicit: set[str]) -> int:

@@ -172,6 +172,15 @@ class SupervisionSettings:
 
 
 @dataclass(frozen=True)
+class MachineSettings:
+    """The hardware that is used; changes speed and not what is learnt (docs/protocol.md has what little differs)."""
+
+    env_engine: Literal["auto", "lean", "vector"] = "auto"
+    """lean: one thread a rank, exact resume. vector: ALE's AtariVectorEnv and all cores of a rank, resumes with new
+    games. auto: vector where every rank has several cores, else lean. Training only, Atari only."""
+
+
+@dataclass(frozen=True)
 class Config:
     """All settings of one invocation."""
 
@@ -181,6 +190,7 @@ class Config:
     ppo: PPOSettings = field(default_factory=PPOSettings)
     playback: PlaybackSettings = field(default_factory=PlaybackSettings)
     supervision: SupervisionSettings = field(default_factory=SupervisionSettings)
+    machine: MachineSettings = field(default_factory=MachineSettings)
 
     @property
     def model_name(self) -> str:

@@ -18,7 +18,7 @@ from ppo.algorithm.rollout import Collector
 from ppo.algorithm.update import Learner
 from ppo.collectives import Collective, Halt, decided_by_root, done_by_all, share
 from ppo.config import Config, Refusal, differences
-from ppo.envs import Environments, make_envs
+from ppo.envs import LEAN, Engine, Environments, make_envs
 from ppo.models.actor_critic import ActorCritic, build_model
 from ppo.outputs import checkpoint
 from ppo.outputs.manifest import Counters, Manifest, machine_here
@@ -73,10 +73,10 @@ class Run:
         return {f"learner/{name}": tensor for name, tensor in self.learner.state_dict().items()}
 
 
-def build_run(config: Config, comm: Collective) -> Run:
+def build_run(config: Config, comm: Collective, engine: Engine = LEAN) -> Run:
     """Make this rank's environments and, equal on all ranks, the network and what trains it."""
     indices, seed = share(config.ppo.num_envs, comm.rank, comm.size), config.run.rng_seed
-    envs = make_envs(config.run.env_name, config.world, indices=indices, seed=seed)
+    envs = make_envs(config.run.env_name, config.world, indices=indices, seed=seed, engine=engine)
     model = build_model(
         envs.single_observation_space,
         envs.single_action_space,
@@ -116,9 +116,11 @@ def resume(run: Run) -> list[str]:
     restarted = done_by_all(run.comm, lambda: _restore(run, parts))
     environments = sorted(index for indices in restarted for index in indices)
     if environments:
+        every = len(environments) == run.config.ppo.num_envs
+        which = "all environments" if every else f"environments {', '.join(map(str, environments))}"
         notes.append(
-            f"WARNING: restored weights, optimiser and counters, but environments {', '.join(map(str, environments))} "
-            "could not be brought back to where they were and began a new episode: this is not the exact run"
+            f"WARNING: restored weights, optimiser and counters, but {which} could not be brought back to where they "
+            "were and began a new episode: this is not the exact run"
         )
     return notes
 

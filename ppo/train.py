@@ -14,6 +14,7 @@ import numpy as np
 from ppo.algorithm.rollout import Episode
 from ppo.collectives import Collective, decided_by_root
 from ppo.config import Config, Refusal
+from ppo.envs import LEAN, Engine, atari
 from ppo.outputs import checkpoint
 from ppo.outputs.display import make_display, tell
 from ppo.outputs.folders import move_aside, require_writable
@@ -150,7 +151,7 @@ class Loop:
         return seconds, dict(zip(phases, means, strict=True)), exit_code
 
 
-def train(config: Config, comm: Collective, stop: StopRequest, watchdog: Watchdog) -> int:
+def train(config: Config, comm: Collective, stop: StopRequest, watchdog: Watchdog, engine: Engine = LEAN) -> int:
     """Train until `env_steps`, resuming the newest checkpoint of this name.
 
     Returns:
@@ -163,14 +164,16 @@ def train(config: Config, comm: Collective, stop: StopRequest, watchdog: Watchdo
     lock = ModelLock([config.checkpoint_folder, config.run_folder])
     try:
         notes = decided_by_root(comm, lambda: prepare_folders(config, lock))
-        return _train(config, comm, stop, watchdog, notes)
+        return _train(config, comm, stop, watchdog, engine, notes)
     finally:
         # Everybody has done his part, or nobody could begin: rank 0 took the lock, and rank 0 lets go of it.
         lock.release()
 
 
-def _train(config: Config, comm: Collective, stop: StopRequest, watchdog: Watchdog, notes: list[str]) -> int:
-    run = build_run(config, comm)
+def _train(
+    config: Config, comm: Collective, stop: StopRequest, watchdog: Watchdog, engine: Engine, notes: list[str]
+) -> int:
+    run = build_run(config, comm, engine)
     run.envs.on_replay = lambda: watchdog.enter("resuming", 0)
     notes += resume(run)
     progress = run.progress
@@ -181,6 +184,8 @@ def _train(config: Config, comm: Collective, stop: StopRequest, watchdog: Watchd
                 tell(line)
         return 0
     trackers = make_trackers(run)
+    if atari.is_atari_name(config.run.env_name):
+        trackers.say(engine.describe())
     for note in notes:
         trackers.say(note)
     loop = Loop(run, trackers, stop, watchdog)

@@ -26,6 +26,8 @@ MPI_ENVIRONMENT = {
 CARTPOLE = ["--env_name=CartPole-v1", "--num_envs=4", "--rollout_steps=16", "--minibatch_size=32", "--num_epochs=2"]
 PONG = [
     "--env_name=PongNoFrameskip-v4",
+    # Else a rank that has several cores would step its games in a way that does not resume exactly.
+    "--env_engine=lean",
     "--num_envs=4",
     "--rollout_steps=16",
     "--minibatch_size=32",

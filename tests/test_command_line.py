@@ -17,6 +17,7 @@ REFUSED = {
     "--discount=1.5": "discount must be between 0 and 1, got 1.5",
     "--num_env=8": "there is no setting --num_env; did you mean 'num_envs'?",
     "--model_size=huge": "large",
+    "--env_engine=vectro": "vector",
 }
 
 
@@ -42,6 +43,14 @@ def test_a_job_of_two_ranks_is_refused_once(flags, message, tmp_path):
     job = ppo(tmp_path, *flags, ranks=2)
     assert job.returncode == 2
     assert (job.stderr + job.stdout).count(message) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("engine", ["vector", "lean"])
+def test_an_engine_for_a_world_that_has_none_is_refused(engine, tmp_path):
+    job = ppo(tmp_path, *CARTPOLE, f"--env_engine={engine}")
+    assert job.returncode == 2
+    assert "env_engine must not be set for CartPole-v1: it applies to Atari games only" in job.stderr
     assert list(tmp_path.iterdir()) == []
 
 

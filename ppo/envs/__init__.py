@@ -16,21 +16,43 @@ same arrays. Between the two the emulators of an engine with several groups run 
 import abc
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from ppo.config import Refusal, WorldSettings, did_you_mean
+from ppo.config import MachineSettings, Refusal, WorldSettings, did_you_mean
 
 FrameListener = Callable[[NDArray[np.uint8]], None]
 ArrayState = Mapping[str, NDArray[Any]]
 StepResult = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class Engine:
+    """What steps a rank's Atari games, and with how many threads."""
+
+    name: Literal["lean", "vector"]
+    threads: int
+
+    def describe(self) -> str:
+        """Return the line that a log has of it."""
+        if self.name == "vector":
+            threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+            return (
+                f"env_engine: vector, {threads}; it cannot resume exactly: a run that is stopped goes on with new "
+                "games (with --env_engine=lean it resumes exactly)"
+            )
+        return "env_engine: lean, 1 thread; a run that is stopped resumes exactly"
+
+
+LEAN = Engine("lean", threads=1)
+
+
 class Environments(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], abc.ABC):
-    """A block of environments whose exact state can be taken out and put back."""
+    """A block of environments whose state can be taken out and put back, by most kinds exactly."""
 
     frames_per_second: float
     """Rate at which a frame listener receives the screen."""
@@ -55,7 +77,7 @@ class Environments(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArra
 
     @abc.abstractmethod
     def get_states(self) -> list[dict[str, NDArray[Any]]]:
-        """Return one dict of arrays per environment, all that is needed to go on exactly as if never stopped."""
+        """Return one dict of arrays per environment: what is needed to go on as if never stopped, as far as it can."""
 
     @abc.abstractmethod
     def set_states(self, states: Sequence[ArrayState]) -> list[int]:
@@ -65,7 +87,7 @@ class Environments(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArra
 
         Returns:
             The global indices of the environments that could not be brought back exactly and have begun a new episode
-            instead: the world did not do again what it did before. None, normally.
+            instead: the world did not do again what it did before, or the engine cannot. None, normally.
 
         Raises:
             ValueError: a state does not belong to this kind of environment.
@@ -92,11 +114,26 @@ def check_environment(env_name: str, explicit: Collection[str] = (), model_size:
         known = [i for i in gymnasium.registry if not atari.is_atari_name(i)]
         raise unknown_environment(env_name, [*known, *atari.accepted_names()])
     control.check(env_name)
-    for setting in dataclasses.fields(WorldSettings):
-        if setting.name in explicit:
-            raise Refusal(f"{setting.name} must not be set for {env_name}: it applies to Atari games only")
+    for setting in (*(field.name for field in dataclasses.fields(WorldSettings)), "env_engine"):
+        if setting in explicit:
+            raise Refusal(f"{setting} must not be set for {env_name}: it applies to Atari games only")
     if model_size not in ("small", "large"):
         raise Refusal(f"model_size must be small or large for {env_name}, which shows no images, got {model_size}")
+
+
+def choose_engine(env_name: str, settings: MachineSettings, cores: Sequence[int], rank: int) -> Engine:
+    """Return a rank's engine; of the same name on all ranks.
+
+    Args:
+        env_name: a Gymnasium id that has been checked.
+        settings: the user's wish; auto takes vector only where every rank has several cores, since it is not exact.
+        cores: of every rank.
+        rank: whose engine it is.
+    """
+    from ppo.envs import atari
+
+    vector = settings.env_engine == "vector" or (settings.env_engine == "auto" and min(cores) > 1)
+    return Engine("vector", threads=cores[rank]) if vector and atari.is_atari_name(env_name) else LEAN
 
 
 def make_envs(
@@ -106,14 +143,20 @@ def make_envs(
     indices: range,
     seed: int,
     on_frame: FrameListener | None = None,
+    engine: Engine = LEAN,
 ) -> Environments:
     """Make the environments with these global indices.
 
     Environment i is the same at any rank count: its random numbers are addressed by (seed, i). `on_frame` receives
-    every screen that a step of the first environment shows, (H, W, 3) RGB at `frames_per_second`.
+    every screen that a step of the first environment shows, (H, W, 3) RGB at `frames_per_second`; the vector engine has
+    none.
     """
-    from ppo.envs import atari, control
+    from ppo.envs import atari, atari_vector, control
 
+    if engine.name == "vector":
+        assert on_frame is None
+        rom = atari.rom_name(env_name)
+        return atari_vector.AtariVectorEnvironments(rom, world, indices=indices, seed=seed, threads=engine.threads)
     if atari.is_atari_name(env_name):
         return atari.AtariEnvironments(atari.rom_name(env_name), world, indices=indices, seed=seed, on_frame=on_frame)
     return control.ControlEnvironments(env_name, indices=indices, seed=seed, on_frame=on_frame)

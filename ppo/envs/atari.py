@@ -41,6 +41,8 @@ FRAMES_PER_SECOND = 60.0
 _STICKY_BLOCK = 4096
 _STEPS_BETWEEN_SIGNS_OF_LIFE = 500
 _STATE_PARTS = {"counters", "generator", "ram", "actions", "digest"}
+# What the vector engine saves of a game: which one it was. Whoever reads it begins the next.
+VECTOR_STATE_PARTS = {"episode"}
 _RAM_BYTES = 128
 _DIGEST_BYTES = 32
 # Where numbers are in the bytes of ALE's state: the frames since power-on, which no game sees, and the length of what
@@ -121,7 +123,7 @@ class AtariGame:
         minimal = self._ale.getMinimalActionSet()
         chosen = self._ale.getLegalActionSet() if world.full_action_space else minimal
         self.actions = [action.value for action in chosen]
-        self._presses_fire = world.fire_reset and ale_py.Action.FIRE in minimal
+        self.presses_fire = world.fire_reset and ale_py.Action.FIRE in minimal
         self._noop_max, self._max_frames = world.noop_max, world.max_frames
 
         # Read by turns: [0] the last frame of a step, [1] the one before.
@@ -158,7 +160,7 @@ class AtariGame:
                 if self._ale.game_over():
                     self._ale.reset_game()
                     self.episode_return = 0.0
-        if self._presses_fire:
+        if self.presses_fire:
             self.episode_return += self._hold(_FIRE)
         self._shows = True
         self._lives = self._ale.lives()
@@ -178,7 +180,7 @@ class AtariGame:
         # Falling to 0 lives counts as none lost, as in AtariVectorEnv: some games stand there for a while before they
         # are over (Wizard of Wor), some play their last life there (Bank Heist).
         life_lost = 0 < lives < self._lives and not over
-        if life_lost and self._presses_fire:
+        if life_lost and self.presses_fire:
             # Without it Breakout waits for ever. The learner never sees these frames, the game's return does.
             reward += self._hold(_FIRE)
             over, lives = self._ale.game_over(), self._ale.lives()
@@ -201,6 +203,9 @@ class AtariGame:
             ValueError: says what is wrong with it.
         """
         of = f"of environment {self.index}"
+        if set(state) == VECTOR_STATE_PARTS:
+            saved_episode(state, self.index)
+            return
         if set(state) != _STATE_PARTS:
             raise ValueError(f"the saved state {of} must be {sorted(_STATE_PARTS)}, got {sorted(state)}")
         words = _read_generator(self._ale.cloneState().serialize()).size
@@ -380,6 +385,9 @@ class AtariEnvironments(Environments):
     def _replay(self, position: int, state: ArrayState) -> bool:
         """Play a game again from its beginning; tell whether it led to where it was saved."""
         game = self._games[position]
+        if set(state) == VECTOR_STATE_PARTS:
+            game.episode = saved_episode(state, game.index)
+            return False
         game.rewind(state)
         game.muted, over = True, False
         self._begin(position)
@@ -400,16 +408,32 @@ class AtariEnvironments(Environments):
         self._push(position)
 
     def _push(self, position: int) -> None:
-        """Move the stack of one game on by its newest screen."""
-        stack, screen = self._stacks[position], self._games[position].screen
-        if self._depth == 4:
-            # The four bytes of a pixel as one little-endian word: moving them on is one shift.
-            words = stack.view("<u4")[..., 0]
-            np.right_shift(words, 8, out=words)
-            stack[..., 3] = screen
-        else:
-            stack[..., :-1] = stack[..., 1:]
-            stack[..., -1] = screen
+        push(self._stacks[position], self._games[position].screen)
+
+
+def push(stacks: NDArray[np.uint8], screens: NDArray[np.uint8]) -> None:
+    """Move stacks (..., 84, 84, C) on by their newest screens (..., 84, 84)."""
+    if stacks.shape[-1] == 4:
+        # The four bytes of a pixel as one little-endian word: moving them on is one shift.
+        words = stacks.view("<u4")[..., 0]
+        np.right_shift(words, 8, out=words)
+        stacks[..., 3] = screens
+    else:
+        stacks[..., :-1] = stacks[..., 1:]
+        stacks[..., -1] = screens
+
+
+def saved_episode(state: ArrayState, index: int) -> int:
+    """Return the number of the game that a state of either engine belongs to.
+
+    Raises:
+        ValueError: it does not say.
+    """
+    name, size = ("episode", 1) if set(state) == VECTOR_STATE_PARTS else ("counters", 2)
+    array = state.get(name, np.empty(0))
+    if (array.dtype.name, array.shape) != ("int64", (size,)) or not 0 <= array[0] <= _COUNTER_LIMIT:
+        raise ValueError(f"the saved {name} of environment {index} must be int64 ({size},) from 0 to 2^48")
+    return int(array[0])
 
 
 def _read_generator(emulator: bytes) -> NDArray[np.int64]:

@@ -36,7 +36,7 @@ def test_a_refusal_of_some_ranks_names_them():
 def test_every_setting_and_version_is_compared():
     names = described(Config()).keys()
     assert {field.name for field in dataclasses.fields(Config().ppo)} <= names
-    assert {"env_name", "version of ppo", "version of torch", "version of ale-py"} <= names
+    assert {"env_name", "env_engine", "version of ppo", "version of torch", "version of ale-py"} <= names
 
 
 def test_a_rank_alone_is_refused_with_its_own_reason():

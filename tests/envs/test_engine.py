@@ -1,0 +1,108 @@
+"""Which engine steps the games of a rank, and what a run with it keeps of the promises."""
+
+import numpy as np
+import pytest
+import torch
+
+from ppo.config import MachineSettings, WorldSettings
+from ppo.envs import LEAN, Engine, choose_engine, make_envs
+from ppo.envs.atari import AtariEnvironments
+from ppo.envs.atari_vector import AtariVectorEnvironments
+from tests.jobs import PONG as SMALL
+from tests.jobs import ppo, rows, weights
+
+PONG = "PongNoFrameskip-v4"
+
+
+@pytest.mark.parametrize(
+    ("wish", "cores", "expected"),
+    [
+        ("auto", [1], LEAN),
+        ("auto", [8], Engine("vector", 8)),
+        ("auto", [4, 4], Engine("vector", 4)),
+        # One rank with one core makes it lean for all: ranks of one job are not of two kinds.
+        ("auto", [4, 1], LEAN),
+        ("lean", [8], LEAN),
+        ("vector", [1], Engine("vector", 1)),
+        ("vector", [3, 1], Engine("vector", 3)),
+    ],
+)
+def test_auto_takes_the_vector_engine_where_every_rank_has_several_cores(wish, cores, expected) -> None:
+    assert choose_engine(PONG, MachineSettings(env_engine=wish), cores, rank=0) == expected
+
+
+def test_every_rank_has_as_many_threads_as_cores() -> None:
+    assert choose_engine(PONG, MachineSettings(), [4, 2], rank=1) == Engine("vector", 2)
+
+
+def test_other_worlds_than_atari_have_one_thread() -> None:
+    assert choose_engine("CartPole-v1", MachineSettings(), [8], rank=0) == LEAN
+
+
+def test_games_are_made_by_the_engine_that_is_asked_for_and_by_the_exact_one_otherwise() -> None:
+    kinds = [
+        type(make_envs(PONG, WorldSettings(), indices=range(1), seed=0, **engine))
+        for engine in ({}, {"engine": LEAN}, {"engine": Engine("vector", 1)})
+    ]
+    assert kinds == [AtariEnvironments, AtariEnvironments, AtariVectorEnvironments]
+
+
+def assert_ok(job):
+    assert job.returncode == 0, job.stdout + job.stderr
+
+
+def test_the_vector_engine_repeats_a_run_bit_for_bit_and_goes_on_with_new_games_which_it_says_once(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    flags = [*SMALL, "--env_engine=vector", "--sticky_actions=0.25", "--max_frames=100"]
+    for folder in (first, second):
+        folder.mkdir()
+        assert_ok(ppo(folder, *flags, "--env_steps=192"))
+    for file_name in ("model.safetensors", "training.safetensors"):
+        saved = [folder / f"checkpoints/{PONG}/step_000000000192" / file_name for folder in (first, second)]
+        assert saved[0].read_bytes() == saved[1].read_bytes()
+    resumed = ppo(first, *flags, "--env_steps=256")
+    assert_ok(resumed)
+    assert f"resuming {PONG} at 192 steps" in resumed.stdout
+    assert resumed.stdout.count("env_engine: vector") == resumed.stdout.count("cannot resume exactly") == 1
+    assert resumed.stdout.count("WARNING") == resumed.stdout.count("all environments could not be brought back") == 1
+    steps = [int(row["env_steps"]) for row in rows(first / "runs" / PONG / "progress.csv")]
+    assert steps == [64, 128, 192, 256]
+
+
+def test_the_vector_engine_takes_the_same_updates_on_two_ranks_as_on_one(tmp_path):
+    flags = [*SMALL, "--env_engine=vector", "--env_steps=192"]
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    for folder, ranks in ((alone, 0), (together, 2)):
+        folder.mkdir()
+        job = ppo(folder, *flags, ranks=ranks)
+        assert_ok(job)
+        assert job.stdout.count("env_engine: vector") == 1
+    for key, expected in weights(alone, PONG, 192).items():
+        tolerance = 1e-4 if "moments" in key else 0.0
+        np.testing.assert_allclose(weights(together, PONG, 192)[key], expected, rtol=tolerance, atol=1e-5, err_msg=key)
+
+
+@pytest.mark.parametrize(("before", "after"), [("lean", "vector"), ("vector", "lean")])
+def test_a_checkpoint_of_one_engine_goes_on_with_the_other_from_the_same_weights(before, after, tmp_path):
+    assert_ok(ppo(tmp_path, *SMALL, f"--env_engine={before}", "--env_steps=64"))
+    changed = ppo(tmp_path, *SMALL, f"--env_engine={after}", "--env_steps=128", "--learning_rate=1e-12")
+    assert_ok(changed)
+    assert changed.stdout.count("but all environments could not be brought back to where they were") == 1
+    saved, now = weights(tmp_path, PONG, 64), weights(tmp_path, PONG, 128)
+    for key in ("model/policy_head.weight", "model/value_head.weight"):
+        np.testing.assert_allclose(now[key], saved[key], rtol=0, atol=1e-9, err_msg=key)
+
+
+@pytest.mark.parametrize(
+    ("wish", "cores", "engine", "threads"),
+    [("auto", 1, "lean", 1), ("auto", 2, "vector", 2), ("lean", 2, "lean", 1), ("vector", 1, "vector", 1)],
+)
+def test_a_run_says_once_which_engine_it_uses_and_has_as_many_threads(
+    wish, cores, engine, threads, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("ppo.machine.cores_here", lambda: frozenset(map(str, range(cores))))
+    job = ppo(tmp_path, *SMALL, f"--env_engine={wish}", "--env_steps=64")
+    assert_ok(job)
+    count = "1 thread" if threads == 1 else f"{threads} threads"
+    assert job.stdout.count(f"env_engine: {engine}, {count};") == job.stdout.count("env_engine: ") == 1
+    assert torch.get_num_threads() == threads
