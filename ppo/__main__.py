@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from ppo.collectives import AbortGuard, Collective, Halt, connect, launched_rank, was_launched
 from ppo.config import Config, Refusal, explicit_settings, parse_command_line
-from ppo.presets import PRESETS, default_preset
+from ppo.presets import PRESETS, default_preset, for_environments
 
 REFUSED = 2
 WENT_WRONG = 70
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     config: Config | None = None
     refusal: str | None = None
     try:
-        config = parse_command_line(arguments, PRESETS, default_preset, speak=speaks)
+        config = parse_command_line(arguments, PRESETS, default_preset, for_environments, speak=speaks)
         if config.run.mode == "train" or "env_name" in explicit:
             from ppo.envs import check_environment
 

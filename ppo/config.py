@@ -311,10 +311,11 @@ def parse_command_line(
     arguments: Sequence[str],
     presets: Mapping[str, Mapping[str, Any]],
     default_preset: typing.Callable[[str], str],
+    for_environments: typing.Callable[[Mapping[str, Any], int, int | None], Mapping[str, Any]],
     *,
     speak: bool = True,
 ) -> Config:
-    """Turn flags into a validated Config whose defaults come from the chosen preset.
+    """Turn flags into a validated Config whose defaults come from the chosen preset, scaled to `--num_envs`.
 
     With `speak=False` (every rank but the first) --help prints nothing.
 
@@ -324,12 +325,18 @@ def parse_command_line(
     """
     _refuse_unknown_flags(arguments)
     arguments = _spell_out_booleans(arguments)
-    chosen = _peek(arguments, ("env_name", "preset"))
+    chosen = _peek(arguments, ("env_name", "preset", "num_envs", "rollout_steps"))
     env_name = chosen.get("env_name", RunSettings.env_name)
     preset = chosen.get("preset") or default_preset(env_name)
     if preset not in presets:
         raise Refusal(f"preset must be one of {', '.join(presets)}, got {preset!r}{did_you_mean(preset, presets)}")
-    defaults = Config().replace_settings(presets[preset]).replace_settings({"env_name": env_name, "preset": preset})
+    settings = presets[preset]
+    num_envs, rollout_steps = (
+        int(value) if (value := chosen.get(name, "")).isdecimal() else None for name in ("num_envs", "rollout_steps")
+    )
+    if num_envs:
+        settings = for_environments(settings, num_envs, rollout_steps)
+    defaults = Config().replace_settings(settings).replace_settings({"env_name": env_name, "preset": preset})
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint), _silent_unless(speak):

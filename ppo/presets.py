@@ -1,7 +1,14 @@
-"""Named settings, data only: each entry changes defaults of `config.py` and flags change them further."""
+"""Named settings: each entry changes defaults of `config.py`, and flags change them further.
 
+More environments than a preset was made for change some of its other numbers, by the rule of `for_environments`.
+"""
+
+import math
 from collections.abc import Mapping
 from typing import Any
+
+_LARGEST_BATCH = 16_384
+_LARGEST_RATE = 1e-3
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # The fastest settings found so far that never collapsed; docs/learning.md has the runs behind them.
@@ -75,3 +82,31 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 def default_preset(env_name: str) -> str:
     """Return the preset of an environment's family."""
     return "atari" if "NoFrameskip" in env_name or env_name.startswith("ALE/") else "classic"
+
+
+def for_environments(preset: Mapping[str, Any], num_envs: int, rollout_steps: int | None = None) -> Mapping[str, Any]:
+    """Return a preset with what more environments change in it, so that they learn as much from a step.
+
+    As many gradient steps an update as before, each on a larger minibatch; a batch of at most 16,384 steps, the rollout
+    being halved until it is (more parallel environments serve better than longer rollouts, Mayor et al. 2025,
+    arXiv:2506.03404); a learning rate that grows with the square root of the batch, to at most 1e-3 (Adam's gradient
+    noise falls so). A rate that is steered by the KL finds its own value.
+
+    Args:
+        preset: one of PRESETS.
+        num_envs: environments of the job; as many as the preset has or fewer change nothing.
+        rollout_steps: what the user has chosen, if he has.
+    """
+    if num_envs <= preset["num_envs"]:
+        return preset
+    batch = preset["num_envs"] * preset["rollout_steps"]
+    num_minibatches = batch // preset["minibatch_size"]
+    steps = rollout_steps or preset["rollout_steps"]
+    # Every environment has a step in every minibatch.
+    while not rollout_steps and num_envs * steps > _LARGEST_BATCH and steps % (2 * num_minibatches) == 0:
+        steps //= 2
+    changed = {"rollout_steps": steps, "minibatch_size": num_envs * max(1, steps // num_minibatches)}
+    if preset["learning_rate_schedule"] != "kl_adaptive":
+        rate = preset["learning_rate"]
+        changed["learning_rate"] = max(rate, min(_LARGEST_RATE, rate * math.sqrt(num_envs * steps / batch)))
+    return {**preset, **changed}

@@ -16,7 +16,7 @@ from types import FrameType
 
 from ppo.__main__ import REFUSED, WENT_WRONG
 from ppo.config import Config, Refusal, parse_command_line
-from ppo.presets import PRESETS, default_preset
+from ppo.presets import PRESETS, default_preset, for_environments
 from ppo.supervision.signals import AS_ASKED, INTERRUPTED, PREEMPTED
 
 # After these codes the job would do the same again, or was asked to leave.
@@ -31,7 +31,7 @@ def main() -> int:
         max_restarts, arguments = take_max_restarts(sys.argv[1:])
         if "--help" in arguments:
             print("scripts/train takes --max_restarts=N (start a job that died again, up to N times), and:\n")
-        config = parse_command_line(arguments, PRESETS, default_preset)
+        config = parse_command_line(arguments, PRESETS, default_preset, for_environments)
     except Refusal as refusal:
         print(f"ppo: {refusal}", file=sys.stderr)
         return REFUSED

@@ -24,11 +24,11 @@ from ppo.config import (
     parse_command_line,
     setting_types,
 )
-from ppo.presets import PRESETS, default_preset
+from ppo.presets import PRESETS, default_preset, for_environments
 
 
 def parse(*arguments: str) -> Config:
-    return parse_command_line(arguments, PRESETS, default_preset, speak=False)
+    return parse_command_line(arguments, PRESETS, default_preset, for_environments, speak=False)
 
 
 # ------------------------------------------------------------------------------------------------------------- flags
@@ -99,7 +99,7 @@ def test_an_unknown_flag_is_refused_with_the_nearest_one(argument: str) -> None:
 
 def test_help_names_every_setting_and_ends_with_exit_code_0(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as leave:
-        parse_command_line(["--help"], PRESETS, default_preset)
+        parse_command_line(["--help"], PRESETS, default_preset, for_environments)
     assert leave.value.code == 0
     text = capsys.readouterr().out.replace("_", "-")
     assert [name for name in setting_types() if f"--{name.replace('_', '-')}" not in text] == []
@@ -108,7 +108,7 @@ def test_help_names_every_setting_and_ends_with_exit_code_0(capsys: pytest.Captu
 def test_ranks_that_do_not_speak_print_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     for argument, error in (("--num_envs=many", Refusal), ("--help", SystemExit)):
         with pytest.raises(error):
-            parse_command_line([argument], PRESETS, default_preset, speak=False)
+            parse_command_line([argument], PRESETS, default_preset, for_environments, speak=False)
     printed = capsys.readouterr()
     assert printed.out + printed.err == ""
 

@@ -13,15 +13,18 @@ from torch import Tensor, nn
 
 from ppo.algorithm import equations
 from ppo.algorithm.adam import Adam
+from ppo.algorithm.noise_scale import GradientNoiseScale
 from ppo.algorithm.normalization import Moments, RunningMoments, moments_over_ranks, standardize
 from ppo.algorithm.rollout import Rollout
-from ppo.collectives import Collective, Halt
+from ppo.collectives import Collective, Halt, share
 from ppo.config import PPOSettings
 from ppo.models import distributions
 from ppo.models.actor_critic import ActorCritic
 from ppo.random_streams import Purpose, stream
 
-_SUMS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
+_LOGGED = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
+# Behind what is logged: the mean over ranks of the square of each one's own gradient.
+_SUMS = (*_LOGGED, "squared_gradient_of_a_rank")
 
 # The pixels of every 16th step give their mean and deviation to far more digits than matter.
 _STEPS_PER_PIXEL_SAMPLE = 16
@@ -111,10 +114,14 @@ class Learner:
         self._exchanged = self._flat.exchanged.numpy()
         self._optimizer = Adam(self._flat.count, settings.adam_epsilon)
         self._adaptive_rate = settings.learning_rate
+        steps = settings.minibatch_size // settings.num_envs
+        shares = [len(share(settings.num_envs, rank, comm.size)) * steps for rank in range(comm.size)]
+        self._growth = sum(shares) / shares[comm.rank]
+        self._noise_scale = GradientNoiseScale(shares)
         self._pixel_moments = RunningMoments()
         self.seconds = {"learn": 0.0, "communicate": 0.0}
 
-    def update(self, rollout: Rollout, *, update: int, progress: float) -> dict[str, float]:
+    def update(self, rollout: Rollout, *, update: int, progress: float) -> dict[str, float | None]:
         """Improve the policy with one rollout.
 
         Args:
@@ -137,10 +144,10 @@ class Learner:
         rate = self._learning_rate(progress)
 
         batch, explained_variance = self._prepare(rollout)
-        sums, count, gradient_norms = np.zeros(len(_SUMS)), 0, []
+        sums, count, gradient_norms = np.zeros(len(_LOGGED)), 0, []
         epochs = 0
         for epoch in range(settings.num_epochs):
-            epoch_sums = np.zeros(len(_SUMS))
+            epoch_sums = np.zeros(len(_LOGGED))
             indices = self.minibatches(update, epoch)
             advantages = self._minibatch_advantages(batch.advantages, indices)
             for index, advantage in zip(indices, advantages, strict=True):
@@ -149,11 +156,11 @@ class Learner:
                     part = slice(start, start + _MAX_SAMPLES_AT_ONCE)
                     self._accumulate(batch, index[part], advantage[part], clip_range)
                 gradient_norms.append(self._step(rate, update))
-                epoch_sums += self._flat.sums.numpy()
+                epoch_sums += self._flat.sums[: len(_LOGGED)].numpy()
             sums += epoch_sums
             count += len(indices)
             epochs += 1
-            kl = float(epoch_sums[_SUMS.index("approx_kl")]) / len(indices)
+            kl = float(epoch_sums[_LOGGED.index("approx_kl")]) / len(indices)
             rate = self._steer(rate, kl)
             if settings.kl_stop is not None and kl > settings.kl_stop:
                 break
@@ -161,11 +168,12 @@ class Learner:
         self._follow_pixels(rollout)
         self.seconds["learn"] = time.perf_counter() - started - self.seconds["communicate"]
         return {
-            **{f"update/{name}": float(total) / count for name, total in zip(_SUMS, sums, strict=True)},
+            **{f"update/{name}": float(total) / count for name, total in zip(_LOGGED, sums, strict=True)},
             "update/explained_variance": explained_variance,
             "update/learning_rate": rate,
             "update/clip_range": clip_range,
             "update/grad_norm": float(np.mean(gradient_norms)),
+            "update/noise_scale": self._noise_scale.value,
             "update/epochs": epochs,
         }
 
@@ -185,11 +193,12 @@ class Learner:
         return torch.from_numpy(shares.reshape(steps // share, num_local * share))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the optimiser's moments and step count and the adaptive learning rate."""
+        """Return the optimiser's moments and step count, the adaptive learning rate and running statistics."""
         return {
             **self._optimizer.state_dict(),
             "adaptive_rate": torch.tensor(self._adaptive_rate, dtype=torch.float64),
             "pixel_moments": self._pixel_moments.state_dict()["moments"],
+            **self._noise_scale.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -201,6 +210,7 @@ class Learner:
         self._optimizer.load_state_dict(state)
         self._adaptive_rate = min(float(state["adaptive_rate"]), self._settings.learning_rate_max)
         self._pixel_moments.load_state_dict({"moments": state["pixel_moments"]})
+        self._noise_scale.load_state_dict(state)
 
     def _learning_rate(self, progress: float) -> float:
         settings = self._settings
@@ -274,10 +284,13 @@ class Learner:
             ratios = log_ratios.detach()
             kl, fraction = equations.approximate_kl(ratios).sum(), equations.clipped(ratios, clip_range).sum()
             sums = torch.stack([policy_loss, value_loss, entropy, kl, fraction])
-            self._flat.sums.add_(sums / settings.minibatch_size)
+            self._flat.sums[: len(_LOGGED)].add_(sums / settings.minibatch_size)
 
     def _step(self, rate: float, update: int) -> float:
         """Sum the gradient over ranks, clip it and take an Adam step; return its norm before clipping."""
+        if self._noise_scale.is_measured:
+            own = self._growth * float(self._flat.gradient.norm())
+            self._flat.sums[-1] = own * own / self._comm.size
         started = time.perf_counter()
         self._comm.sum_in_place(self._exchanged)
         self.seconds["communicate"] += time.perf_counter() - started
@@ -289,6 +302,8 @@ class Learner:
                 f"the loss or the gradient of update {update + 1} is not finite (gradient norm {norm:g}, {sums}); "
                 "no weight was changed by it and the last checkpoint stands. A lower --learning_rate may help"
             )
+        if self._noise_scale.is_measured:
+            self._noise_scale.observe(float(self._flat.sums[-1]), norm * norm)
         limit = self._settings.max_gradient_norm
         if limit is not None and norm > limit:
             self._flat.gradient.mul_(limit / norm)

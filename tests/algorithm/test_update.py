@@ -274,3 +274,28 @@ def test_no_network_is_built_for_spaces_it_cannot_serve():
     box = gymnasium.spaces.Box(0, 1, (7, 7), np.float32)
     with pytest.raises(ValueError, match="no network"):
         build_model(box, gymnasium.spaces.Discrete(2), "small", seed=0)
+
+
+class OneOfTwo(Alone):
+    """The second of two ranks, with 2 of 3 environments; the first one adds nothing."""
+
+    rank, size = 1, 2
+
+    def __init__(self):
+        self.exchanged = []
+
+    def sum_in_place(self, buffer):
+        self.exchanged.append(buffer.copy())
+
+
+def test_a_rank_contributes_the_square_of_the_mean_gradient_of_its_own_steps():
+    comm = OneOfTwo()
+    _, collector, learner = build(indices=range(1, 3), comm=comm)
+    rollout, _ = collector.collect(0)
+    batch, _ = learner._prepare(rollout)
+    index = learner.minibatches(0, 0)[0]
+    assert len(index) == 8  # of the 12 steps of a minibatch
+    learner._accumulate(batch, index, batch.advantages[index], 0.2)
+    mean_of_own_steps = learner._flat.gradient * SETTINGS.minibatch_size / len(index)
+    learner._step(1e-4, 0)
+    assert comm.exchanged[-1][-1] == pytest.approx(float(mean_of_own_steps.square().sum()) / 2, rel=1e-5)

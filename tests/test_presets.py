@@ -1,0 +1,63 @@
+"""What more environments than a preset was made for change in it."""
+
+import dataclasses
+import math
+
+import pytest
+
+from ppo.config import Config, PPOSettings, Refusal, parse_command_line
+from ppo.presets import PRESETS, default_preset, for_environments
+
+
+def parse(*arguments: str) -> PPOSettings:
+    return parse_command_line(arguments, PRESETS, default_preset, for_environments, speak=False).ppo
+
+
+def gradient_steps(ppo: PPOSettings) -> int:
+    return ppo.num_epochs * ppo.num_envs * ppo.rollout_steps // ppo.minibatch_size
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("factor", [2, 3, 4, 16, 64])
+def test_more_environments_give_valid_settings_with_as_many_gradient_steps(name: str, factor: int) -> None:
+    base = parse(f"--preset={name}")
+    scaled = parse(f"--preset={name}", f"--num_envs={factor * base.num_envs}")
+    assert scaled.num_envs == factor * base.num_envs
+    assert gradient_steps(scaled) == gradient_steps(base)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("num_envs", [None, 8, 4])
+def test_no_more_environments_than_the_preset_has_change_nothing_else(name: str, num_envs: int | None) -> None:
+    base = Config().replace_settings(PRESETS[name]).ppo
+    scaled = base if num_envs is None else dataclasses.replace(base, **{"num_envs": num_envs})
+    assert parse(f"--preset={name}", *([] if num_envs is None else [f"--num_envs={num_envs}"])) == scaled
+
+
+def test_the_rollout_is_halved_until_the_batch_has_at_most_16384_steps() -> None:
+    assert [parse(f"--num_envs={n}").rollout_steps for n in (16, 64, 128, 256, 512)] == [128, 128, 128, 64, 32]
+    assert all(n * parse(f"--num_envs={n}").rollout_steps <= 16_384 for n in (16, 100, 128, 256, 512, 1024))
+    assert parse("--num_envs=4096").rollout_steps == 8  # a step of every environment in each of 8 minibatches
+
+
+def test_a_fixed_rate_grows_with_the_square_root_of_the_batch_to_at_most_a_thousandth() -> None:
+    assert parse("--preset=cleanrl", "--num_envs=32").learning_rate == pytest.approx(2.5e-4 * math.sqrt(4.0))
+    assert parse("--preset=cleanrl", "--num_envs=1024").learning_rate == 1e-3
+    # Beyond 16,384 steps the batch does not grow any more, and so the rate does not.
+    assert parse("--preset=paper", "--num_envs=128").learning_rate == pytest.approx(1e-3)
+    assert parse("--preset=classic", "--num_envs=64").learning_rate == PRESETS["classic"]["learning_rate"]
+
+
+def test_a_rate_that_is_steered_by_the_kl_is_left_alone() -> None:
+    scaled = parse("--preset=atari", "--num_envs=64")
+    assert (scaled.learning_rate, scaled.learning_rate_max) == (3e-4, 1e-3)
+
+
+def test_what_the_user_sets_is_not_scaled() -> None:
+    scaled = parse("--num_envs=32", "--rollout_steps=64", "--learning_rate=1e-4")
+    assert (scaled.rollout_steps, scaled.minibatch_size, scaled.learning_rate) == (64, 256, 1e-4)
+    assert parse("--num_envs=32", "--minibatch_size=1024").minibatch_size == 1024
+    with pytest.raises(Refusal, match="num_envs must be between 1 and 4096"):
+        parse("--num_envs=100000")
+    with pytest.raises(Refusal, match="many"):
+        parse("--num_envs=many")
