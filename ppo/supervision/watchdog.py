@@ -30,6 +30,8 @@ _BEATS_OF_SILENCE = 3
 # Rank 0 lets the others print their stacks first; the others leave without it if it does not end the job.
 _SECONDS_FOR_STACKS = 1.5
 _SECONDS_FOR_ROOT = 3.0
+# A rank that cannot speak is named by another one, if there is one, before its processor-time alarm ends it unnamed.
+_SECONDS_FOR_OTHERS = 10.0
 _LEAST_SECONDS_TO_START = 120.0
 _DEBUGGERS = {"bdb", "pdb", "pydevd", "debugpy", "_pydevd_bundle", "ipdb"}
 
@@ -79,6 +81,9 @@ class Watchdog:
         """Note that the loop has come to a phase of an update, which is progress."""
         self._phase, self._update = phase, update
         self._entered += 1
+        # The thread, which sets it too, may be waiting for its first beat with the time that a start may take.
+        if self._thread.is_alive():
+            self._wind_up_the_alarm()
 
     def describe(self) -> str:
         """Return where the loop is: `update 3, collecting`."""
@@ -87,7 +92,7 @@ class Watchdog:
     def _watch(self) -> None:
         last, stalled, entered = time.monotonic(), 0.0, self._entered
         while not self._ended.is_set():
-            signal.setitimer(signal.ITIMER_PROF, self._limit())
+            self._wind_up_the_alarm()
             self._exchange_heartbeats()
             now = time.monotonic()
             # A longer gap means that this process did not run: stopped, or its machine asleep.
@@ -105,6 +110,10 @@ class Watchdog:
     def _limit(self) -> float:
         # Libraries may have to come over a slow network, whatever the length of an update.
         return self._seconds if self._entered else max(self._seconds, _LEAST_SECONDS_TO_START)
+
+    def _wind_up_the_alarm(self) -> None:
+        others = _SECONDS_FOR_OTHERS if self._collective.size > 1 else 0.0
+        signal.setitimer(signal.ITIMER_PROF, self._limit() + others)
 
     def _exchange_heartbeats(self) -> None:
         """Tell, and listen for one beat."""
