@@ -23,7 +23,7 @@ from ppo.outputs.trackers import CsvFiles, FinishedEpisode, TensorBoard, Tracker
 from ppo.run import Run, build_run, merge, resume, save
 from ppo.supervision.replicas import compare_replicas
 from ppo.supervision.signals import StopRequest
-from ppo.supervision.stragglers import StragglerWatch
+from ppo.supervision.stragglers import StragglerWatch, waiting_seconds
 from ppo.supervision.watchdog import Watchdog
 
 SAVE_FAILED = 1
@@ -131,24 +131,28 @@ class Loop:
         """Exchange clocks and stop requests in one all-reduce.
 
         Returns:
-            Mean wall seconds since the last call, mean seconds per phase, and the exit code that any rank asks for.
+            Mean wall seconds since the last call, mean seconds per phase (`wait` is a part of `communicate`), and the
+            exit code that any rank asks for.
         """
         comm, codes = self.run.comm, self._stop.codes
         # A save counts with the update that it delays: the next one.
         phases = {**self.run.collector.seconds, **self.run.learner.seconds, "save": self._save_seconds}
         self._save_seconds = 0.0
-        busy = np.zeros(comm.size)
-        busy[comm.rank] = sum(phases[phase] for phase in ("env", "inference", "learn"))
+        of_each_rank = np.zeros((2, comm.size))
+        of_each_rank[0, comm.rank] = sum(phases[phase] for phase in ("env", "inference", "learn"))
+        of_each_rank[1, comm.rank] = phases["communicate"]
         asked = [float(self._stop.exit_code == code) for code in codes]
-        shared = np.array([self._stopwatch.lap(), *phases.values(), *asked, *busy])
+        shared = np.array([self._stopwatch.lap(), *phases.values(), *asked, *of_each_rank.flat])
         comm.sum_in_place(shared)
         seconds, *means = (shared[: 1 + len(phases)] / comm.size).tolist()
-        votes = shared[1 + len(phases) : -comm.size]
-        warning = self._stragglers.notice(shared[-comm.size :].tolist())
+        votes = shared[1 + len(phases) : -of_each_rank.size]
+        busy, communicating = shared[-of_each_rank.size :].reshape(of_each_rank.shape).tolist()
+        warning = self._stragglers.notice(busy)
         if warning:
             self._trackers.say(warning)
         exit_code = max((code for code, count in zip(codes, votes, strict=True) if count), default=None)
-        return seconds, dict(zip(phases, means, strict=True)), exit_code
+        spent = {**dict(zip(phases, means, strict=True)), "wait": waiting_seconds(communicating)}
+        return seconds, spent, exit_code
 
 
 def train(config: Config, comm: Collective, stop: StopRequest, watchdog: Watchdog, engine: Engine = LEAN) -> int:

@@ -125,7 +125,7 @@ def test_a_run_leaves_its_logs_in_one_folder(tmp_path):
         "update", "env_steps", "time/seconds", "time/steps_per_second", "rollout/return_mean", "rollout/episodes",
         "update/policy_loss", "update/value_loss", "update/entropy", "update/approx_kl", "update/clip_fraction",
         "update/explained_variance", "update/learning_rate", "update/grad_norm", "time/env", "time/inference",
-        "time/learn", "time/communicate", "time/save",
+        "time/learn", "time/communicate", "time/wait", "time/save",
     }  # fmt: skip
     assert promised <= row.keys()
     phases = sum(float(row[f"time/{phase}"]) for phase in ("env", "inference", "learn", "communicate"))
@@ -190,3 +190,22 @@ def test_a_rank_whose_environment_fails_ends_the_job(tmp_path):
     assert job.returncode not in (0, 2)
     assert "rank 1 of 2" in job.stderr
     assert "the emulator is on fire" in job.stderr
+
+
+def test_the_time_in_which_ranks_wait_for_a_slow_one_is_told_from_communication(tmp_path):
+    slow = (
+        "import sys, time, ppo.envs.control as control\n"
+        "from ppo.__main__ import main\n"
+        "from ppo.collectives import launched_rank\n"
+        "original = control.ControlEnvironments.step\n"
+        "def slow(self, actions):\n"
+        "    time.sleep(0.03 * launched_rank())\n"
+        "    return original(self, actions)\n"
+        "control.ControlEnvironments.step = slow\n"
+        f"sys.exit(main({[*CARTPOLE, '--env_steps=192']!r}))\n"
+    )
+    assert_ok(mpirun(2, ["-c", slow], tmp_path))
+    updates = rows(tmp_path / "runs/CartPole-v1/progress.csv")
+    assert all(float(row["time/wait"]) <= float(row["time/communicate"]) for row in updates)
+    # Rank 0 waits for 16 steps of 30 ms, rank 1 for nobody: 0.24 s on average.
+    assert sum(float(row["time/wait"]) for row in updates) / len(updates) > 0.15

@@ -8,6 +8,16 @@ _SECONDS_THAT_MATTER = 0.2
 _UPDATES_IN_A_ROW = 3
 
 
+def waiting_seconds(communicating_seconds: Sequence[float]) -> float:
+    """Estimate how long a rank waited for others, a mean over ranks, from every rank's seconds in all-reduces.
+
+    An all-reduce ends for all ranks at about the same time, so what a rank spends in it beyond the rank that came last
+    is waiting. Over a whole update that rank is taken to be the one with the fewest seconds: where the ranks come last
+    by turns, some of the waiting is still counted as communication.
+    """
+    return statistics.fmean(communicating_seconds) - min(communicating_seconds)
+
+
 class StragglerWatch:
     """Says when a rank has been slower than the others for some updates; less and less often while it stays so."""
 

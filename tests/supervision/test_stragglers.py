@@ -1,4 +1,6 @@
-from ppo.supervision.stragglers import StragglerWatch
+import pytest
+
+from ppo.supervision.stragglers import StragglerWatch, waiting_seconds
 
 
 def warnings(updates, hosts=("a", "b", "c")):
@@ -32,3 +34,12 @@ def test_milliseconds_do_not_matter():
 
 def test_a_rank_alone_waits_for_nobody():
     assert warnings([[9.0]] * 5, hosts=("a",)) == [None] * 5
+
+
+def test_what_a_rank_spends_in_all_reduces_beyond_the_rank_that_came_last_is_waiting():
+    assert waiting_seconds([0.1, 0.5, 0.6]) == pytest.approx(0.3)
+
+
+def test_ranks_that_come_at_the_same_time_communicate_and_do_not_wait():
+    assert waiting_seconds([0.2, 0.2]) == 0.0
+    assert waiting_seconds([0.2]) == 0.0
