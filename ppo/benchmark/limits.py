@@ -1,0 +1,72 @@
+"""The limits of the machine for a case, and the steps per second that they add up to.
+
+Rates are units per second of one core while the cores of all ranks do the same work: environment steps, inference
+samples, training samples.
+"""
+
+import json
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ppo.benchmark.jobs import Job, mpirun
+from ppo.benchmark.plan import Case
+
+Ways = dict[str, list[float]]
+"""Every rank's rate, in rank order, by the way in which the work was done."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the cores can do at most."""
+
+    ways: dict[str, Ways]
+    """By kind of work: `env`, `inference` and `training`."""
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The rate of one core at each kind of work, done in the fastest way; a mean over ranks."""
+        return {kind: max(map(statistics.fmean, ways.values())) for kind, ways in self.ways.items()}
+
+    @property
+    def ranks(self) -> int:
+        """Number of ranks that were measured at once."""
+        return len(next(iter(self.ways["env"].values())))
+
+    def ideal_steps_per_second(self, epochs: float) -> float:
+        """Return the steps per second of a program on these ranks that does nothing else; see the function."""
+        return ideal_steps_per_second(**self.rates, ranks=self.ranks, epochs=epochs)
+
+    def ideal_seconds(self, steps: int, epochs: float) -> dict[str, float]:
+        """Return the seconds per phase, as progress.csv names them, in which the ranks could do `steps` of the job."""
+        rates, share = self.rates, steps / self.ranks
+        return {
+            "env": share / rates["env"],
+            "inference": share / rates["inference"],
+            "learn": share * epochs / rates["training"],
+        }
+
+
+def ideal_steps_per_second(*, ranks: int, env: float, inference: float, training: float, epochs: float) -> float:
+    """Return the steps per second of ranks that spend their time on nothing but emulation and matrix products.
+
+    Every step is emulated once, acted in once and learnt from once per epoch, one after the other; the work is taken to
+    divide evenly, and no rank ever waits.
+    """
+    return ranks / (1.0 / env + 1.0 / inference + epochs / training)
+
+
+def measure_limits(case: Case, cores: Sequence[int], seconds: float) -> Limits:
+    """Measure the limits for a case, each for some seconds, on these cores, a rank on each.
+
+    Raises:
+        JobError: they could not be measured.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        arguments = ["-m", "ppo.benchmark.probe", str(folder / "limits.json"), str(seconds), *case.flags]
+        with Job(mpirun(cores[: case.ranks], arguments), folder, OMP_NUM_THREADS="1") as job:
+            job.wait()
+        return Limits(json.loads((folder / "limits.json").read_text()))

@@ -1,0 +1,21 @@
+"""Run Python on one core a rank: `mpirun -np 2 python -m ppo.benchmark.pinned 0,1 -m ppo ...`.
+
+mpirun can bind its ranks itself, but chooses among all cores of the machine: of those that were left to its caller
+(by taskset, say) it takes no notice.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Pin this process to its rank's core of a comma-separated list and become Python with the other arguments."""
+    cores, *rest = arguments
+    rank = int(os.environ["OMPI_COMM_WORLD_RANK"])
+    os.sched_setaffinity(0, {int(cores.split(",")[rank])})
+    os.execv(sys.executable, [sys.executable, *rest])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

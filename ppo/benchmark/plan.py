@@ -1,0 +1,178 @@
+"""What a benchmark measures: its settings, and the cases that follow from them.
+
+A case is a preset on a number of ranks, a core each. In weak scaling the environments and the minibatch grow with the
+ranks, so that a rank does the work of a single one.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ppo.config import Config, Refusal, RunSettings, did_you_mean, explicit_settings, parse_command_line
+from ppo.presets import PRESETS, default_preset
+
+_FEW_CORES = 4
+# Where the run writes and for how long is the benchmark's affair; of RunSettings only these are the user's.
+_LEFT_TO_THE_USER = {"env_name", "rng_seed"}
+
+SettingsName = Literal["cleanrl", "published"]
+"""Settings of Stable-Baselines3: those of our preset, or its own for Atari games."""
+RIVALS: Mapping[str, SettingsName] = {"atari": "published", "cleanrl": "cleanrl"}
+"""With which settings Stable-Baselines3 is compared with a preset."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a measurement."""
+
+    quick: bool = False
+    """About two minutes: the default preset on 1 rank and on all cores, measured once, without Stable-Baselines3."""
+    presets: tuple[str, ...] = ("atari", "paper", "cleanrl")
+    """Presets to measure; weak scaling is that of the first."""
+    ranks: tuple[int, ...] | None = None
+    """Numbers of ranks, a core each. Default: 1, 2, ... up to the cores (above 4 cores powers of two, and all); 1 and
+    all if quick."""
+    repeats: int = 3
+    """Rounds; in each of them everything is measured once, in turns."""
+    seconds: float = 20.0
+    """Seconds for which a program is measured in each round, rounded to whole updates."""
+    warm_up_seconds: float = 4.0
+    """Seconds between the end of a program's first update and its measurement, rounded up to whole updates."""
+    limit_seconds: float = 1.5
+    """Seconds for which each limit of the machine is measured in each round."""
+    stable_baselines3: bool = True
+    """Measure Stable-Baselines3 too; its virtual environment is made on first use."""
+    output: Path | None = Path("docs")
+    """Folder for benchmark.md, measurements/benchmark.json and figures/benchmark.png."""
+
+
+QUICK = Settings(quick=True, presets=("atari",), repeats=1, seconds=10.0, stable_baselines3=False, output=None)
+"""The defaults under --quick."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A preset on a number of ranks."""
+
+    preset: str
+    ranks: int
+    weak: bool
+    """The work has grown with the ranks."""
+    flags: tuple[str, ...]
+    """Flags of `python -m ppo`."""
+    config: Config
+    """What the flags mean."""
+
+    @property
+    def name(self) -> str:
+        """What the case is called in reports."""
+        return case_name(self.preset, self.ranks, weak=self.weak)
+
+
+def case_name(preset: str, ranks: int, *, weak: bool = False) -> str:
+    """Return what a case is called in reports."""
+    return f"{preset} -np {ranks}{', weak' if weak else ''}"
+
+
+def judged_cases(cases: Iterable[Case]) -> dict[str, Case]:
+    """Return each preset's case on the most ranks, by preset: it is held against the targets."""
+    return {case.preset: case for case in sorted(cases, key=lambda case: case.ranks) if not case.weak}
+
+
+def make_cases(settings: Settings, num_cores: int, flags: Sequence[str]) -> list[Case]:
+    """Return the cases in the order in which they are measured.
+
+    Args:
+        settings: names the presets and perhaps the ranks.
+        num_cores: cores at hand.
+        flags: further flags of `python -m ppo`, for all cases.
+
+    Raises:
+        Refusal: a setting that cannot be measured.
+    """
+    _validate(settings, num_cores)
+    _refuse_flags_of_its_own(flags)
+    if settings.stable_baselines3:
+        _require_rivals(settings, flags)
+    cases = []
+    for preset in dict.fromkeys(settings.presets):
+        num_envs = _case(preset, 1, flags).config.ppo.num_envs
+        numbers = sorted({*settings.ranks}) if settings.ranks else _default_ranks(settings, min(num_cores, num_envs))
+        if max(numbers) > num_envs:
+            raise Refusal(
+                f"ranks must be at most num_envs = {num_envs} of preset {preset}, got {max(numbers)}; "
+                f"try --ranks {min(num_envs, num_cores)}"
+            )
+        cases += [_case(preset, ranks, flags) for ranks in numbers]
+        if preset == settings.presets[0] and 1 in numbers:
+            cases += [_case(preset, ranks, flags, weak=True) for ranks in numbers if ranks > 1]
+    return cases
+
+
+def _case(preset: str, ranks: int, flags: Sequence[str], *, weak: bool = False) -> Case:
+    flags = [f"--preset={preset}", *flags]
+    config = parse_command_line(flags, PRESETS, default_preset)
+    _require_atari(config.run.env_name)
+    if weak:
+        grown = {"num_envs": config.ppo.num_envs * ranks, "minibatch_size": config.ppo.minibatch_size * ranks}
+        flags = [*flags, *(f"--{name}={value}" for name, value in grown.items())]
+        config = parse_command_line(flags, PRESETS, default_preset)
+    return Case(preset, ranks, weak, tuple(flags), config)
+
+
+def _default_ranks(settings: Settings, num_cores: int) -> list[int]:
+    if settings.quick:
+        return sorted({1, num_cores})
+    if num_cores <= _FEW_CORES:
+        return list(range(1, num_cores + 1))
+    return sorted({*(2**power for power in range(num_cores.bit_length())), num_cores})
+
+
+def _validate(settings: Settings, num_cores: int) -> None:
+    if not settings.presets:
+        raise Refusal("presets must name at least one preset")
+    for preset in settings.presets:
+        if preset not in PRESETS:
+            raise Refusal(f"presets must be of {', '.join(PRESETS)}, got {preset!r}{did_you_mean(preset, PRESETS)}")
+    if settings.ranks is not None:
+        wrong = [ranks for ranks in settings.ranks if not 1 <= ranks <= num_cores]
+        if wrong:
+            raise Refusal(
+                f"ranks must be between 1 and the {num_cores} cores at hand, got {wrong[0]}; try --ranks {num_cores}"
+            )
+    if settings.repeats < 1:
+        raise Refusal(f"repeats must be at least 1, got {settings.repeats}")
+    for name in ("seconds", "limit_seconds"):
+        if not 0.0 < getattr(settings, name) <= 3600.0:
+            raise Refusal(f"{name} must be above 0 and at most 3600, got {getattr(settings, name)}")
+    if not 0.0 <= settings.warm_up_seconds <= 3600.0:
+        raise Refusal(f"warm_up_seconds must be between 0 and 3600, got {settings.warm_up_seconds}")
+
+
+def _require_rivals(settings: Settings, flags: Sequence[str]) -> None:
+    if flags:
+        raise Refusal(
+            "stable_baselines3 must be off where flags after -- change the presets: it trains with theirs as they are; "
+            "add --no-stable_baselines3"
+        )
+    if not RIVALS.keys() & {*settings.presets}:
+        raise Refusal(
+            f"stable_baselines3 is compared with {' and '.join(RIVALS)}, got presets {', '.join(settings.presets)}; "
+            "add --no-stable_baselines3"
+        )
+
+
+def _require_atari(env_name: str) -> None:
+    from ppo.envs import check_environment
+    from ppo.envs.atari import is_atari_name
+
+    check_environment(env_name)
+    if not is_atari_name(env_name):
+        raise Refusal(f"env_name must be an Atari game in a benchmark, got {env_name}; try {RunSettings.env_name}")
+
+
+def _refuse_flags_of_its_own(flags: Sequence[str]) -> None:
+    own = {*RunSettings.__dataclass_fields__} - _LEFT_TO_THE_USER
+    for name in sorted(explicit_settings(flags) & own):
+        raise Refusal(f"{name} must not be among the flags after --: the benchmark sets it")

@@ -1,0 +1,93 @@
+"""What Linux tells about processes and cores, in /proc and /sys."""
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Rank:
+    """What /proc tells about a rank; memory in units of 10^6 bytes."""
+
+    cores: list[int]
+    """The cores that it may run on."""
+    peak_rss: float
+    """The most that was resident at any time, shared libraries included."""
+    pss: float
+    """What is resident now, memory shared with other processes counted in part."""
+
+
+def available_cores() -> list[int]:
+    """Return the cores that this process may use: one hardware thread of each core first, then the others."""
+    return sorted(os.sched_getaffinity(0), key=lambda core: (_place_among_siblings(core), core))
+
+
+def descendants(ancestor: int) -> list[int]:
+    """Return the processes that a process has started, and those that they have."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            parent = int(_fields_after_the_name(int(path.name))[1])
+            children.setdefault(parent, []).append(int(path.name))
+    found, to_visit = [], [ancestor]
+    while to_visit:
+        generation = children.get(to_visit.pop(), [])
+        found += generation
+        to_visit += generation
+    return found
+
+
+def is_running(pid: int) -> bool:
+    """Tell whether a process exists and is no zombie, which is left to its parent."""
+    try:
+        return _fields_after_the_name(pid)[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def variable_of(pid: int, name: str) -> str | None:
+    """Return an environment variable that a process was started with; None if it has none of this name."""
+    start = f"{name}=".encode()
+    variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return next((v.removeprefix(start).decode() for v in variables if v.startswith(start)), None)
+
+
+def describe(pid: int) -> Rank:
+    """Return what /proc tells about a process."""
+    status, shares = _named_values(Path(f"/proc/{pid}/status")), _named_values(Path(f"/proc/{pid}/smaps_rollup"))
+    return Rank(
+        cores=numbers_in(status["Cpus_allowed_list"]),
+        peak_rss=_megabytes(status["VmHWM"]),
+        pss=_megabytes(shares["Pss"]),
+    )
+
+
+def numbers_in(text: str) -> list[int]:
+    """Return the numbers of a list as Linux writes it: `0-2,4`."""
+    numbers: list[int] = []
+    for part in text.strip().split(","):
+        first, _, last = part.partition("-")
+        numbers += range(int(first), int(last or first) + 1)
+    return numbers
+
+
+def _place_among_siblings(core: int) -> int:
+    """Return 0 for the first hardware thread of a core, 1 for the second."""
+    siblings = Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
+    return numbers_in(siblings.read_text()).index(core) if siblings.exists() else 0
+
+
+def _fields_after_the_name(pid: int) -> list[str]:
+    """Return the state of a process, its parent and so on; the name before them may hold spaces and parentheses."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def _named_values(path: Path) -> dict[str, str]:
+    pairs = (line.partition(":") for line in path.read_text().splitlines())
+    return {name: value.strip() for name, _, value in pairs}
+
+
+def _megabytes(size: str) -> float:
+    """Turn `1234 kB`, by which Linux means 1024 bytes, into units of 10^6 bytes."""
+    return int(size.split()[0]) * 1024 / 1e6

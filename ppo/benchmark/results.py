@@ -1,0 +1,142 @@
+"""What a benchmark found: the raw measurements of every round, and the numbers that follow from them.
+
+A ratio is taken within a round, where its two sides were measured one after the other, and only then is the median
+taken over rounds: the machine is not equally fast in all of them.
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ppo.benchmark.limits import Limits
+from ppo.benchmark.machine import Machine
+from ppo.benchmark.plan import Case, Settings, SettingsName, case_name
+from ppo.benchmark.programs import ProgramRun
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A number that was found once in each round."""
+
+    median: float
+    lowest: float
+    highest: float
+
+    @staticmethod
+    def of(values: Iterable[float]) -> "Spread":
+        """Summarise the values of all rounds."""
+        values = list(values)
+        return Spread(statistics.median(values), min(values), max(values))
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """A case in one round: the machine, and then the program."""
+
+    limits: Limits
+    program: ProgramRun
+
+    @property
+    def ideal(self) -> float:
+        """Steps per second of the ideal program."""
+        return self.limits.ideal_steps_per_second(self.program.epochs)
+
+    @property
+    def share_of_ideal(self) -> float:
+        """Steps per second over the ideal."""
+        return self.program.steps_per_second / self.ideal
+
+
+@dataclass(frozen=True)
+class Round:
+    """Everything, measured once."""
+
+    cases: dict[str, CaseResult]
+    """By the name of the case."""
+    seconds_to_first_update: list[float]
+    """Of a first and a second start of the first preset on the most ranks."""
+    stable_baselines3: dict[SettingsName, float]
+    """Steps per second by settings."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark that has come to its end."""
+
+    date: str
+    command: str
+    commit: str
+    machine: Machine
+    stolen_share: float
+    """Share of the cores' time that the hypervisor gave to others meanwhile."""
+    versions: dict[str, dict[str, str]]
+    """By program, then by library."""
+    settings: Settings
+    cases: list[Case]
+    stable_baselines3_ways: dict[str, float]
+    """Steps per second of the ways to run it that were tried, the fastest first."""
+    rounds: list[Round]
+
+    def has_one_rank(self, preset: str) -> bool:
+        """Tell whether a preset was measured on one rank."""
+        return any(case.name == case_name(preset, 1) for case in self.cases)
+
+    def over_rounds(self, number: Callable[[Round], float]) -> Spread:
+        """Return the spread of a number over the rounds."""
+        return Spread.of(map(number, self.rounds))
+
+    def of_case(self, name: str, number: Callable[[CaseResult], float]) -> Spread:
+        """Return the spread of a case's number over the rounds."""
+        return self.over_rounds(lambda r: number(r.cases[name]))
+
+    def speed_up(self, case: Case) -> Spread:
+        """Return the case's steps per second over those of its preset on one rank."""
+        return self.over_rounds(lambda r: _speed_up(r, case))
+
+    def share_of_the_ideal_speed_up(self, case: Case) -> Spread:
+        """Return `speed_up` over the same ratio of the two ideals."""
+        return self.over_rounds(lambda r: _speed_up(r, case) / _ideal_speed_up(r, case))
+
+    @property
+    def stable_baselines3_speeds(self) -> dict[SettingsName, Spread]:
+        """Steps per second of Stable-Baselines3 by settings; none if it was not measured."""
+        names = self.rounds[0].stable_baselines3
+        return {name: Spread.of(r.stable_baselines3[name] for r in self.rounds) for name in names}
+
+    def over_stable_baselines3(self, case: Case, settings_name: SettingsName) -> Spread:
+        """Return the case's steps per second over those of Stable-Baselines3."""
+        return self.over_rounds(lambda r: _speed(r, case.name) / r.stable_baselines3[settings_name])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain data for JSON, with each case's steps per second and ideal over the rounds."""
+        data = dataclasses.asdict(self)
+        data["settings"]["output"] = None if self.settings.output is None else str(self.settings.output)
+        data["cases"] = {case.name: " ".join(case.flags) for case in self.cases}
+        data["summary"] = {
+            case.name: {
+                "steps_per_second": dataclasses.asdict(self.of_case(case.name, lambda c: c.program.steps_per_second)),
+                "ideal_steps_per_second": dataclasses.asdict(self.of_case(case.name, lambda c: c.ideal)),
+                "share_of_ideal": dataclasses.asdict(self.of_case(case.name, lambda c: c.share_of_ideal)),
+            }
+            for case in self.cases
+        }
+        return data
+
+
+def share_of_time(*phases: str) -> Callable[[CaseResult], float]:
+    """Return what gives the share of the time that these phases take."""
+    return lambda c: sum(c.program.phases[phase] for phase in phases) / c.program.update_seconds
+
+
+def _speed(measured: Round, name: str) -> float:
+    return measured.cases[name].program.steps_per_second
+
+
+def _speed_up(measured: Round, case: Case) -> float:
+    return _speed(measured, case.name) / _speed(measured, case_name(case.preset, 1))
+
+
+def _ideal_speed_up(measured: Round, case: Case) -> float:
+    return measured.cases[case.name].ideal / measured.cases[case_name(case.preset, 1)].ideal

@@ -1,0 +1,126 @@
+import runpy
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from ppo.benchmark import stable_baselines3
+from ppo.benchmark.jobs import ROOT
+from ppo.benchmark.plan import Settings
+from ppo.benchmark.stable_baselines3 import WAYS, Way
+from ppo.config import Refusal
+from ppo.presets import PRESETS
+
+SCRIPT = ROOT / "scripts/train_stable_baselines3.py"
+
+
+@pytest.fixture
+def trained(monkeypatch, tmp_path):
+    """Run the script with stand-ins for the library; return what it asked for."""
+
+    def run(settings_name):
+        asked = {}
+
+        def module(name, **members):
+            fake = ModuleType(name)
+            vars(fake).update(members)
+            monkeypatch.setitem(sys.modules, name, fake)
+
+        def make_model(policy, envs, **settings):
+            asked.update(settings, policy=policy)
+            return SimpleNamespace(learn=lambda steps, callback: None)
+
+        def make_envs(name, n_envs, seed, vec_env_cls):
+            asked.update(n_envs=n_envs, vec_env=vec_env_cls)
+
+        module("stable_baselines3", PPO=make_model)
+        module("stable_baselines3.common")
+        module("stable_baselines3.common.callbacks", BaseCallback=object)
+        module("stable_baselines3.common.env_util", make_atari_env=make_envs)
+        vec_envs = {"DummyVecEnv": "dummy", "SubprocVecEnv": "subprocesses"}
+        module("stable_baselines3.common.vec_env", VecFrameStack=lambda envs, n_stack: n_stack, **vec_envs)
+        monkeypatch.setattr(sys, "argv", ["script", settings_name, "SubprocVecEnv", str(tmp_path / "progress.csv")])
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+        return asked
+
+    return run
+
+
+def test_the_published_settings_are_those_of_the_zoo(trained):
+    asked = trained("published")
+    names = ("policy", "n_envs", "n_steps", "n_epochs", "batch_size", "ent_coef", "vf_coef")
+    assert [asked[name] for name in names] == ["CnnPolicy", 8, 128, 4, 256, 0.01, 0.5]
+    for name, start in (("learning_rate", 2.5e-4), ("clip_range", 0.1)):
+        assert [asked[name](remaining) for remaining in (1.0, 0.5, 0.0)] == [start, start / 2, 0.0]
+    assert "clip_range_vf" not in asked
+    assert asked["vec_env"] == "subprocesses"
+
+
+def test_the_other_settings_are_those_of_our_preset(trained):
+    asked, ours = trained("cleanrl"), PRESETS["cleanrl"]
+    for theirs, name in {
+        "n_envs": "num_envs",
+        "n_steps": "rollout_steps",
+        "batch_size": "minibatch_size",
+        "n_epochs": "num_epochs",
+        "clip_range": "clip_range",
+        "clip_range_vf": "value_clip_range",
+        "vf_coef": "value_coefficient",
+        "max_grad_norm": "max_gradient_norm",
+    }.items():
+        assert asked[theirs] == ours[name]
+    assert asked["learning_rate"](1.0) == ours["learning_rate"]
+
+
+PROGRAM = """
+import os, sys, time
+settings, vec_env, progress = sys.argv[1:]
+open({said!r}, "a").write(f"{{settings}} {{vec_env}} {{os.environ.get('OMP_NUM_THREADS')}}\\n")
+with open(progress, "w") as file:
+    for update in range(1000):
+        print(1000 * update if update else "env_steps", file=file, flush=True)
+        time.sleep(0.01)
+"""
+
+
+@pytest.fixture
+def stand_in(monkeypatch, tmp_path):
+    """A program that takes a hundredth of a second for 1,000 steps, and the file in which it notes its arguments."""
+    said, program = tmp_path / "said", tmp_path / "train.py"
+    program.write_text(PROGRAM.format(said=str(said)))
+    monkeypatch.setattr(stable_baselines3, "_PYTHON", sys.executable)
+    monkeypatch.setattr(stable_baselines3, "_TRAIN", program)
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    return said
+
+
+def test_it_is_run_with_its_settings_and_threads_and_timed_by_its_rows(stand_in):
+    settings = Settings(seconds=0.3, warm_up_seconds=0.1)
+    speeds = [
+        stable_baselines3.measure("cleanrl", Way("DummyVecEnv", threads), settings) for threads in ("default", "1")
+    ]
+    assert all(10_000 < speed <= 105_000 for speed in speeds)
+    assert stand_in.read_text().splitlines() == ["cleanrl DummyVecEnv None", "cleanrl DummyVecEnv 1"]
+
+
+def test_the_fastest_way_comes_first(monkeypatch):
+    rates = dict(zip(WAYS, [250.0, 180.0, 260.0, 170.0], strict=True))
+    monkeypatch.setattr(stable_baselines3, "measure", lambda settings_name, way, settings, share: rates[way])
+    found = stable_baselines3.find_fastest_way(Settings())
+    assert list(map(str, found))[:2] == ["SubprocVecEnv, default threads", "DummyVecEnv, default threads"]
+    assert str(next(reversed(found))) == "SubprocVecEnv, 1 thread"
+
+
+def test_a_package_without_its_scripts_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(stable_baselines3, "_SET_UP", tmp_path / "nowhere")
+    with pytest.raises(Refusal, match="--no-stable_baselines3"):
+        stable_baselines3.set_up()
+
+
+def test_an_installation_that_fails_is_refused(monkeypatch, tmp_path):
+    script = tmp_path / "set_up"
+    script.write_text("#!/bin/sh\nexit 1\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(stable_baselines3, "_SET_UP", script)
+    with pytest.raises(Refusal, match="could not be installed"):
+        stable_baselines3.set_up()
