@@ -100,21 +100,16 @@ def run_training(config: Config, collective: Collective, guard: AbortGuard, host
 
     stop = StopRequest()
     stop.listen()  # before the imports, which take seconds
-    import torch
-
-    from ppo.envs import choose_engine
     from ppo.machine import cores_per_rank
     from ppo.supervision.watchdog import Watchdog
     from ppo.train import train
 
     cores = cores_per_rank(collective, hosts)
-    engine = choose_engine(config.run.env_name, config.machine, cores, collective.rank)
-    torch.set_num_threads(engine.threads)
     world = f"{config.run.env_name}, rng_seed {config.run.rng_seed}"
     seconds = config.supervision.watchdog_seconds
     with Watchdog(collective, seconds=seconds, hosts=hosts) as watchdog:
         guard.where = lambda: f"in {watchdog.describe()}, {world}"
-        return train(config, collective, stop, watchdog, engine)
+        return train(config, collective, stop, watchdog, cores)
 
 
 def run_playback(config: Config, collective: Collective, explicit: set[str]) -> int:

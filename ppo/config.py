@@ -177,7 +177,7 @@ class MachineSettings:
 
     env_engine: Literal["auto", "lean", "vector"] = "auto"
     """lean: one thread a rank, exact resume. vector: ALE's AtariVectorEnv and all cores of a rank, resumes with new
-    games. auto: vector where every rank has several cores, else lean. Training only, Atari only."""
+    games. auto: vector for a new run where every rank has at least four cores, else lean. Training only, Atari only."""
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,16 @@ All ranks run this code in step. Rank 0 also has trackers that write and a folde
 
 import os
 import time
+from collections.abc import Sequence
 from datetime import datetime
 
 import numpy as np
+import torch
 
 from ppo.algorithm.rollout import Episode
 from ppo.collectives import Collective, decided_by_root
 from ppo.config import Config, Refusal
-from ppo.envs import LEAN, Engine, atari
+from ppo.envs import Engine, atari, choose_engine
 from ppo.outputs import checkpoint
 from ppo.outputs.display import make_display, tell
 from ppo.outputs.folders import move_aside, require_writable
@@ -155,8 +157,17 @@ class Loop:
         return seconds, spent, exit_code
 
 
-def train(config: Config, comm: Collective, stop: StopRequest, watchdog: Watchdog, engine: Engine = LEAN) -> int:
+def train(
+    config: Config, comm: Collective, stop: StopRequest, watchdog: Watchdog, cores: Sequence[int] | None = None
+) -> int:
     """Train until `env_steps`, resuming the newest checkpoint of this name.
+
+    Args:
+        config: the settings.
+        comm: the job.
+        stop: the signals that ask to stop.
+        watchdog: is told of every phase.
+        cores: how many cores each rank has to itself; default: one each.
 
     Returns:
         The exit code: 0 at the end, that of the signal after an early stop, SAVE_FAILED without a last checkpoint.
@@ -168,6 +179,10 @@ def train(config: Config, comm: Collective, stop: StopRequest, watchdog: Watchdo
     lock = ModelLock([config.checkpoint_folder, config.run_folder])
     try:
         notes = decided_by_root(comm, lambda: prepare_folders(config, lock))
+        engine = decide_engine(config, comm, cores or [1] * comm.size)
+        torch.set_num_threads(engine.threads)
+        # What is saved names the engine that was used, not the wish for one.
+        config = config.replace_settings({"env_engine": engine.name})
         return _train(config, comm, stop, watchdog, engine, notes)
     finally:
         # Everybody has done his part, or nobody could begin: rank 0 took the lock, and rank 0 lets go of it.
@@ -232,6 +247,17 @@ def prepare_folders(config: Config, lock: ModelLock) -> list[str]:
     require_writable("checkpoint_dir", checkpoints)
     require_writable("run_dir", logs)
     return notes + [f"moved aside to {folder}" for folder in aside]
+
+
+def decide_engine(config: Config, comm: Collective, cores: Sequence[int]) -> Engine:
+    """Return this rank's engine: a run that resumes exactly is not turned into one that does not."""
+
+    def engine_before() -> str | None:
+        manifest = checkpoint.newest_manifest(config.checkpoint_folder)
+        return manifest.config.machine.env_engine if manifest else None
+
+    before = decided_by_root(comm, engine_before)
+    return choose_engine(config.run.env_name, config.machine, cores, comm.rank, before)
 
 
 def acquire_patiently(lock: ModelLock, *, take_over: bool) -> list[str]:

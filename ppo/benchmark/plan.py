@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from ppo.config import Config, Refusal, RunSettings, did_you_mean, explicit_settings, parse_command_line
-from ppo.presets import PRESETS, default_preset
+from ppo.presets import PRESETS, default_preset, for_environments
 
 _FEW_CORES = 4
 # Where the run writes and for how long is the benchmark's affair; of RunSettings only these are the user's.
@@ -112,12 +112,12 @@ def make_cases(settings: Settings, num_cores: int, flags: Sequence[str]) -> list
 
 def _case(preset: str, ranks: int, flags: Sequence[str], *, weak: bool = False) -> Case:
     flags = [f"--preset={preset}", *flags]
-    config = parse_command_line(flags, PRESETS, default_preset)
+    config = parse_command_line(flags, PRESETS, default_preset, for_environments)
     _require_atari(config.run.env_name)
     if weak:
         grown = {"num_envs": config.ppo.num_envs * ranks, "minibatch_size": config.ppo.minibatch_size * ranks}
         flags = [*flags, *(f"--{name}={value}" for name, value in grown.items())]
-        config = parse_command_line(flags, PRESETS, default_preset)
+        config = parse_command_line(flags, PRESETS, default_preset, for_environments)
     return Case(preset, ranks, weak, tuple(flags), config)
 
 

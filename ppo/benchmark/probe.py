@@ -28,7 +28,7 @@ from ppo.config import Config, parse_command_line
 from ppo.envs import make_envs
 from ppo.envs.atari import SCREEN_SIZE, rom_name
 from ppo.models.actor_critic import ActorCritic, build_model
-from ppo.presets import PRESETS, default_preset
+from ppo.presets import PRESETS, default_preset, for_environments
 
 # The activations of more samples fall out of the cache: larger shares of a minibatch are measured in such parts too.
 _SAMPLES_AT_ONCE = 256
@@ -210,7 +210,7 @@ def _load(config: Config, index: int) -> ale_py.ALEInterface:
 def main(arguments: Sequence[str]) -> None:
     """Measure, and write every rank's rates to the file named first."""
     output, seconds, *flags = arguments
-    config = parse_command_line(flags, PRESETS, default_preset)
+    config = parse_command_line(flags, PRESETS, default_preset, for_environments)
     comm = connect()
     with AbortGuard(comm):
         torch.set_num_threads(1)

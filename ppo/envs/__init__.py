@@ -49,6 +49,8 @@ class Engine:
 
 
 LEAN = Engine("lean", threads=1)
+# With fewer, giving exact resume up has not been seen to buy anything.
+_SEVERAL_CORES = 4
 
 
 class Environments(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], abc.ABC):
@@ -121,18 +123,23 @@ def check_environment(env_name: str, explicit: Collection[str] = (), model_size:
         raise Refusal(f"model_size must be small or large for {env_name}, which shows no images, got {model_size}")
 
 
-def choose_engine(env_name: str, settings: MachineSettings, cores: Sequence[int], rank: int) -> Engine:
+def choose_engine(
+    env_name: str, settings: MachineSettings, cores: Sequence[int], rank: int, before: str | None = None
+) -> Engine:
     """Return a rank's engine; of the same name on all ranks.
 
     Args:
         env_name: a Gymnasium id that has been checked.
-        settings: the user's wish; auto takes vector only where every rank has several cores, since it is not exact.
+        settings: the user's wish; auto takes vector only where every rank has several cores, since it is not exact, and
+            never for a run that has been exact so far.
         cores: of every rank.
         rank: whose engine it is.
+        before: name of the engine with which a run that is to be resumed was saved.
     """
     from ppo.envs import atari
 
-    vector = settings.env_engine == "vector" or (settings.env_engine == "auto" and min(cores) > 1)
+    pays = min(cores) >= _SEVERAL_CORES and before != "lean"
+    vector = settings.env_engine == "vector" or (settings.env_engine == "auto" and pays)
     return Engine("vector", threads=cores[rank]) if vector and atari.is_atari_name(env_name) else LEAN
 
 

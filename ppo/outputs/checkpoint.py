@@ -9,6 +9,7 @@ Nothing in a checkpoint is believed before it has been held against what this pr
 and copies do to it, but whoever makes one can make them fit.
 """
 
+import contextlib
 import hashlib
 import math
 import re
@@ -206,6 +207,14 @@ def newest_valid(
 
     folders = list_checkpoints(parent)
     return _first_whole(reversed(folders), load, warn) if folders else None
+
+
+def newest_manifest(parent: Path) -> Manifest | None:
+    """Return the newest manifest that can be read, of a checkpoint that need not be whole; None where there is none."""
+    for folder in reversed(list_checkpoints(parent)):
+        with contextlib.suppress(DamagedCheckpointError, OtherFormatError):
+            return read_manifest(folder)
+    return None
 
 
 def choose(parent: Path, which: str, load: Callable[[Path, Manifest], T], warn: Callable[[str], None]) -> T:

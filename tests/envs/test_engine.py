@@ -22,6 +22,7 @@ PONG = "PongNoFrameskip-v4"
         ("auto", [4, 4], Engine("vector", 4)),
         # One rank with one core makes it lean for all: ranks of one job are not of two kinds.
         ("auto", [4, 1], LEAN),
+        ("auto", [3, 3], LEAN),
         ("lean", [8], LEAN),
         ("vector", [1], Engine("vector", 1)),
         ("vector", [3, 1], Engine("vector", 3)),
@@ -32,7 +33,13 @@ def test_auto_takes_the_vector_engine_where_every_rank_has_several_cores(wish, c
 
 
 def test_every_rank_has_as_many_threads_as_cores() -> None:
-    assert choose_engine(PONG, MachineSettings(), [4, 2], rank=1) == Engine("vector", 2)
+    assert choose_engine(PONG, MachineSettings(), [8, 4], rank=1) == Engine("vector", 4)
+
+
+@pytest.mark.parametrize(("before", "name"), [(None, "vector"), ("vector", "vector"), ("lean", "lean")])
+def test_auto_does_not_take_exact_resume_from_a_run_that_has_it(before, name) -> None:
+    assert choose_engine(PONG, MachineSettings(), [8], rank=0, before=before).name == name
+    assert choose_engine(PONG, MachineSettings(env_engine="vector"), [8], rank=0, before=before).name == "vector"
 
 
 def test_other_worlds_than_atari_have_one_thread() -> None:
@@ -95,7 +102,7 @@ def test_a_checkpoint_of_one_engine_goes_on_with_the_other_from_the_same_weights
 
 @pytest.mark.parametrize(
     ("wish", "cores", "engine", "threads"),
-    [("auto", 1, "lean", 1), ("auto", 2, "vector", 2), ("lean", 2, "lean", 1), ("vector", 1, "vector", 1)],
+    [("auto", 2, "lean", 1), ("auto", 4, "vector", 4), ("lean", 4, "lean", 1), ("vector", 1, "vector", 1)],
 )
 def test_a_run_says_once_which_engine_it_uses_and_has_as_many_threads(
     wish, cores, engine, threads, tmp_path, monkeypatch
@@ -106,3 +113,19 @@ def test_a_run_says_once_which_engine_it_uses_and_has_as_many_threads(
     count = "1 thread" if threads == 1 else f"{threads} threads"
     assert job.stdout.count(f"env_engine: {engine}, {count};") == job.stdout.count("env_engine: ") == 1
     assert torch.get_num_threads() == threads
+
+
+def test_a_run_begun_with_one_core_a_rank_goes_on_exactly_where_a_rank_has_more(tmp_path, monkeypatch):
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    flags = [flag for flag in SMALL if "env_engine" not in flag]
+    for folder in (whole, resumed):
+        folder.mkdir()
+    monkeypatch.setattr("ppo.machine.cores_here", lambda: frozenset("0"))
+    assert_ok(ppo(whole, *flags, "--env_steps=192"))
+    assert_ok(ppo(resumed, *flags, "--env_steps=128"))
+    monkeypatch.setattr("ppo.machine.cores_here", lambda: frozenset("01234567"))
+    job = ppo(resumed, *flags, "--env_steps=192")
+    assert_ok(job)
+    assert "env_engine: lean" in job.stdout and "WARNING" not in job.stdout
+    step = f"checkpoints/{PONG}/step_000000000192/training.safetensors"
+    assert (whole / step).read_bytes() == (resumed / step).read_bytes()
