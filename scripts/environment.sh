@@ -4,7 +4,7 @@
 set_up_environment() {
     local extras="$1" stamp=".venv/installed-$1"
     # Made anew if half made (the variables are its last step) or moved (it works only where it was made).
-    if ! grep -qs OMPI_MCA .venv/bin/activate || ! grep -qF "$(pwd -P)/.venv" .venv/bin/activate; then
+    if ! grep -qs OMPI_MCA_btl .venv/bin/activate || ! grep -qF "$(pwd -P)/.venv" .venv/bin/activate; then
         local python
         python="$(find_python)" || exit 1
         echo "setting up .venv with $("$python" --version)" >&2
@@ -54,5 +54,7 @@ export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 export PRTE_MCA_rmaps_default_mapping_policy=slot:oversubscribe
 # Ranks that wait give way to those that work.
 export OMPI_MCA_mpi_yield_when_idle=1
+# The transport over libfabric takes a second to find that it cannot be used.
+export OMPI_MCA_btl="${OMPI_MCA_btl:-^ofi}"
 VARIABLES
 }
