@@ -87,6 +87,7 @@ class Collector:
         self._clip_rewards, self._episodic_life = clip_rewards, episodic_life
         self.seconds = {"env": 0.0, "inference": 0.0}
         self._clock = 0.0
+        self._network = model.frozen()
 
         shape = (rollout_steps, envs.num_envs)
         self._rollout = Rollout(
@@ -121,6 +122,7 @@ class Collector:
         episodes: list[Episode] = []
         self.seconds = {"env": 0.0, "inference": 0.0}
         self._clock = time.perf_counter()
+        self._network = self._model.frozen()
         groups = [self._steps(group, uniforms[group], episodes) for group in envs.groups]
         for _ in range(steps + 1):
             for group in groups:
@@ -175,7 +177,7 @@ class Collector:
 
     def _forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits and values in raw units."""
-        logits, values = self._model(observations)
+        logits, values = self._network(observations)
         return logits, self._value_normalizer.denormalize(values)
 
     def _lap(self, phase: str) -> None:

@@ -26,8 +26,8 @@ _LOGGED = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
 # Behind what is logged: the mean over ranks of the square of each one's own gradient.
 _SUMS = (*_LOGGED, "squared_gradient_of_a_rank")
 
-# The pixels of every 16th step give their mean and deviation to far more digits than matter.
-_STEPS_PER_PIXEL_SAMPLE = 16
+# The pixels of every 64th step give their mean and deviation to far more digits than matter.
+_STEPS_PER_PIXEL_SAMPLE = 64
 
 # Activations of more samples than this fall out of the cache; larger shares are accumulated in parts.
 _MAX_SAMPLES_AT_ONCE = 256

@@ -8,6 +8,7 @@ from typing import Literal
 import gymnasium
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ppo.models.encoders import MLP, ImpalaResNet, NatureCNN, PixelConv2d, SmallCNN, orthogonal
 
@@ -37,10 +38,40 @@ class ActorCritic(nn.Module):
         value_features = features if self.critic is None else self.critic(observations)
         return self.policy_head(features), self.value_head(value_features).squeeze(-1)
 
+    def frozen(self) -> "ActorCritic | FrozenCNN":
+        """Return the network with its weights as they are now, as fast as it can be evaluated many times."""
+        if self.critic is None and isinstance(self.actor, SmallCNN | NatureCNN):
+            return FrozenCNN(self.actor, self.policy_head, self.value_head)
+        return self
+
     @property
     def pixel_layer(self) -> PixelConv2d | None:
         """The layer that sees pixels; None for vector observations."""
         return next((module for module in self.modules() if isinstance(module, PixelConv2d)), None)
+
+
+class FrozenCNN:
+    """The network for images without what need not be done again as long as no weight changes."""
+
+    def __init__(self, encoder: SmallCNN | NatureCNN, policy_head: nn.Module, value_head: nn.Module) -> None:
+        """Copy the weights of the first layer, pixel moments folded in, and of the heads; the others stay shared."""
+        pixel_layer, *self._layers = encoder
+        assert isinstance(pixel_layer, PixelConv2d)
+        weight, self._bias = pixel_layer.folded()
+        self._weight = weight.contiguous(memory_format=torch.channels_last)
+        self._stride = pixel_layer.stride
+        heads = (policy_head, value_head)
+        self._head_weight, self._head_bias = (
+            torch.cat([head.get_parameter(name) for head in heads]) for name in ("weight", "bias")
+        )
+
+    def __call__(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Map observations to logits and values as `ActorCritic` does, float rounding apart."""
+        features = functional.conv2d(observations.to(torch.float32), self._weight, self._bias, self._stride)
+        for layer in self._layers:
+            features = layer(features)
+        heads = functional.linear(features, self._head_weight, self._head_bias)
+        return heads[:, :-1], heads[:, -1]
 
 
 def build_model(

@@ -38,15 +38,19 @@ class PixelConv2d(nn.Conv2d):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Map (B, C, H, W) uint8 to (B, out_channels, H', W') float32."""
-        mean, deviation = self.pixel_moments
-        assert self.bias is not None
         if self.padding != (0, 0):
             # A border cannot be folded into the bias.
+            mean, deviation = self.pixel_moments
             centred = (pixels.to(torch.float32) - mean) / deviation
             return functional.conv2d(centred, self.weight, self.bias, self.stride, self.padding)
+        return functional.conv2d(pixels.to(torch.float32), *self.folded(), self.stride)
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Return the weight and bias for raw pixels."""
+        mean, deviation = self.pixel_moments
+        assert self.bias is not None
         weight = self.weight / deviation
-        bias = self.bias - mean * weight.sum((1, 2, 3))
-        return functional.conv2d(pixels.to(torch.float32), weight, bias, self.stride)
+        return weight, self.bias - mean * weight.sum((1, 2, 3))
 
 
 class SmallCNN(nn.Sequential):
@@ -58,12 +62,12 @@ class SmallCNN(nn.Sequential):
         """Build for observations of (num_screens, 84, 84)."""
         super().__init__(
             orthogonal(PixelConv2d(num_screens, 16, 8, stride=4)),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             orthogonal(nn.Conv2d(16, 32, 4, stride=2)),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Flatten(),
             orthogonal(nn.Linear(32 * 9 * 9, self.num_features)),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
         )
 
 
@@ -76,14 +80,14 @@ class NatureCNN(nn.Sequential):
         """Build for observations of (num_screens, 84, 84)."""
         super().__init__(
             orthogonal(PixelConv2d(num_screens, 32, 8, stride=4)),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             orthogonal(nn.Conv2d(32, 64, 4, stride=2)),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             orthogonal(nn.Conv2d(64, 64, 3, stride=1)),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Flatten(),
             orthogonal(nn.Linear(64 * 7 * 7, self.num_features)),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
         )
 
 
@@ -127,10 +131,10 @@ class ImpalaResNet(nn.Sequential):
             channels = width
         super().__init__(
             *stages,
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Flatten(),
             orthogonal(nn.Linear(32 * 11 * 11, self.num_features)),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
         )
 
 

@@ -66,7 +66,7 @@ def test_centring_pixels_moves_no_ratio_between_collecting_and_learning():
         rollout, _ = collector.collect(update)
         assert (first_ratios(model, learner, rollout) - 1.0).abs().max() < 1e-5
         learner.update(rollout, update=update, progress=0.0)
-        seen.append(rollout.observations[0].double())  # one step in 16 is looked at
+        seen.append(rollout.observations[0].double())  # one step in 64 is looked at
     mean, deviation = model.pixel_layer.pixel_moments.tolist()
     assert mean == pytest.approx(torch.stack(seen).mean().item())
     assert deviation == pytest.approx(torch.stack(seen).std(unbiased=False).item())
