@@ -15,7 +15,9 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 # Where a rank has several threads after all, those that wait leave the cores to the emulators instead of spinning.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from ppo.collectives import AbortGuard, Collective, Halt, connect, launched_rank, was_launched
+from ppo.collectives import Collective, Halt
+from ppo.collectives.abort_guard import AbortGuard
+from ppo.collectives.mpi import connect, launched_rank, was_launched
 from ppo.config import Config, Refusal, explicit_settings, parse_command_line
 from ppo.presets import PRESETS, default_preset, for_environments
 

@@ -4,7 +4,8 @@ import time
 import numpy as np
 import pytest
 
-from ppo.collectives import Alone, MPIRanks, decided_by_root, share
+from ppo.collectives import Alone, decided_by_root, share
+from ppo.collectives.mpi import MPIRanks
 from ppo.config import Refusal
 from tests.jobs import mpirun
 
@@ -57,7 +58,7 @@ def test_the_contract_holds_on_a_one_rank_communicator():
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_the_contract_holds_under_mpirun(ranks, tmp_path):
-    end = f"from ppo.collectives import connect\ncomm = connect()\nassert comm.size == {ranks}\ncheck(comm)"
+    end = f"from ppo.collectives.mpi import connect\ncomm = connect()\nassert comm.size == {ranks}\ncheck(comm)"
     job = mpirun(ranks, ["-c", f"{CONTRACT}\n{end}\nprint('rank', comm.rank, 'agrees')"], tmp_path)
     assert job.returncode == 0, job.stderr
     assert job.stdout.count("agrees") == ranks
@@ -93,7 +94,8 @@ def test_a_failure_on_one_rank_ends_the_whole_job_and_names_the_rank(failure, tm
     program = textwrap.dedent(
         f"""
         import sys, threading, time
-        from ppo.collectives import AbortGuard, connect
+        from ppo.collectives.abort_guard import AbortGuard
+        from ppo.collectives.mpi import connect
         comm = connect()
         with AbortGuard(comm) as guard:
             guard.where = lambda: "in a test"

@@ -178,7 +178,7 @@ def test_a_rank_whose_environment_fails_ends_the_job(tmp_path):
     program = (
         "import sys, ppo.envs.control as control\n"
         "from ppo.__main__ import main\n"
-        "from ppo.collectives import launched_rank\n"
+        "from ppo.collectives.mpi import launched_rank\n"
         "original = control.ControlEnvironments.step\n"
         "def broken(self, actions):\n"
         "    if launched_rank() == 1: raise RuntimeError('the emulator is on fire')\n"

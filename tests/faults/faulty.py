@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import ppo.__main__ as program
-from ppo.collectives import launched_rank
+from ppo.collectives.mpi import launched_rank
 
 POINT, RANK, UPDATE, KIND, *ARGUMENT = os.environ.get("PPO_FAULT", "none:0:0:none").split(":")
 

