@@ -34,6 +34,8 @@ MAX_SEED = 2**63 - 1
 _MOST = 2**20
 # What the header of a checkpoint can name.
 _MOST_ENVS = 4096
+# A bucket is at least one parameter, and no network here has more.
+_MOST_BUCKETS = 64
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,15 @@ class MachineSettings:
     env_engine: Literal["auto", "lean", "vector"] = "auto"
     """lean: one thread a rank, exact resume. vector: ALE's AtariVectorEnv and all cores of a rank, resumes with new
     games. auto: vector for a new run where every rank has at least four cores, else lean. Training only, Atari only."""
+    all_reduce: Literal["auto", "flat", "hierarchical"] = "auto"
+    """How gradients are summed: flat over all ranks at once; hierarchical within each host first, so that only one rank
+    a host uses the network. auto chooses by the numbers of ranks and hosts."""
+    gradient_wire: Literal["float32", "bfloat16"] = "float32"
+    """Numbers that gradients travel as. bfloat16 halves the bytes and rounds to 8 bits; sums are float32 all the same.
+    With hierarchical it is used between hosts only."""
+    gradient_buckets: int = 1
+    """Pieces in which the gradient is summed. 1: all of it after the backward pass. More: each is begun as soon as the
+    backward pass has finished it; flat and float32 only."""
 
 
 @dataclass(frozen=True)
@@ -229,6 +240,7 @@ class Config:
         _validate_ppo(self.ppo)
         _validate_playback(self.playback)
         _validate_supervision(self.supervision)
+        _validate_machine(self.machine)
 
     def replace_settings(self, settings: Mapping[str, Any]) -> "Config":
         """Return a copy with the named settings changed, whatever section they stand in."""
@@ -496,3 +508,13 @@ def _validate_supervision(supervision: SupervisionSettings) -> None:
     seconds, interval = supervision.watchdog_seconds, supervision.replica_check_interval
     _require(1.0 <= seconds <= 1e6, "watchdog_seconds", "between 1 and 1000000", seconds)
     _require(interval >= 1, "replica_check_interval", "at least 1", interval)
+
+
+def _validate_machine(machine: MachineSettings) -> None:
+    buckets = machine.gradient_buckets
+    _require(1 <= buckets <= _MOST_BUCKETS, "gradient_buckets", f"between 1 and {_MOST_BUCKETS}", buckets)
+    if buckets > 1 and (machine.all_reduce == "hierarchical" or machine.gradient_wire == "bfloat16"):
+        raise Refusal(
+            f"gradient_buckets must be 1 unless the sum is flat and of float32, got {buckets} with "
+            f"all_reduce {machine.all_reduce} and gradient_wire {machine.gradient_wire}; try --gradient_buckets=1"
+        )

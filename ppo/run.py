@@ -84,7 +84,7 @@ def build_run(config: Config, comm: Collective, engine: Engine = LEAN) -> Run:
         seed=derived_seed(seed, Purpose.WEIGHTS),
     )
     value_normalizer = RunningMoments()
-    learner = Learner(model, value_normalizer, config.ppo, comm, indices=indices, seed=seed)
+    learner = Learner(model, value_normalizer, config.ppo, comm, machine=config.machine, indices=indices, seed=seed)
     collector = Collector(
         envs,
         model,
@@ -199,7 +199,7 @@ def _read_for_resume(
     if found is None:
         return notes, None, None
     _, manifest, model, training = found
-    for name, (old, new) in differences(manifest.config, config, ("ppo",)).items():
+    for name, (old, new) in differences(manifest.config, config, ("ppo", "machine")).items():
         notes.append(f"changed since the checkpoint: {name} {old} -> {new}")
     linear = "linear" in (config.ppo.learning_rate_schedule, config.ppo.clip_range_schedule)
     if linear and manifest.config.run.env_steps != config.run.env_steps:

@@ -23,6 +23,27 @@ def check(comm):
     scalar = np.asarray(np.float64(0.5))
     comm.sum_in_place(scalar)
     assert scalar == 0.5 * comm.size
+    begun = np.full(3, comm.rank, np.float32)
+    comm.start_sum(begun).wait()
+    assert begun.tolist() == [sum(range(comm.size))] * 3
+    on_root = np.full(3, comm.rank, np.float32)
+    comm.sum_on_root(on_root)
+    assert on_root.tolist() == [sum(range(comm.size)) if comm.rank == 0 else comm.rank] * 3
+    copied = np.full(3, comm.rank + 7, np.float32)
+    comm.copy_from_root(copied)
+    assert copied.tolist() == [7.0] * 3
+    outgoing = np.array([[comm.rank, to] for to in range(comm.size)], np.uint8)
+    incoming = np.zeros_like(outgoing)
+    comm.exchange(outgoing, incoming)
+    assert incoming.tolist() == [[origin, comm.rank] for origin in range(comm.size)]
+    everyone = np.zeros((comm.size, 2), np.uint8)
+    comm.collect(np.array([comm.rank, 9], np.uint8), everyone)
+    assert everyone.tolist() == [[origin, 9] for origin in range(comm.size)]
+    hosts = comm.split_by_host()
+    assert (hosts.count, hosts.within.rank, hosts.within.size) == (1, comm.rank, comm.size)
+    assert (hosts.between is None) == (comm.rank != 0)
+    assert hosts.between is None or hosts.between.size == 1
+    assert not comm.waiting
     assert comm.broadcast({"from": comm.rank}) == {"from": 0}
     gathered = comm.gather(comm.rank * 10)
     assert gathered == ([10 * r for r in range(comm.size)] if comm.rank == 0 else None)

@@ -179,6 +179,8 @@ INF, NAN = float("inf"), float("nan")
 INVALID = [
     ("watchdog_seconds", 0.0, "between 1 and"),
     ("replica_check_interval", 0, "at least 1"),
+    ("gradient_buckets", 0, "between 1 and 64"),
+    ("gradient_buckets", 65, "between 1 and 64"),
     ("env_steps", 0, "at least 1"),
     ("rng_seed", -1, "between 0 and"),
     ("rng_seed", MAX_SEED + 1, str(MAX_SEED)),
@@ -246,6 +248,14 @@ def test_an_adaptive_rate_above_its_bound_is_refused() -> None:
     settings = {"learning_rate_schedule": "kl_adaptive", "learning_rate": 0.01, "learning_rate_max": 0.001}
     with pytest.raises(Refusal, match=r"learning_rate must be at most learning_rate_max = 0\.001"):
         Config().replace_settings(settings).validate()
+
+
+@pytest.mark.parametrize("setting", [{"all_reduce": "hierarchical"}, {"gradient_wire": "bfloat16"}])
+def test_buckets_are_refused_where_the_sum_is_not_flat_or_not_float32(setting: dict[str, str]) -> None:
+    with pytest.raises(Refusal, match=f"got 2 with .*{next(iter(setting.values()))}.*; try --gradient_buckets=1"):
+        Config().replace_settings({"gradient_buckets": 2, **setting}).validate()
+    Config().replace_settings({"gradient_buckets": 1, **setting}).validate()
+    Config().replace_settings({"gradient_buckets": 2, "all_reduce": "flat"}).validate()
 
 
 def test_the_flags_are_validated() -> None:

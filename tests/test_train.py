@@ -104,6 +104,13 @@ def test_a_changed_hyperparameter_is_named_and_used(tmp_path):
     assert float(rows(tmp_path / "runs/CartPole-v1/progress.csv")[1]["update/learning_rate"]) == 1e-5
 
 
+def test_another_way_to_sum_gradients_is_named_when_a_run_goes_on(tmp_path):
+    assert_ok(ppo(tmp_path, *CARTPOLE, "--env_steps=64"))
+    changed = ppo(tmp_path, *CARTPOLE, "--env_steps=128", "--gradient_wire=bfloat16")
+    assert_ok(changed)
+    assert "changed since the checkpoint: gradient_wire float32 -> bfloat16" in changed.stdout
+
+
 def test_saving_more_often_changes_nothing(tmp_path):
     often, rarely = tmp_path / "often", tmp_path / "rarely"
     often.mkdir()

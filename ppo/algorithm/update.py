@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from ppo.algorithm import equations
 from ppo.algorithm.adam import Adam
+from ppo.algorithm.gradient_sum import make_gradient_sum
 from ppo.algorithm.noise_scale import GradientNoiseScale
 from ppo.algorithm.normalization import Moments, RunningMoments, moments_over_ranks, standardize
 from ppo.algorithm.rollout import Rollout
 from ppo.collectives import Collective, Halt, share
-from ppo.config import PPOSettings
+from ppo.config import MachineSettings, PPOSettings
 from ppo.models import distributions
 from ppo.models.actor_critic import ActorCritic
 from ppo.random_streams import Purpose, stream
@@ -94,6 +95,7 @@ class Learner:
         settings: PPOSettings,
         comm: Collective,
         *,
+        machine: MachineSettings,
         indices: range,
         seed: int,
     ) -> None:
@@ -104,6 +106,7 @@ class Learner:
             value_normalizer: shared with the collector; updated here if the settings say so.
             settings: sizes for the whole job.
             comm: the ranks to sum gradients over.
+            machine: how to sum them.
             indices: global indices of this rank's environments, the addresses of their shuffles.
             seed: seed of the job.
         """
@@ -111,13 +114,14 @@ class Learner:
         self._settings, self._comm = settings, comm
         self._indices, self._seed = indices, seed
         self._flat = FlatParameters(model, num_sums=len(_SUMS))
-        self._exchanged = self._flat.exchanged.numpy()
+        self._gradient_sum = make_gradient_sum(machine, comm, self._flat.exchanged, list(model.parameters()))
         self._optimizer = Adam(self._flat.count, settings.adam_epsilon)
         self._adaptive_rate = settings.learning_rate
         steps = settings.minibatch_size // settings.num_envs
         shares = [len(share(settings.num_envs, rank, comm.size)) * steps for rank in range(comm.size)]
         self._growth = sum(shares) / shares[comm.rank]
-        self._noise_scale = GradientNoiseScale(shares)
+        # With buckets, a rank's own gradient is never there as a whole.
+        self._noise_scale = GradientNoiseScale(shares if machine.gradient_buckets == 1 else [sum(shares)])
         self._pixel_moments = RunningMoments()
         self.seconds = {"learn": 0.0, "communicate": 0.0}
 
@@ -154,6 +158,8 @@ class Learner:
                 self._flat.zero_gradient()
                 for start in range(0, len(index), _MAX_SAMPLES_AT_ONCE):
                     part = slice(start, start + _MAX_SAMPLES_AT_ONCE)
+                    if part.stop >= len(index):
+                        self._gradient_sum.begin()
                     self._accumulate(batch, index[part], advantage[part], clip_range)
                 gradient_norms.append(self._step(rate, update))
                 epoch_sums += self._flat.sums[: len(_LOGGED)].numpy()
@@ -292,7 +298,7 @@ class Learner:
             own = self._growth * float(self._flat.gradient.norm())
             self._flat.sums[-1] = own * own / self._comm.size
         started = time.perf_counter()
-        self._comm.sum_in_place(self._exchanged)
+        self._gradient_sum.finish()
         self.seconds["communicate"] += time.perf_counter() - started
         norm = float(self._flat.gradient.norm())
         # A NaN of one rank is in everybody's sum: all ranks come to the same decision without asking each other.

@@ -1,13 +1,14 @@
 """What ranks say to each other: `Alone` without MPI, `MPIRanks` in mpi.py with it.
 
-Every method is called by all ranks, unconditionally and in the same order. Sums are made in place in the caller's
-buffer; float32 and float64 only (MPI accepts bfloat16 buffers and silently returns garbage).
+Every method is called by all ranks, unconditionally and in the same order. Arrays are contiguous and belong to the
+caller; sums are made in place, of float32 and float64 only (MPI accepts bfloat16 buffers and silently returns garbage).
 """
 
 import contextlib
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -25,6 +26,13 @@ class Halt(RuntimeError):
     """
 
 
+class Pending(Protocol):
+    """Something that ranks have begun to do together."""
+
+    def wait(self) -> None:
+        """Return once it is done."""
+
+
 class Collective(Protocol):
     """A group of ranks."""
 
@@ -34,7 +42,25 @@ class Collective(Protocol):
     """The rank is in one of the calls below, where it waits for the others; read by the watchdog."""
 
     def sum_in_place(self, buffer: NDArray[Any]) -> None:
-        """Replace a contiguous float array by its elementwise sum over ranks."""
+        """Replace a float array by its elementwise sum over ranks."""
+
+    def start_sum(self, buffer: NDArray[Any]) -> Pending:
+        """Begin `sum_in_place`; until it is done the array must be left alone."""
+
+    def sum_on_root(self, buffer: NDArray[Any]) -> None:
+        """Replace rank 0's float array by the elementwise sum over ranks; the others keep theirs."""
+
+    def copy_from_root(self, buffer: NDArray[Any]) -> None:
+        """Overwrite every rank's array with rank 0's."""
+
+    def exchange(self, outgoing: NDArray[np.uint8], incoming: NDArray[np.uint8]) -> None:
+        """Send row k of `outgoing` to rank k and get row k of `incoming` from it; both (size, bytes)."""
+
+    def collect(self, own: NDArray[np.uint8], everyone: NDArray[np.uint8]) -> None:
+        """Fill row k of `everyone`, (size, bytes), with rank k's `own`, (bytes,), on every rank."""
+
+    def split_by_host(self) -> "Hosts":
+        """Make groups of the ranks that share a host's memory; dear, to be done once."""
 
     def broadcast(self, value: T) -> T:
         """Return rank 0's value on every rank."""
@@ -49,6 +75,22 @@ class Collective(Protocol):
         """End the whole job at once with this exit code."""
 
 
+@dataclass(frozen=True)
+class Hosts:
+    """A group of ranks by the hosts they run on."""
+
+    count: int
+    within: Collective
+    """The ranks of this host."""
+    between: Collective | None
+    """The first ranks of all hosts; None on all other ranks."""
+
+
+class _Done:
+    def wait(self) -> None:
+        pass
+
+
 class Alone:
     """A job of one rank, without any MPI library."""
 
@@ -59,6 +101,30 @@ class Alone:
     def sum_in_place(self, buffer: NDArray[Any]) -> None:
         """Leave the buffer as it is: the sum over one rank."""
         assert buffer.dtype in (np.float32, np.float64)
+
+    def start_sum(self, buffer: NDArray[Any]) -> Pending:
+        """Leave the buffer as it is; done at once."""
+        self.sum_in_place(buffer)
+        return _Done()
+
+    def sum_on_root(self, buffer: NDArray[Any]) -> None:
+        """Leave the buffer as it is."""
+        self.sum_in_place(buffer)
+
+    def copy_from_root(self, buffer: NDArray[Any]) -> None:
+        """Leave the buffer as it is."""
+
+    def exchange(self, outgoing: NDArray[np.uint8], incoming: NDArray[np.uint8]) -> None:
+        """Copy the only row."""
+        incoming[...] = outgoing
+
+    def collect(self, own: NDArray[np.uint8], everyone: NDArray[np.uint8]) -> None:
+        """Fill the only row."""
+        everyone[0] = own
+
+    def split_by_host(self) -> Hosts:
+        """Return a group of one on one host."""
+        return Hosts(1, self, self)
 
     def broadcast(self, value: T) -> T:
         """Return the value."""

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ppo.collectives import Alone, Collective, flush_streams
+from ppo.collectives import Alone, Collective, Hosts, Pending, flush_streams
 from ppo.config import Refusal
 
 T = TypeVar("T")
@@ -23,11 +23,17 @@ _LAUNCHER_PREFIXES = ("OMPI_COMM_WORLD_", "PMI_", "PMI2_", "PMIX_", "SLURM_STEP_
 class MPIRanks:
     """A job of MPI ranks over one communicator (mpi4py)."""
 
-    def __init__(self, communicator: Any) -> None:
-        """Wrap an mpi4py intracommunicator."""
+    def __init__(self, communicator: Any, whole: "MPIRanks | None" = None) -> None:
+        """Wrap an mpi4py intracommunicator.
+
+        Args:
+            communicator: the group.
+            whole: the job that it is a part of: a rank that waits in the group waits in the job.
+        """
         from mpi4py import MPI
 
         self._mpi = MPI
+        self._whole = self if whole is None else whole
         self._communicator = communicator
         self.rank: int = communicator.rank
         self.size: int = communicator.size
@@ -38,6 +44,46 @@ class MPIRanks:
         assert buffer.dtype in (np.float32, np.float64) and buffer.flags.c_contiguous
         with self._waiting():
             self._communicator.Allreduce(self._mpi.IN_PLACE, buffer)
+
+    def start_sum(self, buffer: NDArray[Any]) -> Pending:
+        """Start an Iallreduce. Open MPI goes on with it only while this process is in a call of MPI."""
+        assert buffer.dtype in (np.float32, np.float64) and buffer.flags.c_contiguous
+        return _PendingRequest(self, self._communicator.Iallreduce(self._mpi.IN_PLACE, buffer))
+
+    def sum_on_root(self, buffer: NDArray[Any]) -> None:
+        """Sum by one Reduce on the caller's memory."""
+        assert buffer.dtype in (np.float32, np.float64) and buffer.flags.c_contiguous
+        with self._waiting():
+            if self.rank == 0:
+                self._communicator.Reduce(self._mpi.IN_PLACE, buffer)
+            else:
+                self._communicator.Reduce(buffer, None)
+
+    def copy_from_root(self, buffer: NDArray[Any]) -> None:
+        """Broadcast the memory itself."""
+        with self._waiting():
+            self._communicator.Bcast(buffer)
+
+    def exchange(self, outgoing: NDArray[np.uint8], incoming: NDArray[np.uint8]) -> None:
+        """Exchange rows by one Alltoall."""
+        with self._waiting():
+            self._communicator.Alltoall(outgoing, incoming)
+
+    def collect(self, own: NDArray[np.uint8], everyone: NDArray[np.uint8]) -> None:
+        """Collect rows by one Allgather."""
+        with self._waiting():
+            self._communicator.Allgather(own, everyone)
+
+    def split_by_host(self) -> Hosts:
+        """Split the communicator by shared memory, and once more for the first ranks."""
+        with self._waiting():
+            within = MPIRanks(self._communicator.Split_type(self._mpi.COMM_TYPE_SHARED), self._whole)
+            is_first = within.rank == 0
+            color = 0 if is_first else self._mpi.UNDEFINED
+            communicator = self._communicator.Split(color)
+        between = MPIRanks(communicator, self._whole) if is_first else None
+        count = within.broadcast(between.size if between is not None else 0)
+        return Hosts(count, within, between)
 
     def broadcast(self, value: T) -> T:
         """Pickle an object on rank 0 and send it; for small things, and trusted between the ranks of a job."""
@@ -63,9 +109,18 @@ class MPIRanks:
 
     @contextlib.contextmanager
     def _waiting(self) -> Iterator[None]:
-        self.waiting = True
+        self._whole.waiting = True
         yield
-        self.waiting = False
+        self._whole.waiting = False
+
+
+class _PendingRequest:
+    def __init__(self, ranks: MPIRanks, request: Any) -> None:
+        self._ranks, self._request = ranks, request
+
+    def wait(self) -> None:
+        with self._ranks._waiting():
+            self._request.Wait()
 
 
 def launched_rank() -> int:

@@ -10,7 +10,7 @@ from ppo.algorithm.normalization import RunningMoments
 from ppo.algorithm.rollout import Collector
 from ppo.algorithm.update import FlatParameters, Learner
 from ppo.collectives import Alone, Halt
-from ppo.config import PPOSettings, WorldSettings
+from ppo.config import MachineSettings, PPOSettings, WorldSettings
 from ppo.envs import make_envs
 from ppo.models import distributions
 from ppo.models.actor_critic import build_model
@@ -37,7 +37,7 @@ def build(settings=SETTINGS, *, env_name="CartPole-v1", indices=None, comm=None)
         episodic_life=True,
         seed=5,
     )
-    learner = Learner(model, normalizer, settings, comm or Alone(), indices=indices, seed=5)
+    learner = Learner(model, normalizer, settings, comm or Alone(), machine=MachineSettings(), indices=indices, seed=5)
     collector.reset()
     return model, collector, learner
 

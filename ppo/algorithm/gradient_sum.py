@@ -1,0 +1,215 @@
+"""How gradients are summed over ranks: all at once, host by host, in 16 bits, or while the backward pass still runs.
+
+`exchanged` is one flat float32 vector: the gradient (P,) and behind it S further sums for the log. Whatever way it is
+summed, it ends bit for bit equal on all ranks, and what is not finite on one rank is not finite on any.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from ppo.collectives import Collective, Hosts, Pending
+from ppo.config import MachineSettings
+
+
+class GradientSum(Protocol):
+    """A way to replace `exchanged` by its sum over ranks."""
+
+    def begin(self) -> None:
+        """Take note that the last backward pass before `finish` comes now."""
+
+    def finish(self) -> None:
+        """Return when `exchanged` is the sum."""
+
+
+def make_gradient_sum(
+    settings: MachineSettings, comm: Collective, exchanged: Tensor, parameters: Sequence[Tensor]
+) -> GradientSum:
+    """Return the way that the settings ask for; on all ranks together.
+
+    Args:
+        settings: a valid combination.
+        comm: the ranks to sum over.
+        exchanged: the gradients of `parameters`, in their order, and what else is to be summed.
+        parameters: their `grad` are views of `exchanged`.
+    """
+    if comm.size == 1:
+        return FlatSum(comm, exchanged)
+    if settings.gradient_buckets > 1:
+        return BucketedSum(comm, exchanged, parameters, settings.gradient_buckets)
+    num_parameters = sum(parameter.numel() for parameter in parameters)
+
+    def over_the_wire(group: Collective) -> GradientSum:
+        if settings.gradient_wire == "bfloat16" and group.size > 1:
+            return BFloat16Sum(group, exchanged, num_parameters)
+        return FlatSum(group, exchanged)
+
+    if settings.all_reduce != "flat":
+        hosts = comm.split_by_host()
+        if settings.all_reduce == "hierarchical" or chosen_all_reduce(comm.size, hosts.count) == "hierarchical":
+            between = over_the_wire(hosts.between) if hosts.between is not None else None
+            return HierarchicalSum(hosts, exchanged, between)
+    return over_the_wire(comm)
+
+
+def chosen_all_reduce(num_ranks: int, num_hosts: int) -> Literal["flat", "hierarchical"]:
+    """Return what `--all_reduce=auto` stands for: a function of the job's shape, so that a resumed job sums alike."""
+    return "hierarchical" if 1 < num_hosts < num_ranks else "flat"
+
+
+class FlatSum:
+    """One all-reduce in place."""
+
+    def __init__(self, comm: Collective, exchanged: Tensor) -> None:
+        """Sum `exchanged` over `comm`."""
+        self._comm, self._exchanged = comm, exchanged.numpy()
+
+    def begin(self) -> None:
+        """Wait for the whole gradient."""
+
+    def finish(self) -> None:
+        """Sum all of it."""
+        self._comm.sum_in_place(self._exchanged)
+
+
+class HierarchicalSum:
+    """To one rank of each host, over these ranks, and back: the network carries one gradient per host."""
+
+    def __init__(self, hosts: Hosts, exchanged: Tensor, between: GradientSum | None) -> None:
+        """Sum `exchanged` within the hosts, and by `between` over their first ranks; None on the other ranks."""
+        self._within, self._exchanged, self._between = hosts.within, exchanged.numpy(), between
+
+    def begin(self) -> None:
+        """Wait for the whole gradient."""
+
+    def finish(self) -> None:
+        """Sum all of it in three steps."""
+        self._within.sum_on_root(self._exchanged)
+        if self._between is not None:
+            self._between.finish()
+        self._within.copy_from_root(self._exchanged)
+
+
+class BFloat16Sum:
+    """Gradients in 16 bits on the wire, added in float32; half the bytes of a flat sum, in two messages to each rank.
+
+    The gradient is cut into one piece per rank. Every rank sends its rounding of piece k to rank k, which adds the
+    pieces in rank order, rounds the sum once and gives it to all. The further sums travel with the first message as
+    they are, and every rank adds all of them in rank order. Two roundings to 8 bits make an element's error at most
+    about 2^-7 of the sum of its magnitudes over ranks.
+    """
+
+    def __init__(self, comm: Collective, exchanged: Tensor, num_parameters: int) -> None:
+        """Sum the gradient, the first `num_parameters` of `exchanged`, in 16 bits and the others exactly."""
+        self._comm = comm
+        self._gradient, self._others = exchanged[:num_parameters], exchanged[num_parameters:]
+        # An even number of 2-byte elements keeps the 4-byte ones behind them aligned.
+        length = 2 * -(-num_parameters // (2 * comm.size))
+        self._outgoing = _Messages(comm.size, length, len(self._others))
+        self._incoming = _Messages(comm.size, length, len(self._others))
+        self._total, self._addend = torch.zeros(length), torch.zeros(length)
+        self._rounded = torch.zeros(length, dtype=torch.bfloat16)
+        self._everyone = torch.zeros(comm.size, length, dtype=torch.bfloat16)
+
+    def begin(self) -> None:
+        """Wait for the whole gradient."""
+
+    def finish(self) -> None:
+        """Exchange pieces, add and round this rank's, and collect the sums."""
+        outgoing, incoming = self._outgoing, self._incoming
+        length = len(self._total)
+        for rank, row in enumerate(outgoing.pieces):
+            piece = self._gradient[rank * length : (rank + 1) * length]
+            row[: len(piece)].copy_(piece)
+        outgoing.others.copy_(self._others)
+        self._comm.exchange(outgoing.bytes.numpy(), incoming.bytes.numpy())
+
+        self._total.copy_(incoming.pieces[0])
+        self._others.copy_(incoming.others[0])
+        for rank in range(1, self._comm.size):
+            self._total.add_(self._addend.copy_(incoming.pieces[rank]))
+            self._others.add_(incoming.others[rank])
+        self._rounded.copy_(self._total)
+        self._comm.collect(self._rounded.view(torch.uint8).numpy(), self._everyone.view(torch.uint8).numpy())
+        self._gradient.copy_(self._everyone.flatten()[: len(self._gradient)])
+
+
+class _Messages:
+    """What goes from one rank to every rank, or comes: a row of bytes for each, with its two parts as views."""
+
+    def __init__(self, num_ranks: int, length: int, num_others: int) -> None:
+        self.bytes = torch.zeros(num_ranks, 2 * length + 4 * num_others, dtype=torch.uint8)
+        self.pieces = self.bytes[:, : 2 * length].view(torch.bfloat16)
+        self.others = self.bytes[:, 2 * length :].view(torch.float32)
+
+
+class BucketedSum:
+    """All-reduces of several pieces of the gradient, each begun when the backward pass has finished the piece.
+
+    The buckets are made from the last parameter to the first, the order in which the gradients of a network come.
+    Open MPI moves a message on only while the process is within MPI, so that little of it happens during the backward
+    pass: whether this pays has to be measured.
+    """
+
+    def __init__(self, comm: Collective, exchanged: Tensor, parameters: Sequence[Tensor], num_buckets: int) -> None:
+        """Cut the gradient between parameters into at most `num_buckets` buckets of about one size.
+
+        Args:
+            comm: the ranks to sum over.
+            exchanged: the gradients of `parameters`, in their order, and what else is to be summed.
+            parameters: called back when their gradients are there.
+            num_buckets: how many buckets at most; the further sums are one of their own.
+        """
+        self._comm = comm
+        vector = exchanged.numpy()
+        sizes = [parameter.numel() for parameter in parameters]
+        groups = cut_into_buckets(sizes, num_buckets)
+        self._buckets = [vector[sum(sizes[: group.start]) : sum(sizes[: group.stop])] for group in groups]
+        self._further_sums = vector[sum(sizes) :]
+        self._sizes = [len(group) for group in groups]
+        self._missing: list[int] = []
+        self._pending: list[Pending] = []
+        for bucket, group in enumerate(groups):
+            for parameter in parameters[group.start : group.stop]:
+                parameter.register_post_accumulate_grad_hook(partial(self._take_note, bucket))  # type: ignore[no-untyped-call]
+
+    def begin(self) -> None:
+        """Start buckets from now on."""
+        self._missing = self._sizes.copy()
+
+    def finish(self) -> None:
+        """Start what has not been started, and wait for all."""
+        while len(self._pending) < len(self._buckets):
+            self._start_next()
+        self._pending.append(self._comm.start_sum(self._further_sums))
+        for pending in self._pending:
+            pending.wait()
+        self._pending, self._missing = [], []
+
+    def _take_note(self, bucket: int, parameter: Tensor) -> None:
+        """Start every bucket whose gradients are all there and whose turn it is: all ranks use the same order."""
+        if self._missing:
+            self._missing[bucket] -= 1
+            while len(self._pending) < len(self._buckets) and self._missing[len(self._pending)] == 0:
+                self._start_next()
+
+    def _start_next(self) -> None:
+        self._pending.append(self._comm.start_sum(self._buckets[len(self._pending)]))
+
+
+def cut_into_buckets(sizes: Sequence[int], num_buckets: int) -> list[range]:
+    """Cut a list of sizes, from its end, into at most `num_buckets` stretches of at least an even share each.
+
+    The last one, at the beginning of the list, may be smaller.
+    """
+    share = sum(sizes) / num_buckets
+    buckets = []
+    end = len(sizes)
+    for start in reversed(range(len(sizes))):
+        if start == 0 or sum(sizes[start:end]) >= share:
+            buckets.append(range(start, end))
+            end = start
+    return buckets
