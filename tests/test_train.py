@@ -203,7 +203,7 @@ def test_the_time_in_which_ranks_wait_for_a_slow_one_is_told_from_communication(
     slow = (
         "import sys, time, ppo.envs.control as control\n"
         "from ppo.__main__ import main\n"
-        "from ppo.collectives import launched_rank\n"
+        "from ppo.collectives.mpi import launched_rank\n"
         "original = control.ControlEnvironments.step\n"
         "def slow(self, actions):\n"
         "    time.sleep(0.03 * launched_rank())\n"

@@ -23,7 +23,9 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ppo.collectives import AbortGuard, Collective, connect, share
+from ppo.collectives import Collective, share
+from ppo.collectives.abort_guard import AbortGuard
+from ppo.collectives.mpi import connect
 from ppo.config import Config, parse_command_line
 from ppo.envs import make_envs
 from ppo.envs.atari import SCREEN_SIZE, rom_name

@@ -9,7 +9,7 @@ from ppo.algorithm import equations
 from ppo.algorithm.normalization import RunningMoments
 from ppo.algorithm.rollout import Collector
 from ppo.algorithm.update import FlatParameters, Learner
-from ppo.collectives import Alone, Halt
+from ppo.collectives import Alone, Halt, Hosts
 from ppo.config import MachineSettings, PPOSettings, WorldSettings
 from ppo.envs import make_envs
 from ppo.models import distributions
@@ -286,6 +286,9 @@ class OneOfTwo(Alone):
 
     def sum_in_place(self, buffer):
         self.exchanged.append(buffer.copy())
+
+    def split_by_host(self):
+        return Hosts(1, self, None)
 
 
 def test_a_rank_contributes_the_square_of_the_mean_gradient_of_its_own_steps():
