@@ -14,8 +14,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # The fastest settings found so far that never collapsed; docs/learning.md has the runs behind them.
     "atari": {
         "model_size": "small",
-        "num_envs": 16,
-        "rollout_steps": 128,
+        "num_envs": 32,
+        "rollout_steps": 64,
         "minibatch_size": 256,
         "num_epochs": 3,
         "learning_rate": 3e-4,
