@@ -35,7 +35,7 @@ def test_no_more_environments_than_the_preset_has_change_nothing_else(name: str,
 
 
 def test_the_rollout_is_halved_until_the_batch_has_at_most_16384_steps() -> None:
-    assert [parse(f"--num_envs={n}").rollout_steps for n in (16, 64, 128, 256, 512)] == [128, 128, 128, 64, 32]
+    assert [parse(f"--num_envs={n}").rollout_steps for n in (16, 64, 128, 256, 512)] == [64, 64, 64, 64, 32]
     assert all(n * parse(f"--num_envs={n}").rollout_steps <= 16_384 for n in (16, 100, 128, 256, 512, 1024))
     assert parse("--num_envs=4096").rollout_steps == 8  # a step of every environment in each of 8 minibatches
 
@@ -54,9 +54,9 @@ def test_a_rate_that_is_steered_by_the_kl_is_left_alone() -> None:
 
 
 def test_what_the_user_sets_is_not_scaled() -> None:
-    scaled = parse("--num_envs=32", "--rollout_steps=64", "--learning_rate=1e-4")
-    assert (scaled.rollout_steps, scaled.minibatch_size, scaled.learning_rate) == (64, 256, 1e-4)
-    assert parse("--num_envs=32", "--minibatch_size=1024").minibatch_size == 1024
+    scaled = parse("--num_envs=64", "--rollout_steps=32", "--learning_rate=1e-4")
+    assert (scaled.rollout_steps, scaled.minibatch_size, scaled.learning_rate) == (32, 256, 1e-4)
+    assert parse("--num_envs=64", "--minibatch_size=1024").minibatch_size == 1024
     with pytest.raises(Refusal, match="num_envs must be between 1 and 4096"):
         parse("--num_envs=100000")
     with pytest.raises(Refusal, match="many"):

@@ -63,9 +63,12 @@ def test_the_second_start_is_judged(starts, met):
 
 @pytest.mark.parametrize(("peak_rss", "met"), [(599.0, True), (601.0, False)])
 def test_memory_is_judged_where_a_rank_has_eight_environments(peak_rss, met):
-    assert target(benchmark((900, 1800, 1), peak_rss=peak_rss), "memory per rank").met == met
-    (only_sixteen,) = make_cases(Settings(presets=("atari",), ranks=(1,), stable_baselines3=False), 1, [])
-    found = benchmark((900,), cases=[only_sixteen], peak_rss=peak_rss)
+    eight, more = (
+        make_cases(Settings(presets=(preset,), ranks=(1,), stable_baselines3=False), 1, [])
+        for preset in ("paper", "atari")
+    )
+    assert target(benchmark((900,), cases=eight, peak_rss=peak_rss), "memory per rank").met == met
+    found = benchmark((900,), cases=more, peak_rss=peak_rss)
     assert not [target for target in find_targets(found) if "memory" in target.what]
 
 
@@ -90,5 +93,5 @@ def test_everything_that_was_measured_can_be_read_back_from_json():
     data = json.loads(json.dumps(benchmark((900, 1800, 1900), (910, 1700, 1800)).to_dict()))
     assert [r["cases"]["atari -np 2"]["program"]["steps_per_second"] for r in data["rounds"]] == [1800, 1700]
     assert data["rounds"][0]["cases"]["atari -np 2"]["limits"]["ways"]["env"]["fast"] == [2000.0, 2000.0]
-    assert data["cases"]["atari -np 2, weak"] == "--preset=atari --num_envs=32 --minibatch_size=512"
+    assert data["cases"]["atari -np 2, weak"] == "--preset=atari --num_envs=64 --minibatch_size=512"
     assert data["summary"]["atari -np 2"]["share_of_ideal"]["highest"] == pytest.approx(0.9)
