@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,10 @@ from safetensors.numpy import load_file
 from ppo.__main__ import main
 from ppo.collectives import Alone
 
+# A launcher that is killed leaves a folder named after its process, and a later one with the same number cannot start.
+_LAUNCHERS_FOLDER = tempfile.TemporaryDirectory(prefix="ppo-", ignore_cleanup_errors=True)
 MPI_ENVIRONMENT = {
+    "TMPDIR": _LAUNCHERS_FOLDER.name,
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     "PRTE_MCA_rmaps_default_mapping_policy": "slot:oversubscribe",
