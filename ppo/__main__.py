@@ -102,16 +102,18 @@ def run_training(config: Config, collective: Collective, guard: AbortGuard, host
 
     stop = StopRequest()
     stop.listen()  # before the imports, which take seconds
+    from ppo.device import choose_placement
     from ppo.machine import cores_per_rank
     from ppo.supervision.watchdog import Watchdog
     from ppo.train import train
 
+    placement = choose_placement(config.machine, collective, hosts)
     cores = cores_per_rank(collective, hosts)
     world = f"{config.run.env_name}, rng_seed {config.run.rng_seed}"
     seconds = config.supervision.watchdog_seconds
     with Watchdog(collective, seconds=seconds, hosts=hosts) as watchdog:
         guard.where = lambda: f"in {watchdog.describe()}, {world}"
-        return train(config, collective, stop, watchdog, cores)
+        return train(config, collective, stop, watchdog, cores, placement)
 
 
 def run_playback(config: Config, collective: Collective, explicit: set[str]) -> int:

@@ -182,13 +182,19 @@ class MachineSettings:
     games. auto: vector for a new run where every rank has at least four cores, else lean. Training only, Atari only."""
     all_reduce: Literal["auto", "flat", "hierarchical"] = "auto"
     """How gradients are summed: flat over all ranks at once; hierarchical within each host first, so that only one rank
-    a host uses the network. auto chooses by the numbers of ranks and hosts."""
+    a host uses the network. auto chooses by the numbers of ranks and hosts; where every rank has a GPU, NCCL does."""
     gradient_wire: Literal["float32", "bfloat16"] = "float32"
     """Numbers that gradients travel as. bfloat16 halves the bytes and rounds to 8 bits; sums are float32 all the same.
     With hierarchical it is used between hosts only."""
     gradient_buckets: int = 1
     """Pieces in which the gradient is summed. 1: all of it after the backward pass. More: each is begun as soon as the
     backward pass has finished it; flat and float32 only."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the network acts and learns. cuda: on GPUs, which the ranks of a host take in turn; resumes, but not bit
+    for bit. auto: cuda where every rank sees a GPU, else cpu. Training only."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Arithmetic of the network's encoders; weights, heads, losses and optimiser are float32. bfloat16: on GPUs only.
+    auto: bfloat16 on GPUs that have it, else float32. Training only."""
 
 
 @dataclass(frozen=True)

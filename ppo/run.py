@@ -18,6 +18,7 @@ from ppo.algorithm.rollout import Collector
 from ppo.algorithm.update import Learner
 from ppo.collectives import Collective, Halt, decided_by_root, done_by_all, share
 from ppo.config import Config, Refusal, differences
+from ppo.device import CPU, Placement
 from ppo.envs import LEAN, Engine, Environments, make_envs
 from ppo.models.actor_critic import ActorCritic, build_model
 from ppo.outputs import checkpoint
@@ -65,15 +66,15 @@ class Run:
 
     def model_tensors(self) -> dict[str, Tensor]:
         """Return what playing needs, by the names in a checkpoint; equal on all ranks."""
-        weights = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
+        weights = {f"model/{name}": tensor.cpu() for name, tensor in self.model.state_dict().items()}
         return weights | {f"value_normalizer/{name}": t for name, t in self.value_normalizer.state_dict().items()}
 
     def learner_tensors(self) -> dict[str, Tensor]:
         """Return what training needs besides, without the environments; equal on all ranks."""
-        return {f"learner/{name}": tensor for name, tensor in self.learner.state_dict().items()}
+        return {f"learner/{name}": tensor.cpu() for name, tensor in self.learner.state_dict().items()}
 
 
-def build_run(config: Config, comm: Collective, engine: Engine = LEAN) -> Run:
+def build_run(config: Config, comm: Collective, engine: Engine = LEAN, placement: Placement = CPU) -> Run:
     """Make this rank's environments and, equal on all ranks, the network and what trains it."""
     indices, seed = share(config.ppo.num_envs, comm.rank, comm.size), config.run.rng_seed
     envs = make_envs(config.run.env_name, config.world, indices=indices, seed=seed, engine=engine)
@@ -82,9 +83,19 @@ def build_run(config: Config, comm: Collective, engine: Engine = LEAN) -> Run:
         envs.single_action_space,
         config.model.model_size,
         seed=derived_seed(seed, Purpose.WEIGHTS),
-    )
+        precision=placement.precision,
+    ).to(placement.device)
     value_normalizer = RunningMoments()
-    learner = Learner(model, value_normalizer, config.ppo, comm, machine=config.machine, indices=indices, seed=seed)
+    learner = Learner(
+        model,
+        value_normalizer,
+        config.ppo,
+        comm,
+        machine=config.machine,
+        indices=indices,
+        seed=seed,
+        nccl=placement.nccl,
+    )
     collector = Collector(
         envs,
         model,
@@ -207,7 +218,7 @@ def _read_for_resume(
             f"changed since the checkpoint: env_steps {manifest.config.run.env_steps} -> {config.run.env_steps}, "
             "and with it where the linear schedules end"
         )
-    notes += _what_is_not_exact(manifest, run.comm.size)
+    notes += _what_is_not_exact(manifest, config, run.comm.size)
     notes.append(f"resuming {config.model_name} at {manifest.counters.env_steps} steps")
     return notes, manifest, {name: tensor.numpy() for name, tensor in {**model, **training}.items()}
 
@@ -232,8 +243,8 @@ def _refuse_other_run(config: Config, manifest: Manifest, folder: Path) -> None:
         )
 
 
-def _what_is_not_exact(manifest: Manifest, ranks: int) -> list[str]:
-    """Say what keeps the run from going on bit for bit: another number of ranks, other versions, another processor."""
+def _what_is_not_exact(manifest: Manifest, config: Config, ranks: int) -> list[str]:
+    """Say what keeps the run from going on bit for bit: other ranks or versions, another processor, or a GPU."""
     notes = []
     if manifest.ranks != ranks:
         before = f"{manifest.ranks} rank" + ("s" if manifest.ranks > 1 else "")
@@ -245,4 +256,8 @@ def _what_is_not_exact(manifest: Manifest, ranks: int) -> list[str]:
     changed = [f"{name} {there.get(name)} -> {now}" for name, now in here.items() if there.get(name) != now]
     if changed:
         notes.append(f"not bit for bit the run that was never stopped, since there changed: {', '.join(changed)}")
+    # Whoever saved "auto" knew no GPUs yet.
+    before, now = manifest.config.machine.device.replace("auto", "cpu"), config.machine.device
+    if "cuda" in (before, now):
+        notes.append(f"saved on {before}, goes on with {now}: not bit for bit the run that was never stopped")
     return notes

@@ -16,6 +16,7 @@ import torch
 from ppo.algorithm.rollout import Episode
 from ppo.collectives import Collective, decided_by_root
 from ppo.config import Config, Refusal
+from ppo.device import CPU, Placement
 from ppo.envs import Engine, atari, choose_engine
 from ppo.outputs import checkpoint
 from ppo.outputs.display import make_display, tell
@@ -158,7 +159,12 @@ class Loop:
 
 
 def train(
-    config: Config, comm: Collective, stop: StopRequest, watchdog: Watchdog, cores: Sequence[int] | None = None
+    config: Config,
+    comm: Collective,
+    stop: StopRequest,
+    watchdog: Watchdog,
+    cores: Sequence[int] | None = None,
+    placement: Placement = CPU,
 ) -> int:
     """Train until `env_steps`, resuming the newest checkpoint of this name.
 
@@ -168,6 +174,7 @@ def train(
         stop: the signals that ask to stop.
         watchdog: is told of every phase.
         cores: how many cores each rank has to itself; default: one each.
+        placement: where this rank's network acts and learns.
 
     Returns:
         The exit code: 0 at the end, that of the signal after an early stop, SAVE_FAILED without a last checkpoint.
@@ -181,18 +188,26 @@ def train(
         notes = decided_by_root(comm, lambda: prepare_folders(config, lock))
         engine = decide_engine(config, comm, cores or [1] * comm.size)
         torch.set_num_threads(engine.threads)
-        # What is saved names the engine that was used, not the wish for one.
-        config = config.replace_settings({"env_engine": engine.name})
-        return _train(config, comm, stop, watchdog, engine, notes)
+        if placement.device.type == "cuda":
+            torch.cuda.set_device(placement.device)
+        # What is saved names what was used, not the wish.
+        config = config.replace_settings({"env_engine": engine.name, **placement.settings()})
+        return _train(config, comm, stop, watchdog, engine, placement, notes)
     finally:
         # Everybody has done his part, or nobody could begin: rank 0 took the lock, and rank 0 lets go of it.
         lock.release()
 
 
 def _train(
-    config: Config, comm: Collective, stop: StopRequest, watchdog: Watchdog, engine: Engine, notes: list[str]
+    config: Config,
+    comm: Collective,
+    stop: StopRequest,
+    watchdog: Watchdog,
+    engine: Engine,
+    placement: Placement,
+    notes: list[str],
 ) -> int:
-    run = build_run(config, comm, engine)
+    run = build_run(config, comm, engine, placement)
     run.envs.on_replay = lambda: watchdog.enter("resuming", 0)
     notes += resume(run)
     progress = run.progress
@@ -201,10 +216,12 @@ def _train(
             done = _FINISHED.format(name=config.model_name, done=progress.env_steps, wanted=config.run.env_steps)
             for line in (*notes, done):
                 tell(line)
+        run.learner.close()
         return 0
     trackers = make_trackers(run)
     if atari.is_atari_name(config.run.env_name):
         trackers.say(engine.describe())
+    trackers.say(placement.describe())
     for note in notes:
         trackers.say(note)
     loop = Loop(run, trackers, stop, watchdog)
@@ -219,6 +236,7 @@ def _train(
     loop.save()
     trackers.say(farewell(run, saved=loop.saved, stopped_early=exit_code is not None))
     trackers.close()
+    run.learner.close()
     run.envs.close()
     comm.barrier()
     return (exit_code or 0) if loop.saved else SAVE_FAILED

@@ -24,7 +24,7 @@ from pathlib import Path
 
 FLAGS = [
     *("--env_name=PongNoFrameskip-v4", "--num_envs=4", "--rollout_steps=16", "--minibatch_size=32", "--num_epochs=2"),
-    *("--sticky_actions=0.25", "--checkpoint_interval=1"),
+    *("--sticky_actions=0.25", "--checkpoint_interval=1", "--device=cpu"),
 ]
 NAME = "PongNoFrameskip-v4"
 STEPS_PER_UPDATE = 64

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+NO_GPU = "there is no GPU that PyTorch can use"
+
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
@@ -17,6 +19,18 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(skip)
+    if not torch.cuda.is_available():
+        skip = pytest.mark.skip(reason=NO_GPU)
+        for item in items:
+            if "cuda" in item.keywords:
+                item.add_marker(skip)
+
+
+def pytest_terminal_summary(terminalreporter):
+    skipped = terminalreporter.getreports("skipped")
+    without = sum(isinstance(report.longrepr, tuple) and NO_GPU in report.longrepr[2] for report in skipped)
+    if without:
+        terminalreporter.write_line(f"skipped {without} tests marked cuda: {NO_GPU}")
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +80,7 @@ class FaultTable:
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes long or needs a machine of its own; run with --slow")
+    config.addinivalue_line("markers", "cuda: needs a GPU; skipped where there is none")
     path = config.getoption("--fault-table")
     if path and not hasattr(config, "workerinput"):
         config.pluginmanager.register(FaultTable(path), "fault-table")

@@ -28,11 +28,17 @@ MPI_ENVIRONMENT = {
     "OMPI_MCA_mpi_yield_when_idle": "1",
     "OMPI_MCA_btl": "^ofi",
 }
-CARTPOLE = ["--env_name=CartPole-v1", "--num_envs=4", "--rollout_steps=16", "--minibatch_size=32", "--num_epochs=2"]
+# Else a machine with a GPU would use it, which does not repeat itself bit for bit.
+ON_PROCESSORS = "--device=cpu"
+CARTPOLE = [
+    *("--env_name=CartPole-v1", "--num_envs=4", "--rollout_steps=16", "--minibatch_size=32", "--num_epochs=2"),
+    ON_PROCESSORS,
+]
 PONG = [
     "--env_name=PongNoFrameskip-v4",
     # Else a rank that has several cores would step its games in a way that does not resume exactly.
     "--env_engine=lean",
+    ON_PROCESSORS,
     "--num_envs=4",
     "--rollout_steps=16",
     "--minibatch_size=32",

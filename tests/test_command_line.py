@@ -2,6 +2,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from tests.jobs import CARTPOLE, ppo, separately
 
@@ -18,6 +19,7 @@ REFUSED = {
     "--num_env=8": "there is no setting --num_env; did you mean 'num_envs'?",
     "--model_size=huge": "large",
     "--env_engine=vectro": "vector",
+    "--device=gpu": "cuda",
 }
 
 
@@ -51,6 +53,19 @@ def test_an_engine_for_a_world_that_has_none_is_refused(engine, tmp_path):
     job = ppo(tmp_path, *CARTPOLE, f"--env_engine={engine}")
     assert job.returncode == 2
     assert "env_engine must not be set for CartPole-v1: it applies to Atari games only" in job.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize("ranks", [0, 2])
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [("--device=cuda", "try --device=cpu"), ("--precision=bfloat16", "precision must be float32 on the processor")],
+)
+def test_what_takes_a_gpu_is_refused_once_where_there_is_none(flag, message, ranks, tmp_path):
+    job = ppo(tmp_path, "--env_name=CartPole-v1", flag, ranks=ranks)
+    assert job.returncode == 2
+    assert job.stderr.count(message) == 1
     assert list(tmp_path.iterdir()) == []
 
 

@@ -11,8 +11,8 @@ import pytest
 import ppo
 
 LAYERS = (
-    *("config", "presets", "random_streams", "scores", "versions", "collectives", "machine", "supervision", "envs"),
-    *("models", "algorithm", "outputs", "agents", "evaluate", "run", "train", "benchmark", "__main__"),
+    *("config", "presets", "random_streams", "scores", "versions", "collectives", "machine", "device", "supervision"),
+    *("envs", "models", "algorithm", "outputs", "agents", "evaluate", "run", "train", "benchmark", "__main__"),
 )
 ROOT = Path(ppo.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))

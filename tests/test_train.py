@@ -111,6 +111,28 @@ def test_another_way_to_sum_gradients_is_named_when_a_run_goes_on(tmp_path):
     assert "changed since the checkpoint: gradient_wire float32 -> bfloat16" in changed.stdout
 
 
+@pytest.mark.parametrize(("before", "now"), [("cuda", "cpu"), ("cpu", "cuda")])
+def test_a_run_that_a_gpu_takes_part_in_says_that_it_does_not_resume_bit_for_bit(before, now, tmp_path, monkeypatch):
+    def train_on(device, env_steps):
+        # The processor does it, and what is saved says otherwise.
+        settings = {"device": device, "precision": "float32"}
+        monkeypatch.setattr("ppo.device.Placement.settings", lambda placement: settings)
+        return ppo(tmp_path, *CARTPOLE, f"--env_steps={env_steps}")
+
+    assert_ok(train_on(before, 64))
+    resumed = train_on(now, 128)
+    assert_ok(resumed)
+    assert resumed.stdout.count(f"saved on {before}, goes on with {now}: not bit for bit") == 1
+
+
+def test_a_run_on_processors_says_so_and_promises_to_be_exact(tmp_path):
+    for env_steps in (64, 128):
+        job = ppo(tmp_path, *CARTPOLE, f"--env_steps={env_steps}")
+        assert_ok(job)
+        assert job.stdout.count("device: cpu, float32") == job.stdout.count("device:") == 1
+        assert "bit for bit" not in job.stdout
+
+
 def test_saving_more_often_changes_nothing(tmp_path):
     often, rarely = tmp_path / "often", tmp_path / "rarely"
     often.mkdir()

@@ -11,16 +11,16 @@ from torch import Tensor
 class Adam:
     """Adam, Kingma and Ba 2015, algorithm 1 (arXiv:1412.6980), with its betas of 0.9 and 0.999."""
 
-    def __init__(self, count: int, epsilon: float) -> None:
-        """Start with empty moments for `count` parameters."""
+    def __init__(self, count: int, epsilon: float, device: torch.device | None = None) -> None:
+        """Start with empty moments for `count` parameters on a device, by default the processor."""
         self._epsilon = epsilon
-        self.first_moment = torch.zeros(count)
-        self.second_moment = torch.zeros(count)
-        self.gradient_steps = torch.zeros(())
+        self.first_moment = torch.zeros(count, device=device)
+        self.second_moment = torch.zeros(count, device=device)
+        self.gradient_steps = torch.zeros((), device=device)
 
     @torch.no_grad()
-    def step(self, values: Tensor, gradient: Tensor, rate: float) -> None:
-        """Move `values` (P,) along the gradient (P,), in place."""
+    def step(self, values: Tensor, gradient: Tensor, rate: float, unless: Tensor | None = None) -> None:
+        """Move `values` (P,) along the gradient (P,), in place, unless `unless`, (), is 1: only the device looks."""
         self.gradient_steps += 1
         torch._fused_adam_(
             [values],
@@ -36,6 +36,7 @@ class Adam:
             eps=self._epsilon,
             amsgrad=False,
             maximize=False,
+            found_inf=unless,
         )
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -4,9 +4,10 @@
 summed, it ends bit for bit equal on all ranks, and what is not finite on one rank is not finite on any.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,14 +16,18 @@ from ppo.collectives import Collective, Hosts, Pending
 from ppo.config import MachineSettings
 
 
-class GradientSum(Protocol):
+class GradientSum(ABC):
     """A way to replace `exchanged` by its sum over ranks."""
 
-    def begin(self) -> None:
+    def begin(self) -> None:  # noqa: B027 - most ways wait for the whole gradient
         """Take note that the last backward pass before `finish` comes now."""
 
+    @abstractmethod
     def finish(self) -> None:
-        """Return when `exchanged` is the sum."""
+        """Return when `exchanged` is the sum, to all that reads it on its device from now on."""
+
+    def close(self) -> None:  # noqa: B027 - most ways take nothing
+        """Give back what was taken; by all ranks together."""
 
 
 def make_gradient_sum(
@@ -60,30 +65,24 @@ def chosen_all_reduce(num_ranks: int, num_hosts: int) -> Literal["flat", "hierar
     return "hierarchical" if 1 < num_hosts < num_ranks else "flat"
 
 
-class FlatSum:
+class FlatSum(GradientSum):
     """One all-reduce in place."""
 
     def __init__(self, comm: Collective, exchanged: Tensor) -> None:
         """Sum `exchanged` over `comm`."""
         self._comm, self._exchanged = comm, exchanged.numpy()
 
-    def begin(self) -> None:
-        """Wait for the whole gradient."""
-
     def finish(self) -> None:
         """Sum all of it."""
         self._comm.sum_in_place(self._exchanged)
 
 
-class HierarchicalSum:
+class HierarchicalSum(GradientSum):
     """To one rank of each host, over these ranks, and back: the network carries one gradient per host."""
 
     def __init__(self, hosts: Hosts, exchanged: Tensor, between: GradientSum | None) -> None:
         """Sum `exchanged` within the hosts, and by `between` over their first ranks; None on the other ranks."""
         self._within, self._exchanged, self._between = hosts.within, exchanged.numpy(), between
-
-    def begin(self) -> None:
-        """Wait for the whole gradient."""
 
     def finish(self) -> None:
         """Sum all of it in three steps."""
@@ -93,7 +92,7 @@ class HierarchicalSum:
         self._within.copy_from_root(self._exchanged)
 
 
-class BFloat16Sum:
+class BFloat16Sum(GradientSum):
     """Gradients in 16 bits on the wire, added in float32; half the bytes of a flat sum, in two messages to each rank.
 
     The gradient is cut into one piece per rank. Every rank sends its rounding of piece k to rank k, which adds the
@@ -113,9 +112,6 @@ class BFloat16Sum:
         self._total, self._addend = torch.zeros(length), torch.zeros(length)
         self._rounded = torch.zeros(length, dtype=torch.bfloat16)
         self._everyone = torch.zeros(comm.size, length, dtype=torch.bfloat16)
-
-    def begin(self) -> None:
-        """Wait for the whole gradient."""
 
     def finish(self) -> None:
         """Exchange pieces, add and round this rank's, and collect the sums."""
@@ -146,7 +142,7 @@ class _Messages:
         self.others = self.bytes[:, 2 * length :].view(torch.float32)
 
 
-class BucketedSum:
+class BucketedSum(GradientSum):
     """All-reduces of several pieces of the gradient, each begun when the backward pass has finished the piece.
 
     The buckets are made from the last parameter to the first, the order in which the gradients of a network come.

@@ -32,7 +32,7 @@ class Moments:
 
 def moments_over_ranks(samples: Tensor, comm: Collective) -> Moments:
     """Return the moments of samples (B,), or of each row of (K, B), over all ranks; two collectives."""
-    local = samples.double().numpy()
+    local = samples.cpu().double().numpy()
     total = np.stack([np.full(local.shape[:-1], local.shape[-1], np.float64), local.sum(-1)])
     comm.sum_in_place(total)
     count, mean = total[0], total[1] / total[0]
@@ -43,8 +43,8 @@ def moments_over_ranks(samples: Tensor, comm: Collective) -> Moments:
 
 def standardize(samples: Tensor, moments: Moments) -> Tensor:
     """Scale samples (..., B) to mean 0 and deviation 1 by moments of shape (...)."""
-    mean = torch.as_tensor(moments.mean, dtype=samples.dtype).unsqueeze(-1)
-    deviation = torch.as_tensor(moments.deviation, dtype=samples.dtype).unsqueeze(-1)
+    mean = torch.as_tensor(moments.mean, dtype=samples.dtype, device=samples.device).unsqueeze(-1)
+    deviation = torch.as_tensor(moments.deviation, dtype=samples.dtype, device=samples.device).unsqueeze(-1)
     return (samples - mean) / (deviation + _SMALL)
 
 

@@ -5,8 +5,12 @@ r_{t+1} and whether the learner's episode ended with it.
 
 Environments that come in several groups are stepped in turns: while the emulators of one group run, the network acts
 for another. With one group that is a plain loop.
+
+The network may live on another device than the processor: observations go there as the bytes they are, and only actions
+come back.
 """
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +28,7 @@ from ppo.random_streams import Purpose, stream
 
 @dataclass(frozen=True)
 class Rollout:
-    """Tensors of (T, N), observations (T, N, ...), of one rank."""
+    """Tensors of (T, N), observations (T, N, ...), of one rank, on the network's device."""
 
     observations: Tensor
     actions: Tensor
@@ -89,16 +93,20 @@ class Collector:
         self._clock = 0.0
         self._network = model.frozen()
 
-        shape = (rollout_steps, envs.num_envs)
+        self._device = model.device
+        shape, sample = (rollout_steps, envs.num_envs), torch.from_numpy(envs.observations)
+        # Rewards and ends are made here and follow as a whole.
         self._rollout = Rollout(
-            observations=_empty_like_rows(rollout_steps, torch.from_numpy(envs.observations)),
-            actions=torch.zeros(shape, dtype=torch.int64),
-            log_probs=torch.zeros(shape),
-            values=torch.zeros(shape),
-            next_values=torch.zeros(shape),
+            observations=_empty_like_rows(rollout_steps, sample, self._device),
+            actions=torch.zeros(shape, dtype=torch.int64, device=self._device),
+            log_probs=torch.zeros(shape, device=self._device),
+            values=torch.zeros(shape, device=self._device),
+            next_values=torch.zeros(shape, device=self._device),
             rewards=torch.zeros(shape),
             dones=torch.zeros(shape, dtype=torch.bool),
         )
+        # A GPU reads page-locked memory by itself.
+        self._on_the_way = torch.empty_like(sample, pin_memory=True) if self._device.type == "cuda" else None
 
     def reset(self) -> None:
         """Start every environment's first episode."""
@@ -118,7 +126,7 @@ class Collector:
         steps = len(rollout.actions)
         uniforms = torch.from_numpy(
             np.stack([stream(self._seed, Purpose.ACTIONS, i, update).random(steps, np.float32) for i in self._indices])
-        )
+        ).to(self._device)
         episodes: list[Episode] = []
         self.seconds = {"env": 0.0, "inference": 0.0}
         self._clock = time.perf_counter()
@@ -127,10 +135,13 @@ class Collector:
         for _ in range(steps + 1):
             for group in groups:
                 next(group, None)
-        last_values = self._forward(torch.from_numpy(envs.observations))[1]
-        self._lap("inference")
+        last_values = self._forward(torch.from_numpy(envs.observations).to(self._device))[1]
+        rollout = dataclasses.replace(
+            rollout, rewards=rollout.rewards.to(self._device), dones=rollout.dones.to(self._device)
+        )
         following = torch.cat([rollout.values[1:], last_values.unsqueeze(0)])
         rollout.next_values.copy_(torch.where(rollout.dones, rollout.next_values, following))
+        self._lap("inference")
         return rollout, episodes
 
     def _steps(self, group: slice, uniforms: Tensor, episodes: list[Episode]) -> Iterator[None]:
@@ -142,18 +153,17 @@ class Collector:
             episodes: receives the games that end.
         """
         rollout, envs, indices = self._rollout, self._envs, self._indices[group]
-        observations = torch.from_numpy(envs.observations)[group]
         for t in range(len(rollout.actions)):
-            rollout.observations[t, group].copy_(observations)
-            logits, values = self._forward(observations)
+            logits, values = self._forward(self._upload(t, group))
             log_probs = distributions.log_probabilities(logits)
             actions = distributions.sample(log_probs, uniforms[:, t])
             rollout.actions[t, group] = actions
             rollout.log_probs[t, group] = distributions.log_prob(log_probs, actions)
             rollout.values[t, group] = values
+            chosen = actions.cpu().numpy()  # waits for the device
             self._lap("inference")
 
-            envs.send(group, actions.numpy())
+            envs.send(group, chosen)
             yield
             _, rewards, terminated, truncated, info = envs.recv(group)
             self._lap("env")
@@ -170,10 +180,18 @@ class Collector:
             if truncated.any():
                 # A time limit ends the game but not the future: what follows is worth V(final observation).
                 cut = np.flatnonzero(truncated & ~terminal)
-                next_values[cut] = self._forward(torch.from_numpy(info["final_obs"][cut]))[1]
+                next_values[cut] = self._forward(torch.from_numpy(info["final_obs"][cut]).to(self._device))[1]
             for n in np.flatnonzero(terminated | truncated):
                 returns, lengths = info["episode_return"], info["episode_length"]
                 episodes.append(Episode(indices[n], t, float(returns[n]), int(lengths[n])))
+
+    def _upload(self, t: int, group: slice) -> Tensor:
+        """Put a group's current observations into row t and return that part of the row."""
+        row, observations = self._rollout.observations[t, group], torch.from_numpy(self._envs.observations)[group]
+        if self._on_the_way is None:
+            return row.copy_(observations)
+        # The actions of the step before have come back since, and with them all that was read from this memory.
+        return row.copy_(self._on_the_way[group].copy_(observations), non_blocking=True)
 
     def _forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits and values in raw units."""
@@ -185,9 +203,9 @@ class Collector:
         self.seconds[phase] += self._clock - last
 
 
-def _empty_like_rows(rows: int, sample: Tensor) -> Tensor:
-    """Allocate (rows, *sample.shape) whose rows have the sample's memory order."""
+def _empty_like_rows(rows: int, sample: Tensor, device: torch.device) -> Tensor:
+    """Allocate (rows, *sample.shape) on a device, whose rows have the sample's memory order."""
     strides = sample.stride()
     order = sorted(range(sample.dim()), key=lambda axis: -strides[axis])
-    storage = torch.zeros((rows, *(sample.shape[axis] for axis in order)), dtype=sample.dtype)
+    storage = torch.zeros((rows, *(sample.shape[axis] for axis in order)), dtype=sample.dtype, device=device)
     return storage.permute(0, *(1 + order.index(axis) for axis in range(sample.dim())))

@@ -2,6 +2,9 @@
 
 All parameters are views into one flat vector and all gradients into another, so a minibatch costs one all-reduce and
 one optimiser kernel. The sums a log needs ride at the end of the gradient vector.
+
+All of it happens on the model's device, which is not waited for until the end of an epoch: what is not finite keeps the
+optimiser still without anybody looking.
 """
 
 import time
@@ -13,7 +16,7 @@ from torch import Tensor, nn
 
 from ppo.algorithm import equations
 from ppo.algorithm.adam import Adam
-from ppo.algorithm.gradient_sum import make_gradient_sum
+from ppo.algorithm.device_sum import make_device_sum
 from ppo.algorithm.noise_scale import GradientNoiseScale
 from ppo.algorithm.normalization import Moments, RunningMoments, moments_over_ranks, standardize
 from ppo.algorithm.rollout import Rollout
@@ -32,6 +35,8 @@ _STEPS_PER_PIXEL_SAMPLE = 64
 
 # Activations of more samples than this fall out of the cache; larger shares are accumulated in parts.
 _MAX_SAMPLES_AT_ONCE = 256
+# There they need only fit into the memory: the largest network has 6 MB for a sample.
+_MAX_SAMPLES_AT_ONCE_ON_A_GPU = 1024
 
 
 class FlatParameters:
@@ -41,14 +46,15 @@ class FlatParameters:
         """Move the parameters of `model` into a flat vector.
 
         Args:
-            model: its parameters must be float32.
+            model: its parameters must be float32, on one device.
             num_sums: further numbers to be summed over ranks together with the gradient.
         """
         parameters = list(model.parameters())
         assert all(p.dtype == torch.float32 for p in parameters)
         self.count = sum(p.numel() for p in parameters)
-        self.values = torch.empty(self.count)
-        self.exchanged = torch.zeros(self.count + num_sums)
+        device = parameters[0].device
+        self.values = torch.empty(self.count, device=device)
+        self.exchanged = torch.zeros(self.count + num_sums, device=device)
         self.gradient = self.exchanged[: self.count]
         self.sums = self.exchanged[self.count :]
         start = 0
@@ -98,8 +104,9 @@ class Learner:
         machine: MachineSettings,
         indices: range,
         seed: int,
+        nccl: bool = False,
     ) -> None:
-        """Prepare to update `model`.
+        """Prepare to update `model`, on the device where it is.
 
         Args:
             model: its parameters become views into one vector.
@@ -109,13 +116,15 @@ class Learner:
             machine: how to sum them.
             indices: global indices of this rank's environments, the addresses of their shuffles.
             seed: seed of the job.
+            nccl: every rank has a GPU of its own, and these sum the gradients.
         """
         self._model, self._value_normalizer = model, value_normalizer
         self._settings, self._comm = settings, comm
         self._indices, self._seed = indices, seed
         self._flat = FlatParameters(model, num_sums=len(_SUMS))
-        self._gradient_sum = make_gradient_sum(machine, comm, self._flat.exchanged, list(model.parameters()))
-        self._optimizer = Adam(self._flat.count, settings.adam_epsilon)
+        self._device = self._flat.values.device
+        self._gradient_sum = make_device_sum(machine, comm, self._flat.exchanged, list(model.parameters()), nccl=nccl)
+        self._optimizer = Adam(self._flat.count, settings.adam_epsilon, self._device)
         self._adaptive_rate = settings.learning_rate
         steps = settings.minibatch_size // settings.num_envs
         shares = [len(share(settings.num_envs, rank, comm.size)) * steps for rank in range(comm.size)]
@@ -123,6 +132,8 @@ class Learner:
         # With buckets, a rank's own gradient is never there as a whole.
         self._noise_scale = GradientNoiseScale(shares if machine.gradient_buckets == 1 else [sum(shares)])
         self._pixel_moments = RunningMoments()
+        # 1 once something was not finite.
+        self._broken = torch.zeros((), device=self._device)
         self.seconds = {"learn": 0.0, "communicate": 0.0}
 
     def update(self, rollout: Rollout, *, update: int, progress: float) -> dict[str, float | None]:
@@ -137,7 +148,7 @@ class Learner:
             Metrics of the whole job, equal on all ranks.
 
         Raises:
-            Halt: a loss or the gradient is not finite; on all ranks at the same step, before any weight changes.
+            Halt: a loss or the gradient is not finite; on all ranks at the same step, which has changed no weight.
         """
         started = time.perf_counter()
         self.seconds = {"learn": 0.0, "communicate": 0.0}
@@ -148,21 +159,26 @@ class Learner:
         rate = self._learning_rate(progress)
 
         batch, explained_variance = self._prepare(rollout)
+        at_once = _MAX_SAMPLES_AT_ONCE if self._device.type == "cpu" else _MAX_SAMPLES_AT_ONCE_ON_A_GPU
         sums, count, gradient_norms = np.zeros(len(_LOGGED)), 0, []
         epochs = 0
+        self._broken.zero_()
         for epoch in range(settings.num_epochs):
             epoch_sums = np.zeros(len(_LOGGED))
-            indices = self.minibatches(update, epoch)
+            indices = self.minibatches(update, epoch).to(self._device)
             advantages = self._minibatch_advantages(batch.advantages, indices)
+            steps = []
             for index, advantage in zip(indices, advantages, strict=True):
                 self._flat.zero_gradient()
-                for start in range(0, len(index), _MAX_SAMPLES_AT_ONCE):
-                    part = slice(start, start + _MAX_SAMPLES_AT_ONCE)
+                for start in range(0, len(index), at_once):
+                    part = slice(start, start + at_once)
                     if part.stop >= len(index):
                         self._gradient_sum.begin()
                     self._accumulate(batch, index[part], advantage[part], clip_range)
-                gradient_norms.append(self._step(rate, update))
-                epoch_sums += self._flat.sums[: len(_LOGGED)].numpy()
+                steps.append(self._step(rate))
+            for norm, *of_minibatch in self._read(steps, update):
+                gradient_norms.append(norm)
+                epoch_sums += of_minibatch[: len(_LOGGED)]
             sums += epoch_sums
             count += len(indices)
             epochs += 1
@@ -197,6 +213,10 @@ class Learner:
         flat = orders * num_local + np.arange(num_local)[:, None]
         shares = flat.reshape(num_local, steps // share, share).transpose(1, 0, 2)
         return torch.from_numpy(shares.reshape(steps // share, num_local * share))
+
+    def close(self) -> None:
+        """Part from the other ranks; by all of them together."""
+        self._gradient_sum.close()
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the optimiser's moments and step count, the adaptive learning rate and running statistics."""
@@ -292,35 +312,51 @@ class Learner:
             sums = torch.stack([policy_loss, value_loss, entropy, kl, fraction])
             self._flat.sums[: len(_LOGGED)].add_(sums / settings.minibatch_size)
 
-    def _step(self, rate: float, update: int) -> float:
-        """Sum the gradient over ranks, clip it and take an Adam step; return its norm before clipping."""
+    def _step(self, rate: float) -> Tensor:
+        """Sum the gradient over ranks, clip it and take an Adam step, unless something is not finite now or was before.
+
+        Returns:
+            The gradient's norm before clipping and the sums, (1 + S,), on the device.
+        """
+        flat = self._flat
         if self._noise_scale.is_measured:
-            own = self._growth * float(self._flat.gradient.norm())
-            self._flat.sums[-1] = own * own / self._comm.size
+            own = self._growth * flat.gradient.norm().double()
+            flat.sums[-1] = own * own / self._comm.size
         started = time.perf_counter()
         self._gradient_sum.finish()
         self.seconds["communicate"] += time.perf_counter() - started
-        norm = float(self._flat.gradient.norm())
+        norm = flat.gradient.norm()
+        numbers = torch.cat([norm.view(1), flat.sums])
         # A NaN of one rank is in everybody's sum: all ranks come to the same decision without asking each other.
-        if not np.isfinite(norm) or not np.isfinite(self._flat.sums.numpy()).all():
-            sums = ", ".join(f"{name} {total:g}" for name, total in zip(_SUMS, self._flat.sums.tolist(), strict=True))
-            raise Halt(
-                f"the loss or the gradient of update {update + 1} is not finite (gradient norm {norm:g}, {sums}); "
-                "no weight was changed by it and the last checkpoint stands. A lower --learning_rate may help"
-            )
-        if self._noise_scale.is_measured:
-            self._noise_scale.observe(float(self._flat.sums[-1]), norm * norm)
-        limit = self._settings.max_gradient_norm
-        if limit is not None and norm > limit:
-            self._flat.gradient.mul_(limit / norm)
-        self._optimizer.step(self._flat.values, self._flat.gradient, rate)
-        return norm
+        self._broken = torch.maximum(self._broken, (~numbers.isfinite()).any())
+        if self._settings.max_gradient_norm is not None:
+            factor = (self._settings.max_gradient_norm / norm.double()).clamp_max(1.0)
+            # Where looking costs no time, a pass over the gradient is saved.
+            if self._device.type != "cpu" or factor < 1.0:
+                flat.gradient.mul_(factor)
+        self._optimizer.step(flat.values, flat.gradient, rate, unless=self._broken)
+        return numbers
+
+    def _read(self, steps: list[Tensor], update: int) -> list[list[float]]:
+        """Wait for the device and return what `_step` did; see `update` for the error."""
+        rows: list[list[float]] = torch.stack(steps).cpu().tolist()
+        for norm, *sums in rows:
+            if not np.isfinite([norm, *sums]).all():
+                listing = ", ".join(f"{name} {total:g}" for name, total in zip(_SUMS, sums, strict=True))
+                raise Halt(
+                    f"the loss or the gradient of update {update + 1} is not finite (gradient norm {norm:g}, "
+                    f"{listing}); no weight was changed by it and the last checkpoint stands. A lower "
+                    "--learning_rate may help"
+                )
+            if self._noise_scale.is_measured:
+                self._noise_scale.observe(sums[-1], norm * norm)
+        return rows
 
     def _follow_pixels(self, rollout: Rollout) -> None:
         """Let the network centre pixels by all it has seen; between updates, so that no ratio is moved by it."""
         layer = self._model.pixel_layer
         if self._settings.pixel_normalization and layer is not None:
-            pixels = rollout.observations[::_STEPS_PER_PIXEL_SAMPLE].flatten().float()
+            pixels = rollout.observations[::_STEPS_PER_PIXEL_SAMPLE].flatten().cpu().float()
             self._pixel_moments.update(self._timed_moments(pixels))
             layer.set_pixel_moments(self._pixel_moments.mean, max(self._pixel_moments.deviation, 1.0))
 

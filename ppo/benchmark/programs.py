@@ -176,7 +176,8 @@ def seconds_to_first_update(case: Case, cores: Sequence[int]) -> list[float]:
 
 
 def _train(case: Case, cores: Sequence[int], folder: Path, checkpoint_interval: int) -> Job:
-    arguments = ["-m", "ppo", *case.flags, f"--checkpoint_interval={checkpoint_interval}"]
+    # The limits are those of processors.
+    arguments = ["-m", "ppo", "--device=cpu", *case.flags, f"--checkpoint_interval={checkpoint_interval}"]
     return Job(mpirun(cores[: case.ranks], arguments), folder)
 
 

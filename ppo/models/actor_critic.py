@@ -3,6 +3,7 @@
 Images share one encoder between actor and critic, as in the PPO paper's Atari experiments; vectors have one each.
 """
 
+import contextlib
 from typing import Literal
 
 import gymnasium
@@ -23,26 +24,46 @@ _WIDTHS = {"small": 64, "large": 256}
 class ActorCritic(nn.Module):
     """Policy logits and state values."""
 
-    def __init__(self, actor: nn.Module, critic: nn.Module | None, num_features: int, num_actions: int) -> None:
-        """Put heads on an actor's encoder and a critic's; None lets both share the actor's."""
+    def __init__(
+        self,
+        actor: nn.Module,
+        critic: nn.Module | None,
+        num_features: int,
+        num_actions: int,
+        precision: torch.dtype = torch.float32,
+    ) -> None:
+        """Put heads on an actor's encoder and a critic's; None lets both share the actor's.
+
+        With another `precision` than float32 the encoders compute in it; weights and heads are float32 all the same.
+        """
         super().__init__()
         self.actor = actor
         self.critic = critic
+        self.precision = precision
         # A nearly uniform first policy, and values near 0 (Andrychowicz et al. 2021, arXiv:2006.05990, section 3.2).
         self.policy_head = orthogonal(nn.Linear(num_features, num_actions), gain=0.01)
         self.value_head = orthogonal(nn.Linear(num_features, 1), gain=1.0)
+        if precision != torch.float32 and self.pixel_layer is not None:
+            self.pixel_layer.folds = False
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Map observations (B, ...) to logits (B, A) and values (B,); values are in the value normaliser's units."""
-        features = self.actor(observations)
-        value_features = features if self.critic is None else self.critic(observations)
-        return self.policy_head(features), self.value_head(value_features).squeeze(-1)
+        with _arithmetic(self.device, self.precision):
+            features = self.actor(observations)
+            value_features = features if self.critic is None else self.critic(observations)
+        return self.policy_head(features.float()), self.value_head(value_features.float()).squeeze(-1)
 
     def frozen(self) -> "ActorCritic | FrozenCNN":
         """Return the network with its weights as they are now, as fast as it can be evaluated many times."""
-        if self.critic is None and isinstance(self.actor, SmallCNN | NatureCNN):
+        prepared = self.critic is None and self.precision == torch.float32
+        if prepared and isinstance(self.actor, SmallCNN | NatureCNN):
             return FrozenCNN(self.actor, self.policy_head, self.value_head)
         return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lives."""
+        return self.policy_head.get_parameter("weight").device
 
     @property
     def pixel_layer(self) -> PixelConv2d | None:
@@ -80,8 +101,9 @@ def build_model(
     model_size: Literal["small", "large", "impala"],
     *,
     seed: int,
+    precision: torch.dtype = torch.float32,
 ) -> ActorCritic:
-    """Build the network for a pair of spaces; its weights depend on the seed alone.
+    """Build the network for a pair of spaces, on the processor; its weights depend on the seed alone.
 
     Raises:
         ValueError: no network is known for these spaces.
@@ -95,8 +117,15 @@ def build_model(
         torch.manual_seed(seed)
         if len(shape) == 3 and shape[1:] == (84, 84):
             cnn = _ENCODERS[model_size](shape[0])
-            return ActorCritic(cnn, None, cnn.num_features, num_actions)
+            return ActorCritic(cnn, None, cnn.num_features, num_actions, precision)
         if len(shape) == 1 and model_size in _WIDTHS:
             width = _WIDTHS[model_size]
-            return ActorCritic(MLP(shape[0], width), MLP(shape[0], width), width, num_actions)
+            return ActorCritic(MLP(shape[0], width), MLP(shape[0], width), width, num_actions, precision)
     raise ValueError(f"no network for observations of shape {shape} of size {model_size}")
+
+
+def _arithmetic(device: torch.device, precision: torch.dtype) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which what gains by it is computed in another precision."""
+    if precision == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, precision)

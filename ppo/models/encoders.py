@@ -30,6 +30,9 @@ class PixelConv2d(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, padding: int = 0) -> None:
         """Build a convolution; `padding` is a border of average pixels, zeros once they are centred."""
         super().__init__(in_channels, out_channels, kernel_size, stride, padding)
+        # A border cannot be folded into the bias. In 16 bits the large constant part of raw pixels drowns the rest:
+        # whoever computes in them switches it off.
+        self.folds = padding == 0
         self.register_buffer("pixel_moments", torch.tensor([0.0, 255.0]))
 
     def set_pixel_moments(self, mean: float, deviation: float) -> None:
@@ -38,8 +41,7 @@ class PixelConv2d(nn.Conv2d):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Map (B, C, H, W) uint8 to (B, out_channels, H', W') float32."""
-        if self.padding != (0, 0):
-            # A border cannot be folded into the bias.
+        if not self.folds:
             mean, deviation = self.pixel_moments
             centred = (pixels.to(torch.float32) - mean) / deviation
             return functional.conv2d(centred, self.weight, self.bias, self.stride, self.padding)

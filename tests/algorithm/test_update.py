@@ -189,6 +189,32 @@ def test_a_gradient_that_is_not_finite_reaches_no_weight():
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
+def test_after_a_step_that_is_not_finite_no_later_one_changes_a_weight(monkeypatch):
+    settings = dataclasses.replace(SETTINGS, num_epochs=1, minibatch_size=3)
+    weights = {}
+    for last in (2, 8):  # steps of the epoch that are taken
+        model, collector, learner = build(settings)
+        rollout, _ = collector.collect(0)
+        taken, finish = [], learner._gradient_sum.finish
+
+        def spoiled(taken=taken, finish=finish, learner=learner, last=last):
+            finish()
+            taken.append(learner)
+            if len(taken) == 3:
+                learner._flat.gradient[5] = float("inf")
+
+        monkeypatch.setattr(learner._gradient_sum, "finish", spoiled)
+        if last == 2:
+            monkeypatch.setattr(learner, "minibatches", lambda update, epoch, own=learner.minibatches: own(0, 0)[:2])
+            learner.update(rollout, update=0, progress=0.0)
+        else:
+            with pytest.raises(Halt, match=r"gradient norm inf, policy_loss -?[0-9]"):
+                learner.update(rollout, update=0, progress=0.0)
+        assert len(taken) == last
+        weights[last] = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert torch.equal(weights[8], weights[2])
+
+
 @pytest.mark.parametrize(("progress", "rate", "clip_range"), [(0.0, 1e-2, 0.2), (0.5, 5e-3, 0.1), (1.0, 0.0, 0.0)])
 def test_linear_schedules_follow_progress_and_end_at_zero(progress, rate, clip_range):
     settings = dataclasses.replace(SETTINGS, learning_rate_schedule="linear", clip_range_schedule="linear")
@@ -300,5 +326,5 @@ def test_a_rank_contributes_the_square_of_the_mean_gradient_of_its_own_steps():
     assert len(index) == 8  # of the 12 steps of a minibatch
     learner._accumulate(batch, index, batch.advantages[index], 0.2)
     mean_of_own_steps = learner._flat.gradient * SETTINGS.minibatch_size / len(index)
-    learner._step(1e-4, 0)
+    learner._step(1e-4)
     assert comm.exchanged[-1][-1] == pytest.approx(float(mean_of_own_steps.square().sum()) / 2, rel=1e-5)

@@ -1,6 +1,7 @@
 """Encoders and the actor-critic built on them: shapes, sizes, initial weights."""
 
 import math
+from typing import Literal
 
 import gymnasium
 import numpy as np
@@ -202,3 +203,43 @@ def test_a_frozen_network_is_the_network_as_it_was(size: str) -> None:
         expected, frozen = model(screens), model.frozen()
         for actual, value in zip(frozen(screens), expected, strict=True):
             torch.testing.assert_close(actual, value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "space"), [("small", SCREENS), ("large", SCREENS), ("impala", SCREENS), ("small", VECTOR)]
+)
+def test_encoders_in_16_bits_say_the_same_within_rounding_from_float32_weights_and_heads(
+    size: Literal["small", "large", "impala"], space: gymnasium.spaces.Box
+) -> None:
+    models = [
+        build_model(space, gymnasium.spaces.Discrete(6), size, seed=0, precision=precision)
+        for precision in (torch.float32, torch.bfloat16)
+    ]
+    observations = pixels(8, 4, 84, 84) if space is SCREENS else torch.randn(8, 3)
+    for network in ("forward", "frozen"):
+        exact, rounded = (
+            model(observations) if network == "forward" else model.frozen()(observations) for model in models
+        )
+        for expected, got in zip(exact, rounded, strict=True):
+            assert got.dtype == torch.float32
+            assert not torch.equal(got, expected)
+            torch.testing.assert_close(got, expected, rtol=0.05, atol=0.02)
+            # Heads in 16 bits would give numbers that 16 bits can hold.
+            assert not torch.equal(got, got.bfloat16().float())
+    logits, values = models[1](observations)
+    (logits.square().sum() + values.square().sum()).backward()
+    for parameter in models[1].parameters():
+        assert parameter.dtype == torch.float32
+        assert parameter.grad is not None and parameter.grad.dtype == torch.float32
+
+
+def test_16_bits_see_small_differences_between_bright_pixels() -> None:
+    model = build_model(SCREENS, gymnasium.spaces.Discrete(6), "small", seed=0, precision=torch.bfloat16)
+    layer = model.pixel_layer
+    assert layer is not None
+    layer.set_pixel_moments(200.0, 5.0)
+    bright = 190 + pixels(2, 4, 84, 84) % 20
+    expected = layer(bright)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = layer(bright).float()
+    assert (got - expected).std() < 0.01 * expected.std()

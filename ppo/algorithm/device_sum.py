@@ -1,0 +1,94 @@
+"""How a gradient in a GPU's memory is summed over ranks: by the GPUs themselves, or by the processors."""
+
+import socket
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ppo.algorithm.gradient_sum import GradientSum, make_gradient_sum
+from ppo.collectives import Collective
+from ppo.config import MachineSettings
+
+
+def make_device_sum(
+    settings: MachineSettings, comm: Collective, exchanged: Tensor, parameters: Sequence[Tensor], *, nccl: bool
+) -> GradientSum:
+    """Return what sums a contiguous vector on the device where it is; on all ranks together.
+
+    Args:
+        settings: how processors sum it.
+        comm: the ranks to sum over.
+        exchanged: the gradients of `parameters`, in their order, and what else is to be summed.
+        parameters: their `grad` are views of `exchanged`.
+        nccl: it lies on GPUs, one for each rank, and they sum it themselves.
+    """
+    if exchanged.device.type == "cpu":
+        return make_gradient_sum(settings, comm, exchanged, parameters)
+    if comm.size == 1:
+        return NothingToSum()
+    if nccl:
+        return GroupSum(comm, exchanged, "nccl")
+    # A GPU reads and writes page-locked memory by itself.
+    copy = torch.zeros_like(exchanged, device="cpu", pin_memory=exchanged.device.type == "cuda")
+    return ThroughProcessors(exchanged, copy, make_gradient_sum(settings, comm, copy, parameters))
+
+
+class NothingToSum(GradientSum):
+    """A GPU of a job of one rank."""
+
+    def finish(self) -> None:
+        """Do nothing: the vector is the sum."""
+
+
+class ThroughProcessors(GradientSum):
+    """To the processor's memory, over the ranks there, and back."""
+
+    def __init__(self, vector: Tensor, copy: Tensor, over_ranks: GradientSum) -> None:
+        """Sum `vector`, given what sums its `copy` in the processor's memory."""
+        self._vector, self._copy, self._over_ranks = vector, copy, over_ranks
+
+    def finish(self) -> None:
+        """Wait for the gradient, sum it and send the sum on its way."""
+        self._copy.copy_(self._vector)
+        self._over_ranks.finish()
+        self._vector.copy_(self._copy, non_blocking=True)
+
+
+class GroupSum(GradientSum):
+    """One all-reduce by a process group of PyTorch; NCCL's runs on the GPUs, behind the backward pass."""
+
+    def __init__(self, comm: Collective, vector: Tensor, backend: str) -> None:
+        """Bring the ranks of `comm` together in a group that sums `vector`.
+
+        They find each other at a TCP port of rank 0's host, whose address goes over `comm`.
+        """
+        from torch import distributed
+
+        self._distributed, self._vector = distributed, vector
+        if comm.rank == 0:
+            host = _host_name()
+            store = distributed.TCPStore(host, 0, comm.size, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+            comm.broadcast((host, store.port))
+        else:
+            host, port = comm.broadcast(("", 0))
+            store = distributed.TCPStore(host, port, comm.size, is_master=False)  # type: ignore[attr-defined]
+        distributed.init_process_group(backend, store=store, rank=comm.rank, world_size=comm.size)
+
+    def finish(self) -> None:
+        """Queue the sum; what is queued behind it on the device waits for it."""
+        self._distributed.all_reduce(self._vector)
+
+    def close(self) -> None:
+        """Leave the group."""
+        self._distributed.destroy_process_group()
+
+
+def _host_name() -> str:
+    """Return the name by which this host is found; that of any host for itself where its own name is not known."""
+    name = socket.gethostname()
+    try:
+        socket.getaddrinfo(name, None)
+    except OSError:
+        return "localhost"
+    return name

@@ -1,0 +1,118 @@
+"""Where a rank's network acts and learns: on the processor, or on a GPU of its host.
+
+The ranks of a host take its GPUs in turn. All ranks of a job are of one kind.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ppo.collectives import Collective
+from ppo.config import MachineSettings, Refusal
+
+_PROCESSOR = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class GPU:
+    """What a rank knows of the GPU that it would use."""
+
+    index: int
+    """Among those that the rank sees."""
+    name: str
+    identity: str
+    """Of the device itself, whatever its index on a rank."""
+    has_bfloat16: bool
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A rank's device and what the job does with it."""
+
+    device: torch.device = _PROCESSOR
+    precision: torch.dtype = torch.float32
+    """Arithmetic of the network's encoders."""
+    nccl: bool = False
+    """The GPUs sum the gradients of the ranks themselves."""
+    name: str = ""
+    """Of the GPU."""
+
+    def settings(self) -> dict[str, str]:
+        """Return the settings that stand for it without any `auto`."""
+        return {"device": self.device.type, "precision": str(self.precision).removeprefix("torch.")}
+
+    def describe(self) -> str:
+        """Return the line that a log has of it."""
+        words = ", ".join(self.settings().values())
+        if self.device.type == "cpu":
+            return f"device: {words}"
+        by = "NCCL" if self.nccl else "MPI"
+        return (
+            f"device: {words}, {self.name}; gradients summed by {by}; a run that is stopped does not resume bit for bit"
+        )
+
+
+CPU = Placement()
+
+
+def choose_placement(settings: MachineSettings, comm: Collective, hosts: Sequence[str]) -> Placement:
+    """Return where this rank's network lives; on all ranks together.
+
+    Args:
+        settings: the user's wish.
+        comm: the job.
+        hosts: the host of every rank.
+
+    Raises:
+        Refusal: on all ranks alike: there is no such device, or it has no such arithmetic.
+    """
+    if settings.device == "cpu":
+        return placed(settings, comm.rank, hosts, [None] * comm.size)  # CUDA is left alone
+    local_rank = hosts[: comm.rank].count(hosts[comm.rank])
+    everyone = comm.broadcast(comm.gather(_gpu_of(local_rank)))
+    assert everyone is not None
+    return placed(settings, comm.rank, hosts, everyone)
+
+
+def placed(settings: MachineSettings, rank: int, hosts: Sequence[str], gpus: Sequence[GPU | None]) -> Placement:
+    """Return the placement of a rank, given the GPU that each rank would use.
+
+    Raises:
+        Refusal: see `choose_placement`.
+    """
+    found = [gpu for gpu in gpus if gpu is not None]
+    if settings.device == "cuda" and len(found) < len(gpus):
+        without = gpus.index(None)
+        raise Refusal(
+            f"device must be cpu where a rank has no GPU: rank {without} on {hosts[without]} sees none with PyTorch "
+            f"{torch.__version__}; try --device=cpu"
+        )
+    own = gpus[rank] if len(found) == len(gpus) else None
+    able = own is not None and all(gpu.has_bfloat16 for gpu in found)
+    if settings.precision == "bfloat16" and not able:
+        which = "on the processor" if own is None else "on a GPU without bfloat16 arithmetic"
+        raise Refusal(f"precision must be float32 {which}, got bfloat16; try --precision=auto")
+    if own is None:
+        return CPU
+    if settings.gradient_buckets > 1:
+        raise Refusal(f"gradient_buckets must be 1 on a GPU, got {settings.gradient_buckets}; try --gradient_buckets=1")
+    # NCCL refuses two ranks on one GPU, and has one way to sum.
+    as_nccl_does = settings.all_reduce == "auto" and settings.gradient_wire == "float32"
+    alone = len({gpu.identity for gpu in found}) == len(found)
+    return Placement(
+        device=torch.device("cuda", own.index),
+        precision=torch.bfloat16 if able and settings.precision != "float32" else torch.float32,
+        nccl=as_nccl_does and alone and len(found) > 1,
+        name=own.name,
+    )
+
+
+def _gpu_of(local_rank: int) -> GPU | None:
+    """Return the GPU of the rank of this number on its host; None where there is none."""
+    if not torch.cuda.is_available():
+        return None
+    index = local_rank % torch.cuda.device_count()
+    properties = torch.cuda.get_device_properties(index)
+    # Older ones emulate it.
+    return GPU(index, properties.name, str(properties.uuid), has_bfloat16=properties.major >= 8)

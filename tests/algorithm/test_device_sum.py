@@ -1,0 +1,64 @@
+"""Sums of what does not lie in the processor's memory; on processors, which can do all of it."""
+
+import pytest
+import torch
+
+from ppo.algorithm.device_sum import GroupSum, NothingToSum, ThroughProcessors, make_device_sum
+from ppo.algorithm.gradient_sum import FlatSum
+from ppo.collectives import Alone
+from ppo.config import MachineSettings
+from tests.jobs import mpirun
+
+SUM = """
+import torch
+from ppo.algorithm.device_sum import GroupSum, ThroughProcessors
+from ppo.algorithm.gradient_sum import FlatSum
+from ppo.collectives.mpi import connect
+
+comm = connect()
+vector, copy = torch.zeros(5), torch.zeros(5)
+address = vector.data_ptr()
+way = {way}
+for _ in range(3):
+    vector.copy_(torch.arange(5.0) + 10 * comm.rank)
+    way.finish()
+    assert vector.tolist() == [2 * i + 10 for i in range(5)], vector
+vector[comm.rank] = float("nan")
+way.finish()
+assert vector.isnan().tolist() == [True, True, False, False, False], vector
+assert vector.data_ptr() == address
+way.close()
+comm.barrier()
+print("rank", comm.rank, "agrees")
+"""
+
+
+@pytest.mark.parametrize(
+    "way", ["ThroughProcessors(vector, copy, FlatSum(comm, copy))", "GroupSum(comm, vector, 'gloo')"]
+)
+def test_two_ranks_have_their_sum_in_place_every_time(way, tmp_path):
+    job = mpirun(2, ["-c", SUM.replace("{way}", way)], tmp_path)
+    assert job.returncode == 0, job.stderr
+    assert job.stdout.count("agrees") == 2
+
+
+class OneOfTwo(Alone):
+    size = 2
+
+
+@pytest.mark.parametrize(
+    ("comm", "device", "nccl", "expected"),
+    [
+        (Alone(), "cpu", False, FlatSum),
+        (OneOfTwo(), "cpu", False, FlatSum),
+        (Alone(), "meta", False, NothingToSum),
+        (OneOfTwo(), "meta", False, ThroughProcessors),
+        (OneOfTwo(), "meta", True, GroupSum),
+    ],
+)
+def test_gpus_sum_by_themselves_where_every_rank_has_one(comm, device, nccl, expected, monkeypatch):
+    backends = []
+    monkeypatch.setattr(GroupSum, "__init__", lambda self, comm, vector, backend: backends.append(backend))
+    settings = MachineSettings(all_reduce="flat")
+    assert type(make_device_sum(settings, comm, torch.zeros(3, device=device), [], nccl=nccl)) is expected
+    assert backends == (["nccl"] if expected is GroupSum else [])

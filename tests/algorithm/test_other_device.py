@@ -1,0 +1,109 @@
+"""A network on another device than the processor.
+
+PyTorch's `meta` device stands in for a GPU: its tensors have shapes and no numbers, they do not mix with those of the
+processor, and nothing can be read from them but by `Tensor.cpu`, which gives zeros here and counts.
+"""
+
+import dataclasses
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from ppo.algorithm.normalization import RunningMoments
+from ppo.algorithm.rollout import Collector
+from ppo.algorithm.update import Learner
+from ppo.collectives import Alone
+from ppo.config import MachineSettings, PPOSettings
+from ppo.models.actor_critic import build_model
+from tests.algorithm.worlds import ScriptedWorld, WorldInGroups
+
+SETTINGS = PPOSettings(
+    num_envs=3, rollout_steps=8, minibatch_size=6, num_epochs=3, learning_rate=1e-2, learning_rate_schedule="constant"
+)
+META = torch.device("meta")
+
+
+class ImageWorld(ScriptedWorld):
+    """The same world, seen as two grey screens that lie channels-last in memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.single_observation_space = gymnasium.spaces.Box(0, 255, (2, 84, 84), np.uint8)
+        self.scripted = self.observations
+        self.observations = np.zeros((3, 84, 84, 2), np.uint8).transpose(0, 3, 1, 2)
+
+    def step(self, actions):
+        shown, self.observations = self.observations, self.scripted
+        _, rewards, terminated, truncated, info = super().step(actions)
+        self.observations = shown
+        return shown, rewards, terminated, truncated, {**info, "final_obs": np.zeros_like(shown)}
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Return the shapes of what is read from the device, in a list that grows."""
+    shapes, real = [], torch.Tensor.cpu
+
+    def cpu(tensor):
+        if tensor.device != META:
+            return real(tensor)
+        shapes.append(tuple(tensor.shape))
+        return torch.zeros(tensor.shape, dtype=tensor.dtype)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", cpu)
+    return shapes
+
+
+def build(world, settings=SETTINGS):
+    model = build_model(world.single_observation_space, world.single_action_space, "small", seed=1).to(META)
+    normalizer = RunningMoments()
+    learner = Learner(model, normalizer, settings, Alone(), machine=MachineSettings(), indices=range(3), seed=5)
+    collector = Collector(
+        world,
+        model,
+        normalizer,
+        indices=range(3),
+        rollout_steps=settings.rollout_steps,
+        clip_rewards=True,
+        episodic_life=True,
+        seed=5,
+    )
+    collector.reset()
+    return collector, learner
+
+
+@pytest.mark.parametrize("kind", [ScriptedWorld, WorldInGroups, ImageWorld])
+def test_only_the_actions_of_each_step_come_back_while_a_rollout_is_collected(kind, reads):
+    world = kind()
+    collector, _ = build(world)
+    rollout, episodes = collector.collect(0)
+    assert reads == [(group.stop - group.start,) for _ in range(8) for group in world.groups]
+    assert {getattr(rollout, field.name).device for field in dataclasses.fields(rollout)} == {META}
+    assert len(episodes) == 4
+
+
+@pytest.mark.parametrize("kind", [ScriptedWorld, ImageWorld])
+@pytest.mark.parametrize("advantages", ["batch", "minibatch"])
+def test_an_update_waits_for_the_device_once_an_epoch_and_for_moments(kind, advantages, reads):
+    settings = dataclasses.replace(
+        SETTINGS,
+        advantage_normalization=advantages,
+        value_normalization=True,
+        value_clip_range=0.2,
+        pixel_normalization=kind is ImageWorld,
+        learning_rate_schedule="kl_adaptive",
+    )
+    collector, learner = build(kind(), settings)
+    rollout, _ = collector.collect(0)
+    reads.clear()
+    learner.update(rollout, update=0, progress=0.0)
+    of_the_rollout, of_an_epoch = [(2, 24)], [(4, 6)] if advantages == "minibatch" else []
+    pixels = [(3 * 2 * 84 * 84,)] if kind is ImageWorld else []
+    assert reads == [*of_the_rollout, *([*of_an_epoch, (4, 7)] * 3), *pixels]
+
+
+def test_an_observation_stays_channels_last_on_the_device():
+    collector, _ = build(ImageWorld())
+    assert collector._rollout.observations.stride()[1:] == (84 * 84 * 2, 1, 84 * 2, 2)

@@ -1,0 +1,159 @@
+"""What a GPU does against what the processor does. Marked cuda: run on the first machine that has one."""
+
+import contextlib
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from ppo.algorithm.normalization import RunningMoments
+from ppo.algorithm.rollout import Collector, Rollout
+from ppo.algorithm.update import Learner
+from ppo.collectives import Alone
+from ppo.config import MachineSettings, PPOSettings, WorldSettings
+from ppo.envs import make_envs
+from ppo.models.actor_critic import build_model
+from tests.jobs import PONG, ppo, rows, weights
+
+NAME = "PongNoFrameskip-v4"
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+# With the processor in the place of the GPU a test tests itself.
+DEVICES = [pytest.param(CPU, id="cpu"), pytest.param(CUDA, id="cuda", marks=pytest.mark.cuda)]
+NETWORKS = [
+    pytest.param(CPU, "small", id="cpu-small"),
+    *(pytest.param(CUDA, size, id=f"cuda-{size}", marks=pytest.mark.cuda) for size in ("small", "large", "impala")),
+]
+SETTINGS = PPOSettings(
+    num_envs=4, rollout_steps=32, minibatch_size=32, num_epochs=2, learning_rate=2.5e-4, pixel_normalization=True
+)
+ON_A_GPU = [flag for flag in PONG if not flag.startswith("--device")] + ["--device=cuda"]
+
+
+@pytest.fixture(autouse=True)
+def convolutions_in_full_precision():
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        yield
+
+
+def build(device, size="small", precision=torch.float32, settings=SETTINGS):
+    envs = make_envs(NAME, WorldSettings(), indices=range(4), seed=3)
+    model = build_model(envs.single_observation_space, envs.single_action_space, size, seed=1, precision=precision)
+    with torch.no_grad():
+        model.policy_head.weight.mul_(100.0)  # far from uniform, so that a wrong observation would show
+    model, normalizer = model.to(device), RunningMoments()
+    learner = Learner(model, normalizer, settings, Alone(), machine=MachineSettings(), indices=range(4), seed=5)
+    collector = Collector(
+        envs, model, normalizer, indices=range(4), rollout_steps=32, clip_rewards=True, episodic_life=True, seed=5
+    )
+    collector.reset()
+    return model, learner, collector
+
+
+def moved(rollout, device):
+    return Rollout(**{field.name: getattr(rollout, field.name).to(device) for field in dataclasses.fields(rollout)})
+
+
+def assert_ok(job):
+    assert job.returncode == 0, job.stdout + job.stderr
+
+
+@pytest.mark.parametrize(("device", "size"), NETWORKS)
+def test_the_same_rollout_is_collected(device, size):
+    (expected, _), (got, _) = (build(where, size)[2].collect(0) for where in (CPU, device))
+    # An action that lies within rounding of another would let the games part.
+    for name in ("observations", "actions", "rewards", "dones"):
+        assert torch.equal(getattr(got, name).cpu(), getattr(expected, name)), name
+    for name in ("values", "next_values", "log_probs"):
+        torch.testing.assert_close(getattr(got, name).cpu(), getattr(expected, name), rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize(("device", "size"), NETWORKS)
+def test_an_update_leads_to_the_same_parameters(device, size):
+    rollout, _ = build(CPU, size)[2].collect(0)
+    found = []
+    for where in (CPU, device):
+        model, learner, _ = build(where, size)
+        metrics = learner.update(moved(rollout, where), update=0, progress=0.0)
+        found.append((torch.cat([p.detach().flatten().cpu() for p in model.parameters()]), metrics))
+    (expected, expected_metrics), (got, metrics) = found
+    torch.testing.assert_close(got, expected, rtol=0, atol=2e-5)
+    assert metrics["update/grad_norm"] == pytest.approx(expected_metrics["update/grad_norm"], rel=1e-3)
+
+
+@pytest.mark.parametrize(("device", "size"), NETWORKS)
+def test_losses_in_16_bits_are_those_of_32_within_rounding(device, size):
+    rollout, _ = build(CPU, size)[2].collect(0)
+    one_step = dataclasses.replace(SETTINGS, minibatch_size=128, num_epochs=1)
+    found = []
+    for where, precision in ((CPU, torch.float32), (device, torch.bfloat16)):
+        model, learner, _ = build(where, size, precision, one_step)
+        found.append(learner.update(moved(rollout, where), update=0, progress=0.0))
+        assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    expected, got = found
+    for name in ("update/value_loss", "update/entropy", "update/grad_norm"):
+        assert got[name] == pytest.approx(expected[name], rel=0.05), name
+    assert got["update/policy_loss"] == pytest.approx(expected["update/policy_loss"], abs=0.01)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("device", DEVICES)
+def test_no_step_of_the_learner_waits_for_the_gpu(device, precision):
+    _, learner, collector = build(device, precision=precision)
+    rollout, _ = collector.collect(0)
+    learner.update(rollout, update=0, progress=0.0)  # what is done once is done
+    batch, _ = learner._prepare(rollout)
+    index = learner.minibatches(0, 0)[0].to(device)
+    advantages = batch.advantages[index]
+    with _no_waiting() if device == CUDA else contextlib.nullcontext():
+        learner._accumulate(batch, index, advantages, 0.2)
+        learner._step(1e-4)
+
+
+@contextlib.contextmanager
+def _no_waiting():
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.cuda
+def test_a_run_goes_from_a_gpu_to_the_processor_and_back(tmp_path):
+    for flags, env_steps in ((ON_A_GPU, 128), (PONG, 192), (ON_A_GPU, 256), (ON_A_GPU, 320)):
+        job = ppo(tmp_path, *flags, f"--env_steps={env_steps}")
+        assert_ok(job)
+        assert "WARNING" not in job.stdout
+        assert job.stdout.count("not bit for bit") == (env_steps > 128)
+    assert [int(row["env_steps"]) for row in rows(tmp_path / "runs" / NAME / "progress.csv")] == list(
+        range(64, 321, 64)
+    )
+    assert all(array.dtype.kind == "f" and np.isfinite(array).all() for array in weights(tmp_path, NAME, 320).values())
+    assert_ok(ppo(tmp_path, f"--env_name={NAME}", "--mode=evaluate", "--episodes=1", "--max_frames=400"))
+
+
+@pytest.mark.cuda
+def test_one_rank_feeds_a_gpu_from_all_cores(tmp_path):
+    flags = [flag for flag in ON_A_GPU if "env_engine" not in flag]
+    job = ppo(tmp_path, *flags, "--env_engine=vector", "--model_size=impala", "--env_steps=192")
+    assert_ok(job)
+    assert "device: cuda, " in job.stdout and "env_engine: vector" in job.stdout
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_two_ranks_take_the_updates_of_one(gpus, tmp_path, monkeypatch):
+    if torch.cuda.device_count() < gpus:
+        pytest.skip("there is one GPU")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus))))
+    flags = [*ON_A_GPU, "--precision=float32", "--env_steps=192"]
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    for folder, ranks in ((alone, 1), (together, 2)):
+        folder.mkdir()
+        job = ppo(folder, *flags, ranks=ranks)
+        assert_ok(job)
+        assert ("summed by NCCL" in job.stdout) == (1 < ranks == gpus)
+    for key, expected in weights(alone, NAME, 192).items():
+        tolerance = 1e-4 if "moments" in key else 0.0
+        np.testing.assert_allclose(weights(together, NAME, 192)[key], expected, rtol=tolerance, atol=1e-4, err_msg=key)

@@ -1,0 +1,123 @@
+"""Which device a rank's network lives on, and what of it is refused."""
+
+import pytest
+import torch
+
+from ppo.collectives import Alone
+from ppo.config import MachineSettings, Refusal
+from ppo.device import CPU, GPU, Placement, choose_placement, placed
+
+
+def gpu(index, identity, *, has_bfloat16=True):
+    return GPU(index, "NVIDIA H200", identity, has_bfloat16)
+
+
+FIRST, SECOND = gpu(0, "first"), gpu(1, "second")
+OLD = gpu(0, "old", has_bfloat16=False)
+
+
+def place(gpus, rank=0, hosts=None, **settings):
+    return placed(MachineSettings(**settings), rank, hosts or ["here"] * len(gpus), gpus)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "expected"),
+    [
+        pytest.param([None], CPU, id="without a GPU"),
+        pytest.param([FIRST], Placement(torch.device("cuda", 0), torch.bfloat16, name="NVIDIA H200"), id="with one"),
+        pytest.param([FIRST, None], CPU, id="ranks of one job are of one kind"),
+    ],
+)
+def test_auto_takes_a_gpu_where_every_rank_has_one(gpus, expected):
+    assert place(gpus) == expected
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_each_rank_takes_its_own_gpu(rank):
+    placement = place([FIRST, SECOND], rank)
+    assert placement.device == torch.device("cuda", rank)
+    assert placement.nccl
+
+
+def test_nccl_sums_where_no_two_ranks_share_a_gpu():
+    # A launcher may show every rank a GPU of its own under the same number; what counts is which one it is.
+    hidden = [gpu(0, "first"), gpu(0, "second")]
+    assert [place([FIRST, SECOND, FIRST], rank).nccl for rank in range(3)] == [False] * 3
+    assert [place(hidden, rank).nccl for rank in range(2)] == [True] * 2
+
+
+@pytest.mark.parametrize("settings", [{"all_reduce": "flat"}, {"gradient_wire": "bfloat16"}])
+def test_whoever_asks_for_a_way_to_sum_gets_it(settings):
+    assert not place([FIRST, SECOND], **settings).nccl
+
+
+@pytest.mark.parametrize(
+    ("gpus", "precision", "expected"),
+    [
+        ([FIRST], "auto", torch.bfloat16),
+        ([FIRST], "bfloat16", torch.bfloat16),
+        ([FIRST], "float32", torch.float32),
+        ([OLD], "auto", torch.float32),
+        ([FIRST, OLD], "auto", torch.float32),
+        ([None], "auto", torch.float32),
+        ([None], "float32", torch.float32),
+    ],
+)
+def test_auto_computes_in_16_bits_where_all_gpus_can(gpus, precision, expected):
+    assert place(gpus, precision=precision).precision == expected
+
+
+@pytest.mark.parametrize(
+    ("gpus", "settings", "message"),
+    [
+        ([FIRST, None], {"device": "cuda"}, "rank 1 on there sees none.*try --device=cpu"),
+        ([None, None], {"precision": "bfloat16"}, "float32 on the processor.*try --precision=auto"),
+        ([None, None], {"device": "cpu", "precision": "bfloat16"}, "float32 on the processor.*try --precision=auto"),
+        ([FIRST, OLD], {"precision": "bfloat16"}, "float32 on a GPU without bfloat16.*try --precision=auto"),
+        ([FIRST, SECOND], {"gradient_buckets": 4}, "gradient_buckets must be 1 on a GPU, got 4; try"),
+    ],
+)
+def test_what_a_machine_does_not_have_is_refused_on_every_rank(gpus, settings, message):
+    for rank in range(2):
+        with pytest.raises(Refusal, match=message):
+            place(gpus, rank, ["here", "there"], **settings)
+
+
+def test_with_device_cpu_nothing_is_asked_of_cuda(monkeypatch):
+    def touched(*arguments):
+        raise AssertionError("CUDA was touched")
+
+    for name in ("is_available", "device_count", "get_device_properties", "init"):
+        monkeypatch.setattr(torch.cuda, name, touched)
+    assert choose_placement(MachineSettings(device="cpu"), Alone(), ["here"]) == CPU
+
+
+class TwoOnThere(Alone):
+    """Rank 2 of 4, the second on its host."""
+
+    rank, size = 2, 4
+
+    def gather(self, value):
+        return [FIRST, FIRST, value, FIRST]
+
+
+def test_ranks_of_a_host_take_its_gpus_in_turn(monkeypatch):
+    class Properties:
+        name, uuid, major = "NVIDIA T4", "GPU-1", 7
+
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: asked.append(index) or Properties)
+    hosts = ["here", "there", "there", "there"]
+    placement = choose_placement(MachineSettings(), TwoOnThere(), hosts)
+    assert asked == [1]
+    assert placement == Placement(torch.device("cuda", 1), torch.float32, False, "NVIDIA T4")
+
+
+def test_the_log_says_which_and_what_it_does_not_promise():
+    assert CPU.describe() == "device: cpu, float32"
+    line = place([FIRST, SECOND]).describe()
+    assert line.startswith("device: cuda, bfloat16, NVIDIA H200")
+    assert "summed by NCCL" in line and "does not resume bit for bit" in line
+    assert "summed by MPI" in place([FIRST, FIRST]).describe()
