@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ppo.presets import PRESETS, for_environments
 from scripts.cluster.cost_model import WAYS, Model, Network, Settings, Wire, fit
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,18 +23,20 @@ NETWORKS = {
     "10 Gbit/s": Network(0.10, 9.4),
     "100 Gbit/s": Network(0.03, 94.0),
 }
-SETTINGS = (
-    Settings(1, 16, 128, 256, 3),
-    Settings(2, 16, 128, 256, 3),
-    Settings(4, 32, 128, 512, 3),
-    Settings(8, 64, 128, 2048, 3),
-    Settings(16, 128, 64, 2048, 3),
-    Settings(32, 256, 64, 4096, 3),
-    Settings(64, 512, 32, 4096, 2),
-    Settings(128, 1024, 16, 4096, 2),
-    Settings(256, 1024, 16, 4096, 2),
-)
-"""What to train with on so many ranks: the rules of docs/scaling.md."""
+ENVIRONMENTS_PER_RANK = 8
+MOST_ENVIRONMENTS = 1024
+"""With more, 16,384 steps an update would leave less than 16 to a rollout."""
+
+
+def settings_for(ranks: int) -> Settings:
+    """Return what to train with on so many ranks: what the default preset makes of its number of environments."""
+    preset = PRESETS["atari"]
+    num_envs = min(max(preset["num_envs"], ENVIRONMENTS_PER_RANK * ranks), MOST_ENVIRONMENTS)
+    scaled = for_environments(preset, num_envs)
+    return Settings(ranks, num_envs, scaled["rollout_steps"], scaled["minibatch_size"], scaled["num_epochs"])
+
+
+SETTINGS = tuple(settings_for(2**k) for k in range(9))
 
 
 def main() -> None:
@@ -97,12 +100,12 @@ def settings_table() -> str:
             f"{s.num_envs} ({-(-s.num_envs // s.ranks)})",
             s.steps,
             s.gradient_steps,
-            f"`--num_envs={s.num_envs} --rollout_steps={s.rollout_steps} --minibatch_size={s.minibatch_size} "
-            f"--num_epochs={s.num_epochs}`",
+            f"`--num_envs={s.num_envs}`",
+            f"{s.rollout_steps} steps a rollout, minibatches of {s.minibatch_size}",
         ]
         for s in SETTINGS
     ]
-    return markdown(["ranks", "environments (a rank)", "steps an update", "gradient steps", "flags"], rows)
+    return markdown(["ranks", "environments (a rank)", "steps an update", "gradient steps", "flag", "which sets"], rows)
 
 
 def cable(pair: dict[str, Any]) -> str:
