@@ -174,15 +174,23 @@ def frames_before_play(*, noop_max: int, num_games: int, index: int = 0) -> list
     return frames
 
 
-def test_an_environment_is_the_same_whatever_block_it_is_in() -> None:
-    whole = AtariEnvironments("breakout", WorldSettings(sticky_actions=0.25), indices=range(4), seed=3)
-    alone = AtariEnvironments("breakout", WorldSettings(sticky_actions=0.25), indices=range(3, 4), seed=3)
-    whole.reset()
-    alone.reset()
-    for actions in np.random.default_rng(0).integers(0, 4, (60, 4)):
-        whole.step(actions)
-        alone.step(actions[3:])
-        np.testing.assert_array_equal(whole.observations[3], alone.observations[0])
+@pytest.mark.parametrize("rom", ["breakout", "ms_pacman"])
+def test_an_environment_is_the_same_whatever_block_it_is_in(rom: str) -> None:
+    # Games are cut, in steps of their own, and sizes are such that blocks of all sizes are resized together.
+    world, blocks = WorldSettings(sticky_actions=0.25, max_frames=150), [range(7), range(3), range(3, 5), range(5, 7)]
+    whole, *parts = (AtariEnvironments(rom, world, indices=indices, seed=3) for indices in blocks)
+    for envs in (whole, *parts):
+        envs.reset()
+    num_ends = 0
+    for actions in np.random.default_rng(0).integers(0, 4, (60, 7)):
+        observations, _, _, truncated, info = whole.step(actions)
+        num_ends += truncated.sum()
+        for part, block in zip(parts, blocks[1:], strict=True):
+            own = slice(block.start, block.stop)
+            shown, _, _, cut, final = part.step(actions[own])
+            np.testing.assert_array_equal(observations[own], shown)
+            np.testing.assert_array_equal(info["final_obs"][own][cut], final["final_obs"][cut])
+    assert num_ends >= 7
 
 
 def test_environments_of_a_block_begin_differently() -> None:
