@@ -22,7 +22,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "learning_rate_schedule": "kl_adaptive",
         "learning_rate_max": 1e-3,
         "kl_target": 0.005,
-        "gae_lambda": 0.9,
         "clip_range": 0.2,
         "value_coefficient": 1.0,
         "value_normalization": True,
