@@ -21,7 +21,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "learning_rate": 3e-4,
         "learning_rate_schedule": "kl_adaptive",
         "learning_rate_max": 1e-3,
-        "kl_target": 0.005,
         "clip_range": 0.2,
         "value_coefficient": 1.0,
         "value_normalization": True,
