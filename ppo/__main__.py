@@ -107,12 +107,12 @@ def run_training(config: Config, collective: Collective, guard: AbortGuard, host
     from ppo.supervision.watchdog import Watchdog
     from ppo.train import train
 
-    placement = choose_placement(config.machine, collective, hosts)
     cores = cores_per_rank(collective, hosts)
     world = f"{config.run.env_name}, rng_seed {config.run.rng_seed}"
     seconds = config.supervision.watchdog_seconds
     with Watchdog(collective, seconds=seconds, hosts=hosts) as watchdog:
         guard.where = lambda: f"in {watchdog.describe()}, {world}"
+        placement = choose_placement(config.machine, collective, hosts)
         return train(config, collective, stop, watchdog, cores, placement)
 
 

@@ -31,7 +31,7 @@ def last_line(job):
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_cartpole_reaches_475_over_100_sampled_games_in_90_seconds(ranks, tmp_path):
     started = time.monotonic()
-    training = ppo(tmp_path, "--env_name=CartPole-v1", ranks=ranks)
+    training = ppo(tmp_path, "--env_name=CartPole-v1", "--device=cpu", ranks=ranks)
     assert training.returncode == 0, training.stdout + training.stderr
     result = last_line(ppo(tmp_path, "--env_name=CartPole-v1", "--mode=evaluate", ranks=ranks))
     assert result["episodes"] == 100

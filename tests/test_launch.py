@@ -26,7 +26,7 @@ def test_a_job_has_one_rank_per_core(tmp_path):
 
 
 def test_a_job_has_no_more_ranks_than_environments(tmp_path):
-    flags = ["--env_name=CartPole-v1", "--num_envs=1", "--rollout_steps=64", "--minibatch_size=32", "--env_steps=64"]
+    flags = [*CARTPOLE, "--num_envs=1", "--rollout_steps=64", "--env_steps=64"]
     job = launch(tmp_path, *flags)
     assert job.returncode == 0, job.stderr
     assert '"ranks": 1' in (tmp_path / "runs/CartPole-v1/config.json").read_text()

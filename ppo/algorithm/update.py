@@ -35,7 +35,7 @@ _STEPS_PER_PIXEL_SAMPLE = 64
 
 # Activations of more samples than this fall out of the cache; larger shares are accumulated in parts.
 _MAX_SAMPLES_AT_ONCE = 256
-# There they need only fit into the memory: the largest network has 6 MB for a sample.
+# On a GPU they need only fit into its memory: the largest network has 6 MB for a sample.
 _MAX_SAMPLES_AT_ONCE_ON_A_GPU = 1024
 
 
@@ -132,7 +132,7 @@ class Learner:
         # With buckets, a rank's own gradient is never there as a whole.
         self._noise_scale = GradientNoiseScale(shares if machine.gradient_buckets == 1 else [sum(shares)])
         self._pixel_moments = RunningMoments()
-        # 1 once something was not finite.
+        # 1 once something of this update was not finite.
         self._broken = torch.zeros((), device=self._device)
         self.seconds = {"learn": 0.0, "communicate": 0.0}
 

@@ -38,7 +38,7 @@ from ppo.random_streams import Purpose, derived_seed, stream
 FRAME_SKIP = 4
 SCREEN_SIZE = 84
 FRAMES_PER_SECOND = 60.0
-# As the channels of one picture, screens are resized a third faster than one by one; OpenCV takes up to 4.
+# As the channels of one picture, screens are resized in less time than one by one; OpenCV takes up to 4.
 _SCREENS_AT_ONCE = 4
 _STICKY_BLOCK = 4096
 _STEPS_BETWEEN_SIGNS_OF_LIFE = 500

@@ -24,7 +24,7 @@ from typing import Any
 import tyro
 
 from ppo.config import parse_command_line
-from ppo.presets import PRESETS, default_preset
+from ppo.presets import PRESETS, default_preset, for_environments
 from ppo.versions import versions_here
 from scripts.cluster.two_hosts import MPIRUN, VARIABLES, Link, TwoHosts, reason_to_skip
 
@@ -147,8 +147,9 @@ def time_sums(launch: Launch, per_host: int, repeats: int) -> dict[str, Any]:
 
 def time_updates(launch: Launch, per_host: int, preset: str, way: str, updates: int) -> Update:
     """Train for a few updates and read the times from the log."""
-    chosen = [f"--env_name={ENV_NAME}", f"--preset={preset}", *way.split()]
-    config = parse_command_line(chosen, PRESETS, default_preset)
+    # The model is one of processors.
+    chosen = [f"--env_name={ENV_NAME}", f"--preset={preset}", "--device=cpu", *way.split()]
+    config = parse_command_line(chosen, PRESETS, default_preset, for_environments)
     flags = [*chosen, f"--env_steps={updates * config.steps_per_update}", "--checkpoint_interval=1000000"]
     with tempfile.TemporaryDirectory() as folder:
         run(launch(per_host), "-m", "ppo", *flags, folder=folder)
