@@ -193,8 +193,8 @@ class MachineSettings:
     """Where the network acts and learns. cuda: on GPUs, which the ranks of a host take in turn; resumes, but not bit
     for bit. auto: cuda where every rank sees a GPU, else cpu. Training only."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of the network's encoders; weights, heads, losses and optimiser are float32. bfloat16: on GPUs only.
-    auto: bfloat16 on GPUs that have it, else float32. Training only."""
+    """Arithmetic of the convolutions and what is between them and the heads; the rest is float32, and all of it without
+    images. bfloat16: on GPUs only. auto: bfloat16 on GPUs that have it, else float32. Training only."""
 
 
 @dataclass(frozen=True)

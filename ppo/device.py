@@ -5,6 +5,7 @@ The ranks of a host take its GPUs in turn. All ranks of a job are of one kind.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -33,8 +34,8 @@ class Placement:
     device: torch.device = _PROCESSOR
     precision: torch.dtype = torch.float32
     """Arithmetic of the network's encoders."""
-    nccl: bool = False
-    """The GPUs sum the gradients of the ranks themselves."""
+    summed_by: Literal["", "MPI", "NCCL"] = ""
+    """What sums the gradients of the ranks' GPUs: the processors or the GPUs themselves. Empty for one rank."""
     name: str = ""
     """Of the GPU."""
 
@@ -47,10 +48,8 @@ class Placement:
         words = ", ".join(self.settings().values())
         if self.device.type == "cpu":
             return f"device: {words}"
-        by = "NCCL" if self.nccl else "MPI"
-        return (
-            f"device: {words}, {self.name}; gradients summed by {by}; a run that is stopped does not resume bit for bit"
-        )
+        by = f"gradients summed by {self.summed_by}; " if self.summed_by else ""
+        return f"device: {words}, {self.name}; {by}a run that is stopped does not resume bit for bit"
 
 
 CPU = Placement()
@@ -95,15 +94,26 @@ def placed(settings: MachineSettings, rank: int, hosts: Sequence[str], gpus: Seq
         raise Refusal(f"precision must be float32 {which}, got bfloat16; try --precision=auto")
     if own is None:
         return CPU
+    for rank, gpu in enumerate(found):
+        # Their elementwise kernels may round differently, and weights that are not summed would drift apart.
+        if gpu.name != found[0].name:
+            raise Refusal(
+                f"the GPUs of a job must be of one kind: rank 0 on {hosts[0]} has {found[0].name}, rank {rank} on "
+                f"{hosts[rank]} {gpu.name}; choose among them with CUDA_VISIBLE_DEVICES, or try --device=cpu"
+            )
     if settings.gradient_buckets > 1:
-        raise Refusal(f"gradient_buckets must be 1 on a GPU, got {settings.gradient_buckets}; try --gradient_buckets=1")
+        raise Refusal(
+            f"gradient_buckets must be 1 on a GPU, got {settings.gradient_buckets}; try --gradient_buckets=1 or "
+            "--device=cpu"
+        )
     # NCCL refuses two ranks on one GPU, and has one way to sum.
     as_nccl_does = settings.all_reduce == "auto" and settings.gradient_wire == "float32"
     alone = len({gpu.identity for gpu in found}) == len(found)
+    summed_by: Literal["MPI", "NCCL"] = "NCCL" if as_nccl_does and alone else "MPI"
     return Placement(
         device=torch.device("cuda", own.index),
         precision=torch.bfloat16 if able and settings.precision != "float32" else torch.float32,
-        nccl=as_nccl_does and alone and len(found) > 1,
+        summed_by=summed_by if len(found) > 1 else "",
         name=own.name,
     )
 

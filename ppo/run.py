@@ -73,6 +73,12 @@ class Run:
         """Return what training needs besides, without the environments; equal on all ranks."""
         return {f"learner/{name}": tensor.cpu() for name, tensor in self.learner.state_dict().items()}
 
+    def close(self) -> None:
+        """Give back what was taken; by all ranks together."""
+        self.learner.close()
+        self.envs.close()
+        self.comm.barrier()
+
 
 def build_run(config: Config, comm: Collective, engine: Engine = LEAN, placement: Placement = CPU) -> Run:
     """Make this rank's environments and, equal on all ranks, the network and what trains it."""
@@ -94,7 +100,7 @@ def build_run(config: Config, comm: Collective, engine: Engine = LEAN, placement
         machine=config.machine,
         indices=indices,
         seed=seed,
-        nccl=placement.nccl,
+        nccl=placement.summed_by == "NCCL",
     )
     collector = Collector(
         envs,
@@ -210,7 +216,10 @@ def _read_for_resume(
     if found is None:
         return notes, None, None
     _, manifest, model, training = found
-    for name, (old, new) in differences(manifest.config, config, ("ppo", "machine")).items():
+    saved = manifest.config
+    if saved.machine.device == "auto":  # saved before there was a choice
+        saved = saved.replace_settings({"device": "cpu", "precision": "float32"})
+    for name, (old, new) in differences(saved, config, ("ppo", "machine")).items():
         notes.append(f"changed since the checkpoint: {name} {old} -> {new}")
     linear = "linear" in (config.ppo.learning_rate_schedule, config.ppo.clip_range_schedule)
     if linear and manifest.config.run.env_steps != config.run.env_steps:
@@ -218,7 +227,7 @@ def _read_for_resume(
             f"changed since the checkpoint: env_steps {manifest.config.run.env_steps} -> {config.run.env_steps}, "
             "and with it where the linear schedules end"
         )
-    notes += _what_is_not_exact(manifest, config, run.comm.size)
+    notes += _what_is_not_exact(manifest, saved.machine.device, config.machine.device, run.comm.size)
     notes.append(f"resuming {config.model_name} at {manifest.counters.env_steps} steps")
     return notes, manifest, {name: tensor.numpy() for name, tensor in {**model, **training}.items()}
 
@@ -243,7 +252,7 @@ def _refuse_other_run(config: Config, manifest: Manifest, folder: Path) -> None:
         )
 
 
-def _what_is_not_exact(manifest: Manifest, config: Config, ranks: int) -> list[str]:
+def _what_is_not_exact(manifest: Manifest, saved_on: str, device: str, ranks: int) -> list[str]:
     """Say what keeps the run from going on bit for bit: other ranks or versions, another processor, or a GPU."""
     notes = []
     if manifest.ranks != ranks:
@@ -256,8 +265,6 @@ def _what_is_not_exact(manifest: Manifest, config: Config, ranks: int) -> list[s
     changed = [f"{name} {there.get(name)} -> {now}" for name, now in here.items() if there.get(name) != now]
     if changed:
         notes.append(f"not bit for bit the run that was never stopped, since there changed: {', '.join(changed)}")
-    # Whoever saved "auto" knew no GPUs yet.
-    before, now = manifest.config.machine.device.replace("auto", "cpu"), config.machine.device
-    if "cuda" in (before, now):
-        notes.append(f"saved on {before}, goes on with {now}: not bit for bit the run that was never stopped")
+    if "cuda" in (saved_on, device):
+        notes.append(f"saved on {saved_on}, goes on with {device}: not bit for bit the run that was never stopped")
     return notes

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ppo.algorithm.rollout import Episode
-from ppo.collectives import Collective, decided_by_root
+from ppo.collectives import Collective, Halt, decided_by_root
 from ppo.config import Config, Refusal
 from ppo.device import CPU, Placement
 from ppo.envs import Engine, atari, choose_engine
@@ -192,38 +192,33 @@ def train(
             torch.cuda.set_device(placement.device)
         # What is saved names what was used, not the wish.
         config = config.replace_settings({"env_engine": engine.name, **placement.settings()})
-        return _train(config, comm, stop, watchdog, engine, placement, notes)
+        run = build_run(config, comm, engine, placement)
+        about = [engine.describe()] if atari.is_atari_name(config.run.env_name) else []
+        try:
+            exit_code = _train(run, stop, watchdog, [*about, placement.describe()], notes)
+        except (Refusal, Halt):  # on all ranks alike
+            run.close()
+            raise
+        run.close()
+        return exit_code
     finally:
         # Everybody has done his part, or nobody could begin: rank 0 took the lock, and rank 0 lets go of it.
         lock.release()
 
 
-def _train(
-    config: Config,
-    comm: Collective,
-    stop: StopRequest,
-    watchdog: Watchdog,
-    engine: Engine,
-    placement: Placement,
-    notes: list[str],
-) -> int:
-    run = build_run(config, comm, engine, placement)
+def _train(run: Run, stop: StopRequest, watchdog: Watchdog, about: list[str], notes: list[str]) -> int:
     run.envs.on_replay = lambda: watchdog.enter("resuming", 0)
     notes += resume(run)
-    progress = run.progress
+    config, progress = run.config, run.progress
     if progress.env_steps >= config.run.env_steps:
-        if comm.rank == 0:
+        if run.comm.rank == 0:
             done = _FINISHED.format(name=config.model_name, done=progress.env_steps, wanted=config.run.env_steps)
             for line in (*notes, done):
                 tell(line)
-        run.learner.close()
         return 0
     trackers = make_trackers(run)
-    if atari.is_atari_name(config.run.env_name):
-        trackers.say(engine.describe())
-    trackers.say(placement.describe())
-    for note in notes:
-        trackers.say(note)
+    for line in (*about, *notes):
+        trackers.say(line)
     loop = Loop(run, trackers, stop, watchdog)
     if progress.update:
         loop.resumed()
@@ -236,9 +231,6 @@ def _train(
     loop.save()
     trackers.say(farewell(run, saved=loop.saved, stopped_early=exit_code is not None))
     trackers.close()
-    run.learner.close()
-    run.envs.close()
-    comm.barrier()
     return (exit_code or 0) if loop.saved else SAVE_FAILED
 
 

@@ -1,4 +1,4 @@
-"""Run `python -m ppo` under mpirun with one rank per core; Ctrl-C lets the ranks save and leave.
+"""Run `python -m ppo` under mpirun with one rank per core, or per GPU; Ctrl-C lets the ranks save and leave.
 
 The job has fewer ranks than cores where it has fewer environments, and one rank to play or record. With
 `--max_restarts=N` a training job that dies is started again, up to N times, and resumes its newest checkpoint.
@@ -6,6 +6,7 @@ The job has fewer ranks than cores where it has fewer environments, and one rank
 
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from ppo.supervision.signals import AS_ASKED, INTERRUPTED, PREEMPTED
 # After these codes the job would do the same again, or was asked to leave.
 _FINAL_CODES = {0, REFUSED, WENT_WRONG, PREEMPTED, INTERRUPTED}
 _LONGEST_PAUSE = 60
+# From so many cores a rank on, ALE's vector engine steps the environments with all of them (ppo/envs).
+_CORES_OF_A_VECTOR_ENGINE = 4
 _PR_SET_PDEATHSIG = 1
 
 
@@ -35,12 +38,14 @@ def main() -> int:
     except Refusal as refusal:
         print(f"ppo: {refusal}", file=sys.stderr)
         return REFUSED
-    ranks = number_of_ranks(config)
+    ranks = number_of_ranks(config, cores_here(), gpus_here(config.machine.device))
     command = [sys.executable, "-m", "ppo", *arguments]
     if ranks == 1 and max_restarts == 0:
         os.execv(sys.executable, command)
     if ranks > 1:
-        command = [str(Path(sys.executable).with_name("mpirun")), "-np", str(ranks), *command]
+        # mpirun would bind each to one core; they shall have them all.
+        bound = ["--bind-to", "none"] if ranks < cores_here() else []
+        command = [str(Path(sys.executable).with_name("mpirun")), "-np", str(ranks), *bound, *command]
     signals = Signals(saves=config.run.mode == "train")
     signals.listen()
     restarts, launched = 0, time.time()
@@ -90,11 +95,32 @@ def has_saved_since(moment: float, config: Config) -> bool:
     return any(path.stat().st_mtime >= moment for path in config.checkpoint_folder.glob("step_*"))
 
 
-def number_of_ranks(config: Config) -> int:
-    """Return one rank per core this process may use, as far as there is work for them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def number_of_ranks(config: Config, cores: int, gpus: int) -> int:
+    """Return one rank per core, as far as there is work for them, or one per GPU that keeps several cores busy.
+
+    A GPU serves one rank faster than several that share it, if that rank has emulator threads enough.
+    """
     work = {"train": config.ppo.num_envs, "evaluate": config.episodes}.get(config.run.mode, 1)
+    atari = default_preset(config.run.env_name) == "atari"
+    threaded = config.run.mode == "train" and atari and config.machine.env_engine != "lean"
+    if gpus and threaded and cores >= gpus * _CORES_OF_A_VECTOR_ENGINE:
+        return min(gpus, work)
     return max(1, min(cores, work))
+
+
+def cores_here() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpus_here(device: str) -> int:
+    """Return how many GPUs a job may take; 0 if it shall not, or where the installed PyTorch can use none."""
+    if device == "cpu" or shutil.which("nvidia-smi") is None:
+        return 0
+    # In a process of its own: this one would hold memory of the GPU and seconds of the start.
+    ask = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
+    answer = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=False)
+    return int(answer.stdout) if answer.returncode == 0 else 0
 
 
 class Signals:

@@ -5,6 +5,18 @@ from pathlib import Path
 import pytest
 import torch
 
+# Minutes long each, so that no worker is left with one of them when the others are done.
+LONGEST_FILES = (
+    "tests/faults/test_ranks.py",
+    "tests/test_train.py",
+    "tests/faults/test_storage.py",
+    "tests/test_evaluate.py",
+    "tests/faults/test_preemption.py",
+    "tests/envs/test_engine.py",
+    "tests/benchmark/test_command.py",
+    "tests/faults/test_resume.py",
+    "tests/test_launch.py",
+)
 NO_GPU = "there is no GPU that PyTorch can use"
 
 
@@ -14,6 +26,8 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
+    first = {file: place for place, file in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: first.get(item.nodeid.partition("::")[0], len(first)))
     if not config.getoption("--slow"):
         skip = pytest.mark.skip(reason="slow: run with --slow (all of them: ./scripts/faults)")
         for item in items:

@@ -8,12 +8,12 @@ from ppo.config import MachineSettings, Refusal
 from ppo.device import CPU, GPU, Placement, choose_placement, placed
 
 
-def gpu(index, identity, *, has_bfloat16=True):
-    return GPU(index, "NVIDIA H200", identity, has_bfloat16)
+def gpu(index, identity, *, name="NVIDIA H200", has_bfloat16=True):
+    return GPU(index, name, identity, has_bfloat16)
 
 
 FIRST, SECOND = gpu(0, "first"), gpu(1, "second")
-OLD = gpu(0, "old", has_bfloat16=False)
+OLD, OLDER = (gpu(0, identity, name="NVIDIA T4", has_bfloat16=False) for identity in ("old", "older"))
 
 
 def place(gpus, rank=0, hosts=None, **settings):
@@ -36,19 +36,19 @@ def test_auto_takes_a_gpu_where_every_rank_has_one(gpus, expected):
 def test_each_rank_takes_its_own_gpu(rank):
     placement = place([FIRST, SECOND], rank)
     assert placement.device == torch.device("cuda", rank)
-    assert placement.nccl
+    assert placement.summed_by == "NCCL"
 
 
 def test_nccl_sums_where_no_two_ranks_share_a_gpu():
     # A launcher may show every rank a GPU of its own under the same number; what counts is which one it is.
     hidden = [gpu(0, "first"), gpu(0, "second")]
-    assert [place([FIRST, SECOND, FIRST], rank).nccl for rank in range(3)] == [False] * 3
-    assert [place(hidden, rank).nccl for rank in range(2)] == [True] * 2
+    assert [place([FIRST, SECOND, FIRST], rank).summed_by for rank in range(3)] == ["MPI"] * 3
+    assert [place(hidden, rank).summed_by for rank in range(2)] == ["NCCL"] * 2
 
 
 @pytest.mark.parametrize("settings", [{"all_reduce": "flat"}, {"gradient_wire": "bfloat16"}])
 def test_whoever_asks_for_a_way_to_sum_gets_it(settings):
-    assert not place([FIRST, SECOND], **settings).nccl
+    assert place([FIRST, SECOND], **settings).summed_by == "MPI"
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_whoever_asks_for_a_way_to_sum_gets_it(settings):
         ([FIRST], "bfloat16", torch.bfloat16),
         ([FIRST], "float32", torch.float32),
         ([OLD], "auto", torch.float32),
-        ([FIRST, OLD], "auto", torch.float32),
+        ([OLD, OLDER], "float32", torch.float32),
         ([None], "auto", torch.float32),
         ([None], "float32", torch.float32),
     ],
@@ -73,8 +73,9 @@ def test_auto_computes_in_16_bits_where_all_gpus_can(gpus, precision, expected):
         ([FIRST, None], {"device": "cuda"}, "rank 1 on there sees none.*try --device=cpu"),
         ([None, None], {"precision": "bfloat16"}, "float32 on the processor.*try --precision=auto"),
         ([None, None], {"device": "cpu", "precision": "bfloat16"}, "float32 on the processor.*try --precision=auto"),
-        ([FIRST, OLD], {"precision": "bfloat16"}, "float32 on a GPU without bfloat16.*try --precision=auto"),
-        ([FIRST, SECOND], {"gradient_buckets": 4}, "gradient_buckets must be 1 on a GPU, got 4; try"),
+        ([OLD, OLDER], {"precision": "bfloat16"}, "float32 on a GPU without bfloat16.*try --precision=auto"),
+        ([FIRST, SECOND], {"gradient_buckets": 4}, "gradient_buckets must be 1 on a GPU, got 4; try.* --device=cpu"),
+        ([FIRST, OLD], {}, "one kind: rank 0 on here has NVIDIA H200, rank 1 on there NVIDIA T4;.*--device=cpu"),
     ],
 )
 def test_what_a_machine_does_not_have_is_refused_on_every_rank(gpus, settings, message):
@@ -98,7 +99,7 @@ class TwoOnThere(Alone):
     rank, size = 2, 4
 
     def gather(self, value):
-        return [FIRST, FIRST, value, FIRST]
+        return [OLD, OLD, value, OLD]
 
 
 def test_ranks_of_a_host_take_its_gpus_in_turn(monkeypatch):
@@ -112,7 +113,7 @@ def test_ranks_of_a_host_take_its_gpus_in_turn(monkeypatch):
     hosts = ["here", "there", "there", "there"]
     placement = choose_placement(MachineSettings(), TwoOnThere(), hosts)
     assert asked == [1]
-    assert placement == Placement(torch.device("cuda", 1), torch.float32, False, "NVIDIA T4")
+    assert placement == Placement(torch.device("cuda", 1), torch.float32, "MPI", "NVIDIA T4")
 
 
 def test_the_log_says_which_and_what_it_does_not_promise():
@@ -121,3 +122,4 @@ def test_the_log_says_which_and_what_it_does_not_promise():
     assert line.startswith("device: cuda, bfloat16, NVIDIA H200")
     assert "summed by NCCL" in line and "does not resume bit for bit" in line
     assert "summed by MPI" in place([FIRST, FIRST]).describe()
+    assert "summed" not in place([FIRST]).describe()

@@ -1,5 +1,6 @@
 """The launcher behind scripts/train, tried as a user meets it."""
 
+import importlib.util
 import os
 import signal
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from ppo.config import parse_command_line
+from ppo.presets import PRESETS, default_preset, for_environments
 from tests.faults.running import ENDLESS, RunningJob
 from tests.jobs import CARTPOLE, rows, separately
 
@@ -30,6 +33,51 @@ def test_a_job_has_no_more_ranks_than_environments(tmp_path):
     job = launch(tmp_path, *flags)
     assert job.returncode == 0, job.stderr
     assert '"ranks": 1' in (tmp_path / "runs/CartPole-v1/config.json").read_text()
+
+
+def as_a_module():
+    spec = importlib.util.spec_from_file_location("launch", LAUNCHER)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("cores", "gpus", "flags", "ranks"),
+    [
+        (8, 0, [], 8),
+        (16, 1, [], 1),
+        (16, 2, [], 2),
+        (16, 8, [], 16),
+        (2, 1, [], 2),
+        (16, 1, ["--env_engine=lean"], 16),
+        (64, 2, ["--mode=evaluate", "--episodes=10"], 10),
+        (16, 1, ["--env_name=CartPole-v1"], 16),
+    ],
+    ids=["no GPU", "one", "two", "too few cores a GPU", "a laptop", "one thread a rank", "evaluate", "no emulators"],
+)
+def test_a_gpu_has_one_rank_if_that_keeps_the_cores_busy(cores, gpus, flags, ranks):
+    config = parse_command_line(flags, PRESETS, default_preset, for_environments)
+    assert as_a_module().number_of_ranks(config, cores, gpus) == ranks
+
+
+@pytest.mark.parametrize(
+    ("device", "program", "expected"),
+    [("auto", "print(3)", 3), ("cuda", "print(3)", 3), ("cpu", "print(3)", 0), ("auto", "raise ImportError", 0)],
+)
+def test_gpus_are_those_that_pytorch_can_use(device, program, expected, tmp_path, monkeypatch):
+    launcher = as_a_module()
+    monkeypatch.setattr(launcher.shutil, "which", {"nvidia-smi": "/usr/bin/nvidia-smi"}.get)
+    asked = launcher.subprocess.run
+    monkeypatch.setattr(launcher.subprocess, "run", lambda command, **how: asked([command[0], "-c", program], **how))
+    assert launcher.gpus_here(device) == expected
+
+
+def test_without_the_driver_nothing_is_started_to_look_for_gpus(monkeypatch):
+    launcher = as_a_module()
+    monkeypatch.setattr(launcher.shutil, "which", {}.get)
+    monkeypatch.setattr(launcher.subprocess, "run", None)
+    assert launcher.gpus_here("auto") == 0
 
 
 def test_a_wrong_setting_is_refused_before_mpirun_starts(tmp_path):

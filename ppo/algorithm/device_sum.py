@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ppo.algorithm.gradient_sum import GradientSum, make_gradient_sum
-from ppo.collectives import Collective
-from ppo.config import MachineSettings
+from ppo.collectives import Collective, decided_by_root
+from ppo.config import MachineSettings, Refusal
 
 # The program's own watchdog judges who is late, and names him; PyTorch's would end the job without a word.
 _LONGER_THAN_THE_WATCHDOG = timedelta(days=365)
@@ -70,17 +70,20 @@ class GroupSum(GradientSum):
         """Bring the ranks of `comm` together in a group that sums `vector`.
 
         They find each other at a TCP port of rank 0's host, whose address goes over `comm`.
+
+        Raises:
+            Refusal: on all ranks: there are several hosts, and the first one's name is not known.
         """
         from torch import distributed
 
-        self._distributed, self._vector = distributed, vector
+        self._comm, self._vector, self._distributed = comm, vector, distributed
+        names = comm.gather(socket.gethostname())
+        host = decided_by_root(comm, lambda: _address_for(names or []))
         if comm.rank == 0:
-            host = _host_name()
             store = distributed.TCPStore(host, 0, comm.size, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
-            comm.broadcast((host, store.port))
+            comm.broadcast(store.port)
         else:
-            host, port = comm.broadcast(("", 0))
-            store = distributed.TCPStore(host, port, comm.size, is_master=False)  # type: ignore[attr-defined]
+            store = distributed.TCPStore(host, comm.broadcast(0), comm.size, is_master=False)  # type: ignore[attr-defined]
         distributed.init_process_group(
             backend, store=store, rank=comm.rank, world_size=comm.size, timeout=_LONGER_THAN_THE_WATCHDOG
         )
@@ -90,15 +93,24 @@ class GroupSum(GradientSum):
         self._distributed.all_reduce(self._vector)
 
     def close(self) -> None:
-        """Leave the group."""
+        """Leave the group when everybody is ready to."""
+        self._comm.barrier()  # rank 0 holds the store
         self._distributed.destroy_process_group()
 
 
-def _host_name() -> str:
-    """Return the name by which this host is found; that of any host for itself where its own name is not known."""
-    name = socket.gethostname()
-    try:
-        socket.getaddrinfo(name, None)
-    except OSError:
+def _address_for(names: Sequence[str]) -> str:
+    """Return where the ranks of the hosts of these names find rank 0.
+
+    Raises:
+        Refusal: the first host's name is not known, and there are others.
+    """
+    if len(set(names)) == 1:
         return "localhost"
-    return name
+    try:
+        socket.getaddrinfo(names[0], None)
+    except OSError as error:
+        raise Refusal(
+            f"all_reduce must not be auto where the name of rank 0's host, {names[0]}, is not known there ({error}): "
+            "NCCL needs it to bring hosts together; try --all_reduce=hierarchical"
+        ) from error
+    return names[0]

@@ -125,9 +125,10 @@ def measure_round(settings: Settings, cases: Sequence[Case], cores: Sequence[int
     print(f"{started.name}: {starts[0]:.1f} s to the first update, {starts[1]:.1f} s at the second start", flush=True)
     results, others = {}, {}
     for case in cases:
-        limits = measure_limits(case, cores, settings.limit_seconds)
-        ideal = limits.ideal_steps_per_second(case.config.ppo.num_epochs)
-        result = CaseResult(limits, measure_program(case, cores, settings, ideal=ideal))
+        before = measure_limits(case, cores, settings.limit_seconds)
+        ideal = before.ideal_steps_per_second(case.config.ppo.num_epochs)
+        program = measure_program(case, cores, settings, ideal=ideal)
+        result = CaseResult(before, program, after=measure_limits(case, cores, settings.limit_seconds))
         results[case.name] = result
         speed = result.program.steps_per_second
         print(f"{case.name}: {speed:.1f} steps/s, {result.share_of_ideal:.3f} of {result.ideal:.1f}", flush=True)

@@ -35,6 +35,23 @@ class Limits:
         """Number of ranks that were measured at once."""
         return len(next(iter(self.ways["env"].values())))
 
+    @staticmethod
+    def mean(measurements: Sequence["Limits"]) -> "Limits":
+        """Return every rank's mean rates over several measurements of one case."""
+        first, *_ = measurements
+        return Limits(
+            {
+                kind: {
+                    way: [
+                        statistics.fmean(rates)
+                        for rates in zip(*(m.ways[kind][way] for m in measurements), strict=True)
+                    ]
+                    for way in ways
+                }
+                for kind, ways in first.ways.items()
+            }
+        )
+
     def ideal_steps_per_second(self, epochs: float) -> float:
         """Return the steps per second of a program on these ranks that does nothing else; see the function."""
         return ideal_steps_per_second(**self.rates, ranks=self.ranks, epochs=epochs)

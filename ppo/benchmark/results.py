@@ -33,10 +33,19 @@ class Spread:
 
 @dataclass(frozen=True)
 class CaseResult:
-    """A case in one round: the machine, and then the program."""
+    """A case in one round: the machine, then the program, and the machine again.
 
-    limits: Limits
+    A machine that is slower while the program runs than before, or faster, has its mean right if it changes evenly.
+    """
+
+    before: Limits
     program: ProgramRun
+    after: Limits
+
+    @property
+    def limits(self) -> Limits:
+        """What the cores could do at most meanwhile."""
+        return Limits.mean([self.before, self.after])
 
     @property
     def ideal(self) -> float:

@@ -120,7 +120,8 @@ def build_model(
             return ActorCritic(cnn, None, cnn.num_features, num_actions, precision)
         if len(shape) == 1 and model_size in _WIDTHS:
             width = _WIDTHS[model_size]
-            return ActorCritic(MLP(shape[0], width), MLP(shape[0], width), width, num_actions, precision)
+            # Eight bits of an angle or a speed are too few, and there is no time to gain.
+            return ActorCritic(MLP(shape[0], width), MLP(shape[0], width), width, num_actions)
     raise ValueError(f"no network for observations of shape {shape} of size {model_size}")
 
 

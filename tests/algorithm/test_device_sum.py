@@ -1,12 +1,14 @@
 """Sums of what does not lie in the processor's memory; on processors, which can do all of it."""
 
+import socket
+
 import pytest
 import torch
 
 from ppo.algorithm.device_sum import GroupSum, NothingToSum, ThroughProcessors, make_device_sum
 from ppo.algorithm.gradient_sum import FlatSum
 from ppo.collectives import Alone
-from ppo.config import MachineSettings
+from ppo.config import MachineSettings, Refusal
 from tests.jobs import mpirun
 
 SUM = """
@@ -28,7 +30,6 @@ way.finish()
 assert vector.isnan().tolist() == [True, True, False, False, False], vector
 assert vector.data_ptr() == address
 way.close()
-comm.barrier()
 print("rank", comm.rank, "agrees")
 """
 
@@ -62,3 +63,18 @@ def test_gpus_sum_by_themselves_where_every_rank_has_one(comm, device, nccl, exp
     settings = MachineSettings(all_reduce="flat")
     assert type(make_device_sum(settings, comm, torch.zeros(3, device=device), [], nccl=nccl)) is expected
     assert backends == (["nccl"] if expected is GroupSum else [])
+
+
+class OnUnknownHosts(Alone):
+    """Rank 0 of two hosts whose names nobody knows."""
+
+    size = 2
+
+    def gather(self, value):
+        return [value, "elsewhere.invalid"]
+
+
+def test_hosts_that_do_not_know_their_own_name_are_refused(monkeypatch):
+    monkeypatch.setattr(socket, "gethostname", lambda: "here.invalid")
+    with pytest.raises(Refusal, match=r"rank 0's host, here\.invalid, is not known.*try --all_reduce=hierarchical"):
+        GroupSum(OnUnknownHosts(), torch.zeros(3), "gloo")

@@ -31,7 +31,8 @@ def test_a_quick_run_measures_and_writes_what_it_measured(tmp_path):
     (measured,) = data["rounds"]
     case = measured["cases"][f"atari -np {ranks}"]
     assert [rank["cores"] for rank in case["program"]["ranks"]] == [[core] for core in available_cores()[:ranks]]
-    rates = [of_ranks for ways in case["limits"]["ways"].values() for of_ranks in ways.values()]
+    rates = [of_ranks for m in ("before", "after") for ways in case[m]["ways"].values() for of_ranks in ways.values()]
+    assert case["before"] != case["after"]
     assert all(len(of_ranks) == ranks and min(of_ranks) > 0 for of_ranks in rates)
     assert case["program"]["steps_per_second"] == pytest.approx(32 / case["program"]["update_seconds"])
     assert sum(case["program"]["phases"].values()) == pytest.approx(case["program"]["update_seconds"])
