@@ -191,10 +191,10 @@ class MachineSettings:
     backward pass has finished it; flat and float32 only."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the network acts and learns. cuda: on GPUs, which the ranks of a host take in turn; resumes, but not bit
-    for bit. auto: cuda where every rank sees a GPU, else cpu. Training only."""
+    for bit. auto: cuda where every rank sees a GPU, all of one kind, else cpu. Training only."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of the convolutions and what is between them and the heads; the rest is float32, and all of it without
-    images. bfloat16: on GPUs only. auto: bfloat16 on GPUs that have it, else float32. Training only."""
+    """Arithmetic of the convolutions and what is between them and the heads; the rest is float32. bfloat16: on GPUs
+    only. auto: bfloat16 on GPUs that have it, else float32. Training only, Atari only."""
 
 
 @dataclass(frozen=True)

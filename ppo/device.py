@@ -3,13 +3,14 @@
 The ranks of a host take its GPUs in turn. All ranks of a job are of one kind.
 """
 
+import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
-from ppo.collectives import Collective
+from ppo.collectives import Collective, done_by_all
 from ppo.config import MachineSettings, Refusal
 
 _PROCESSOR = torch.device("cpu")
@@ -36,8 +37,12 @@ class Placement:
     """Arithmetic of the network's encoders."""
     summed_by: Literal["", "MPI", "NCCL"] = ""
     """What sums the gradients of the ranks' GPUs: the processors or the GPUs themselves. Empty for one rank."""
+    meeting_host: str = ""
+    """Where the ranks find each other for NCCL."""
     name: str = ""
     """Of the GPU."""
+    why: str = ""
+    """Why it is not what might have been expected."""
 
     def settings(self) -> dict[str, str]:
         """Return the settings that stand for it without any `auto`."""
@@ -47,7 +52,7 @@ class Placement:
         """Return the line that a log has of it."""
         words = ", ".join(self.settings().values())
         if self.device.type == "cpu":
-            return f"device: {words}"
+            return f"device: {words}{self.why and f' ({self.why})'}"
         by = f"gradients summed by {self.summed_by}; " if self.summed_by else ""
         return f"device: {words}, {self.name}; {by}a run that is stopped does not resume bit for bit"
 
@@ -64,14 +69,22 @@ def choose_placement(settings: MachineSettings, comm: Collective, hosts: Sequenc
         hosts: the host of every rank.
 
     Raises:
-        Refusal: on all ranks alike: there is no such device, or it has no such arithmetic.
+        Refusal: on all ranks alike: there is no such device, it has no such arithmetic, or the hosts of the GPUs cannot
+            find each other.
     """
     if settings.device == "cpu":
         return placed(settings, comm.rank, hosts, [None] * comm.size)  # CUDA is left alone
     local_rank = hosts[: comm.rank].count(hosts[comm.rank])
     everyone = comm.broadcast(comm.gather(_gpu_of(local_rank)))
     assert everyone is not None
-    return placed(settings, comm.rank, hosts, everyone)
+    placement = placed(settings, comm.rank, hosts, everyone)
+    if placement.summed_by != "NCCL":
+        return placement
+    if comm.split_by_host().count == 1:
+        return replace(placement, meeting_host="localhost")
+    first = comm.broadcast(socket.gethostname())
+    done_by_all(comm, lambda: _require_known(first, hosts[comm.rank]))
+    return replace(placement, meeting_host=first)
 
 
 def placed(settings: MachineSettings, rank: int, hosts: Sequence[str], gpus: Sequence[GPU | None]) -> Placement:
@@ -87,20 +100,23 @@ def placed(settings: MachineSettings, rank: int, hosts: Sequence[str], gpus: Seq
             f"device must be cpu where a rank has no GPU: rank {without} on {hosts[without]} sees none with PyTorch "
             f"{torch.__version__}; try --device=cpu"
         )
-    own = gpus[rank] if len(found) == len(gpus) else None
+    other = next((number for number, gpu in enumerate(gpus) if gpu is not None and gpu.name != found[0].name), None)
+    why = ""
+    if len(found) == len(gpus) and other is not None:
+        # Their elementwise kernels may round differently, and the replicas of the weights would drift apart.
+        why = f"rank 0 has a {found[0].name}, rank {other} on {hosts[other]} a {gpus[other].name}"  # type: ignore[union-attr]
+        if settings.device == "cuda":
+            raise Refusal(
+                f"device must be cpu where the GPUs of a job are of several kinds: {why}; choose one kind with "
+                "CUDA_VISIBLE_DEVICES, or try --device=cpu"
+            )
+    own = gpus[rank] if len(found) == len(gpus) and not why else None
     able = own is not None and all(gpu.has_bfloat16 for gpu in found)
     if settings.precision == "bfloat16" and not able:
         which = "on the processor" if own is None else "on a GPU without bfloat16 arithmetic"
         raise Refusal(f"precision must be float32 {which}, got bfloat16; try --precision=auto")
     if own is None:
-        return CPU
-    for rank, gpu in enumerate(found):
-        # Their elementwise kernels may round differently, and weights that are not summed would drift apart.
-        if gpu.name != found[0].name:
-            raise Refusal(
-                f"the GPUs of a job must be of one kind: rank 0 on {hosts[0]} has {found[0].name}, rank {rank} on "
-                f"{hosts[rank]} {gpu.name}; choose among them with CUDA_VISIBLE_DEVICES, or try --device=cpu"
-            )
+        return replace(CPU, why=why)
     if settings.gradient_buckets > 1:
         raise Refusal(
             f"gradient_buckets must be 1 on a GPU, got {settings.gradient_buckets}; try --gradient_buckets=1 or "
@@ -126,3 +142,13 @@ def _gpu_of(local_rank: int) -> GPU | None:
     properties = torch.cuda.get_device_properties(index)
     # Older ones emulate it.
     return GPU(index, properties.name, str(properties.uuid), has_bfloat16=properties.major >= 8)
+
+
+def _require_known(name: str, here: str) -> None:
+    try:
+        socket.getaddrinfo(name, None)
+    except OSError as error:
+        raise Refusal(
+            f"all_reduce must not be auto where the name of rank 0's host is not known: {here} cannot find {name} "
+            f"({error}), which NCCL needs to bring hosts together; try --all_reduce=hierarchical"
+        ) from error

@@ -100,7 +100,7 @@ def build_run(config: Config, comm: Collective, engine: Engine = LEAN, placement
         machine=config.machine,
         indices=indices,
         seed=seed,
-        nccl=placement.summed_by == "NCCL",
+        meeting_host=placement.meeting_host,
     )
     collector = Collector(
         envs,

@@ -5,6 +5,7 @@
 All ranks run this code in step. Rank 0 also has trackers that write and a folder to save to.
 """
 
+import dataclasses
 import os
 import time
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 
 from ppo.algorithm.rollout import Episode
-from ppo.collectives import Collective, Halt, decided_by_root
+from ppo.collectives import Collective, decided_by_root
 from ppo.config import Config, Refusal
 from ppo.device import CPU, Placement
 from ppo.envs import Engine, atari, choose_engine
@@ -188,6 +189,8 @@ def train(
         notes = decided_by_root(comm, lambda: prepare_folders(config, lock))
         engine = decide_engine(config, comm, cores or [1] * comm.size)
         torch.set_num_threads(engine.threads)
+        if not atari.is_atari_name(config.run.env_name):
+            placement = dataclasses.replace(placement, precision=torch.float32)  # as its network is
         if placement.device.type == "cuda":
             torch.cuda.set_device(placement.device)
         # What is saved names what was used, not the wish.
@@ -196,7 +199,7 @@ def train(
         about = [engine.describe()] if atari.is_atari_name(config.run.env_name) else []
         try:
             exit_code = _train(run, stop, watchdog, [*about, placement.describe()], notes)
-        except (Refusal, Halt):  # on all ranks alike
+        except Refusal:  # on all ranks alike
             run.close()
             raise
         run.close()

@@ -17,14 +17,13 @@ from types import FrameType
 
 from ppo.__main__ import REFUSED, WENT_WRONG
 from ppo.config import Config, Refusal, parse_command_line
+from ppo.machine import SEVERAL_CORES, cores_here
 from ppo.presets import PRESETS, default_preset, for_environments
 from ppo.supervision.signals import AS_ASKED, INTERRUPTED, PREEMPTED
 
 # After these codes the job would do the same again, or was asked to leave.
 _FINAL_CODES = {0, REFUSED, WENT_WRONG, PREEMPTED, INTERRUPTED}
 _LONGEST_PAUSE = 60
-# From so many cores a rank on, ALE's vector engine steps the environments with all of them (ppo/envs).
-_CORES_OF_A_VECTOR_ENGINE = 4
 _PR_SET_PDEATHSIG = 1
 
 
@@ -38,14 +37,9 @@ def main() -> int:
     except Refusal as refusal:
         print(f"ppo: {refusal}", file=sys.stderr)
         return REFUSED
-    ranks = number_of_ranks(config, cores_here(), gpus_here(config.machine.device))
-    command = [sys.executable, "-m", "ppo", *arguments]
-    if ranks == 1 and max_restarts == 0:
+    command = job_command(config, arguments)
+    if command[0] == sys.executable and max_restarts == 0:
         os.execv(sys.executable, command)
-    if ranks > 1:
-        # mpirun would bind each to one core; they shall have them all.
-        bound = ["--bind-to", "none"] if ranks < cores_here() else []
-        command = [str(Path(sys.executable).with_name("mpirun")), "-np", str(ranks), *bound, *command]
     signals = Signals(saves=config.run.mode == "train")
     signals.listen()
     restarts, launched = 0, time.time()
@@ -95,32 +89,44 @@ def has_saved_since(moment: float, config: Config) -> bool:
     return any(path.stat().st_mtime >= moment for path in config.checkpoint_folder.glob("step_*"))
 
 
-def number_of_ranks(config: Config, cores: int, gpus: int) -> int:
-    """Return one rank per core, as far as there is work for them, or one per GPU that keeps several cores busy.
-
-    A GPU serves one rank faster than several that share it, if that rank has emulator threads enough.
-    """
+def job_command(config: Config, arguments: Sequence[str]) -> list[str]:
+    """Return what runs the job: one rank per core, or per GPU, as far as there is work for them."""
+    command = [sys.executable, "-m", "ppo", *arguments]
+    gpus = gpus_with_threads(config, len(cores_here()))
     work = {"train": config.ppo.num_envs, "evaluate": config.episodes}.get(config.run.mode, 1)
-    atari = default_preset(config.run.env_name) == "atari"
-    threaded = config.run.mode == "train" and atari and config.machine.env_engine != "lean"
-    if gpus and threaded and cores >= gpus * _CORES_OF_A_VECTOR_ENGINE:
-        return min(gpus, work)
-    return max(1, min(cores, work))
+    ranks = max(1, min(gpus or cpus_here(), work))
+    if ranks == 1:
+        return command
+    # mpirun binds ranks to a core each, if there are few of them; those with GPUs shall share all cores.
+    unbound = ["--bind-to", "none"] if gpus else []
+    return [str(Path(sys.executable).with_name("mpirun")), "-np", str(ranks), *unbound, *command]
 
 
-def cores_here() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def gpus_with_threads(config: Config, cores: int) -> int:
+    """Return the number of GPUs if each shall serve one rank that steps its environments with several cores, else 0.
 
-
-def gpus_here(device: str) -> int:
-    """Return how many GPUs a job may take; 0 if it shall not, or where the installed PyTorch can use none."""
-    if device == "cpu" or shutil.which("nvidia-smi") is None:
+    Where ranks have one core each they share the GPUs.
+    """
+    if config.run.mode != "train" or config.machine.device == "cpu" or cores < SEVERAL_CORES:
         return 0
-    # In a process of its own: this one would hold memory of the GPU and seconds of the start.
-    ask = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
-    answer = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=False)
-    return int(answer.stdout) if answer.returncode == 0 else 0
+    if config.machine.env_engine == "lean" or default_preset(config.run.env_name) != "atari":
+        return 0
+    if config.machine.device == "auto" and shutil.which("nvidia-smi") is None:
+        return 0
+    import torch  # seconds, which others shall not wait
+
+    from ppo.outputs.checkpoint import newest_manifest
+
+    saved = None if config.run.fresh else newest_manifest(config.checkpoint_folder)
+    if config.machine.env_engine == "auto" and saved is not None and saved.config.machine.env_engine == "lean":
+        return 0  # it stays lean
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return gpus if cores >= gpus * SEVERAL_CORES else 0
+
+
+def cpus_here() -> int:
+    """Return how many processors this process may use, hardware threads counted one by one."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Signals:

@@ -1,9 +1,11 @@
 """Which device a rank's network lives on, and what of it is refused."""
 
+import socket
+
 import pytest
 import torch
 
-from ppo.collectives import Alone
+from ppo.collectives import Alone, Hosts
 from ppo.config import MachineSettings, Refusal
 from ppo.device import CPU, GPU, Placement, choose_placement, placed
 
@@ -26,6 +28,11 @@ def place(gpus, rank=0, hosts=None, **settings):
         pytest.param([None], CPU, id="without a GPU"),
         pytest.param([FIRST], Placement(torch.device("cuda", 0), torch.bfloat16, name="NVIDIA H200"), id="with one"),
         pytest.param([FIRST, None], CPU, id="ranks of one job are of one kind"),
+        pytest.param(
+            [FIRST, OLD],
+            Placement(why="rank 0 has a NVIDIA H200, rank 1 on here a NVIDIA T4"),
+            id="GPUs of one job are of one kind",
+        ),
     ],
 )
 def test_auto_takes_a_gpu_where_every_rank_has_one(gpus, expected):
@@ -58,7 +65,7 @@ def test_whoever_asks_for_a_way_to_sum_gets_it(settings):
         ([FIRST], "bfloat16", torch.bfloat16),
         ([FIRST], "float32", torch.float32),
         ([OLD], "auto", torch.float32),
-        ([OLD, OLDER], "float32", torch.float32),
+        ([OLD, OLDER], "auto", torch.float32),
         ([None], "auto", torch.float32),
         ([None], "float32", torch.float32),
     ],
@@ -75,7 +82,11 @@ def test_auto_computes_in_16_bits_where_all_gpus_can(gpus, precision, expected):
         ([None, None], {"device": "cpu", "precision": "bfloat16"}, "float32 on the processor.*try --precision=auto"),
         ([OLD, OLDER], {"precision": "bfloat16"}, "float32 on a GPU without bfloat16.*try --precision=auto"),
         ([FIRST, SECOND], {"gradient_buckets": 4}, "gradient_buckets must be 1 on a GPU, got 4; try.* --device=cpu"),
-        ([FIRST, OLD], {}, "one kind: rank 0 on here has NVIDIA H200, rank 1 on there NVIDIA T4;.*--device=cpu"),
+        (
+            [FIRST, OLD],
+            {"device": "cuda"},
+            "several kinds: rank 0 has a NVIDIA H200, rank 1 on there a NVIDIA T4;.*cpu",
+        ),
     ],
 )
 def test_what_a_machine_does_not_have_is_refused_on_every_rank(gpus, settings, message):
@@ -113,7 +124,41 @@ def test_ranks_of_a_host_take_its_gpus_in_turn(monkeypatch):
     hosts = ["here", "there", "there", "there"]
     placement = choose_placement(MachineSettings(), TwoOnThere(), hosts)
     assert asked == [1]
-    assert placement == Placement(torch.device("cuda", 1), torch.float32, "MPI", "NVIDIA T4")
+    assert placement == Placement(torch.device("cuda", 1), torch.float32, "MPI", name="NVIDIA T4")
+
+
+class OneOfTwo(Alone):
+    """Rank 0 of 2, each with a GPU of its own, on hosts of which rank 0's name is known to some."""
+
+    size = 2
+
+    def __init__(self, num_hosts, refused):
+        self.num_hosts, self.refused = num_hosts, refused
+
+    def gather(self, value):
+        return [value, SECOND if isinstance(value, GPU) else (self.refused, None)]
+
+    def split_by_host(self):
+        return Hosts(self.num_hosts, self, None)
+
+
+@pytest.fixture
+def first_gpu(monkeypatch):
+    monkeypatch.setattr("ppo.device._gpu_of", lambda local_rank: FIRST)
+
+
+@pytest.mark.parametrize(("num_hosts", "expected"), [(1, "localhost"), (2, "127.0.0.1")])
+def test_ranks_that_sum_by_nccl_meet_where_all_of_them_can(num_hosts, expected, monkeypatch, first_gpu):
+    monkeypatch.setattr(socket, "gethostname", lambda: "127.0.0.1")
+    placement = choose_placement(MachineSettings(), OneOfTwo(num_hosts, None), ["here", "there"])
+    assert (placement.summed_by, placement.meeting_host) == ("NCCL", expected)
+
+
+@pytest.mark.parametrize(("name", "refused"), [("here.invalid", None), ("127.0.0.1", "there cannot find 127.0.0.1")])
+def test_hosts_that_do_not_find_each_other_are_refused_on_every_rank(name, refused, monkeypatch, first_gpu):
+    monkeypatch.setattr(socket, "gethostname", lambda: name)
+    with pytest.raises(Refusal, match=refused or f"here cannot find {name}.*all_reduce=hierarchical"):
+        choose_placement(MachineSettings(), OneOfTwo(2, refused), ["here", "there"])
 
 
 def test_the_log_says_which_and_what_it_does_not_promise():
@@ -123,3 +168,4 @@ def test_the_log_says_which_and_what_it_does_not_promise():
     assert "summed by NCCL" in line and "does not resume bit for bit" in line
     assert "summed by MPI" in place([FIRST, FIRST]).describe()
     assert "summed" not in place([FIRST]).describe()
+    assert "cpu, float32 (rank 0 has a NVIDIA H200, rank 1 on" in place([FIRST, OLD]).describe()

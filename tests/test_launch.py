@@ -8,8 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from ppo.config import parse_command_line
+from ppo.config import Config, parse_command_line
+from ppo.outputs.checkpoint import write_checkpoint
+from ppo.outputs.manifest import Counters
 from ppo.presets import PRESETS, default_preset, for_environments
 from tests.faults.running import ENDLESS, RunningJob
 from tests.jobs import CARTPOLE, rows, separately
@@ -42,42 +45,63 @@ def as_a_module():
     return module
 
 
-@pytest.mark.parametrize(
-    ("cores", "gpus", "flags", "ranks"),
-    [
-        (8, 0, [], 8),
-        (16, 1, [], 1),
-        (16, 2, [], 2),
-        (16, 8, [], 16),
-        (2, 1, [], 2),
-        (16, 1, ["--env_engine=lean"], 16),
-        (64, 2, ["--mode=evaluate", "--episodes=10"], 10),
-        (16, 1, ["--env_name=CartPole-v1"], 16),
-    ],
-    ids=["no GPU", "one", "two", "too few cores a GPU", "a laptop", "one thread a rank", "evaluate", "no emulators"],
-)
-def test_a_gpu_has_one_rank_if_that_keeps_the_cores_busy(cores, gpus, flags, ranks):
-    config = parse_command_line(flags, PRESETS, default_preset, for_environments)
-    assert as_a_module().number_of_ranks(config, cores, gpus) == ranks
-
-
-@pytest.mark.parametrize(
-    ("device", "program", "expected"),
-    [("auto", "print(3)", 3), ("cuda", "print(3)", 3), ("cpu", "print(3)", 0), ("auto", "raise ImportError", 0)],
-)
-def test_gpus_are_those_that_pytorch_can_use(device, program, expected, tmp_path, monkeypatch):
+@pytest.fixture
+def launcher(tmp_path, monkeypatch):
+    """The launcher on a machine with a driver, whose GPUs the tests count."""
     launcher = as_a_module()
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(launcher.shutil, "which", {"nvidia-smi": "/usr/bin/nvidia-smi"}.get)
-    asked = launcher.subprocess.run
-    monkeypatch.setattr(launcher.subprocess, "run", lambda command, **how: asked([command[0], "-c", program], **how))
-    assert launcher.gpus_here(device) == expected
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    return launcher
 
 
-def test_without_the_driver_nothing_is_started_to_look_for_gpus(monkeypatch):
-    launcher = as_a_module()
+def command(launcher, cores, flags):
+    """Return ranks and flags of mpirun that a machine with hardware threads, two a core, gets."""
+    launcher.cores_here, launcher.cpus_here = lambda: range(cores), lambda: 2 * cores
+    words = launcher.job_command(parse_command_line(flags, PRESETS, default_preset, for_environments), flags)
+    return (1, []) if words[0] == sys.executable else (int(words[2]), words[3 : words.index(sys.executable)])
+
+
+UNBOUND = ["--bind-to", "none"]
+
+
+@pytest.mark.parametrize(
+    ("cores", "gpus", "flags", "ranks", "bound"),
+    [
+        pytest.param(8, 0, [], 16, [], id="no GPU"),
+        pytest.param(16, 1, [], 1, [], id="one"),
+        pytest.param(16, 2, [], 2, UNBOUND, id="two"),
+        pytest.param(15, 4, [], 30, [], id="too few cores a GPU"),
+        pytest.param(2, 1, [], 4, [], id="a laptop"),
+        pytest.param(8, 2, ["--env_engine=lean"], 16, [], id="one thread a rank"),
+        pytest.param(8, 2, ["--device=cpu"], 16, [], id="not wanted"),
+        pytest.param(8, 2, ["--mode=evaluate", "--episodes=10"], 10, [], id="evaluate"),
+        pytest.param(8, 2, ["--env_name=CartPole-v1"], 16, [], id="no emulators"),
+    ],
+)
+def test_a_gpu_has_one_rank_if_that_keeps_the_cores_busy(cores, gpus, flags, ranks, bound, launcher, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert command(launcher, cores, flags) == (ranks, bound)
+
+
+@pytest.mark.parametrize(
+    ("flags", "ranks"), [([], 16), (["--fresh"], 2), (["--env_engine=vector"], 2), (["--model_name=another"], 2)]
+)
+def test_a_run_with_one_thread_a_rank_keeps_its_ranks(flags, ranks, launcher, monkeypatch):
+    flags = ["--env_name=PongNoFrameskip-v4", *flags]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    config = Config().replace_settings({"env_engine": "lean"})
+    write_checkpoint(
+        config.checkpoint_folder, config, Counters(1, 64, 1.0, 0, ()), {"model/weight": torch.zeros(1)}, None
+    )
+    assert command(launcher, 8, flags)[0] == ranks
+
+
+def test_pytorch_is_not_asked_for_gpus_where_there_is_no_driver(launcher, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(launcher.shutil, "which", {}.get)
-    monkeypatch.setattr(launcher.subprocess, "run", None)
-    assert launcher.gpus_here("auto") == 0
+    assert command(launcher, 16, [])[0] == 32
+    assert command(launcher, 16, ["--device=cuda"])[0] == 2
 
 
 def test_a_wrong_setting_is_refused_before_mpirun_starts(tmp_path):

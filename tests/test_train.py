@@ -125,6 +125,16 @@ def test_a_run_that_a_gpu_takes_part_in_says_that_it_does_not_resume_bit_for_bit
     assert resumed.stdout.count(f"saved on {before}, goes on with {now}: not bit for bit") == 1
 
 
+def test_a_checkpoint_from_before_there_were_devices_is_of_a_processor(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("ppo.device.Placement.settings", lambda placement: {"device": "auto", "precision": "auto"})
+        assert_ok(ppo(tmp_path, *CARTPOLE, "--env_steps=64"))
+    resumed = ppo(tmp_path, *CARTPOLE, "--env_steps=128")
+    assert_ok(resumed)
+    assert "changed since the checkpoint: env_steps" in resumed.stdout
+    assert resumed.stdout.count("device") == 1
+
+
 def test_a_run_on_processors_says_so_and_promises_to_be_exact(tmp_path):
     for env_steps in (64, 128):
         job = ppo(tmp_path, *CARTPOLE, f"--env_steps={env_steps}")

@@ -1,6 +1,5 @@
 """How a gradient in a GPU's memory is summed over ranks: by the GPUs themselves, or by the processors."""
 
-import socket
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -8,15 +7,15 @@ import torch
 from torch import Tensor
 
 from ppo.algorithm.gradient_sum import GradientSum, make_gradient_sum
-from ppo.collectives import Collective, decided_by_root
-from ppo.config import MachineSettings, Refusal
+from ppo.collectives import Collective
+from ppo.config import MachineSettings
 
 # The program's own watchdog judges who is late, and names him; PyTorch's would end the job without a word.
 _LONGER_THAN_THE_WATCHDOG = timedelta(days=365)
 
 
 def make_device_sum(
-    settings: MachineSettings, comm: Collective, exchanged: Tensor, parameters: Sequence[Tensor], *, nccl: bool
+    settings: MachineSettings, comm: Collective, exchanged: Tensor, parameters: Sequence[Tensor], *, meeting_host: str
 ) -> GradientSum:
     """Return what sums a contiguous vector on the device where it is; on all ranks together.
 
@@ -25,14 +24,15 @@ def make_device_sum(
         comm: the ranks to sum over.
         exchanged: the gradients of `parameters`, in their order, and what else is to be summed.
         parameters: their `grad` are views of `exchanged`.
-        nccl: it lies on GPUs, one for each rank, and they sum it themselves.
+        meeting_host: where the ranks find each other if it lies on GPUs, one for each rank, which shall sum it
+            themselves; else empty.
     """
     if exchanged.device.type == "cpu":
         return make_gradient_sum(settings, comm, exchanged, parameters)
     if comm.size == 1:
         return NothingToSum()
-    if nccl:
-        return GroupSum(comm, exchanged, "nccl")
+    if meeting_host:
+        return GroupSum(comm, exchanged, "nccl", meeting_host)
     # A GPU reads and writes page-locked memory by itself.
     copy = torch.zeros_like(exchanged, device="cpu", pin_memory=exchanged.device.type == "cuda")
     return ThroughProcessors(exchanged, copy, make_gradient_sum(settings, comm, copy, parameters))
@@ -66,26 +66,21 @@ class ThroughProcessors(GradientSum):
 class GroupSum(GradientSum):
     """One all-reduce by a process group of PyTorch; NCCL's runs on the GPUs, behind the backward pass."""
 
-    def __init__(self, comm: Collective, vector: Tensor, backend: str) -> None:
+    def __init__(self, comm: Collective, vector: Tensor, backend: str, meeting_host: str) -> None:
         """Bring the ranks of `comm` together in a group that sums `vector`.
 
-        They find each other at a TCP port of rank 0's host, whose address goes over `comm`.
-
-        Raises:
-            Refusal: on all ranks: there are several hosts, and the first one's name is not known.
+        They find each other at a TCP port of rank 0's host, whose number goes over `comm`.
         """
         from torch import distributed
 
         self._comm, self._vector, self._distributed = comm, vector, distributed
-        names = comm.gather(socket.gethostname())
-        host = decided_by_root(comm, lambda: _address_for(names or []))
         if comm.rank == 0:
-            store = distributed.TCPStore(host, 0, comm.size, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
-            comm.broadcast(store.port)
+            self._store = distributed.TCPStore(meeting_host, 0, comm.size, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+            comm.broadcast(self._store.port)
         else:
-            store = distributed.TCPStore(host, comm.broadcast(0), comm.size, is_master=False)  # type: ignore[attr-defined]
+            self._store = distributed.TCPStore(meeting_host, comm.broadcast(0), comm.size, is_master=False)  # type: ignore[attr-defined]
         distributed.init_process_group(
-            backend, store=store, rank=comm.rank, world_size=comm.size, timeout=_LONGER_THAN_THE_WATCHDOG
+            backend, store=self._store, rank=comm.rank, world_size=comm.size, timeout=_LONGER_THAN_THE_WATCHDOG
         )
 
     def finish(self) -> None:
@@ -93,24 +88,6 @@ class GroupSum(GradientSum):
         self._distributed.all_reduce(self._vector)
 
     def close(self) -> None:
-        """Leave the group when everybody is ready to."""
-        self._comm.barrier()  # rank 0 holds the store
+        """Leave the group."""
         self._distributed.destroy_process_group()
-
-
-def _address_for(names: Sequence[str]) -> str:
-    """Return where the ranks of the hosts of these names find rank 0.
-
-    Raises:
-        Refusal: the first host's name is not known, and there are others.
-    """
-    if len(set(names)) == 1:
-        return "localhost"
-    try:
-        socket.getaddrinfo(names[0], None)
-    except OSError as error:
-        raise Refusal(
-            f"all_reduce must not be auto where the name of rank 0's host, {names[0]}, is not known there ({error}): "
-            "NCCL needs it to bring hosts together; try --all_reduce=hierarchical"
-        ) from error
-    return names[0]
+        self._comm.barrier()  # the others may still need rank 0's store to leave

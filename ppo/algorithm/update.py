@@ -104,7 +104,7 @@ class Learner:
         machine: MachineSettings,
         indices: range,
         seed: int,
-        nccl: bool = False,
+        meeting_host: str = "",
     ) -> None:
         """Prepare to update `model`, on the device where it is.
 
@@ -116,14 +116,16 @@ class Learner:
             machine: how to sum them.
             indices: global indices of this rank's environments, the addresses of their shuffles.
             seed: seed of the job.
-            nccl: every rank has a GPU of its own, and these sum the gradients.
+            meeting_host: where the ranks find each other if each has a GPU of its own and these sum the gradients.
         """
         self._model, self._value_normalizer = model, value_normalizer
         self._settings, self._comm = settings, comm
         self._indices, self._seed = indices, seed
         self._flat = FlatParameters(model, num_sums=len(_SUMS))
         self._device = self._flat.values.device
-        self._gradient_sum = make_device_sum(machine, comm, self._flat.exchanged, list(model.parameters()), nccl=nccl)
+        self._gradient_sum = make_device_sum(
+            machine, comm, self._flat.exchanged, list(model.parameters()), meeting_host=meeting_host
+        )
         self._optimizer = Adam(self._flat.count, settings.adam_epsilon, self._device)
         self._adaptive_rate = settings.learning_rate
         steps = settings.minibatch_size // settings.num_envs

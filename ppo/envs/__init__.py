@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppo.config import MachineSettings, Refusal, WorldSettings, did_you_mean
+from ppo.machine import SEVERAL_CORES
 
 FrameListener = Callable[[NDArray[np.uint8]], None]
 ArrayState = Mapping[str, NDArray[Any]]
@@ -49,8 +50,6 @@ class Engine:
 
 
 LEAN = Engine("lean", threads=1)
-# With fewer, giving exact resume up has not been seen to buy anything.
-_SEVERAL_CORES = 4
 
 
 class Environments(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], abc.ABC):
@@ -116,7 +115,7 @@ def check_environment(env_name: str, explicit: Collection[str] = (), model_size:
         known = [i for i in gymnasium.registry if not atari.is_atari_name(i)]
         raise unknown_environment(env_name, [*known, *atari.accepted_names()])
     control.check(env_name)
-    for setting in (*(field.name for field in dataclasses.fields(WorldSettings)), "env_engine"):
+    for setting in (*(field.name for field in dataclasses.fields(WorldSettings)), "env_engine", "precision"):
         if setting in explicit:
             raise Refusal(f"{setting} must not be set for {env_name}: it applies to Atari games only")
     if model_size not in ("small", "large"):
@@ -138,7 +137,7 @@ def choose_engine(
     """
     from ppo.envs import atari
 
-    pays = min(cores) >= _SEVERAL_CORES and before != "lean"
+    pays = min(cores) >= SEVERAL_CORES and before != "lean"
     vector = settings.env_engine == "vector" or (settings.env_engine == "auto" and pays)
     return Engine("vector", threads=cores[rank]) if vector and atari.is_atari_name(env_name) else LEAN
 

@@ -1,14 +1,12 @@
 """Sums of what does not lie in the processor's memory; on processors, which can do all of it."""
 
-import socket
-
 import pytest
 import torch
 
 from ppo.algorithm.device_sum import GroupSum, NothingToSum, ThroughProcessors, make_device_sum
 from ppo.algorithm.gradient_sum import FlatSum
 from ppo.collectives import Alone
-from ppo.config import MachineSettings, Refusal
+from ppo.config import MachineSettings
 from tests.jobs import mpirun
 
 SUM = """
@@ -35,7 +33,7 @@ print("rank", comm.rank, "agrees")
 
 
 @pytest.mark.parametrize(
-    "way", ["ThroughProcessors(vector, copy, FlatSum(comm, copy))", "GroupSum(comm, vector, 'gloo')"]
+    "way", ["ThroughProcessors(vector, copy, FlatSum(comm, copy))", "GroupSum(comm, vector, 'gloo', 'localhost')"]
 )
 def test_two_ranks_have_their_sum_in_place_every_time(way, tmp_path):
     job = mpirun(2, ["-c", SUM.replace("{way}", way)], tmp_path)
@@ -48,33 +46,20 @@ class OneOfTwo(Alone):
 
 
 @pytest.mark.parametrize(
-    ("comm", "device", "nccl", "expected"),
+    ("comm", "device", "meeting_host", "expected"),
     [
-        (Alone(), "cpu", False, FlatSum),
-        (OneOfTwo(), "cpu", False, FlatSum),
-        (Alone(), "meta", False, NothingToSum),
-        (OneOfTwo(), "meta", False, ThroughProcessors),
-        (OneOfTwo(), "meta", True, GroupSum),
+        (Alone(), "cpu", "", FlatSum),
+        (OneOfTwo(), "cpu", "", FlatSum),
+        (Alone(), "meta", "", NothingToSum),
+        (OneOfTwo(), "meta", "", ThroughProcessors),
+        (OneOfTwo(), "meta", "here", GroupSum),
     ],
 )
-def test_gpus_sum_by_themselves_where_every_rank_has_one(comm, device, nccl, expected, monkeypatch):
+def test_gpus_sum_by_themselves_where_every_rank_has_one(comm, device, meeting_host, expected, monkeypatch):
     backends = []
-    monkeypatch.setattr(GroupSum, "__init__", lambda self, comm, vector, backend: backends.append(backend))
+    monkeypatch.setattr(GroupSum, "__init__", lambda self, *how: backends.append(how[2:]))
     settings = MachineSettings(all_reduce="flat")
-    assert type(make_device_sum(settings, comm, torch.zeros(3, device=device), [], nccl=nccl)) is expected
-    assert backends == (["nccl"] if expected is GroupSum else [])
-
-
-class OnUnknownHosts(Alone):
-    """Rank 0 of two hosts whose names nobody knows."""
-
-    size = 2
-
-    def gather(self, value):
-        return [value, "elsewhere.invalid"]
-
-
-def test_hosts_that_do_not_know_their_own_name_are_refused(monkeypatch):
-    monkeypatch.setattr(socket, "gethostname", lambda: "here.invalid")
-    with pytest.raises(Refusal, match=r"rank 0's host, here\.invalid, is not known.*try --all_reduce=hierarchical"):
-        GroupSum(OnUnknownHosts(), torch.zeros(3), "gloo")
+    assert (
+        type(make_device_sum(settings, comm, torch.zeros(3, device=device), [], meeting_host=meeting_host)) is expected
+    )
+    assert backends == ([("nccl", "here")] if expected is GroupSum else [])
