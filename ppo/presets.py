@@ -20,7 +20,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "num_epochs": 3,
         "learning_rate": 3e-4,
         "learning_rate_schedule": "kl_adaptive",
-        "learning_rate_max": 2e-3,
+        "learning_rate_max": 1e-3,
         "clip_range": 0.2,
         "value_coefficient": 1.0,
         "value_normalization": True,

@@ -48,11 +48,12 @@ def test_a_job_of_two_ranks_is_refused_once(flags, message, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("engine", ["vector", "lean"])
-def test_an_engine_for_a_world_that_has_none_is_refused(engine, tmp_path):
-    job = ppo(tmp_path, *CARTPOLE, f"--env_engine={engine}")
+@pytest.mark.parametrize("flag", ["--env_engine=vector", "--env_engine=lean", "--precision=float32"])
+def test_a_choice_that_a_world_without_emulators_does_not_have_is_refused(flag, tmp_path):
+    job = ppo(tmp_path, *CARTPOLE, flag)
     assert job.returncode == 2
-    assert "env_engine must not be set for CartPole-v1: it applies to Atari games only" in job.stderr
+    setting = flag.strip("-").partition("=")[0]
+    assert f"{setting} must not be set for CartPole-v1: it applies to Atari games only" in job.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -63,7 +64,7 @@ def test_an_engine_for_a_world_that_has_none_is_refused(engine, tmp_path):
     [("--device=cuda", "try --device=cpu"), ("--precision=bfloat16", "precision must be float32 on the processor")],
 )
 def test_what_takes_a_gpu_is_refused_once_where_there_is_none(flag, message, ranks, tmp_path):
-    job = ppo(tmp_path, "--env_name=CartPole-v1", flag, ranks=ranks)
+    job = ppo(tmp_path, "--env_name=PongNoFrameskip-v4", flag, ranks=ranks)
     assert job.returncode == 2
     assert job.stderr.count(message) == 1
     assert list(tmp_path.iterdir()) == []

@@ -50,7 +50,7 @@ def test_a_fixed_rate_grows_with_the_square_root_of_the_batch_to_at_most_a_thous
 
 def test_a_rate_that_is_steered_by_the_kl_is_left_alone() -> None:
     scaled = parse("--preset=atari", "--num_envs=64")
-    assert (scaled.learning_rate, scaled.learning_rate_max) == (3e-4, 2e-3)
+    assert (scaled.learning_rate, scaled.learning_rate_max) == (3e-4, 1e-3)
 
 
 def test_what_the_user_sets_is_not_scaled() -> None:
