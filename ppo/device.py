@@ -69,8 +69,8 @@ def choose_placement(settings: MachineSettings, comm: Collective, hosts: Sequenc
         hosts: the host of every rank.
 
     Raises:
-        Refusal: on all ranks alike: there is no such device, it has no such arithmetic, or the hosts of the GPUs cannot
-            find each other.
+        Refusal: on all ranks alike: there is no such device, it has no such arithmetic, or rank 0's host is not known
+            by its name on all hosts of the GPUs.
     """
     if settings.device == "cpu":
         return placed(settings, comm.rank, hosts, [None] * comm.size)  # CUDA is left alone
@@ -80,8 +80,14 @@ def choose_placement(settings: MachineSettings, comm: Collective, hosts: Sequenc
     placement = placed(settings, comm.rank, hosts, everyone)
     if placement.summed_by != "NCCL":
         return placement
-    if comm.split_by_host().count == 1:
+    num_hosts = comm.split_by_host().count
+    if num_hosts == 1:
         return replace(placement, meeting_host="localhost")
+    if len({*hosts}) < num_hosts:
+        raise Refusal(
+            f"all_reduce must not be auto where hosts have the same name, got {num_hosts} hosts with names "
+            f"{', '.join(sorted({*hosts}))}: NCCL needs names to bring them together; try --all_reduce=hierarchical"
+        )
     first = comm.broadcast(socket.gethostname())
     done_by_all(comm, lambda: _require_known(first, hosts[comm.rank]))
     return replace(placement, meeting_host=first)
@@ -101,10 +107,10 @@ def placed(settings: MachineSettings, rank: int, hosts: Sequence[str], gpus: Seq
             f"{torch.__version__}; try --device=cpu"
         )
     other = next((number for number, gpu in enumerate(gpus) if gpu is not None and gpu.name != found[0].name), None)
-    why = ""
+    why = f"rank {gpus.index(None)} on {hosts[gpus.index(None)]} sees no GPU" if 0 < len(found) < len(gpus) else ""
     if len(found) == len(gpus) and other is not None:
         # Their elementwise kernels may round differently, and the replicas of the weights would drift apart.
-        why = f"rank 0 has a {found[0].name}, rank {other} on {hosts[other]} a {gpus[other].name}"  # type: ignore[union-attr]
+        why = f"rank 0 has {found[0].name}, rank {other} on {hosts[other]} {gpus[other].name}"  # type: ignore[union-attr]
         if settings.device == "cuda":
             raise Refusal(
                 f"device must be cpu where the GPUs of a job are of several kinds: {why}; choose one kind with "
@@ -113,7 +119,7 @@ def placed(settings: MachineSettings, rank: int, hosts: Sequence[str], gpus: Seq
     own = gpus[rank] if len(found) == len(gpus) and not why else None
     able = own is not None and all(gpu.has_bfloat16 for gpu in found)
     if settings.precision == "bfloat16" and not able:
-        which = "on the processor" if own is None else "on a GPU without bfloat16 arithmetic"
+        which = f"on the processor{why and f' ({why})'}" if own is None else "on a GPU without bfloat16 arithmetic"
         raise Refusal(f"precision must be float32 {which}, got bfloat16; try --precision=auto")
     if own is None:
         return replace(CPU, why=why)

@@ -199,7 +199,7 @@ def train(
         about = [engine.describe()] if atari.is_atari_name(config.run.env_name) else []
         try:
             exit_code = _train(run, stop, watchdog, [*about, placement.describe()], notes)
-        except Refusal:  # on all ranks alike
+        except Refusal:  # on all ranks alike; after a Halt it is better to say why and leave than to wait for others
             run.close()
             raise
         run.close()

@@ -4,6 +4,7 @@ The job has fewer ranks than cores where it has fewer environments, and one rank
 `--max_restarts=N` a training job that dies is started again, up to N times, and resumes its newest checkpoint.
 """
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -25,6 +26,8 @@ from ppo.supervision.signals import AS_ASKED, INTERRUPTED, PREEMPTED
 _FINAL_CODES = {0, REFUSED, WENT_WRONG, PREEMPTED, INTERRUPTED}
 _LONGEST_PAUSE = 60
 _PR_SET_PDEATHSIG = 1
+# Looked up here, since a process between fork and exec may not.
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def main() -> int:
@@ -37,11 +40,13 @@ def main() -> int:
     except Refusal as refusal:
         print(f"ppo: {refusal}", file=sys.stderr)
         return REFUSED
-    command = job_command(config, arguments)
-    if command[0] == sys.executable and max_restarts == 0:
-        os.execv(sys.executable, command)
     signals = Signals(saves=config.run.mode == "train")
     signals.listen()
+    command = job_command(config, arguments)  # may take seconds
+    if signals.received:
+        return INTERRUPTED if signals.interrupted else PREEMPTED
+    if command[0] == sys.executable and max_restarts == 0:
+        os.execv(sys.executable, command)
     restarts, launched = 0, time.time()
     while True:
         code = signals.run(command)
@@ -117,10 +122,14 @@ def gpus_with_threads(config: Config, cores: int) -> int:
 
     from ppo.outputs.checkpoint import newest_manifest
 
-    saved = None if config.run.fresh else newest_manifest(config.checkpoint_folder)
+    saved = None
+    with contextlib.suppress(OSError):  # the program refuses what it cannot read
+        saved = None if config.run.fresh else newest_manifest(config.checkpoint_folder)
     if config.machine.env_engine == "auto" and saved is not None and saved.config.machine.env_engine == "lean":
         return 0  # it stays lean
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = min(torch.cuda.device_count() if torch.cuda.is_available() else 0, config.ppo.num_envs)
+    if len({torch.cuda.get_device_name(index) for index in range(gpus)}) > 1:
+        return 0  # it leaves GPUs of several kinds alone
     return gpus if cores >= gpus * SEVERAL_CORES else 0
 
 
@@ -182,8 +191,8 @@ class Signals:
 
 def _ask_for_a_signal_at_parents_death() -> None:
     """Let the job save and leave when this launcher is killed in a way that it cannot pass on (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGUSR1))
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, int(signal.SIGUSR1))
 
 
 if __name__ == "__main__":

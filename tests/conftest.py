@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(config, items):
     first = {file: place for place, file in enumerate(LONGEST_FILES)}
     items.sort(key=lambda item: first.get(item.nodeid.partition("::")[0], len(first)))
     if not config.getoption("--slow"):
-        skip = pytest.mark.skip(reason="slow: run with --slow (all of them: ./scripts/faults)")
+        skip = pytest.mark.skip(reason="slow: run with --slow")
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(skip)

@@ -27,10 +27,10 @@ def place(gpus, rank=0, hosts=None, **settings):
     [
         pytest.param([None], CPU, id="without a GPU"),
         pytest.param([FIRST], Placement(torch.device("cuda", 0), torch.bfloat16, name="NVIDIA H200"), id="with one"),
-        pytest.param([FIRST, None], CPU, id="ranks of one job are of one kind"),
+        pytest.param([FIRST, None], Placement(why="rank 1 on here sees no GPU"), id="ranks of one job are of one kind"),
         pytest.param(
             [FIRST, OLD],
-            Placement(why="rank 0 has a NVIDIA H200, rank 1 on here a NVIDIA T4"),
+            Placement(why="rank 0 has NVIDIA H200, rank 1 on here NVIDIA T4"),
             id="GPUs of one job are of one kind",
         ),
     ],
@@ -85,7 +85,7 @@ def test_auto_computes_in_16_bits_where_all_gpus_can(gpus, precision, expected):
         (
             [FIRST, OLD],
             {"device": "cuda"},
-            "several kinds: rank 0 has a NVIDIA H200, rank 1 on there a NVIDIA T4;.*cpu",
+            "several kinds: rank 0 has NVIDIA H200, rank 1 on there NVIDIA T4;.*cpu",
         ),
     ],
 )
@@ -161,6 +161,11 @@ def test_hosts_that_do_not_find_each_other_are_refused_on_every_rank(name, refus
         choose_placement(MachineSettings(), OneOfTwo(2, refused), ["here", "there"])
 
 
+def test_hosts_of_one_name_are_refused(first_gpu):
+    with pytest.raises(Refusal, match=r"2 hosts with names node: .*all_reduce=hierarchical"):
+        choose_placement(MachineSettings(), OneOfTwo(2, None), ["node", "node"])
+
+
 def test_the_log_says_which_and_what_it_does_not_promise():
     assert CPU.describe() == "device: cpu, float32"
     line = place([FIRST, SECOND]).describe()
@@ -168,4 +173,4 @@ def test_the_log_says_which_and_what_it_does_not_promise():
     assert "summed by NCCL" in line and "does not resume bit for bit" in line
     assert "summed by MPI" in place([FIRST, FIRST]).describe()
     assert "summed" not in place([FIRST]).describe()
-    assert "cpu, float32 (rank 0 has a NVIDIA H200, rank 1 on" in place([FIRST, OLD]).describe()
+    assert "cpu, float32 (rank 0 has NVIDIA H200, rank 1 on" in place([FIRST, OLD]).describe()

@@ -52,6 +52,7 @@ def launcher(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(launcher.shutil, "which", {"nvidia-smi": "/usr/bin/nvidia-smi"}.get)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA H200")
     return launcher
 
 
@@ -82,6 +83,12 @@ UNBOUND = ["--bind-to", "none"]
 def test_a_gpu_has_one_rank_if_that_keeps_the_cores_busy(cores, gpus, flags, ranks, bound, launcher, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     assert command(launcher, cores, flags) == (ranks, bound)
+
+
+def test_gpus_of_several_kinds_are_left_alone_as_the_program_does(launcher, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", ["NVIDIA H200", "NVIDIA T4"].__getitem__)
+    assert command(launcher, 8, []) == (16, [])
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@ import signal
 
 import numpy as np
 import pytest
+import torch
 
+from ppo.device import Placement
 from tests.faults.running import ENDLESS, RunningJob, checkpoint_steps
 from tests.jobs import CARTPOLE, PONG, mpirun, ppo, rows, weights
 
@@ -133,6 +135,15 @@ def test_a_checkpoint_from_before_there_were_devices_is_of_a_processor(tmp_path,
     assert_ok(resumed)
     assert "changed since the checkpoint: env_steps" in resumed.stdout
     assert resumed.stdout.count("device") == 1
+
+
+def test_a_world_without_images_is_float32_whatever_the_device_has(tmp_path, monkeypatch):
+    able = Placement(precision=torch.bfloat16)
+    monkeypatch.setattr("ppo.device.choose_placement", lambda *job: able)
+    job = ppo(tmp_path, *CARTPOLE, "--env_steps=64")
+    assert_ok(job)
+    assert "device: cpu, float32" in job.stdout
+    assert '"precision": "float32"' in (tmp_path / "runs/CartPole-v1/config.json").read_text()
 
 
 def test_a_run_on_processors_says_so_and_promises_to_be_exact(tmp_path):
