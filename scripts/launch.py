@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from ppo.__main__ import REFUSED, WENT_WRONG
 from ppo.config import Config, Refusal, parse_command_line
@@ -46,6 +47,7 @@ def main() -> int:
     if signals.received:
         return INTERRUPTED if signals.interrupted else PREEMPTED
     if command[0] == sys.executable and max_restarts == 0:
+        signals.let_go()
         os.execv(sys.executable, command)
     restarts, launched = 0, time.time()
     while True:
@@ -146,13 +148,19 @@ class Signals:
         self._saves = saves
         self._job: subprocess.Popen[bytes] | None = None
         self._early: int | None = None
+        self._before: dict[int, Any] = {}
         self.received = False
         self.interrupted = 0
 
     def listen(self) -> None:
         """Install the handlers; before the job starts, so that no Ctrl-C leaves it behind."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-            signal.signal(number, self._receive)
+            self._before[number] = signal.signal(number, self._receive)
+
+    def let_go(self) -> None:
+        """Undo `listen`: what this process was started to ignore (nohup), its successor ignores too."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def run(self, command: Sequence[str]) -> int:
         """Run a job to its end, passing signals on, and return its exit code."""

@@ -38,6 +38,20 @@ def test_a_job_has_no_more_ranks_than_environments(tmp_path):
     assert '"ranks": 1' in (tmp_path / "runs/CartPole-v1/config.json").read_text()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+def test_one_rank_ignores_the_hangup_that_its_launcher_was_told_to_ignore(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        job = launched(tmp_path, "--num_envs=1", "--rollout_steps=64")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    with job:
+        job.wait_for_updates(1)
+        status = Path(f"/proc/{job.process.pid}/status").read_text().splitlines()
+        ignored = next(int(line.split()[1], 16) for line in status if line.startswith("SigIgn"))
+        assert ignored >> (signal.SIGHUP - 1) & 1
+
+
 def as_a_module():
     spec = importlib.util.spec_from_file_location("launch", LAUNCHER)
     module = importlib.util.module_from_spec(spec)
