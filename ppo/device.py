@@ -106,17 +106,13 @@ def placed(settings: MachineSettings, rank: int, hosts: Sequence[str], gpus: Seq
             f"device must be cpu where a rank has no GPU: rank {without} on {hosts[without]} sees none with PyTorch "
             f"{torch.__version__}; try --device=cpu"
         )
-    other = next((number for number, gpu in enumerate(gpus) if gpu is not None and gpu.name != found[0].name), None)
-    why = f"rank {gpus.index(None)} on {hosts[gpus.index(None)]} sees no GPU" if 0 < len(found) < len(gpus) else ""
-    if len(found) == len(gpus) and other is not None:
-        # Their elementwise kernels may round differently, and the replicas of the weights would drift apart.
-        why = f"rank 0 has {found[0].name}, rank {other} on {hosts[other]} {gpus[other].name}"  # type: ignore[union-attr]
-        if settings.device == "cuda":
-            raise Refusal(
-                f"device must be cpu where the GPUs of a job are of several kinds: {why}; choose one kind with "
-                "CUDA_VISIBLE_DEVICES, or try --device=cpu"
-            )
-    own = gpus[rank] if len(found) == len(gpus) and not why else None
+    why = _what_differs(hosts, gpus)
+    if settings.device == "cuda" and why:
+        raise Refusal(
+            f"device must be cpu where the GPUs of a job are of several kinds: {why}; choose one kind with "
+            "CUDA_VISIBLE_DEVICES, or try --device=cpu"
+        )
+    own = None if why else gpus[rank]
     able = own is not None and all(gpu.has_bfloat16 for gpu in found)
     if settings.precision == "bfloat16" and not able:
         which = f"on the processor{why and f' ({why})'}" if own is None else "on a GPU without bfloat16 arithmetic"
@@ -138,6 +134,20 @@ def placed(settings: MachineSettings, rank: int, hosts: Sequence[str], gpus: Seq
         summed_by=summed_by if len(found) > 1 else "",
         name=own.name,
     )
+
+
+def _what_differs(hosts: Sequence[str], gpus: Sequence[GPU | None]) -> str:
+    """Say which rank keeps the others from their GPUs, having none or one of another kind; empty if nobody does.
+
+    Elementwise kernels of several kinds may round differently, and the replicas of the weights would drift apart.
+    """
+    found = [gpu for gpu in gpus if gpu is not None]
+    if found and None in gpus:
+        return f"rank {gpus.index(None)} on {hosts[gpus.index(None)]} sees no GPU"
+    for rank, gpu in enumerate(found):
+        if gpu.name != found[0].name:
+            return f"rank 0 has {found[0].name}, rank {rank} on {hosts[rank]} {gpu.name}"
+    return ""
 
 
 def _gpu_of(local_rank: int) -> GPU | None:

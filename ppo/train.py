@@ -189,14 +189,15 @@ def train(
         notes = decided_by_root(comm, lambda: prepare_folders(config, lock))
         engine = decide_engine(config, comm, cores or [1] * comm.size)
         torch.set_num_threads(engine.threads)
+        about = [engine.describe()]
         if not atari.is_atari_name(config.run.env_name):
+            about = []
             placement = dataclasses.replace(placement, precision=torch.float32)  # as its network is
         if placement.device.type == "cuda":
             torch.cuda.set_device(placement.device)
         # What is saved names what was used, not the wish.
         config = config.replace_settings({"env_engine": engine.name, **placement.settings()})
         run = build_run(config, comm, engine, placement)
-        about = [engine.describe()] if atari.is_atari_name(config.run.env_name) else []
         try:
             exit_code = _train(run, stop, watchdog, [*about, placement.describe()], notes)
         except Refusal:  # on all ranks alike; after a Halt it is better to say why and leave than to wait for others

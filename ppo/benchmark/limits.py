@@ -38,7 +38,6 @@ class Limits:
     @staticmethod
     def mean(measurements: Sequence["Limits"]) -> "Limits":
         """Return every rank's mean rates over several measurements of one case."""
-        first, *_ = measurements
         return Limits(
             {
                 kind: {
@@ -48,7 +47,7 @@ class Limits:
                     ]
                     for way in ways
                 }
-                for kind, ways in first.ways.items()
+                for kind, ways in measurements[0].ways.items()
             }
         )
 
