@@ -128,7 +128,8 @@ def measure_round(settings: Settings, cases: Sequence[Case], cores: Sequence[int
         before = measure_limits(case, cores, settings.limit_seconds)
         ideal = before.ideal_steps_per_second(case.config.ppo.num_epochs)
         program = measure_program(case, cores, settings, ideal=ideal)
-        result = CaseResult(before, program, after=measure_limits(case, cores, settings.limit_seconds))
+        after = before if settings.quick else measure_limits(case, cores, settings.limit_seconds)
+        result = CaseResult(before, program, after)
         results[case.name] = result
         speed = result.program.steps_per_second
         print(f"{case.name}: {speed:.1f} steps/s, {result.share_of_ideal:.3f} of {result.ideal:.1f}", flush=True)

@@ -25,7 +25,7 @@ def test_a_preset_is_measured_on_as_many_cores_as_it_has_environments():
 
 def test_quick_measures_the_default_preset_on_one_core_and_on_all():
     cases = make_cases(QUICK, 6, [])
-    assert [case.name for case in cases] == ["atari -np 1", "atari -np 6", "atari -np 6, weak"]
+    assert [case.name for case in cases] == ["atari -np 1", "atari -np 6"]
     assert QUICK.repeats == 1
     assert not QUICK.stable_baselines3
     assert QUICK.output is None
