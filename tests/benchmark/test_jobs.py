@@ -48,10 +48,12 @@ def test_every_rank_runs_on_the_core_named_for_it_whatever_mpirun_would_choose(t
     for name, value in MPI_ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     cores = [available_cores()[-1], available_cores()[0]]
-    with Job(mpirun(cores, ["-c", "import time; time.sleep(60)"]), tmp_path) as job:
-        while [rank.cores for rank in job.ranks()] != [[core] for core in cores]:
-            job.check()
-            time.sleep(0.05)
+    program = "import os, time; open(os.environ['OMPI_COMM_WORLD_RANK'], 'w').write('here\\n'); time.sleep(60)"
+    with Job(mpirun(cores, ["-c", program]), tmp_path) as job:
+        # A rank is on its core before the program that it becomes has any memory.
+        for rank in range(len(cores)):
+            wait_for(tmp_path / str(rank))
+        assert [rank.cores for rank in job.ranks()] == [[core] for core in cores]
         assert all(1.0 < rank.pss <= rank.peak_rss < 1000.0 for rank in job.ranks())
 
 
