@@ -188,7 +188,8 @@ def train(
     try:
         notes = decided_by_root(comm, lambda: prepare_folders(config, lock))
         engine = decide_engine(config, comm, cores or [1] * comm.size)
-        torch.set_num_threads(engine.threads)
+        # Beside a GPU, what is left to do takes less time than waking threads that the emulators keep from the cores.
+        torch.set_num_threads(engine.threads if placement.device.type == "cpu" else 1)
         about = [engine.describe()]
         if not atari.is_atari_name(config.run.env_name):
             about = []

@@ -25,13 +25,13 @@ def gae(
     return advantages
 
 
-def clipped_surrogate_loss(log_ratios: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
+def clipped_surrogate_loss(log_ratios: Tensor, advantages: Tensor, clip_range: float | Tensor) -> Tensor:
     """Return -L^CLIP per sample, (B,), Schulman et al. 2017, eq. 7 (arXiv:1707.06347).
 
     `log_ratios` is log pi(a|s) - log pi_old(a|s).
     """
     ratios = log_ratios.exp()
-    clipped = ratios.clamp(1.0 - clip_range, 1.0 + clip_range)
+    clipped = ratios.clamp(1.0 - clip_range, 1.0 + clip_range)  # type: ignore[arg-type]
     return -torch.minimum(ratios * advantages, clipped * advantages)
 
 
@@ -53,7 +53,7 @@ def approximate_kl(log_ratios: Tensor) -> Tensor:
     return log_ratios.expm1() - log_ratios
 
 
-def clipped(log_ratios: Tensor, clip_range: float) -> Tensor:
+def clipped(log_ratios: Tensor, clip_range: float | Tensor) -> Tensor:
     """Tell which samples' ratios lie outside the clip range."""
     return (log_ratios.exp() - 1.0).abs() > clip_range
 

@@ -1,7 +1,7 @@
 """Moments over all ranks: what advantages and values are normalised with.
 
 Ranks exchange (count, sum) and sums of squares about the common mean, in float64: never means of unequal counts, never
-variances.
+variances. Pixels are integers, whose squares are summed as they are.
 """
 
 from dataclasses import dataclass
@@ -39,6 +39,18 @@ def moments_over_ranks(samples: Tensor, comm: Collective) -> Moments:
     squares = np.asarray(np.square(local - mean[..., None]).sum(-1))
     comm.sum_in_place(squares)
     return Moments(count, mean, squares)
+
+
+def moments_of_integers(sums: NDArray[np.float64], comm: Collective) -> Moments:
+    """Return moments over all ranks from each one's count, sum and sum of squares of integers, (3,); one collective.
+
+    Integers below 2^53 are added without rounding: the moments do not depend on the number of ranks.
+    """
+    total = sums.copy()
+    comm.sum_in_place(total)
+    count, first, second = (int(number) for number in total.tolist())
+    squares = (count * second - first * first) / count
+    return Moments(np.array(count, np.float64), np.array(first / count), np.array(squares))
 
 
 def standardize(samples: Tensor, moments: Moments) -> Tensor:

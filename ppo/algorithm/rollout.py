@@ -7,7 +7,7 @@ Environments that come in several groups are stepped in turns: while the emulato
 for another. With one group that is a plain loop.
 
 The network may live on another device than the processor: observations go there as the bytes they are, and only actions
-come back.
+come back. A GPU is given the kernels of a decision as one CUDA graph.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppo.algorithm.cuda_graph import CUDAGraph
 from ppo.algorithm.normalization import RunningMoments
 from ppo.envs import Environments
 from ppo.models import distributions
@@ -105,6 +106,8 @@ class Collector:
             rewards=torch.zeros(shape),
             dones=torch.zeros(shape, dtype=torch.bool),
         )
+        # By the first environment of the group.
+        self._graphs: dict[int, CUDAGraph] = {}
         # A GPU reads page-locked memory by itself.
         self._on_the_way = torch.empty_like(sample, pin_memory=True) if self._device.type == "cuda" else None
 
@@ -135,7 +138,7 @@ class Collector:
         for _ in range(steps + 1):
             for group in groups:
                 next(group, None)
-        last_values = self._forward(torch.from_numpy(envs.observations).to(self._device))[1]
+        last_values = self._values(torch.from_numpy(envs.observations).to(self._device))
         rollout = dataclasses.replace(
             rollout, rewards=rollout.rewards.to(self._device), dones=rollout.dones.to(self._device)
         )
@@ -154,12 +157,10 @@ class Collector:
         """
         rollout, envs, indices = self._rollout, self._envs, self._indices[group]
         for t in range(len(rollout.actions)):
-            logits, values = self._forward(self._upload(t, group))
-            log_probs = distributions.log_probabilities(logits)
-            actions = distributions.sample(log_probs, uniforms[:, t])
+            actions, log_probs, values = self._decide(group, self._upload(t, group), uniforms[:, t])
             rollout.actions[t, group] = actions
-            rollout.log_probs[t, group] = distributions.log_prob(log_probs, actions)
-            rollout.values[t, group] = values
+            rollout.log_probs[t, group] = log_probs
+            rollout.values[t, group] = self._value_normalizer.denormalize(values)
             chosen = actions.cpu().numpy()  # waits for the device
             self._lap("inference")
 
@@ -180,7 +181,7 @@ class Collector:
             if truncated.any():
                 # A time limit ends the game but not the future: what follows is worth V(final observation).
                 cut = np.flatnonzero(truncated & ~terminal)
-                next_values[cut] = self._forward(torch.from_numpy(info["final_obs"][cut]).to(self._device))[1]
+                next_values[cut] = self._values(torch.from_numpy(info["final_obs"][cut]).to(self._device))
             for n in np.flatnonzero(terminated | truncated):
                 returns, lengths = info["episode_return"], info["episode_length"]
                 episodes.append(Episode(indices[n], t, float(returns[n]), int(lengths[n])))
@@ -193,10 +194,24 @@ class Collector:
         # The actions of the step before have come back since, and with them all that was read from this memory.
         return row.copy_(self._on_the_way[group].copy_(observations), non_blocking=True)
 
-    def _forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits and values in raw units."""
+    def _decide(self, group: slice, observations: Tensor, uniforms: Tensor) -> tuple[Tensor, ...]:
+        """Do what `_decisions` does for a group of environments; on a GPU by the recorded kernels."""
+        if self._device.type != "cuda":
+            return self._decisions(observations, uniforms)
+        if group.start not in self._graphs:
+            self._graphs[group.start] = CUDAGraph(self._decisions, (observations, uniforms))
+        return self._graphs[group.start](observations, uniforms)
+
+    def _decisions(self, observations: Tensor, uniforms: Tensor) -> tuple[Tensor, ...]:
+        """Return actions, their log-probabilities, and values in the units of the value head."""
         logits, values = self._network(observations)
-        return logits, self._value_normalizer.denormalize(values)
+        log_probs = distributions.log_probabilities(logits)
+        actions = distributions.sample(log_probs, uniforms)
+        return actions, distributions.log_prob(log_probs, actions), values
+
+    def _values(self, observations: Tensor) -> Tensor:
+        """Return values in raw units."""
+        return self._value_normalizer.denormalize(self._network(observations)[1])
 
     def _lap(self, phase: str) -> None:
         last, self._clock = self._clock, time.perf_counter()

@@ -4,11 +4,12 @@ All parameters are views into one flat vector and all gradients into another, so
 one optimiser kernel. The sums a log needs ride at the end of the gradient vector.
 
 All of it happens on the model's device, which is not waited for until the end of an epoch: what is not finite keeps the
-optimiser still without anybody looking.
+optimiser still without anybody looking. A GPU is given the kernels of a gradient as one CUDA graph.
 """
 
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,9 +17,16 @@ from torch import Tensor, nn
 
 from ppo.algorithm import equations
 from ppo.algorithm.adam import Adam
+from ppo.algorithm.cuda_graph import CUDAGraph
 from ppo.algorithm.device_sum import make_device_sum
 from ppo.algorithm.noise_scale import GradientNoiseScale
-from ppo.algorithm.normalization import Moments, RunningMoments, moments_over_ranks, standardize
+from ppo.algorithm.normalization import (
+    Moments,
+    RunningMoments,
+    moments_of_integers,
+    moments_over_ranks,
+    standardize,
+)
 from ppo.algorithm.rollout import Rollout
 from ppo.collectives import Collective, Halt, share
 from ppo.config import MachineSettings, PPOSettings
@@ -81,7 +89,10 @@ class FlatParameters:
 
 @dataclass(frozen=True)
 class _Batch:
-    """What the epochs of one update share; all but the rollout flattened to (T * N,)."""
+    """What the epochs of one update share; all but the rollout flattened to (T * N,).
+
+    It lies where that of the update before lay, if the rollout does.
+    """
 
     rollout: Rollout
     actions: Tensor
@@ -89,6 +100,11 @@ class _Batch:
     values: Tensor
     returns: Tensor
     advantages: Tensor
+
+    def addresses(self) -> tuple[int, ...]:
+        """Return where in memory that lies of which a minibatch is gathered."""
+        gathered = (self.rollout.observations, self.actions, self.log_probs, self.values, self.returns)
+        return tuple(tensor.data_ptr() for tensor in gathered)
 
 
 class Learner:
@@ -134,6 +150,10 @@ class Learner:
         # With buckets, a rank's own gradient is never there as a whole.
         self._noise_scale = GradientNoiseScale(shares if machine.gradient_buckets == 1 else [sum(shares)])
         self._pixel_moments = RunningMoments()
+        self._values_and_returns = torch.empty(0, device=self._device)
+        # By the number of samples.
+        self._graphs: dict[int, CUDAGraph] = {}
+        self._graphs_read: tuple[int, ...] = ()
         # 1 once something of this update was not finite.
         self._broken = torch.zeros((), device=self._device)
         self.seconds = {"learn": 0.0, "communicate": 0.0}
@@ -176,7 +196,7 @@ class Learner:
                     part = slice(start, start + at_once)
                     if part.stop >= len(index):
                         self._gradient_sum.begin()
-                    self._accumulate(batch, index[part], advantage[part], clip_range)
+                    self._add_gradient(batch, index[part], advantage[part], clip_range)
                 steps.append(self._step(rate))
             for norm, *of_minibatch in self._read(steps, update):
                 gradient_norms.append(norm)
@@ -285,8 +305,12 @@ class Learner:
             returns = self._value_normalizer.normalize(returns)
         if settings.advantage_normalization == "batch":
             advantages = standardize(advantages, advantage_moments)
+        if self._values_and_returns.shape != (2, len(values)):
+            self._values_and_returns = self._values_and_returns.new_empty(2, len(values))
+        kept_values, kept_returns = self._values_and_returns
         actions, log_probs = rollout.actions.flatten(), rollout.log_probs.flatten()
-        return _Batch(rollout, actions, log_probs, values, returns, advantages), explained
+        batch = _Batch(rollout, actions, log_probs, kept_values.copy_(values), kept_returns.copy_(returns), advantages)
+        return batch, explained
 
     def _minibatch_advantages(self, advantages: Tensor, indices: Tensor) -> Tensor:
         """Gather the advantages of an epoch's minibatches, (K, B), normalised per minibatch if so set."""
@@ -295,7 +319,22 @@ class Learner:
             gathered = standardize(gathered, self._timed_moments(gathered))
         return gathered
 
-    def _accumulate(self, batch: _Batch, index: Tensor, advantages: Tensor, clip_range: float) -> None:
+    def _add_gradient(self, batch: _Batch, index: Tensor, advantages: Tensor, clip_range: float) -> None:
+        """Add the gradient of these samples; on a GPU by the recorded kernels."""
+        if self._device.type != "cuda":
+            self._accumulate(batch, index, advantages, clip_range)
+            return
+        if self._graphs_read != batch.addresses():
+            self._graphs.clear()
+            self._graphs_read = batch.addresses()
+        inputs = (index, advantages, torch.full((), clip_range, device=self._device))
+        if len(index) not in self._graphs:
+            so_far = self._flat.exchanged.clone()
+            self._graphs[len(index)] = CUDAGraph(partial(self._accumulate, batch), inputs)
+            self._flat.exchanged.copy_(so_far)
+        self._graphs[len(index)](*inputs)
+
+    def _accumulate(self, batch: _Batch, index: Tensor, advantages: Tensor, clip_range: float | Tensor) -> tuple[()]:
         """Add the gradient of these samples, divided by the job's minibatch size."""
         settings = self._settings
         logits, values = self._model(batch.rollout.observations_at(index))
@@ -313,6 +352,7 @@ class Learner:
             kl, fraction = equations.approximate_kl(ratios).sum(), equations.clipped(ratios, clip_range).sum()
             sums = torch.stack([policy_loss, value_loss, entropy, kl, fraction])
             self._flat.sums[: len(_LOGGED)].add_(sums / settings.minibatch_size)
+        return ()
 
     def _step(self, rate: float) -> Tensor:
         """Sum the gradient over ranks, clip it and take an Adam step, unless something is not finite now or was before.
@@ -358,8 +398,13 @@ class Learner:
         """Let the network centre pixels by all it has seen; between updates, so that no ratio is moved by it."""
         layer = self._model.pixel_layer
         if self._settings.pixel_normalization and layer is not None:
-            pixels = rollout.observations[::_STEPS_PER_PIXEL_SAMPLE].flatten().cpu().float()
-            self._pixel_moments.update(self._timed_moments(pixels))
+            pixels = rollout.observations[::_STEPS_PER_PIXEL_SAMPLE]
+            first, second = pixels.sum(dtype=torch.int64), pixels.to(torch.int32).square().sum(dtype=torch.int64)
+            sums = np.array([pixels.numel(), *torch.stack([first, second]).cpu().tolist()], np.float64)
+            started = time.perf_counter()
+            moments = moments_of_integers(sums, self._comm)
+            self.seconds["communicate"] += time.perf_counter() - started
+            self._pixel_moments.update(moments)
             layer.set_pixel_moments(self._pixel_moments.mean, max(self._pixel_moments.deviation, 1.0))
 
     def _timed_moments(self, samples: Tensor) -> Moments:

@@ -44,7 +44,7 @@ class ActorCritic(nn.Module):
         self.policy_head = orthogonal(nn.Linear(num_features, num_actions), gain=0.01)
         self.value_head = orthogonal(nn.Linear(num_features, 1), gain=1.0)
         if precision != torch.float32 and self.pixel_layer is not None:
-            self.pixel_layer.folds = False
+            self.pixel_layer.in_16_bits = True
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Map observations (B, ...) to logits (B, A) and values (B,); values are in the value normaliser's units."""
@@ -54,8 +54,11 @@ class ActorCritic(nn.Module):
         return self.policy_head(features.float()), self.value_head(value_features.float()).squeeze(-1)
 
     def frozen(self) -> "ActorCritic | FrozenCNN":
-        """Return the network with its weights as they are now, as fast as it can be evaluated many times."""
-        prepared = self.critic is None and self.precision == torch.float32
+        """Return the network with its weights as they are now, as fast as it can be evaluated many times.
+
+        On a GPU that is the network itself: recorded kernels read the weights where they are.
+        """
+        prepared = self.critic is None and self.precision == torch.float32 and self.device.type != "cuda"
         if prepared and isinstance(self.actor, SmallCNN | NatureCNN):
             return FrozenCNN(self.actor, self.policy_head, self.value_head)
         return self
@@ -129,4 +132,5 @@ def _arithmetic(device: torch.device, precision: torch.dtype) -> contextlib.Abst
     """Return a context in which what gains by it is computed in another precision."""
     if precision == torch.float32:
         return contextlib.nullcontext()
-    return torch.autocast(device.type, precision)
+    # Every weight is used once: there is nothing to gain from keeping its rounding.
+    return torch.autocast(device.type, precision, cache_enabled=False)
