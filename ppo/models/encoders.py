@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+# cuDNN 9 has no tensor cores for fewer: 5.8 ms of the 24 that a gradient of 1,024 samples took went to 4 channels.
+_CHANNELS_OF_16_BITS = 8
+
 
 def orthogonal(layer: nn.Module, gain: float = math.sqrt(2.0)) -> nn.Module:
     """Initialise a layer's weight orthogonally (Saxe et al. 2014, arXiv:1312.6120) and its bias with 0; return it."""
@@ -44,8 +47,10 @@ class PixelConv2d(nn.Conv2d):
         mean, deviation = self.pixel_moments
         if self.padding != (0, 0):
             # A border of zeros is one of average pixels only where the average has been taken away.
-            centred = (pixels - mean) / deviation
-            return functional.conv2d(centred, self.weight, self.bias, self.stride, self.padding)
+            centred, weight = (pixels - mean) / deviation, self.weight
+            if self.in_16_bits:
+                centred, weight = (_with_channels(tensor, _CHANNELS_OF_16_BITS) for tensor in (centred, weight))
+            return functional.conv2d(centred, weight, self.bias, self.stride, self.padding)
         if self.in_16_bits:
             # The large constant part of raw pixels would drown the rest; whole numbers up to 255 have 8 bits.
             nearest = mean.round()
@@ -89,6 +94,12 @@ class _Flattened(torch.autograd.Function):
     def backward(context: Any, gradient: Tensor) -> Tensor:
         order = torch.channels_last if context.channels_last else torch.contiguous_format
         return gradient.view(context.shape).contiguous(memory_format=order)
+
+
+def _with_channels(tensor: Tensor, multiple: int) -> Tensor:
+    """Return a tensor (N, C, H, W) in bfloat16, with channels of zeros behind its own up to a multiple."""
+    missing = -tensor.shape[1] % multiple
+    return functional.pad(tensor.to(torch.bfloat16), (0, 0, 0, 0, 0, missing))
 
 
 class SmallCNN(nn.Sequential):
