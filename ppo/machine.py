@@ -4,6 +4,7 @@ A core counts once, however many hardware threads it has: with `mpirun -np <core
 cores may be used are seen, limits on processor time (`docker --cpus`) are not.
 """
 
+import ctypes
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +15,24 @@ from ppo.collectives import Collective
 
 SEVERAL_CORES = 4
 """With fewer of them to a rank, giving exact resume up for emulator threads has not been seen to buy anything."""
+# Of glibc's malloc.h: what is freed at the end of the heap is given back above this size, ...
+_M_TRIM_THRESHOLD, _NEVER = -1, 2**31 - 1
+# ... and what is larger than this has pages of its own from the start, which are given back at once.
+_M_MMAP_THRESHOLD, _LARGER_THAN_ANY_ACTIVATION = -3, 2**30
 _SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees, where the C library is glibc; elsewhere do nothing.
+
+    A gradient takes and frees the same tens of megabytes again and again. Now and then glibc gives them back each time,
+    and the kernel clears thousands of new pages in every gradient step: 182 ms instead of 147 for 256 samples of the
+    Nature CNN.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_TRIM_THRESHOLD, _NEVER)
+        mallopt(_M_MMAP_THRESHOLD, _LARGER_THAN_ANY_ACTIVATION)
 
 
 def cores_per_rank(comm: Collective, hosts: Sequence[str]) -> list[int]:

@@ -19,6 +19,7 @@ from ppo.collectives import Collective, decided_by_root
 from ppo.config import Config, Refusal
 from ppo.device import CPU, Placement
 from ppo.envs import Engine, atari, choose_engine
+from ppo.machine import keep_freed_memory
 from ppo.outputs import checkpoint
 from ppo.outputs.display import make_display, tell
 from ppo.outputs.folders import move_aside, require_writable
@@ -184,6 +185,7 @@ def train(
         Refusal: the folders, the settings or the checkpoints do not allow it; on all ranks, nothing written.
         Halt: the training went wrong in a way that all ranks see alike.
     """
+    keep_freed_memory()
     lock = ModelLock([config.checkpoint_folder, config.run_folder])
     try:
         notes = decided_by_root(comm, lambda: prepare_folders(config, lock))
