@@ -1,4 +1,4 @@
-"""The part of a machine that is one rank's own: its share of the cores of its host.
+"""The part of a machine that is one rank's own: its share of the cores of its host, and its memory.
 
 A core counts once, however many hardware threads it has: with `mpirun -np <cores>` every rank has one. Limits on which
 cores may be used are seen, limits on processor time (`docker --cpus`) are not.
@@ -15,24 +15,29 @@ from ppo.collectives import Collective
 
 SEVERAL_CORES = 4
 """With fewer of them to a rank, giving exact resume up for emulator threads has not been seen to buy anything."""
-# Of glibc's malloc.h: what is freed at the end of the heap is given back above this size, ...
-_M_TRIM_THRESHOLD, _NEVER = -1, 2**31 - 1
-# ... and what is larger than this has pages of its own from the start, which are given back at once.
-_M_MMAP_THRESHOLD, _LARGER_THAN_ANY_ACTIVATION = -3, 2**30
+# Of glibc's malloc.h: what is larger has pages of its own from the start, which are given back at once.
+_M_MMAP_THRESHOLD = -3
+_LARGER_THAN_ANY_ACTIVATION, _MOST_OF_OLDER_GLIBC = 2**30, 2**25
+# And what is freed at the end of the heap is given back above this size.
+_M_TRIM_THRESHOLD, _MOST = -1, 2**31 - 1
 _SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 
 
-def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees, where the C library is glibc; elsewhere do nothing.
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory that it frees; tell whether it will, however large the pieces.
 
     A gradient takes and frees the same tens of megabytes again and again. Now and then glibc gives them back each time,
     and the kernel clears thousands of new pages in every gradient step: 182 ms instead of 147 for 256 samples of the
-    Nature CNN.
+    Nature CNN. Other C libraries are left alone, and older glibc takes pieces of up to 32 MB only.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_TRIM_THRESHOLD, _NEVER)
-        mallopt(_M_MMAP_THRESHOLD, _LARGER_THAN_ANY_ACTIVATION)
+    if mallopt is None:
+        return False
+    # The other setting alone would keep glibc from raising this one by itself.
+    whole = bool(mallopt(_M_MMAP_THRESHOLD, _LARGER_THAN_ANY_ACTIVATION))
+    if whole or mallopt(_M_MMAP_THRESHOLD, _MOST_OF_OLDER_GLIBC):
+        mallopt(_M_TRIM_THRESHOLD, _MOST)
+    return whole
 
 
 def cores_per_rank(comm: Collective, hosts: Sequence[str]) -> list[int]:

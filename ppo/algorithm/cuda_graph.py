@@ -39,8 +39,9 @@ class CUDAGraph:
             self._result = function(*self._inputs)
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Launch the kernels on these inputs; the next call overwrites the result."""
+        """Launch the kernels on inputs of the examples' shapes; the next call overwrites the result."""
         for own, given in zip(self._inputs, inputs, strict=True):
+            assert own.shape == given.shape
             own.copy_(given, non_blocking=True)
         self._graph.replay()
         return self._result

@@ -195,7 +195,7 @@ class Collector:
         return row.copy_(self._on_the_way[group].copy_(observations), non_blocking=True)
 
     def _decide(self, group: slice, observations: Tensor, uniforms: Tensor) -> tuple[Tensor, ...]:
-        """Do what `_decisions` does for a group of environments; on a GPU by the recorded kernels."""
+        """Do what `_decisions` does, for a group of environments; on a GPU by the recorded kernels."""
         if self._device.type != "cuda":
             return self._decisions(observations, uniforms)
         if group.start not in self._graphs:
@@ -203,7 +203,12 @@ class Collector:
         return self._graphs[group.start](observations, uniforms)
 
     def _decisions(self, observations: Tensor, uniforms: Tensor) -> tuple[Tensor, ...]:
-        """Return actions, their log-probabilities, and values in the units of the value head."""
+        """Return actions, their log-probabilities, and values in the units of the value head, (N,) each.
+
+        Args:
+            observations: (N, ...).
+            uniforms: their action noise, (N,).
+        """
         logits, values = self._network(observations)
         log_probs = distributions.log_probabilities(logits)
         actions = distributions.sample(log_probs, uniforms)

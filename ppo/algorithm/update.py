@@ -43,7 +43,8 @@ _STEPS_PER_PIXEL_SAMPLE = 64
 
 # Activations of more samples than this fall out of the cache; larger shares are accumulated in parts.
 _MAX_SAMPLES_AT_ONCE = 256
-# On a GPU they need only fit into its memory: the largest network has 6 MB for a sample.
+# On a GPU they need only fit into its memory: the largest network has 6 MB for a sample, and a last part of another
+# size has memory of its own.
 _MAX_SAMPLES_AT_ONCE_ON_A_GPU = 1024
 
 
@@ -91,7 +92,7 @@ class FlatParameters:
 class _Batch:
     """What the epochs of one update share; all but the rollout flattened to (T * N,).
 
-    It lies where that of the update before lay, if the rollout does.
+    All but the advantages lies where it lay in the update before, if the rollout does.
     """
 
     rollout: Rollout
@@ -102,7 +103,7 @@ class _Batch:
     advantages: Tensor
 
     def addresses(self) -> tuple[int, ...]:
-        """Return where in memory that lies of which a minibatch is gathered."""
+        """Return the addresses of what a minibatch is gathered from by index."""
         gathered = (self.rollout.observations, self.actions, self.log_probs, self.values, self.returns)
         return tuple(tensor.data_ptr() for tensor in gathered)
 
@@ -320,7 +321,7 @@ class Learner:
         return gathered
 
     def _add_gradient(self, batch: _Batch, index: Tensor, advantages: Tensor, clip_range: float) -> None:
-        """Add the gradient of these samples; on a GPU by the recorded kernels."""
+        """Do what `_accumulate` does; on a GPU by the recorded kernels."""
         if self._device.type != "cuda":
             self._accumulate(batch, index, advantages, clip_range)
             return
@@ -335,7 +336,14 @@ class Learner:
         self._graphs[len(index)](*inputs)
 
     def _accumulate(self, batch: _Batch, index: Tensor, advantages: Tensor, clip_range: float | Tensor) -> tuple[()]:
-        """Add the gradient of these samples, divided by the job's minibatch size."""
+        """Add the gradient of samples, divided by the job's minibatch size.
+
+        Args:
+            batch: what they are samples of.
+            index: their places in it, (B,).
+            advantages: theirs, (B,).
+            clip_range: of the ratios; () if it is a tensor.
+        """
         settings = self._settings
         logits, values = self._model(batch.rollout.observations_at(index))
         log_probs = distributions.log_probabilities(logits)

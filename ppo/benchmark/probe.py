@@ -29,6 +29,7 @@ from ppo.collectives.mpi import connect
 from ppo.config import Config, parse_command_line
 from ppo.envs import make_envs
 from ppo.envs.atari import SCREEN_SIZE, rom_name
+from ppo.machine import keep_freed_memory
 from ppo.models.actor_critic import ActorCritic, build_model
 from ppo.presets import PRESETS, default_preset, for_environments
 
@@ -216,6 +217,7 @@ def main(arguments: Sequence[str]) -> None:
     comm = connect()
     with AbortGuard(comm):
         torch.set_num_threads(1)
+        keep_freed_memory()  # as the program does
         everyone = comm.gather(measure(config, comm, float(seconds)))
         if everyone is not None:
             ways = {

@@ -93,7 +93,7 @@ class _Flattened(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> Tensor:
         order = torch.channels_last if context.channels_last else torch.contiguous_format
-        return gradient.view(context.shape).contiguous(memory_format=order)
+        return gradient.reshape(context.shape).contiguous(memory_format=order)
 
 
 def _with_channels(tensor: Tensor, multiple: int) -> Tensor:

@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from ppo.algorithm.normalization import Moments, RunningMoments, moments_over_ranks, standardize
+from ppo.algorithm.normalization import (
+    Moments,
+    RunningMoments,
+    moments_of_integers,
+    moments_over_ranks,
+    standardize,
+)
 from ppo.collectives import Alone
 
 
@@ -34,6 +40,22 @@ def test_ranks_with_unequal_counts_get_the_moments_of_all_their_samples():
     assert result.count == 4.0
     assert result.mean == pytest.approx(everything.mean())
     assert result.deviation == pytest.approx(everything.std())
+
+
+def test_moments_of_integers_are_those_of_all_ranks_pixels_to_the_last_bit():
+    generator = np.random.default_rng(0)
+    everything = generator.integers(0, 256, 300_001)
+    whole = moments_of_integers(sums_of(everything), Alone())
+    for cut in (1, 1234, 300_000):
+        shared = moments_of_integers(sums_of(everything[:cut]), TwoRanks(sums_of(everything[cut:])))
+        assert (shared.count, shared.mean, shared.squares) == (whole.count, whole.mean, whole.squares)
+    assert whole.count == 300_001
+    assert whole.mean == pytest.approx(everything.mean(), rel=1e-12)
+    assert whole.deviation == pytest.approx(everything.std(), rel=1e-12)
+
+
+def sums_of(integers):
+    return np.array([integers.size, integers.sum(), np.square(integers).sum()], np.float64)
 
 
 def test_rows_have_moments_of_their_own():

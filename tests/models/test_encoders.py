@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ppo.models.actor_critic import ActorCritic, build_model
-from ppo.models.encoders import MLP, ImpalaResNet, NatureCNN, PixelConv2d, ResidualBlock, SmallCNN, orthogonal
+from ppo.models.encoders import MLP, Flatten, ImpalaResNet, NatureCNN, PixelConv2d, ResidualBlock, SmallCNN, orthogonal
 
 SCREENS = gymnasium.spaces.Box(0, 255, (4, 84, 84), np.uint8)
 VECTOR = gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float32)
@@ -164,6 +164,21 @@ def test_building_a_network_does_not_disturb_the_global_random_numbers() -> None
 def test_spaces_without_a_network_are_refused(observations: gymnasium.Space, actions: gymnasium.Space) -> None:
     with pytest.raises(ValueError, match="no network for"):
         build_model(observations, actions, "small", seed=0)
+
+
+@pytest.mark.parametrize("order", [torch.channels_last, torch.contiguous_format])
+def test_flattening_is_that_of_torch_and_its_gradient_lies_as_the_features_do(order: torch.memory_format) -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(3, 5, 4, 2, generator=generator).contiguous(memory_format=order).requires_grad_()
+    weights = torch.randn(3, 40, generator=generator)
+    flat = Flatten()(features)
+    assert torch.equal(flat, torch.flatten(features, 1))
+    # `features.grad` would be a copy in the order of the features anyway.
+    (gradient,) = torch.autograd.grad((flat * weights).sum(), features)
+    assert torch.equal(gradient, weights.view(3, 5, 4, 2))
+    assert gradient.stride() == features.stride()
+    with torch.inference_mode():
+        assert torch.equal(Flatten()(features), flat)
 
 
 def test_a_padded_pixel_convolution_has_a_border_of_zeros_after_centring() -> None:
