@@ -24,8 +24,8 @@ import numpy as np
 import torch
 import tyro
 
+from ppo.algorithm.flat_parameters import FlatParameters
 from ppo.algorithm.gradient_sum import GradientSum, chosen_all_reduce, make_gradient_sum
-from ppo.algorithm.update import FlatParameters
 from ppo.collectives import Collective
 from ppo.collectives.abort_guard import AbortGuard
 from ppo.collectives.mpi import connect

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from ppo.algorithm.flat_parameters import FlatParameters
 from ppo.algorithm.gradient_sum import (
     BFloat16Sum,
     BucketedSum,
@@ -11,7 +12,6 @@ from ppo.algorithm.gradient_sum import (
     cut_into_buckets,
     make_gradient_sum,
 )
-from ppo.algorithm.update import FlatParameters
 from ppo.collectives import Alone
 from ppo.collectives.mpi import MPIRanks
 from ppo.config import MachineSettings
@@ -22,7 +22,7 @@ import threading, time
 import numpy as np
 import torch
 from ppo.algorithm.gradient_sum import BFloat16Sum, BucketedSum, FlatSum, HierarchicalSum
-from ppo.algorithm.update import FlatParameters
+from ppo.algorithm.flat_parameters import FlatParameters
 from ppo.collectives import Alone, Hosts
 
 NUM_SUMS = 5
