@@ -46,7 +46,7 @@ def read_curve(path: Path) -> tuple[list[float], list[float], list[float]]:
 def main() -> None:
     """Draw all runs in two panels."""
     options = tyro.cli(Options)
-    figure, (by_steps, by_time) = pyplot.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
+    figure, (by_steps, by_time) = pyplot.subplots(1, 2, figsize=(9, 4.2), sharey=True, layout="constrained")
     for path in options.csv_files:
         steps, minutes, returns = read_curve(path)
         by_steps.plot(steps, returns, label=path.stem)
@@ -57,7 +57,7 @@ def main() -> None:
         if options.goal is not None:
             axes.axhline(options.goal, color="grey", linestyle="--", linewidth=1)
     by_steps.set_ylabel("return, mean of 100 games")
-    by_steps.legend()
+    figure.legend(*by_steps.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.suptitle(options.title)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(options.output, dpi=110)
