@@ -254,11 +254,12 @@ def test_encoders_in_16_bits_say_the_same_within_rounding_from_float32_weights_a
         assert parameter.grad is not None and parameter.grad.dtype == torch.float32
 
 
-def test_16_bits_see_small_differences_between_bright_pixels() -> None:
+@pytest.mark.parametrize("mean", [200.0, 200.4])
+def test_16_bits_see_small_differences_between_bright_pixels(mean: float) -> None:
     model = build_model(SCREENS, gymnasium.spaces.Discrete(6), "small", seed=0, precision=torch.bfloat16)
     layer = model.pixel_layer
     assert layer is not None
-    layer.set_pixel_moments(200.0, 5.0)
+    layer.set_pixel_moments(mean, 5.0)
     bright = 190 + pixels(2, 4, 84, 84) % 20
     layer.in_16_bits = False
     expected = layer(bright)
