@@ -19,6 +19,7 @@ from ppo.collectives import Collective, decided_by_root
 from ppo.config import Config, Refusal
 from ppo.device import CPU, Placement
 from ppo.envs import Engine, atari, choose_engine
+from ppo.envs.screens import IS_COMPILED
 from ppo.machine import keep_freed_memory
 from ppo.outputs import checkpoint
 from ppo.outputs.display import make_display, tell
@@ -194,8 +195,12 @@ def train(
         torch.set_num_threads(engine.threads if placement.device.type == "cpu" else 1)
         about = [engine.describe()]
         if not atari.is_atari_name(config.run.env_name):
-            about = []
+            about.clear()
             placement = dataclasses.replace(placement, precision=torch.float32)  # as its network is
+        elif engine.name == "lean" and not IS_COMPILED:
+            about.append(
+                "screens are shrunk by OpenCV: installed where there is a C compiler, ppo has faster code for it"
+            )
         if placement.device.type == "cuda":
             torch.cuda.set_device(placement.device)
         # What is saved names what was used, not the wish.

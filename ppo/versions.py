@@ -28,6 +28,6 @@ def code_version() -> str:
     """Return a short hash of the package's source, which tells two working copies of one version apart."""
     digest = hashlib.sha256()
     root = Path(ppo.__file__).parent
-    for path in sorted(root.rglob("*.py")):
+    for path in sorted([*root.rglob("*.py"), *root.rglob("*.c")]):
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
     return f"{ppo.__version__} ({digest.hexdigest()[:8]})"

@@ -116,7 +116,7 @@ class CopiedEnvironments(AtariEnvironments):
                 "emulator": np.frombuffer(emulator, np.uint8),
                 "counters": np.array(counters, np.int64),
                 "episode_return": np.array([game.episode_return]),
-                "screens": game._screens.copy(),
+                "screens": game.screens.copy(),
                 "stack": self._stacks[0].copy(),
             }
         ]
@@ -129,7 +129,7 @@ class CopiedEnvironments(AtariEnvironments):
             "counters"
         ].tolist()
         game.episode_return = float(state["episode_return"][0])
-        game._screens[...] = state["screens"]
+        game.screens[...] = state["screens"]
         self._stacks[0] = state["stack"]
         return []
 

@@ -28,7 +28,8 @@ from ppo.collectives.abort_guard import AbortGuard
 from ppo.collectives.mpi import connect
 from ppo.config import Config, parse_command_line
 from ppo.envs import make_envs
-from ppo.envs.atari import SCREEN_SIZE, rom_name
+from ppo.envs.atari import rom_name
+from ppo.envs.screens import SCREEN_SIZE
 from ppo.machine import keep_freed_memory
 from ppo.models.actor_critic import ActorCritic, build_model
 from ppo.presets import PRESETS, default_preset, for_environments

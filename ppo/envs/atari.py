@@ -24,7 +24,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ale_py
-import cv2
 import gymnasium
 import numpy as np
 from ale_py import roms
@@ -33,13 +32,13 @@ from numpy.typing import NDArray
 
 from ppo.config import Refusal, WorldSettings
 from ppo.envs import ArrayState, Environments, FrameListener, unknown_environment
+from ppo.envs.screens import GREYS_THEMSELVES, NTSC_GREYS, SCREEN_SIZE, push_screens
 from ppo.random_streams import Purpose, derived_seed, stream
 
 FRAME_SKIP = 4
-SCREEN_SIZE = 84
 FRAMES_PER_SECOND = 60.0
-# As the channels of one picture, screens are resized in less time than one by one; OpenCV takes up to 4.
-_SCREENS_AT_ONCE = 4
+# Consoles of the PAL standard, whose colours are others, have taller screens.
+_PAL_HEIGHT = 250
 _STICKY_BLOCK = 4096
 _STEPS_BETWEEN_SIGNS_OF_LIFE = 500
 _STATE_PARTS = {"counters", "generator", "ram", "actions", "digest"}
@@ -62,7 +61,6 @@ _FIRE: int = ale_py.Action.FIRE.value
 
 gymnasium.register_envs(ale_py)
 ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
-cv2.setNumThreads(1)
 
 
 def is_atari_name(env_name: str) -> bool:
@@ -121,6 +119,8 @@ class AtariGame:
         self._on_frame, self._shows = on_frame, False
         self.muted = False
         """While a game is played again its frames are not shown."""
+        self.greys: NDArray[np.uint8] = NTSC_GREYS
+        """The grey of each colour of `screens`, (256,)."""
         self._power_on()
         minimal = self._ale.getMinimalActionSet()
         chosen = self._ale.getLegalActionSet() if world.full_action_space else minimal
@@ -128,10 +128,8 @@ class AtariGame:
         self.presses_fire = world.fire_reset and ale_py.Action.FIRE in minimal
         self._noop_max, self._max_frames = world.noop_max, world.max_frames
 
-        # Read by turns: [0] the last frame of a step, [1] the one before.
-        self._screens = np.zeros((2, *self._ale.getScreenDims()), np.uint8)
-        self.pooled = self._screens[0]
-        """The pixelwise maximum of both, after a step."""
+        self.screens = np.zeros((2, *self._ale.getScreenDims()), np.uint8)
+        """Colours of the last frame of a step and of the one before; `push_screens` pools them into the first."""
         self.episode = -1
         self.episode_return = 0.0
         self.episode_length = 0
@@ -143,7 +141,7 @@ class AtariGame:
         self._beginning: dict[str, NDArray[Any]] = {}
 
     def reset(self) -> None:
-        """Start the next game: no-ops, then FIRE where the game uses it; `pooled` shows its first frame."""
+        """Start the next game: no-ops, then FIRE where the game uses it; `screens` shows its first frame."""
         self.episode += 1
         # The rest of the console is set anew by `reset_game`.
         self._beginning = {
@@ -167,11 +165,10 @@ class AtariGame:
             self.episode_return += self._hold(_FIRE)
         self._shows = True
         self._lives = self._ale.lives()
-        self._ale.getScreenGrayscale(self.pooled)
-        self._screens[1] = 0
+        self._read_first_screen()
 
     def step(self, action: int) -> tuple[float, bool, bool, bool]:
-        """Take one agent step; `pooled` shows what it led to.
+        """Take one agent step; `screens` shows what it led to.
 
         Returns:
             (raw reward, terminated, truncated, life_lost); a game that is over has lost no life.
@@ -187,7 +184,6 @@ class AtariGame:
             reward += self._hold(_FIRE)
             over, lives = self._ale.game_over(), self._ale.lives()
         self._lives = lives
-        np.maximum(self._screens[0], self._screens[1], out=self.pooled)
         self.episode_return += reward
         self.episode_length += 1
         truncated = not over and self._ale.getEpisodeFrameNumber() >= self._max_frames
@@ -260,19 +256,39 @@ class AtariGame:
         path = roms.get_rom_path(self._rom)
         assert path is not None
         self._ale.loadROM(path)
+        if self._ale.getScreenDims()[0] >= _PAL_HEIGHT:
+            self.greys = GREYS_THEMSELVES
+        self._bind_reader()
         slowly = self._on_frame or self._stickiness
         self._act: Callable[[int], int] = self._act_slowly if slowly else self._ale.act
 
+    def _bind_reader(self) -> None:
+        """Read what `greys` is made for."""
+        known = self.greys is NTSC_GREYS
+        self._read_screen = self._ale.getScreen if known else self._ale.getScreenGrayscale
+
+    def _read_first_screen(self) -> None:
+        """Read the screen that a game begins with, as if it had been black before."""
+        newest, other = self.screens
+        self._read_screen(newest)
+        self._ale.getScreenGrayscale(other)
+        if not np.array_equal(self.greys[newest], other):
+            # Not the palette that is known here: ALE shall look up the greys itself, from now on.
+            self.greys = GREYS_THEMSELVES
+            self._bind_reader()
+            newest[...] = other
+        other[...] = 0
+
     def _hold(self, action: int) -> float:
         """Hold an action for FRAME_SKIP frames and read the last two screens; stop early if the game is over."""
-        ale, act = self._ale, self._act
+        ale, act, read_screen = self._ale, self._act, self._read_screen
         reward = 0
         for frames_left in range(FRAME_SKIP - 1, -1, -1):
             reward += act(action)
             if ale.game_over():
                 break
             if frames_left < 2:
-                ale.getScreenGrayscale(self._screens[frames_left])
+                read_screen(self.screens[frames_left])
         return float(reward)
 
     def _act_slowly(self, action: int) -> int:
@@ -351,8 +367,7 @@ class AtariEnvironments(Environments):
             self._terminated[position] = terminated
             self._truncated[position] = truncated
             self._life_lost[position] = life_lost
-        for start in range(0, self.num_envs, _SCREENS_AT_ONCE):
-            self._push(slice(start, start + _SCREENS_AT_ONCE))
+            self._push(position)
         for position in np.flatnonzero(self._terminated | self._truncated).tolist():
             game = self._games[position]
             self._info["episode_return"][position] = game.episode_return
@@ -396,7 +411,7 @@ class AtariEnvironments(Environments):
             _, terminated, truncated, _ = game.step(action)
             if over := terminated or truncated:
                 break
-            self._push(slice(position, position + 1))
+            self._push(position)
         game.muted = False
         return not over and bool(np.array_equal(game.digest(self._stacks[position]), state["digest"]))
 
@@ -404,25 +419,12 @@ class AtariEnvironments(Environments):
         # A new game's stack holds its first screen behind empty ones, as in AtariVectorEnv.
         self._games[position].reset()
         self._stacks[position] = 0
-        self._push(slice(position, position + 1))
+        self._push(position)
 
-    def _push(self, block: slice) -> None:
-        """Move the stacks of up to _SCREENS_AT_ONCE games on by what their last two screens show."""
-        interleaved = cv2.merge([game.pooled for game in self._games[block]])
-        small = cv2.resize(interleaved, (SCREEN_SIZE, SCREEN_SIZE), interpolation=cv2.INTER_AREA)
-        push(self._stacks[block], small.reshape(SCREEN_SIZE, SCREEN_SIZE, -1).transpose(2, 0, 1))
-
-
-def push(stacks: NDArray[np.uint8], screens: NDArray[np.uint8]) -> None:
-    """Move stacks (..., 84, 84, C) on by their newest screens (..., 84, 84)."""
-    if stacks.shape[-1] == 4:
-        # The four bytes of a pixel as one little-endian word: moving them on is one shift.
-        words = stacks.view("<u4")[..., 0]
-        np.right_shift(words, 8, out=words)
-        stacks[..., 3] = screens
-    else:
-        stacks[..., :-1] = stacks[..., 1:]
-        stacks[..., -1] = screens
+    def _push(self, position: int) -> None:
+        """Move a game's stack on by what its last two screens show."""
+        game = self._games[position]
+        push_screens(self._stacks[position], game.screens, game.greys)
 
 
 def saved_episode(state: ArrayState, index: int) -> int:

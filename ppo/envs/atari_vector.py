@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 
 from ppo.config import WorldSettings
 from ppo.envs import ArrayState, Environments, StepResult
-from ppo.envs.atari import FRAME_SKIP, FRAMES_PER_SECOND, SCREEN_SIZE, AtariGame, push, saved_episode
+from ppo.envs.atari import FRAME_SKIP, FRAMES_PER_SECOND, AtariGame, saved_episode
+from ppo.envs.screens import SCREEN_SIZE, push
 from ppo.random_streams import Purpose, derived_seed
 
 # Frames until ALE's own time limit, which never comes: a year of play.
