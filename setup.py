@@ -17,7 +17,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["ppo", "ppo.*"]),
-    # Without a compiler OpenCV does the same, more slowly. -ffp-contract=off: no fused multiply-add, which rounds once less.
+    # Without a compiler OpenCV does the same, more slowly. -ffp-contract=off: a fused multiply-add rounds once less.
     ext_modules=[
         Extension(
             "ppo.envs._screens",

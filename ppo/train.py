@@ -198,9 +198,7 @@ def train(
             about.clear()
             placement = dataclasses.replace(placement, precision=torch.float32)  # as its network is
         elif engine.name == "lean" and not IS_COMPILED:
-            about.append(
-                "screens are shrunk by OpenCV: installed where there is a C compiler, ppo has faster code for it"
-            )
+            about.append("screens are shrunk by OpenCV; installed where there is a C compiler, ppo has faster code")
         if placement.device.type == "cuda":
             torch.cuda.set_device(placement.device)
         # What is saved names what was used, not the wish.
