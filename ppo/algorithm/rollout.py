@@ -134,14 +134,16 @@ class Collector:
         self.seconds = {"env": 0.0, "inference": 0.0}
         self._clock = time.perf_counter()
         self._network = self._model.frozen()
+        rollout.next_values.zero_()
         groups = [self._steps(group, uniforms[group], episodes) for group in envs.groups]
         for _ in range(steps + 1):
             for group in groups:
                 next(group, None)
+        # What need not be done step by step is done here, once.
+        rewards = rollout.rewards.sign() if self._clip_rewards else rollout.rewards
+        rollout = dataclasses.replace(rollout, rewards=rewards.to(self._device), dones=rollout.dones.to(self._device))
+        rollout.values.copy_(self._value_normalizer.denormalize(rollout.values))
         last_values = self._values(torch.from_numpy(envs.observations).to(self._device))
-        rollout = dataclasses.replace(
-            rollout, rewards=rollout.rewards.to(self._device), dones=rollout.dones.to(self._device)
-        )
         following = torch.cat([rollout.values[1:], last_values.unsqueeze(0)])
         rollout.next_values.copy_(torch.where(rollout.dones, rollout.next_values, following))
         self._lap("inference")
@@ -156,12 +158,15 @@ class Collector:
             episodes: receives the games that end.
         """
         rollout, envs, indices = self._rollout, self._envs, self._indices[group]
-        for t in range(len(rollout.actions)):
-            actions, log_probs, values = self._decide(group, self._upload(t, group), uniforms[:, t])
-            rollout.actions[t, group] = actions
-            rollout.log_probs[t, group] = log_probs
-            rollout.values[t, group] = self._value_normalizer.denormalize(values)
-            chosen = actions.cpu().numpy()  # waits for the device
+        # Rows of the rollout, all made by one call each: one by one they would take longer than what is done to them.
+        tensors = (rollout.observations, rollout.actions, rollout.log_probs, rollout.values)
+        rows = zip(*(tensor[:, group].unbind(0) for tensor in tensors), uniforms.unbind(1), strict=True)
+        all_rewards, all_dones = rollout.rewards.numpy(), rollout.dones.numpy()
+        for t, (observations, *decided, noise) in enumerate(rows):
+            decisions = self._decide(group, self._upload(observations, group), noise)
+            for row, decision in zip(decided, decisions, strict=True):
+                row.copy_(decision)
+            chosen = decisions[0].cpu().numpy()  # waits for the device
             self._lap("inference")
 
             envs.send(group, chosen)
@@ -173,22 +178,20 @@ class Collector:
             for name, array in (("rewards", rewards), ("ends", terminated), ("time limits", truncated)):
                 if array.shape != (len(indices),):
                     raise ValueError(f"{len(indices)} environments returned {name} of shape {array.shape}")
-            raw = torch.from_numpy(rewards)
-            rollout.rewards[t, group] = raw.sign() if self._clip_rewards else raw
             terminal = terminated | info["life_lost"] if self._episodic_life else terminated
-            rollout.dones[t, group] = torch.from_numpy(terminal | truncated)
-            next_values = rollout.next_values[t, group].zero_()
+            all_rewards[t, group], all_dones[t, group] = rewards, terminal | truncated
             if truncated.any():
                 # A time limit ends the game but not the future: what follows is worth V(final observation).
                 cut = np.flatnonzero(truncated & ~terminal)
-                next_values[cut] = self._values(torch.from_numpy(info["final_obs"][cut]).to(self._device))
+                final_values = self._values(torch.from_numpy(info["final_obs"][cut]).to(self._device))
+                rollout.next_values[t, group][cut] = final_values
             for n in np.flatnonzero(terminated | truncated):
                 returns, lengths = info["episode_return"], info["episode_length"]
                 episodes.append(Episode(indices[n], t, float(returns[n]), int(lengths[n])))
 
-    def _upload(self, t: int, group: slice) -> Tensor:
-        """Put a group's current observations into row t and return that part of the row."""
-        row, observations = self._rollout.observations[t, group], torch.from_numpy(self._envs.observations)[group]
+    def _upload(self, row: Tensor, group: slice) -> Tensor:
+        """Put a group's current observations into their place in the rollout and return that."""
+        observations = torch.from_numpy(self._envs.observations[group])
         if self._on_the_way is None:
             return row.copy_(observations)
         # The actions of the step before have come back since, and with them all that was read from this memory.
