@@ -15,7 +15,13 @@ _LONGER_THAN_THE_WATCHDOG = timedelta(days=365)
 
 
 def make_device_sum(
-    settings: MachineSettings, comm: Collective, exchanged: Tensor, parameters: Sequence[Tensor], *, meeting_host: str
+    settings: MachineSettings,
+    comm: Collective,
+    exchanged: Tensor,
+    parameters: Sequence[Tensor],
+    *,
+    meeting_host: str,
+    shared: Tensor | None = None,
 ) -> GradientSum:
     """Return what sums a contiguous vector on the device where it is; on all ranks together.
 
@@ -26,11 +32,12 @@ def make_device_sum(
         parameters: their `grad` are views of `exchanged`.
         meeting_host: where the ranks find each other if it lies on GPUs, one for each rank, which shall sum it
             themselves; else empty.
+        shared: see `make_gradient_sum`.
     """
     if exchanged.device.type == "cpu":
-        return make_gradient_sum(settings, comm, exchanged, parameters)
+        return make_gradient_sum(settings, comm, exchanged, parameters, shared)
     if comm.size == 1:
-        return NothingToSum()
+        return NothingToSum(exchanged)
     if meeting_host:
         return GroupSum(comm, exchanged, "nccl", meeting_host)
     # A GPU reads and writes page-locked memory by itself.
@@ -41,8 +48,13 @@ def make_device_sum(
 class NothingToSum(GradientSum):
     """A GPU of a job of one rank."""
 
-    def finish(self) -> None:
+    def __init__(self, vector: Tensor) -> None:
+        """Leave `vector` alone."""
+        self._vector = vector
+
+    def finish(self) -> Tensor:
         """Do nothing: the vector is the sum."""
+        return self._vector
 
 
 class ThroughProcessors(GradientSum):
@@ -52,11 +64,11 @@ class ThroughProcessors(GradientSum):
         """Sum `vector`, given what sums its `copy` in the processor's memory."""
         self._vector, self._copy, self._over_ranks = vector, copy, over_ranks
 
-    def finish(self) -> None:
+    def finish(self) -> Tensor:
         """Wait for the gradient, sum it and send the sum on its way."""
         self._copy.copy_(self._vector)
-        self._over_ranks.finish()
-        self._vector.copy_(self._copy, non_blocking=True)
+        self._vector.copy_(self._over_ranks.finish(), non_blocking=True)
+        return self._vector
 
     def close(self) -> None:
         """Let the processors part."""
@@ -83,9 +95,10 @@ class GroupSum(GradientSum):
             backend, store=self._store, rank=comm.rank, world_size=comm.size, timeout=_LONGER_THAN_THE_WATCHDOG
         )
 
-    def finish(self) -> None:
+    def finish(self) -> Tensor:
         """Queue the sum; what is queued behind it on the device waits for it."""
         self._distributed.all_reduce(self._vector)
+        return self._vector
 
     def close(self) -> None:
         """Leave the group."""

@@ -1,25 +1,32 @@
 """A network's parameters and gradients as two flat vectors: one message and one kernel for all of them."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Return P, the number of a model's parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 class FlatParameters:
     """A model's parameters and gradients as two flat vectors the model's own tensors are views of."""
 
-    def __init__(self, model: nn.Module, num_sums: int) -> None:
+    def __init__(self, model: nn.Module, num_sums: int, exchanged: Tensor | None = None) -> None:
         """Move the parameters of `model` into a flat vector.
 
         Args:
             model: its parameters must be float32, on one device.
             num_sums: further numbers to be summed over ranks together with the gradient.
+            exchanged: the memory for the gradient and these numbers, (P + num_sums,); by default it is made here.
         """
         parameters = list(model.parameters())
         assert all(p.dtype == torch.float32 for p in parameters)
-        self.count = sum(p.numel() for p in parameters)
+        self.count = num_parameters(model)
         device = parameters[0].device
         self.values = torch.empty(self.count, device=device)
-        self.exchanged = torch.zeros(self.count + num_sums, device=device)
+        self.exchanged = torch.zeros(self.count + num_sums, device=device) if exchanged is None else exchanged
+        assert self.exchanged.shape == (self.count + num_sums,)
         self.gradient = self.exchanged[: self.count]
         self.sums = self.exchanged[self.count :]
         start = 0

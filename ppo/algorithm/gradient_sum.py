@@ -1,4 +1,4 @@
-"""How gradients are summed over ranks: all at once, host by host, in 16 bits, or while the backward pass still runs.
+"""How gradients are summed over ranks: in shared memory, by MPI, host by host, in 16 bits, or during the backward pass.
 
 `exchanged` is one flat float32 vector: the gradient (P,) and behind it S further sums for the log. Whatever way it is
 summed, it ends bit for bit equal on all ranks, and what is not finite on one rank is not finite on any.
@@ -12,26 +12,34 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ppo.collectives import Collective, Hosts, Pending
+from ppo.collectives import Collective, Hosts, Pending, share
+from ppo.collectives.shared_memory import share_vectors
 from ppo.config import MachineSettings
 
 
 class GradientSum(ABC):
-    """A way to replace `exchanged` by its sum over ranks."""
+    """A way to sum `exchanged` over ranks."""
 
     def begin(self) -> None:  # noqa: B027 - most ways wait for the whole gradient
         """Take note that the last backward pass before `finish` comes now."""
 
     @abstractmethod
-    def finish(self) -> None:
-        """Return when `exchanged` is the sum, to all that reads it on its device from now on."""
+    def finish(self) -> Tensor:
+        """Return the sum, to be read on its device from now on, and not to be written, until the next `finish`.
+
+        It is `exchanged` itself, or lies elsewhere.
+        """
 
     def close(self) -> None:  # noqa: B027 - most ways take nothing
         """Give back what was taken; by all ranks together."""
 
 
 def make_gradient_sum(
-    settings: MachineSettings, comm: Collective, exchanged: Tensor, parameters: Sequence[Tensor]
+    settings: MachineSettings,
+    comm: Collective,
+    exchanged: Tensor,
+    parameters: Sequence[Tensor],
+    shared: Tensor | None = None,
 ) -> GradientSum:
     """Return the way that the settings ask for; on all ranks together.
 
@@ -40,9 +48,12 @@ def make_gradient_sum(
         comm: the ranks to sum over.
         exchanged: the gradients of `parameters`, in their order, and what else is to be summed.
         parameters: their `grad` are views of `exchanged`.
+        shared: what `share_memory` returned, if `exchanged` is this rank's row of it.
     """
     if comm.size == 1:
         return FlatSum(comm, exchanged)
+    if shared is not None:
+        return SharedMemorySum(comm, shared)
     if settings.gradient_buckets > 1:
         return BucketedSum(comm, exchanged, parameters, settings.gradient_buckets)
     num_parameters = sum(parameter.numel() for parameter in parameters)
@@ -60,9 +71,49 @@ def make_gradient_sum(
     return over_the_wire(comm)
 
 
-def chosen_all_reduce(num_ranks: int, num_hosts: int) -> Literal["flat", "hierarchical"]:
+def share_memory(settings: MachineSettings, comm: Collective, length: int) -> Tensor | None:
+    """Return memory (R + 1, length) shared by R ranks for `SharedMemorySum`, if the settings ask for it; see there.
+
+    On all ranks together. None where they are on several hosts, or memory cannot be shared.
+    """
+    plain = settings.gradient_wire == "float32" and settings.gradient_buckets == 1
+    if comm.size == 1 or settings.all_reduce != "auto" or not plain:
+        return None
+    if chosen_all_reduce(comm.size, comm.split_by_host().count) != "shared":
+        return None
+    vectors = share_vectors(comm, comm.size + 1, length)
+    return None if vectors is None else torch.from_numpy(vectors)
+
+
+def chosen_all_reduce(num_ranks: int, num_hosts: int) -> Literal["shared", "flat", "hierarchical"]:
     """Return what `--all_reduce=auto` stands for: a function of the job's shape, so that a resumed job sums alike."""
-    return "hierarchical" if 1 < num_hosts < num_ranks else "flat"
+    if num_hosts == 1:
+        return "shared"
+    return "hierarchical" if num_hosts < num_ranks else "flat"
+
+
+class SharedMemorySum(GradientSum):
+    """In memory that all ranks share: every rank adds a piece of all gradients, in rank order, where all read it.
+
+    No gradient is copied. The ranks meet twice: when all gradients are there, and when all pieces are added; until then
+    nobody's gradient may change.
+    """
+
+    def __init__(self, comm: Collective, vectors: Tensor) -> None:
+        """Sum the first rows of `vectors`, one per rank, into the last."""
+        self._comm = comm
+        self._addends, self._total = vectors[:-1], vectors[-1]
+        piece = share(len(self._total), comm.rank, comm.size)
+        self._piece = slice(piece.start, piece.stop)
+
+    def finish(self) -> Tensor:
+        """Add this rank's piece; see the class."""
+        self._comm.barrier()
+        total, first, *others = (vector[self._piece] for vector in (self._total, *self._addends))
+        for other in others:
+            first = torch.add(first, other, out=total)
+        self._comm.barrier()
+        return self._total
 
 
 class FlatSum(GradientSum):
@@ -70,11 +121,12 @@ class FlatSum(GradientSum):
 
     def __init__(self, comm: Collective, exchanged: Tensor) -> None:
         """Sum `exchanged` over `comm`."""
-        self._comm, self._exchanged = comm, exchanged.numpy()
+        self._comm, self._exchanged = comm, exchanged
 
-    def finish(self) -> None:
+    def finish(self) -> Tensor:
         """Sum all of it."""
-        self._comm.sum_in_place(self._exchanged)
+        self._comm.sum_in_place(self._exchanged.numpy())
+        return self._exchanged
 
 
 class HierarchicalSum(GradientSum):
@@ -82,14 +134,15 @@ class HierarchicalSum(GradientSum):
 
     def __init__(self, hosts: Hosts, exchanged: Tensor, between: GradientSum | None) -> None:
         """Sum `exchanged` within the hosts, and by `between` over their first ranks; None on the other ranks."""
-        self._within, self._exchanged, self._between = hosts.within, exchanged.numpy(), between
+        self._within, self._exchanged, self._between = hosts.within, exchanged, between
 
-    def finish(self) -> None:
+    def finish(self) -> Tensor:
         """Sum all of it in three steps."""
-        self._within.sum_on_root(self._exchanged)
+        self._within.sum_on_root(self._exchanged.numpy())
         if self._between is not None:
             self._between.finish()
-        self._within.copy_from_root(self._exchanged)
+        self._within.copy_from_root(self._exchanged.numpy())
+        return self._exchanged
 
 
 class BFloat16Sum(GradientSum):
@@ -103,7 +156,7 @@ class BFloat16Sum(GradientSum):
 
     def __init__(self, comm: Collective, exchanged: Tensor, num_parameters: int) -> None:
         """Sum the gradient, the first `num_parameters` of `exchanged`, in 16 bits and the others exactly."""
-        self._comm = comm
+        self._comm, self._exchanged = comm, exchanged
         self._gradient, self._others = exchanged[:num_parameters], exchanged[num_parameters:]
         # An even number of 2-byte elements keeps the 4-byte ones behind them aligned.
         length = 2 * -(-num_parameters // (2 * comm.size))
@@ -113,7 +166,7 @@ class BFloat16Sum(GradientSum):
         self._rounded = torch.zeros(length, dtype=torch.bfloat16)
         self._everyone = torch.zeros(comm.size, length, dtype=torch.bfloat16)
 
-    def finish(self) -> None:
+    def finish(self) -> Tensor:
         """Exchange pieces, add and round this rank's, and collect the sums."""
         outgoing, incoming = self._outgoing, self._incoming
         length = len(self._total)
@@ -131,6 +184,7 @@ class BFloat16Sum(GradientSum):
         self._rounded.copy_(self._total)
         self._comm.collect(self._rounded.view(torch.uint8).numpy(), self._everyone.view(torch.uint8).numpy())
         self._gradient.copy_(self._everyone.flatten()[: len(self._gradient)])
+        return self._exchanged
 
 
 class _Messages:
@@ -159,7 +213,7 @@ class BucketedSum(GradientSum):
             parameters: called back when their gradients are there.
             num_buckets: how many buckets at most; the further sums are one of their own.
         """
-        self._comm = comm
+        self._comm, self._exchanged = comm, exchanged
         vector = exchanged.numpy()
         sizes = [parameter.numel() for parameter in parameters]
         groups = cut_into_buckets(sizes, num_buckets)
@@ -176,7 +230,7 @@ class BucketedSum(GradientSum):
         """Start buckets from now on."""
         self._missing = self._sizes.copy()
 
-    def finish(self) -> None:
+    def finish(self) -> Tensor:
         """Start what has not been started, and wait for all."""
         while len(self._pending) < len(self._buckets):
             self._start_next()
@@ -184,6 +238,7 @@ class BucketedSum(GradientSum):
         for pending in self._pending:
             pending.wait()
         self._pending, self._missing = [], []
+        return self._exchanged
 
     def _take_note(self, bucket: int, parameter: Tensor) -> None:
         """Start every bucket whose gradients are all there and whose turn it is: all ranks use the same order."""

@@ -19,7 +19,8 @@ from ppo.algorithm import equations
 from ppo.algorithm.adam import Adam
 from ppo.algorithm.cuda_graph import CUDAGraph
 from ppo.algorithm.device_sum import make_device_sum
-from ppo.algorithm.flat_parameters import FlatParameters
+from ppo.algorithm.flat_parameters import FlatParameters, num_parameters
+from ppo.algorithm.gradient_sum import share_memory
 from ppo.algorithm.noise_scale import GradientNoiseScale
 from ppo.algorithm.normalization import (
     Moments,
@@ -99,10 +100,12 @@ class Learner:
         self._model, self._value_normalizer = model, value_normalizer
         self._settings, self._comm = settings, comm
         self._indices, self._seed = indices, seed
-        self._flat = FlatParameters(model, num_sums=len(_SUMS))
-        self._device = self._flat.values.device
+        self._device = model.device
+        length = num_parameters(model) + len(_SUMS)
+        shared = share_memory(machine, comm, length) if self._device.type == "cpu" else None
+        self._flat = FlatParameters(model, len(_SUMS), None if shared is None else shared[comm.rank])
         self._gradient_sum = make_device_sum(
-            machine, comm, self._flat.exchanged, list(model.parameters()), meeting_host=meeting_host
+            machine, comm, self._flat.exchanged, list(model.parameters()), meeting_host=meeting_host, shared=shared
         )
         self._optimizer = Adam(self._flat.count, settings.adam_epsilon, self._device)
         self._adaptive_rate = settings.learning_rate
@@ -334,18 +337,19 @@ class Learner:
             own = self._growth * flat.gradient.norm().double()
             flat.sums[-1] = own * own / self._comm.size
         started = time.perf_counter()
-        self._gradient_sum.finish()
+        summed = self._gradient_sum.finish()
         self.seconds["communicate"] += time.perf_counter() - started
-        norm = flat.gradient.norm()
-        numbers = torch.cat([norm.view(1), flat.sums])
+        gradient = summed[: flat.count]
+        norm = gradient.norm()
+        numbers = torch.cat([norm.view(1), summed[flat.count :]])
         # A NaN of one rank is in everybody's sum: all ranks come to the same decision without asking each other.
         self._broken = torch.maximum(self._broken, (~numbers.isfinite()).any())
         if self._settings.max_gradient_norm is not None:
             factor = (self._settings.max_gradient_norm / norm.double()).clamp_max(1.0)
             # Where looking costs no time, a pass over the gradient is saved.
             if self._device.type != "cpu" or factor < 1.0:
-                flat.gradient.mul_(factor)
-        self._optimizer.step(flat.values, flat.gradient, rate, unless=self._broken)
+                gradient = torch.mul(gradient, factor, out=flat.gradient)
+        self._optimizer.step(flat.values, gradient, rate, unless=self._broken)
         return numbers
 
     def _read(self, steps: list[Tensor], update: int) -> list[list[float]]:

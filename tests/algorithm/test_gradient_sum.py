@@ -8,9 +8,11 @@ from ppo.algorithm.gradient_sum import (
     BucketedSum,
     FlatSum,
     HierarchicalSum,
+    SharedMemorySum,
     chosen_all_reduce,
     cut_into_buckets,
     make_gradient_sum,
+    share_memory,
 )
 from ppo.collectives import Alone
 from ppo.collectives.mpi import MPIRanks
@@ -21,18 +23,19 @@ CONTRACT = """
 import threading, time
 import numpy as np
 import torch
-from ppo.algorithm.gradient_sum import BFloat16Sum, BucketedSum, FlatSum, HierarchicalSum
+from ppo.algorithm.gradient_sum import BFloat16Sum, BucketedSum, FlatSum, HierarchicalSum, SharedMemorySum
 from ppo.algorithm.flat_parameters import FlatParameters
 from ppo.collectives import Alone, Hosts
+from ppo.collectives.shared_memory import share_vectors
 
 NUM_SUMS = 5
 
 class Case:
     # A network whose gradient is there after `run`, the same for every way to sum it.
-    def __init__(self, rank, scale=1.0):
+    def __init__(self, rank, scale=1.0, exchanged=None):
         torch.manual_seed(7)
         self.model = torch.nn.Sequential(torch.nn.Linear(19, 30), torch.nn.Tanh(), torch.nn.Linear(30, 3))
-        self.flat = FlatParameters(self.model, NUM_SUMS)
+        self.flat = FlatParameters(self.model, NUM_SUMS, exchanged)
         self.inputs = torch.randn(2, 11, 19, generator=torch.Generator().manual_seed(rank)) * scale
         self.sums = torch.randn(NUM_SUMS, generator=torch.Generator().manual_seed(100 + rank))
 
@@ -44,9 +47,9 @@ class Case:
                 way.begin()
             self.model(part).square().sum().backward()
         self.flat.sums.add_(self.sums)
-        way.finish()
+        summed = way.finish()
         self.flat.check_views()
-        return self.flat.exchanged.numpy().copy()
+        return summed.numpy().copy()
 
 def two_hosts(comm):
     # Ranks 0 and 1 on one host, the others on a second.
@@ -85,10 +88,18 @@ def check(comm):
     magnitude = np.sum([np.abs(one) for one in single], 0)
     flat = single[comm.rank].copy()
     comm.sum_in_place(flat)
-    for name in ways(comm, hosts, Case(0)):
-        for attempt in range(2):
+    vectors = torch.from_numpy(share_vectors(comm, comm.size + 1, len(exact)))
+    for name in (*ways(comm, hosts, Case(0)), "shared memory"):
+        if name == "shared memory" and comm.size == 1:
+            continue  # there is nothing to add
+        def case_and_way():
+            if name == "shared memory":
+                return Case(comm.rank, exchanged=vectors[comm.rank]), SharedMemorySum(comm, vectors)
             case = Case(comm.rank)
-            got = case.run(ways(comm, hosts, case)[name])
+            return case, ways(comm, hosts, case)[name]
+        for attempt in range(2):
+            case, way = case_and_way()
+            got = case.run(way)
             assert equal_on_all_ranks(comm, got), name
             error = np.abs(got - exact)
             if name in ("bfloat16", "both"):
@@ -100,8 +111,7 @@ def check(comm):
             if comm.size <= 2:
                 assert (got[count:] == flat[count:]).all(), name
                 assert name in ("bfloat16", "both") or (got == flat).all(), name
-        case = Case(comm.rank)
-        way = ways(comm, hosts, case)[name]
+        case, way = case_and_way()
         if comm.rank == comm.size - 1:
             case.inputs[1, 0, 0] = np.nan
         assert not np.isfinite(case.run(way)[:count]).all(), name
@@ -239,7 +249,9 @@ def test_the_settings_choose_the_way():
         model, flat, _ = network()
         return make_gradient_sum(MachineSettings(**settings), Ranks(), flat.exchanged, list(model.parameters()))
 
-    assert isinstance(way(), FlatSum)
+    assert isinstance(way(), FlatSum)  # several hosts, or no memory to share
+    shared = torch.zeros(5, 68)
+    assert isinstance(make_gradient_sum(MachineSettings(), Ranks(), shared[0], [], shared), SharedMemorySum)
     assert isinstance(way(all_reduce="hierarchical"), HierarchicalSum)
     assert isinstance(way(gradient_wire="bfloat16"), BFloat16Sum)
     assert isinstance(way(gradient_buckets=3), BucketedSum)
@@ -253,9 +265,16 @@ def test_one_rank_sums_nothing_and_rounds_nothing():
 
 @pytest.mark.parametrize(
     ("ranks", "hosts", "expected"),
-    [(2, 1, "flat"), (64, 1, "flat"), (2, 2, "flat"), (16, 16, "flat"), (4, 2, "hierarchical"), (3, 2, "hierarchical")],
+    [
+        (2, 1, "shared"),
+        (64, 1, "shared"),
+        (2, 2, "flat"),
+        (16, 16, "flat"),
+        (4, 2, "hierarchical"),
+        (3, 2, "hierarchical"),
+    ],
 )
-def test_only_ranks_that_share_hosts_are_summed_host_by_host(ranks, hosts, expected):
+def test_ranks_of_one_host_share_memory_and_ranks_that_share_hosts_are_summed_host_by_host(ranks, hosts, expected):
     assert chosen_all_reduce(ranks, hosts) == expected
 
 
@@ -272,7 +291,7 @@ def train(folder, *flags):
     assert job.returncode == 0, job.stderr
 
 
-@pytest.mark.parametrize("flag", ["--all_reduce=hierarchical", "--gradient_buckets=3"])
+@pytest.mark.parametrize("flag", ["--all_reduce=flat", "--all_reduce=hierarchical", "--gradient_buckets=3"])
 def test_two_ranks_train_to_the_same_weights_however_they_sum(flag, flat_run, tmp_path):
     train(tmp_path, flag)
     got = weights(tmp_path, "CartPole-v1", 256)
@@ -284,3 +303,16 @@ def test_two_ranks_train_in_16_bits_and_stay_equal(flat_run, tmp_path):
     got = weights(tmp_path, "CartPole-v1", 256)
     difference = max(np.abs(got[n] - flat_run[n]).max() for n in got if n.startswith("model/"))
     assert 0.0 < difference < 0.02
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"all_reduce": "flat"}, {"all_reduce": "hierarchical"}, {"gradient_wire": "bfloat16"}, {"gradient_buckets": 2}],
+)
+def test_memory_is_shared_only_where_nothing_else_is_asked_for(settings):
+    class Ranks(Alone):
+        size = 2
+
+    assert share_memory(MachineSettings(), Ranks(), 7).shape == (3, 7)
+    assert share_memory(MachineSettings(), Alone(), 7) is None
+    assert share_memory(MachineSettings(**settings), Ranks(), 7) is None

@@ -187,11 +187,12 @@ def test_after_a_step_that_is_not_finite_no_later_one_changes_a_weight(monkeypat
         rollout, _ = collector.collect(0)
         taken, finish = [], learner._gradient_sum.finish
 
-        def spoiled(taken=taken, finish=finish, learner=learner, last=last):
-            finish()
+        def spoiled(taken=taken, finish=finish, learner=learner):
+            summed = finish()
             taken.append(learner)
             if len(taken) == 3:
-                learner._flat.gradient[5] = float("inf")
+                summed[5] = float("inf")
+            return summed
 
         monkeypatch.setattr(learner._gradient_sum, "finish", spoiled)
         if last == 2:

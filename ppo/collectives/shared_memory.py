@@ -1,0 +1,63 @@
+"""Memory that the ranks of one host share."""
+
+import mmap
+import os
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ppo.collectives import Collective
+
+_BYTES = np.dtype(np.float32).itemsize
+
+
+def share_vectors(comm: Collective, count: int, length: int) -> NDArray[np.float32] | None:
+    """Return zeros (count, length) that all ranks see and write, or None on all of them where that cannot be had.
+
+    The memory has no name that a killed job could leave behind, and is not that of /dev/shm, which is small in
+    containers. It goes with its last reader. Made by all ranks of `comm` together, which share a host.
+    """
+    size = count * length * _BYTES
+    descriptor = _make(size) if comm.rank == 0 else None
+    where = comm.broadcast(None if descriptor is None else (os.getpid(), descriptor, _identity(descriptor)))
+    mapped = None if where is None else _map(*where, size)
+    everyone = comm.gather(mapped is not None)  # and nobody needs rank 0's descriptor any more
+    if descriptor is not None:
+        os.close(descriptor)
+    if mapped is None or not comm.broadcast(everyone is not None and all(everyone)):
+        return None
+    return np.frombuffer(mapped, np.float32).reshape(count, length)
+
+
+def _make(size: int) -> int | None:
+    """Return a descriptor of so many bytes of memory that really are there, or None."""
+    try:
+        descriptor = os.memfd_create("ppo")
+    except (AttributeError, OSError):  # not Linux
+        return None
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _map(process: int, descriptor: int, identity: tuple[int, int], size: int) -> mmap.mmap | None:
+    """Map another process's memory, if it can be reached and is the one that is meant."""
+    try:
+        own = os.open(f"/proc/{process}/fd/{descriptor}", os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        # Where ranks number their processes differently, in containers of their own, that may be somebody else's.
+        return mmap.mmap(own, size) if _identity(own) == identity else None
+    except (OSError, ValueError):
+        return None
+    finally:
+        os.close(own)
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino
