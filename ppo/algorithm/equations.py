@@ -1,6 +1,7 @@
 """The equations of PPO as pure functions: tensors in, tensors out, no state, no ranks.
 
-Shapes: T steps, N environments, B minibatch. Time is the first axis. Every loss is per sample, to be minimised.
+Shapes: T steps, N environments, B minibatch. Time is the first axis. Every loss is per sample, to be minimised, and has
+its derivative beside it: a tape for autograd costs more than these small tensors (tests hold each against autograd).
 """
 
 import torch
@@ -35,6 +36,14 @@ def clipped_surrogate_loss(log_ratios: Tensor, advantages: Tensor, clip_range: f
     return -torch.minimum(ratios * advantages, clipped * advantages)
 
 
+def clipped_surrogate_derivative(log_ratios: Tensor, advantages: Tensor, clip_range: float | Tensor) -> Tensor:
+    """Return the derivative of `clipped_surrogate_loss` by the log-ratios, (B,): -r A, but 0 where the clip decides."""
+    ratios = log_ratios.exp()
+    unclipped = ratios * advantages
+    clipped = ratios.clamp(1.0 - clip_range, 1.0 + clip_range) * advantages  # type: ignore[arg-type]
+    return -unclipped.masked_fill(unclipped > clipped, 0.0)
+
+
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float | None) -> Tensor:
     """Return half the squared error per sample, (B,).
 
@@ -46,6 +55,18 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: 
         clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
         errors = torch.maximum(errors, (clipped - returns).square())
     return 0.5 * errors
+
+
+def value_loss_derivative(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float | None) -> Tensor:
+    """Return the derivative of `value_loss` by the values, (B,): the error, but 0 where the clipped one decides."""
+    errors = values - returns
+    if clip_range is not None:
+        changes = values - old_values
+        clipped = old_values + changes.clamp(-clip_range, clip_range)
+        decides = (clipped - returns).square() > errors.square()
+        # Within the range both errors are the same but for rounding.
+        errors = errors.masked_fill(decides & (changes.abs() > clip_range), 0.0)
+    return errors
 
 
 def approximate_kl(log_ratios: Tensor) -> Tensor:

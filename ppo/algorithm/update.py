@@ -310,20 +310,31 @@ class Learner:
         """
         settings = self._settings
         logits, values = self._model(batch.rollout.observations_at(index))
-        log_probs = distributions.log_probabilities(logits)
-        log_ratios = distributions.log_prob(log_probs, batch.actions[index]) - batch.log_probs[index]
-        policy_loss = equations.clipped_surrogate_loss(log_ratios, advantages, clip_range).sum()
-        value_loss = equations.value_loss(
-            values, batch.values[index], batch.returns[index], settings.value_clip_range
-        ).sum()
-        entropy = distributions.entropy(log_probs).sum()
-        loss = policy_loss + settings.value_coefficient * value_loss - settings.entropy_coefficient * entropy
-        (loss / settings.minibatch_size).backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            ratios = log_ratios.detach()
-            kl, fraction = equations.approximate_kl(ratios).sum(), equations.clipped(ratios, clip_range).sum()
-            sums = torch.stack([policy_loss, value_loss, entropy, kl, fraction])
-            self._flat.sums[: len(_LOGGED)].add_(sums / settings.minibatch_size)
+            actions, old_values, returns = batch.actions[index], batch.values[index], batch.returns[index]
+            log_probs = distributions.log_probabilities(logits)
+            log_ratios = distributions.log_prob(log_probs, actions) - batch.log_probs[index]
+            sums = torch.stack(
+                [
+                    equations.clipped_surrogate_loss(log_ratios, advantages, clip_range).sum(),
+                    equations.value_loss(values, old_values, returns, settings.value_clip_range).sum(),
+                    distributions.entropy(log_probs).sum(),
+                    equations.approximate_kl(log_ratios).sum(),
+                    equations.clipped(log_ratios, clip_range).sum(),
+                ]
+            )
+            self._flat.sums[: len(_LOGGED)].add_(sums, alpha=1.0 / settings.minibatch_size)
+
+            # The loss is policy_loss + value_coefficient * value_loss - entropy_coefficient * entropy.
+            by_log_ratios = equations.clipped_surrogate_derivative(log_ratios, advantages, clip_range)
+            by_logits = distributions.log_prob_derivative(log_probs, actions, by_log_ratios)
+            by_logits.add_(distributions.entropy_derivative(log_probs), alpha=-settings.entropy_coefficient)
+            by_values = equations.value_loss_derivative(values, old_values, returns, settings.value_clip_range)
+            derivatives = (
+                by_logits.div_(settings.minibatch_size),
+                by_values * (settings.value_coefficient / settings.minibatch_size),
+            )
+        torch.autograd.backward((logits, values), derivatives)
         return ()
 
     def _step(self, rate: float) -> Tensor:

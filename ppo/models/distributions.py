@@ -1,7 +1,7 @@
 """The categorical distribution over discrete actions, as functions of logits.
 
-Shapes: logits (B, A); actions and everything returned (B,). `torch.distributions` computes the same at several times
-the cost per call.
+Shapes: logits (B, A); actions and everything returned (B,), but for derivatives by the logits, (B, A).
+`torch.distributions` computes the same at several times the cost per call.
 """
 
 import torch
@@ -18,9 +18,22 @@ def log_prob(log_probs: Tensor, actions: Tensor) -> Tensor:
     return log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
 
 
+def log_prob_derivative(log_probs: Tensor, actions: Tensor, upstream: Tensor) -> Tensor:
+    """Return the derivative of sum(upstream * log_prob) by the logits: that of each is 1 at the action, less p."""
+    derivative = log_probs.exp() * -upstream.unsqueeze(-1)
+    return derivative.scatter_add_(-1, actions.unsqueeze(-1), upstream.unsqueeze(-1))
+
+
 def entropy(log_probs: Tensor) -> Tensor:
     """Return the entropy in nats, given normalised log-probabilities."""
     return -(log_probs.exp() * log_probs).sum(-1)
+
+
+def entropy_derivative(log_probs: Tensor) -> Tensor:
+    """Return the derivative of the sum of entropies by the logits: -p (log p + H)."""
+    probabilities = log_probs.exp()
+    surprise = probabilities * log_probs
+    return probabilities * surprise.sum(-1, keepdim=True) - surprise
 
 
 def sample(log_probs: Tensor, uniforms: Tensor) -> Tensor:

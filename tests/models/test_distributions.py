@@ -71,3 +71,23 @@ def test_rows_are_sampled_each_with_their_own_number() -> None:
 
 def test_mode_is_the_most_probable_action_and_the_first_of_equals() -> None:
     assert distributions.mode(torch.tensor([[0.1, 0.7, 0.2], [0.4, 0.2, 0.4]]).log()).tolist() == [1, 0]
+
+
+def test_derivatives_by_the_logits_are_those_of_autograd() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = (3.0 * torch.randn(200, 18, generator=generator, dtype=torch.float64)).requires_grad_()
+    actions = torch.randint(18, (200,), generator=generator)
+    upstream = torch.randn(200, generator=generator, dtype=torch.float64)
+    log_probs = distributions.log_probabilities(logits)
+    for objective, derivative in (
+        ((distributions.log_prob(log_probs, actions) * upstream).sum(), "log_prob"),
+        (distributions.entropy(log_probs).sum(), "entropy"),
+    ):
+        (expected,) = torch.autograd.grad(objective, logits, retain_graph=True)
+        with torch.no_grad():
+            actual = (
+                distributions.log_prob_derivative(log_probs, actions, upstream)
+                if derivative == "log_prob"
+                else distributions.entropy_derivative(log_probs)
+            )
+        torch.testing.assert_close(actual, expected)
