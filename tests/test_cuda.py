@@ -77,7 +77,9 @@ def test_an_update_leads_to_the_same_parameters(device, size):
         metrics = learner.update(moved(rollout, where), update=0, progress=0.0)
         found.append((torch.cat([p.detach().flatten().cpu() for p in model.parameters()]), metrics))
     (expected, expected_metrics), (got, metrics) = found
-    torch.testing.assert_close(got, expected, rtol=0, atol=2e-5)
+    # A step of Adam is as large where a gradient is rounding and nothing else: single weights may go elsewhere.
+    apart = (got - expected).abs()
+    assert (apart > 2e-5).float().mean() < 1e-3 and apart.max() < 5e-4
     assert metrics["update/grad_norm"] == pytest.approx(expected_metrics["update/grad_norm"], rel=1e-3)
 
 
@@ -223,7 +225,8 @@ def test_two_ranks_take_the_updates_of_one(gpus, tmp_path, monkeypatch):
     expected, got = (weights(folder, NAME, 192) for folder in (alone, together))
     moments = [key for key in expected if "moments" in key]
     for key in moments:
-        np.testing.assert_allclose(got[key], expected[key], rtol=2e-3, err_msg=key)
+        # Batches of another size may have another kernel, and convolutions are those of TF32.
+        np.testing.assert_allclose(got[key], expected[key], rtol=2e-2, err_msg=key)
     # A step of Adam is as large where a gradient is rounding and nothing else: single weights may go elsewhere.
     apart = np.concatenate([np.abs(got[key] - expected[key]).ravel() for key in expected if key not in moments])
     assert (apart > 1e-4).mean() < 0.01 and apart.max() < 2e-3

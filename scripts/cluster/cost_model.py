@@ -167,7 +167,8 @@ def fit(measured: dict[str, Any], preset: str) -> Model:
     alone, pair = ({u["preset"]: u for u in job["updates"]}[preset] for job in measured["one_host"])
     sums = measured["one_host"][1]["sums"][0]
     timings = {t["way"]: t for t in sums["timings"] if t["network"] == pair["network"]}
-    sum_seconds = (pair["gradient_steps"] * timings["flat"]["sum_ms"] + SMALL_SUMS * sums["few_numbers_ms"]) / 1e3
+    on_one_host = timings["shared memory"]["sum_ms"]
+    sum_seconds = (pair["gradient_steps"] * on_one_host + SMALL_SUMS * sums["few_numbers_ms"]) / 1e3
     return Model(
         timings["flat"]["parameters"] / 1e6,
         fit_work(alone, pair, sum_seconds),

@@ -24,15 +24,18 @@ import numpy as np
 import torch
 import tyro
 
-from ppo.algorithm.flat_parameters import FlatParameters
-from ppo.algorithm.gradient_sum import GradientSum, chosen_all_reduce, make_gradient_sum
+from ppo.algorithm.flat_parameters import FlatParameters, num_parameters
+from ppo.algorithm.gradient_sum import GradientSum, chosen_all_reduce, make_gradient_sum, share_memory
 from ppo.collectives import Collective
 from ppo.collectives.abort_guard import AbortGuard
 from ppo.collectives.mpi import connect
 from ppo.config import MachineSettings
 from ppo.models.actor_critic import build_model
 
+SHARED_MEMORY = "shared memory"
+"""What `--all_reduce=auto` is on one host; timed there only."""
 WAYS = {
+    SHARED_MEMORY: MachineSettings(),
     "flat": MachineSettings(all_reduce="flat"),
     "hierarchical": MachineSettings(all_reduce="hierarchical"),
     "flat, bfloat16": MachineSettings(all_reduce="flat", gradient_wire="bfloat16"),
@@ -78,9 +81,12 @@ class GradientStep:
         """Build all of it; on all ranks together."""
         space = gymnasium.spaces.Box(0, 255, (4, 84, 84), np.uint8)
         self._model = build_model(space, gymnasium.spaces.Discrete(6), network, seed=0)  # type: ignore[arg-type]
-        self._flat = FlatParameters(self._model, NUM_SUMS)
+        shared = share_memory(settings, comm, num_parameters(self._model) + NUM_SUMS)
+        self._flat = FlatParameters(self._model, NUM_SUMS, None if shared is None else shared[comm.rank])
         self.parameters = self._flat.count
-        self._way: GradientSum = make_gradient_sum(settings, comm, self._flat.exchanged, list(self._model.parameters()))
+        self._way: GradientSum = make_gradient_sum(
+            settings, comm, self._flat.exchanged, list(self._model.parameters()), shared
+        )
         pixels = torch.randint(256, (samples, 84, 84, 4), dtype=torch.uint8)
         self._observations = pixels.permute(0, 3, 1, 2)
 
@@ -109,7 +115,9 @@ class GradientStep:
 def time_ways(network: str, comm: Collective, options: Options) -> list[Timing]:
     """Time all ways for one network, in turns; on all ranks together."""
     samples = -(-options.minibatch_size // comm.size)
-    steps = {way: GradientStep(network, settings, comm, samples) for way, settings in WAYS.items()}
+    on_one_host = comm.split_by_host().count == 1
+    ways = {way: settings for way, settings in WAYS.items() if on_one_host or way != SHARED_MEMORY}
+    steps = {way: GradientStep(network, settings, comm, samples) for way, settings in ways.items()}
     actions: dict[tuple[str, str], Callable[[], None]] = {("any", "compute"): next(iter(steps.values())).compute}
     for way, step in steps.items():
         actions |= {(way, "sum"): step.sum, (way, "step"): step.step}
