@@ -23,10 +23,12 @@ setup(
             "ppo.envs._screens",
             ["ppo/envs/_screens.c"],
             extra_compile_args=["-O3", "-ffp-contract=off"],
+            depends=["setup.py"],
             optional=True,
         )
     ],
-    package_data={"ppo": ["human_random_57.csv"]},
+    # The C file is a part of the version that ranks compare.
+    package_data={"ppo": ["human_random_57.csv", "envs/_screens.c"]},
     install_requires=[
         "torch>=2.10",  # older ones have CVE-2026-24747 in their weights reader
         "numpy>=2.0",

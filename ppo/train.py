@@ -198,14 +198,17 @@ def train(
             about.clear()
             placement = dataclasses.replace(placement, precision=torch.float32)  # as its network is
         elif engine.name == "lean" and not IS_COMPILED:
-            about.append("screens are shrunk by OpenCV; installed where there is a C compiler, ppo has faster code")
+            about.append("screens are shrunk by OpenCV: pip install -e . where cc and Python.h are makes faster code")
         if placement.device.type == "cuda":
             torch.cuda.set_device(placement.device)
         # What is saved names what was used, not the wish.
         config = config.replace_settings({"env_engine": engine.name, **placement.settings()})
         run = build_run(config, comm, engine, placement)
         try:
-            exit_code = _train(run, stop, watchdog, [*about, placement.describe()], notes)
+            about.append(placement.describe())
+            if comm.size > 1 and placement.device.type == "cpu":
+                about.append(f"gradients: summed {'in shared memory' if run.learner.shares_memory else 'by MPI'}")
+            exit_code = _train(run, stop, watchdog, about, notes)
         except Refusal:  # on all ranks alike; after a Halt it is better to say why and leave than to wait for others
             run.close()
             raise

@@ -12,14 +12,21 @@ set_up_environment() {
         make_activate_set_mpi_up
     fi
     # Installed anew only when what to install has changed since.
-    if ! cat setup.py scripts/constraints.txt ppo/envs/_screens.c | cmp -s - "$stamp"; then
+    if ! what_to_install | cmp -s - "$stamp"; then
         echo "installing ppo and what it needs into .venv (a few minutes, once)" >&2
         # shellcheck disable=SC2046  # no index or two words
         .venv/bin/python -m pip install --quiet --disable-pip-version-check $(cpu_torch_index .venv/bin/python) \
             --constraint scripts/constraints.txt --editable ".[$extras]"
-        cat setup.py scripts/constraints.txt ppo/envs/_screens.c | tee "$stamp" > .venv/installed-mpi
+        what_to_install | tee "$stamp" > .venv/installed-mpi
     fi
     . .venv/bin/activate
+}
+
+# A compiler that has come since is a reason to install again: ppo has a file of C.
+what_to_install() {
+    cat setup.py scripts/constraints.txt ppo/envs/_screens.c
+    command -v cc gcc clang || true
+    ls "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" 2> /dev/null || true
 }
 
 find_python() {

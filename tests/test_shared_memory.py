@@ -31,9 +31,13 @@ from ppo.collectives.mpi import connect
 from ppo.collectives import shared_memory
 
 comm = connect()
-if comm.rank == comm.size - 1:
-    os.open = lambda *arguments: (_ for _ in ()).throw(PermissionError("not yours"))
-assert shared_memory.share_vectors(comm, 2, 10) is None
+real = os.open
+for refused in (comm.size - 1, 0):
+    if comm.rank == refused:
+        os.open = lambda *arguments: (_ for _ in ()).throw(PermissionError("not yours"))
+    assert shared_memory.share_vectors(comm, 2, 10) is None
+    os.open = real
+    assert comm.broadcast(comm.rank + 7) == 7, "the ranks are out of step"
 print("rank", comm.rank, "has none")
 """
 

@@ -25,9 +25,9 @@ class GradientSum(ABC):
 
     @abstractmethod
     def finish(self) -> Tensor:
-        """Return the sum, to be read on its device from now on, and not to be written, until the next `finish`.
+        """Return the sum, to be read on its device from now on until the next `finish`.
 
-        It is `exchanged` itself, or lies elsewhere.
+        It is `exchanged` itself, which may be written, or lies where others read it too, and must not be.
         """
 
     def close(self) -> None:  # noqa: B027 - most ways take nothing
@@ -74,7 +74,7 @@ def make_gradient_sum(
 def share_memory(settings: MachineSettings, comm: Collective, length: int) -> Tensor | None:
     """Return memory (R + 1, length) shared by R ranks for `SharedMemorySum`, if the settings ask for it; see there.
 
-    On all ranks together. None where they are on several hosts, or memory cannot be shared.
+    On all ranks together. None where they are on several hosts, or memory cannot be shared; the sum is flat then.
     """
     plain = settings.gradient_wire == "float32" and settings.gradient_buckets == 1
     if comm.size == 1 or settings.all_reduce != "auto" or not plain:

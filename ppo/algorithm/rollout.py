@@ -180,9 +180,9 @@ class Collector:
                     raise ValueError(f"{len(indices)} environments returned {name} of shape {array.shape}")
             terminal = terminated | info["life_lost"] if self._episodic_life else terminated
             all_rewards[t, group], all_dones[t, group] = rewards, terminal | truncated
-            if truncated.any():
+            cut = np.flatnonzero(truncated & ~terminal)
+            if cut.size:
                 # A time limit ends the game but not the future: what follows is worth V(final observation).
-                cut = np.flatnonzero(truncated & ~terminal)
                 final_values = self._values(torch.from_numpy(info["final_obs"][cut]).to(self._device))
                 rollout.next_values[t, group][cut] = final_values
             for n in np.flatnonzero(terminated | truncated):

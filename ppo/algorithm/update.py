@@ -103,6 +103,8 @@ class Learner:
         self._device = model.device
         length = num_parameters(model) + len(_SUMS)
         shared = share_memory(machine, comm, length) if self._device.type == "cpu" else None
+        self.shares_memory = shared is not None
+        """Whether gradients are summed in memory that the ranks share."""
         self._flat = FlatParameters(model, len(_SUMS), None if shared is None else shared[comm.rank])
         self._gradient_sum = make_device_sum(
             machine, comm, self._flat.exchanged, list(model.parameters()), meeting_host=meeting_host, shared=shared

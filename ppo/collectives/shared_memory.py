@@ -24,7 +24,8 @@ def share_vectors(comm: Collective, count: int, length: int) -> NDArray[np.float
     everyone = comm.gather(mapped is not None)  # and nobody needs rank 0's descriptor any more
     if descriptor is not None:
         os.close(descriptor)
-    if mapped is None or not comm.broadcast(everyone is not None and all(everyone)):
+    all_have_it = comm.broadcast(everyone is not None and all(everyone))
+    if mapped is None or not all_have_it:
         return None
     return np.frombuffer(mapped, np.float32).reshape(count, length)
 

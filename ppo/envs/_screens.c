@@ -155,9 +155,10 @@ static void push_screens(uint8_t *stack, int size, int depth, uint8_t *screens, 
     }
 }
 
+/* OpenCV rounds otherwise where a side is a whole multiple of the picture's. */
 static bool fits(int source, int size)
 {
-    return size >= 1 && source > size && source <= MAX_PIXELS && source <= (MAX_TAPS - 2) * size;
+    return size >= 1 && source > size && source % size != 0 && source <= MAX_PIXELS && source <= (MAX_TAPS - 2) * size;
 }
 
 static PyObject *push_screens_of_arrays(PyObject *Py_UNUSED(module), PyObject *const *arrays, Py_ssize_t count)
@@ -187,7 +188,7 @@ static PyObject *push_screens_of_arrays(PyObject *Py_UNUSED(module), PyObject *c
         || !fits((int)screens[1], (int)stack[0]) || !fits((int)screens[2], (int)stack[0])) {
         PyErr_Format(PyExc_ValueError,
                      "push_screens takes a stack (S, S, C), screens (2, H, W) of up to %d pixels a side, larger than S "
-                     "and up to %d times, and greys (256), got (%zd, %zd, %zd), (%zd, %zd, %zd) and (%zd)",
+                     "and up to %d times but no multiple, and greys (256), got (%zd, %zd, %zd), (%zd, %zd, %zd) and (%zd)",
                      MAX_PIXELS, MAX_TAPS - 2, stack[0], stack[1], stack[2], screens[0], screens[1], screens[2],
                      views[2].shape[0]);
         goto done;

@@ -4,6 +4,7 @@ Images share one encoder between actor and critic, as in the PPO paper's Atari e
 """
 
 import contextlib
+import functools
 from typing import Literal
 
 import gymnasium
@@ -112,23 +113,44 @@ class FrozenConvolution:
     def __init__(self, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...]) -> None:
         """Copy a weight (O, I, K, K)."""
         self._weight = weight.detach().clone(memory_format=torch.channels_last)
-        self._bias, self._stride = None if bias is None else bias.detach(), list(stride)
-        self._reordered: tuple[torch.Size, Tensor] | None = None
+        self._bias, self._stride = None if bias is None else bias.detach().clone(), list(stride)
+        # The best order depends on the number of observations.
+        self._reordered: dict[torch.Size, Tensor] = {}
 
     def __call__(self, features: Tensor) -> Tensor:
         """Map (B, I, H, W) float to (B, O, H', W')."""
-        if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        if not onednn_is_usable():
             return functional.conv2d(features, self._weight, self._bias, self._stride).relu_()
-        if self._reordered is None or self._reordered[0] != features.shape:
-            # The best order depends on the number of observations.
-            reordered = torch._C._nn.mkldnn_reorder_conv2d_weight(  # type: ignore[call-arg]
-                self._weight.to_mkldnn(), [0, 0], self._stride, [1, 1], 1, features.shape
-            )
-            self._reordered = features.shape, reordered
-        result: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            features, self._reordered[1], self._bias, [0, 0], self._stride, [1, 1], 1, "relu", [], ""
-        )
-        return result
+        if features.shape not in self._reordered:
+            self._reordered[features.shape] = _reordered(self._weight, self._stride, features.shape)
+        return _convolution_and_relu(features, self._reordered[features.shape], self._bias, self._stride)
+
+
+@functools.cache
+def onednn_is_usable() -> bool:
+    """Tell whether this PyTorch has the calls below: they are its own, and no version promises them to the next."""
+    pixels, weight, bias = torch.zeros(1, 4, 8, 8), torch.zeros(2, 4, 4, 4), torch.zeros(2)
+    try:
+        _convolution_and_relu(pixels, _reordered(weight, [1, 1], pixels.shape), bias, [1, 1])
+    except (AttributeError, TypeError, RuntimeError):
+        return False
+    return True
+
+
+def _reordered(weight: Tensor, stride: list[int], shape: torch.Size) -> Tensor:
+    """Return a weight in the order that is best for features of a shape."""
+    result: Tensor = torch._C._nn.mkldnn_reorder_conv2d_weight(  # type: ignore[call-arg]
+        weight.to_mkldnn(), [0, 0], stride, [1, 1], 1, shape
+    )
+    return result
+
+
+def _convolution_and_relu(features: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int]) -> Tensor:
+    """Map features by a reordered weight."""
+    result: Tensor = torch.ops.mkldnn._convolution_pointwise(
+        features, weight, bias, [0, 0], stride, [1, 1], 1, "relu", [], ""
+    )
+    return result
 
 
 def build_model(

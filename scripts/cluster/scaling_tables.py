@@ -127,7 +127,7 @@ def sums_table(measured: dict[str, Any]) -> str:
         for network in ("small", "large"):
             ms = {t["way"]: t["sum_ms"] for t in entry["job"]["timings"] if t["network"] == network}
             ranks = entry["ranks"] if entry["tcp"] == "-" else f"{entry['ranks'] // 2} + {entry['ranks'] // 2}"
-            cells = [f"{ms[way]:.2f}" for way in ways]
+            cells = [f"{ms[way]:.2f}" if way in ms else "-" for way in ways]
             rows.append([entry["cable"], entry["tcp"], ranks, network, *cells])
     return markdown(["cable", "round trip and bandwidth of TCP", "ranks", "network", *ways], rows)
 

@@ -132,12 +132,38 @@ def waits_for_the_last(comm, way, case, name):
         thread.start()
     if comm.rank == comm.size - 1:
         time.sleep(0.3)
-    case.run(way)
+    summed = case.run(way)
     over.set()
+    assert equal_on_all_ranks(comm, np.nan_to_num(summed)), f"{name}: a rank did not wait for the last"
     if comm.rank == 0:
         thread.join()
         assert sum(seen) >= 5, f"{name}: the watchdog has not seen that the rank waits"
     assert not comm.waiting
+"""
+
+LATE = """
+import time
+import torch
+from ppo.algorithm.gradient_sum import SharedMemorySum
+from ppo.collectives.mpi import connect
+from ppo.collectives.shared_memory import share_vectors
+
+# A rank that adds late must still find the others' gradients, which they change as soon as they have the sum.
+comm = connect()
+vectors = torch.from_numpy(share_vectors(comm, comm.size + 1, 9))
+way, real = SharedMemorySum(comm, vectors), torch.add
+for late in range(comm.size):
+    def add(*arguments, **named):
+        if comm.rank == late:
+            time.sleep(0.2)
+        return real(*arguments, **named)
+    torch.add = add
+    vectors[comm.rank] = comm.rank + 1.0
+    summed = way.finish()
+    vectors[comm.rank] = -1000.0
+    assert (summed == sum(range(1, comm.size + 1))).all(), summed
+    comm.barrier()
+print("rank", comm.rank, "of", comm.size, "agrees")
 """
 
 RUN_IT = """
@@ -169,6 +195,13 @@ def test_all_ways_give_the_gradient_on_a_one_rank_communicator():
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_all_ways_give_the_flat_sum_on_all_ranks(ranks, tmp_path):
     job = mpirun(ranks, ["-c", f"{CONTRACT}\n{RUN_IT}"], tmp_path)
+    assert job.returncode == 0, job.stderr
+    assert job.stdout.count(f"of {ranks} agrees") == ranks
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_no_gradient_is_changed_before_all_ranks_have_added_it(ranks, tmp_path):
+    job = mpirun(ranks, ["-c", LATE], tmp_path)
     assert job.returncode == 0, job.stderr
     assert job.stdout.count(f"of {ranks} agrees") == ranks
 

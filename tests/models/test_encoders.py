@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from ppo.models.actor_critic import ActorCritic, build_model
+from ppo.models import actor_critic
+from ppo.models.actor_critic import ActorCritic, build_model, onednn_is_usable
 from ppo.models.encoders import MLP, Flatten, ImpalaResNet, NatureCNN, PixelConv2d, ResidualBlock, SmallCNN, orthogonal
 
 SCREENS = gymnasium.spaces.Box(0, 255, (4, 84, 84), np.uint8)
@@ -214,7 +215,7 @@ def test_a_frozen_network_is_the_network_as_it_was(
     size: str, with_onednn: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not with_onednn:
-        monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
+        monkeypatch.setattr(actor_critic, "onednn_is_usable", lambda: False)
     model, screens = build(size), pixels(3, 4, 84, 84)
     assert model.pixel_layer is not None
     model.pixel_layer.set_pixel_moments(73.5, 41.25)
@@ -224,6 +225,10 @@ def test_a_frozen_network_is_the_network_as_it_was(
         for count in (3, 1, 3):
             for actual, value in zip(frozen(screens[:count]), expected, strict=True):
                 torch.testing.assert_close(actual, value[:count], rtol=1e-4, atol=1e-5)
+
+
+def test_this_pytorch_has_the_calls_that_make_acting_faster() -> None:
+    assert onednn_is_usable() == torch.backends.mkldnn.is_available()
 
 
 def test_vectors_are_seen_in_32_bits_whatever_the_precision() -> None:
