@@ -40,6 +40,7 @@ def check(comm):
     comm.collect(np.array([comm.rank, 9], np.uint8), everyone)
     assert everyone.tolist() == [[origin, 9] for origin in range(comm.size)]
     hosts = comm.split_by_host()
+    assert comm.size == 1 or comm.split_by_host() is hosts
     assert (hosts.count, hosts.within.rank, hosts.within.size) == (1, comm.rank, comm.size)
     assert (hosts.between is None) == (comm.rank != 0)
     assert hosts.between is None or hosts.between.size == 1

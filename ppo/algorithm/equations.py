@@ -31,17 +31,20 @@ def clipped_surrogate_loss(log_ratios: Tensor, advantages: Tensor, clip_range: f
 
     `log_ratios` is log pi(a|s) - log pi_old(a|s).
     """
-    ratios = log_ratios.exp()
-    clipped = ratios.clamp(1.0 - clip_range, 1.0 + clip_range)  # type: ignore[arg-type]
-    return -torch.minimum(ratios * advantages, clipped * advantages)
+    return -torch.minimum(*_surrogates(log_ratios, advantages, clip_range))
 
 
 def clipped_surrogate_derivative(log_ratios: Tensor, advantages: Tensor, clip_range: float | Tensor) -> Tensor:
     """Return the derivative of `clipped_surrogate_loss` by the log-ratios, (B,): -r A, but 0 where the clip decides."""
-    ratios = log_ratios.exp()
-    unclipped = ratios * advantages
-    clipped = ratios.clamp(1.0 - clip_range, 1.0 + clip_range) * advantages  # type: ignore[arg-type]
+    unclipped, clipped = _surrogates(log_ratios, advantages, clip_range)
     return -unclipped.masked_fill(unclipped > clipped, 0.0)
+
+
+def _surrogates(log_ratios: Tensor, advantages: Tensor, clip_range: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Return r A and clip(r) A, (B,) each."""
+    ratios = log_ratios.exp()
+    clipped = ratios.clamp(1.0 - clip_range, 1.0 + clip_range)  # type: ignore[arg-type]
+    return ratios * advantages, clipped * advantages
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float | None) -> Tensor:

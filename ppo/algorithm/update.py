@@ -20,7 +20,7 @@ from ppo.algorithm.adam import Adam
 from ppo.algorithm.cuda_graph import CUDAGraph
 from ppo.algorithm.device_sum import make_device_sum
 from ppo.algorithm.flat_parameters import FlatParameters, num_parameters
-from ppo.algorithm.gradient_sum import share_memory
+from ppo.algorithm.gradient_sum import SharedMemorySum, share_memory
 from ppo.algorithm.noise_scale import GradientNoiseScale
 from ppo.algorithm.normalization import (
     Moments,
@@ -103,8 +103,6 @@ class Learner:
         self._device = model.device
         length = num_parameters(model) + len(_SUMS)
         shared = share_memory(machine, comm, length) if self._device.type == "cpu" else None
-        self.shares_memory = shared is not None
-        """Whether gradients are summed in memory that the ranks share."""
         self._flat = FlatParameters(model, len(_SUMS), None if shared is None else shared[comm.rank])
         self._gradient_sum = make_device_sum(
             machine, comm, self._flat.exchanged, list(model.parameters()), meeting_host=meeting_host, shared=shared
@@ -202,6 +200,11 @@ class Learner:
         flat = orders * num_local + np.arange(num_local)[:, None]
         shares = flat.reshape(num_local, steps // share, share).transpose(1, 0, 2)
         return torch.from_numpy(shares.reshape(steps // share, num_local * share))
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether gradients are summed in memory that the ranks share."""
+        return isinstance(self._gradient_sum, SharedMemorySum)
 
     def close(self) -> None:
         """Part from the other ranks; by all of them together."""

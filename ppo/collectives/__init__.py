@@ -60,7 +60,7 @@ class Collective(Protocol):
         """Fill row k of `everyone`, (size, bytes), with rank k's `own`, (bytes,), on every rank."""
 
     def split_by_host(self) -> "Hosts":
-        """Make groups of the ranks that share a host's memory; dear, to be done once."""
+        """Return groups of the ranks that share a host's memory; made by all ranks together, by the first call."""
 
     def broadcast(self, value: T) -> T:
         """Return rank 0's value on every rank."""

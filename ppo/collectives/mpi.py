@@ -38,6 +38,7 @@ class MPIRanks:
         self.rank: int = communicator.rank
         self.size: int = communicator.size
         self.waiting = False
+        self._hosts: Hosts | None = None
 
     def sum_in_place(self, buffer: NDArray[Any]) -> None:
         """Sum by one Allreduce on the caller's memory, without a copy."""
@@ -75,7 +76,9 @@ class MPIRanks:
             self._communicator.Allgather(own, everyone)
 
     def split_by_host(self) -> Hosts:
-        """Split the communicator by shared memory, and once more for the first ranks."""
+        """Split the communicator by shared memory, and once more for the first ranks; the first call does."""
+        if self._hosts is not None:
+            return self._hosts
         with self._waiting():
             within = MPIRanks(self._communicator.Split_type(self._mpi.COMM_TYPE_SHARED), self._whole)
             is_first = within.rank == 0
@@ -83,7 +86,8 @@ class MPIRanks:
             communicator = self._communicator.Split(color)
         between = MPIRanks(communicator, self._whole) if is_first else None
         count = within.broadcast(between.size if between is not None else 0)
-        return Hosts(count, within, between)
+        self._hosts = Hosts(count, within, between)
+        return self._hosts
 
     def broadcast(self, value: T) -> T:
         """Pickle an object on rank 0 and send it; for small things, and trusted between the ranks of a job."""

@@ -19,8 +19,9 @@ SCREEN_SIZE = 84
 IS_COMPILED = _screens is not None
 """Whether `push_screens` is compiled code; its results are the same."""
 
-# Rows of one hue, by brightness: ALE's greys of the colours 0, 2, ... 254. A console of this standard shows no others,
-# but for 1, 3, 5 and 7 in a few games, which are as light as the next. A test holds them against ALE for every game.
+# Rows of one hue, by brightness: ALE's greys of the colours 0, 2, ... 254. A test meets
+# all of them in the games and holds them against ALE. Games that play show no odd colours; of those that were seen once
+# console memory had been overwritten (1, 3, 5 and 7), each was as light as the next.
 _NTSC_HUES = (
     (0, 74, 111, 142, 170, 192, 214, 236),
     (64, 95, 122, 148, 172, 193, 214, 233),

@@ -315,18 +315,19 @@ def test_ranks_of_one_host_share_memory_and_ranks_that_share_hosts_are_summed_ho
 def flat_run(tmp_path_factory):
     """The weights of a run of two ranks with the default way."""
     folder = tmp_path_factory.mktemp("flat")
-    train(folder)
+    assert train(folder).stdout.count("gradients: summed in shared memory") == 1
     return weights(folder, "CartPole-v1", 256)
 
 
 def train(folder, *flags):
     job = ppo(folder, *CARTPOLE, "--env_steps=256", "--replica_check_interval=1", *flags, ranks=2)
     assert job.returncode == 0, job.stderr
+    return job
 
 
 @pytest.mark.parametrize("flag", ["--all_reduce=flat", "--all_reduce=hierarchical", "--gradient_buckets=3"])
 def test_two_ranks_train_to_the_same_weights_however_they_sum(flag, flat_run, tmp_path):
-    train(tmp_path, flag)
+    assert train(tmp_path, flag).stdout.count("gradients: summed by MPI") == 1
     got = weights(tmp_path, "CartPole-v1", 256)
     assert all(np.array_equal(got[name], expected) for name, expected in flat_run.items())
 

@@ -115,6 +115,16 @@ def test_a_run_says_once_which_engine_it_uses_and_has_as_many_threads(
     assert torch.get_num_threads() == threads
 
 
+@pytest.mark.parametrize(
+    ("engine", "compiled", "notices"), [("lean", False, 1), ("lean", True, 0), ("vector", False, 0)]
+)
+def test_a_run_says_that_a_compiler_would_make_it_faster(engine, compiled, notices, tmp_path, monkeypatch):
+    monkeypatch.setattr("ppo.train.IS_COMPILED", compiled)
+    job = ppo(tmp_path, *SMALL, f"--env_engine={engine}", "--env_steps=64")
+    assert_ok(job)
+    assert job.stdout.count("screens are shrunk by OpenCV") == notices
+
+
 def test_a_run_begun_with_one_core_a_rank_goes_on_exactly_where_a_rank_has_more(tmp_path, monkeypatch):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     flags = [flag for flag in SMALL if "env_engine" not in flag]
