@@ -156,7 +156,7 @@ static void push_screens(uint8_t *stack, int size, int depth, uint8_t *screens, 
 }
 
 /* OpenCV rounds otherwise where a side is a whole multiple of the picture's. */
-static bool fits(int source, int size)
+static bool fits(Py_ssize_t source, Py_ssize_t size)
 {
     return size >= 1 && source > size && source % size != 0 && source <= MAX_PIXELS && source <= (MAX_TAPS - 2) * size;
 }
@@ -184,8 +184,7 @@ static PyObject *push_screens_of_arrays(PyObject *Py_UNUSED(module), PyObject *c
     }
     const Py_ssize_t *stack = views[0].shape, *screens = views[1].shape;
     if (stack[0] != stack[1] || stack[2] < 1 || stack[2] > 255 || screens[0] != 2 || views[2].shape[0] != NUM_COLOURS
-        || screens[1] > MAX_PIXELS || screens[2] > MAX_PIXELS || stack[0] > MAX_PIXELS
-        || !fits((int)screens[1], (int)stack[0]) || !fits((int)screens[2], (int)stack[0])) {
+        || !fits(screens[1], stack[0]) || !fits(screens[2], stack[0])) {
         PyErr_Format(PyExc_ValueError,
                      "push_screens takes a stack (S, S, C), screens (2, H, W) of up to %d pixels a side, larger than S "
                      "and up to %d times but no multiple, and greys (256), got (%zd, %zd, %zd), (%zd, %zd, %zd) and (%zd)",

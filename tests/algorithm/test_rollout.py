@@ -74,6 +74,26 @@ def test_next_values_are_zero_at_an_end_and_the_final_observations_value_at_a_cu
     assert rollout.observations[3, 1].tolist() == [3.0, 1.0, 1.0]
 
 
+def test_nothing_of_the_rollout_before_is_left_at_an_end():
+    world = ScriptedWorld()
+    model = build_model(world.single_observation_space, world.single_action_space, "small", seed=1)
+    collector = Collector(
+        world,
+        model,
+        RunningMoments(),
+        indices=range(3),
+        rollout_steps=7,
+        clip_rewards=False,
+        episodic_life=True,
+        seed=0,
+    )
+    collector.reset()
+    collector._rollout.next_values.fill_(1000.0)
+    rollout, _ = collector.collect(0)
+    assert rollout.next_values[2, 0] == rollout.next_values[2, 2] == 0.0
+    assert rollout.next_values.abs().max() < 100.0
+
+
 def test_next_values_are_the_next_rows_values_elsewhere_and_after_the_last_row():
     _, model, rollout, _ = collect()
     torch.testing.assert_close(rollout.next_values[0], rollout.values[1])

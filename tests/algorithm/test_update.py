@@ -111,6 +111,9 @@ def test_the_gradient_is_that_of_the_loss_written_out():
     index = learner.minibatches(0, 0)[0]
     learner._accumulate(batch, index, batch.advantages[index], 0.2)
     torch.testing.assert_close(learner._flat.gradient, expected, rtol=1e-4, atol=1e-6)
+    # What the log has of it is a mean, too.
+    logged = torch.stack([-objective, 0.5 * (values - returns).square().mean(), policy.entropy().mean()])
+    torch.testing.assert_close(learner._flat.sums[:3], logged, rtol=1e-4, atol=1e-6)
 
 
 def test_an_update_makes_good_actions_more_probable():

@@ -36,9 +36,18 @@ def blocks(generator: np.random.Generator, height: int) -> NDArray[np.uint8]:
     return np.repeat(np.repeat(coarse, 2, axis=1), 4, axis=2)
 
 
+def single_pixels(generator: np.random.Generator, height: int) -> NDArray[np.uint8]:
+    """Rows, and screens, that differ in one pixel here and there."""
+    seen = np.full((2, height, 160), 90, np.uint8)
+    places = generator.integers(0, seen.size, 60)
+    seen.reshape(-1)[places] = generator.integers(0, 256, 60)
+    seen[0, 50, 159], seen[1, 100, 159], seen[:, 150, 159] = 200, 210, 220
+    return seen
+
+
 @pytest.mark.parametrize("push", [push_screens, push_screens_by_opencv])
 @pytest.mark.parametrize("height", HEIGHTS)
-@pytest.mark.parametrize("draw", [noise, few_colours, blocks])
+@pytest.mark.parametrize("draw", [noise, few_colours, blocks, single_pixels])
 def test_the_newest_picture_is_opencvs_area_interpolation_of_the_maximum_to_the_last_bit(
     draw: Callable[[np.random.Generator, int], NDArray[np.uint8]], height: int, push: Callable[..., None]
 ) -> None:
