@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.spaces import Discrete
 from numpy.typing import NDArray
 
 from ppo.agents import Agent, find_agent, restore_model
@@ -29,7 +30,7 @@ from ppo.random_streams import Purpose, derived_seed, stream
 from ppo.scores import human_normalised_score
 
 _MAX_GAMES_AT_ONCE = 16
-_UNIFORMS_AT_ONCE = 1024
+_STEPS_OF_NOISE_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -198,16 +199,20 @@ def _actions(
     model: ActorCritic, envs: Environments, slots: range, seed: int, *, deterministic: bool
 ) -> Iterator[NDArray[np.int64]]:
     """Yield the policy's actions for the current observations, with noise addressed by (slot, step)."""
+    assert isinstance(envs.single_action_space, Discrete)
+    shape = (_STEPS_OF_NOISE_AT_ONCE, int(envs.single_action_space.n))
     step = 0
     while True:
         with torch.inference_mode():
-            log_probs = distributions.log_probabilities(model(torch.from_numpy(envs.observations))[0])
-            block, position = divmod(step, _UNIFORMS_AT_ONCE)
+            logits = model(torch.from_numpy(envs.observations))[0]
+            block, position = divmod(step, _STEPS_OF_NOISE_AT_ONCE)
             if position == 0:
-                noise = [stream(seed, Purpose.ACTIONS, slot, block).random(_UNIFORMS_AT_ONCE) for slot in slots]
-                uniforms = torch.from_numpy(np.stack(noise, axis=1)).float()
+                streams = [stream(seed, Purpose.ACTIONS, slot, block) for slot in slots]
+                noise = np.stack([distributions.gumbel_noise(generator, shape) for generator in streams], axis=1)
             chosen = (
-                distributions.mode(log_probs) if deterministic else distributions.sample(log_probs, uniforms[position])
+                distributions.mode(logits)
+                if deterministic
+                else distributions.sample(logits, torch.from_numpy(noise[position]))
             )
         step += 1
         yield chosen.numpy()

@@ -119,13 +119,13 @@ def test_recorded_decisions_are_those_of_the_weights_as_they_are_now(precision):
     for update in range(3):
         rollout, _ = collector.collect(update)
         with torch.inference_mode():
-            _, _, values = collector._decisions(rollout.observations[5], torch.zeros(4, device=CUDA))
+            _, _, values = collector._decisions(rollout.observations[5], torch.zeros(4, 1, device=CUDA))
             values = collector._value_normalizer.denormalize(values)
         torch.testing.assert_close(rollout.values[5], values, rtol=1e-2, atol=1e-2)  # 16 bits, perhaps another kernel
         before = rollout.values[5].clone()
         learner.update(rollout, update=update, progress=0.0)
         with torch.inference_mode():
-            _, _, after = collector._decisions(rollout.observations[5], torch.zeros(4, device=CUDA))
+            _, _, after = collector._decisions(rollout.observations[5], torch.zeros(4, 1, device=CUDA))
         assert (collector._value_normalizer.denormalize(after) - before).abs().max() > 0.05
 
 

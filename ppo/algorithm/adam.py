@@ -11,22 +11,45 @@ from torch import Tensor
 class Adam:
     """Adam, Kingma and Ba 2015, algorithm 1 (arXiv:1412.6980), with its betas of 0.9 and 0.999."""
 
-    def __init__(self, count: int, epsilon: float, device: torch.device | None = None) -> None:
-        """Start with empty moments for `count` parameters on a device, by default the processor."""
+    def __init__(
+        self, count: int, epsilon: float, device: torch.device | None = None, moments: Tensor | None = None
+    ) -> None:
+        """Start with empty moments for P parameters.
+
+        Args:
+            count: P.
+            epsilon: added to the root of the second moment.
+            device: where the parameters are, by default the processor.
+            moments: the memory for both, (2, P), zeros; by default it is made here.
+        """
         self._epsilon = epsilon
-        self.first_moment = torch.zeros(count, device=device)
-        self.second_moment = torch.zeros(count, device=device)
+        self.first_moment, self.second_moment = torch.zeros(2, count, device=device) if moments is None else moments
         self.gradient_steps = torch.zeros((), device=device)
 
     @torch.no_grad()
-    def step(self, values: Tensor, gradient: Tensor, rate: float, unless: Tensor | None = None) -> None:
-        """Move `values` (P,) along the gradient (P,), in place, unless `unless`, (), is 1: only the device looks."""
+    def step(
+        self,
+        values: Tensor,
+        gradient: Tensor,
+        rate: float,
+        unless: Tensor | None = None,
+        piece: slice = slice(None),
+    ) -> None:
+        """Move `values` (P,) along the gradient, in place.
+
+        Args:
+            values: all parameters.
+            gradient: that of the piece.
+            rate: the learning rate.
+            unless: (); where it is 1 nothing is moved. Only the device looks.
+            piece: which parameters to move, by default all.
+        """
         self.gradient_steps += 1
         torch._fused_adam_(
-            [values],
+            [values[piece]],
             [gradient],
-            [self.first_moment],
-            [self.second_moment],
+            [self.first_moment[piece]],
+            [self.second_moment[piece]],
             [],
             [self.gradient_steps],
             lr=rate,

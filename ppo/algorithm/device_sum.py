@@ -6,7 +6,7 @@ from datetime import timedelta
 import torch
 from torch import Tensor
 
-from ppo.algorithm.gradient_sum import GradientSum, make_gradient_sum
+from ppo.algorithm.gradient_sum import GradientSum, SharedVectors, make_gradient_sum
 from ppo.collectives import Collective
 from ppo.config import MachineSettings
 
@@ -21,7 +21,7 @@ def make_device_sum(
     parameters: Sequence[Tensor],
     *,
     meeting_host: str,
-    shared: Tensor | None = None,
+    shared: SharedVectors | None = None,
 ) -> GradientSum:
     """Return what sums a contiguous vector on the device where it is; on all ranks together.
 

@@ -6,6 +6,7 @@ summed, it ends bit for bit equal on all ranks, and what is not finite on one ra
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -15,6 +16,8 @@ from torch import Tensor
 from ppo.collectives import Collective, Hosts, Pending, share
 from ppo.collectives.shared_memory import share_vectors
 from ppo.config import MachineSettings
+
+_FLOATS_OF_A_CACHE_LINE = 16
 
 
 class GradientSum(ABC):
@@ -39,7 +42,7 @@ def make_gradient_sum(
     comm: Collective,
     exchanged: Tensor,
     parameters: Sequence[Tensor],
-    shared: Tensor | None = None,
+    shared: "SharedVectors | None" = None,
 ) -> GradientSum:
     """Return the way that the settings ask for; on all ranks together.
 
@@ -48,12 +51,12 @@ def make_gradient_sum(
         comm: the ranks to sum over.
         exchanged: the gradients of `parameters`, in their order, and what else is to be summed.
         parameters: their `grad` are views of `exchanged`.
-        shared: what `share_memory` returned, if `exchanged` is this rank's row of it.
+        shared: what `share_memory` returned, if `exchanged` is this rank's of its gradients.
     """
     if comm.size == 1:
         return FlatSum(comm, exchanged)
     if shared is not None:
-        return SharedMemorySum(comm, shared)
+        return SharedMemorySum(comm, shared.gradients, shared.total)
     if settings.gradient_buckets > 1:
         return BucketedSum(comm, exchanged, parameters, settings.gradient_buckets)
     num_parameters = sum(parameter.numel() for parameter in parameters)
@@ -71,8 +74,27 @@ def make_gradient_sum(
     return over_the_wire(comm)
 
 
-def share_memory(settings: MachineSettings, comm: Collective, length: int) -> Tensor | None:
-    """Return memory (R + 1, length) shared by R ranks for `SharedMemorySum`, if the settings ask for it; see there.
+@dataclass(frozen=True)
+class SharedVectors:
+    """What the ranks of one host have in common; made by `share_memory`.
+
+    Every rank fills its own gradient, and adds and moves a piece of what is there once.
+    """
+
+    gradients: Tensor
+    """Every rank's gradient with what is summed besides, (R, P + S)."""
+    total: Tensor
+    """Their sum, (P + S,)."""
+    parameters: Tensor
+    """(P,)."""
+    moments: Tensor
+    """The optimiser's, (2, P)."""
+
+
+def share_memory(
+    settings: MachineSettings, comm: Collective, num_parameters: int, num_sums: int
+) -> SharedVectors | None:
+    """Return memory that all ranks share, if the settings ask for it: P parameters, S further sums.
 
     On all ranks together. None where they are on several hosts, or memory cannot be shared; the sum is flat then.
     """
@@ -81,8 +103,14 @@ def share_memory(settings: MachineSettings, comm: Collective, length: int) -> Te
         return None
     if chosen_all_reduce(comm.size, comm.split_by_host().count) != "shared":
         return None
-    vectors = share_vectors(comm, comm.size + 1, length)
-    return None if vectors is None else torch.from_numpy(vectors)
+    length = num_parameters + num_sums
+    # Matrix products may round otherwise where weights do not begin with a line of the cache.
+    vectors = share_vectors(comm, comm.size + 4, -(-length // _FLOATS_OF_A_CACHE_LINE) * _FLOATS_OF_A_CACHE_LINE)
+    if vectors is None:
+        return None
+    rows = torch.from_numpy(vectors)[:, :length]
+    gradients, total, of_parameters = rows[: comm.size], rows[comm.size], rows[comm.size + 1 :, :num_parameters]
+    return SharedVectors(gradients, total, parameters=of_parameters[0], moments=of_parameters[1:])
 
 
 def chosen_all_reduce(num_ranks: int, num_hosts: int) -> Literal["shared", "flat", "hierarchical"]:
@@ -99,12 +127,10 @@ class SharedMemorySum(GradientSum):
     nobody's gradient may change.
     """
 
-    def __init__(self, comm: Collective, vectors: Tensor) -> None:
-        """Sum the first rows of `vectors`, one per rank, into the last."""
-        self._comm = comm
-        self._addends, self._total = vectors[:-1], vectors[-1]
-        piece = share(len(self._total), comm.rank, comm.size)
-        self._piece = slice(piece.start, piece.stop)
+    def __init__(self, comm: Collective, gradients: Tensor, total: Tensor) -> None:
+        """Sum `gradients`, a row for each rank, into `total`."""
+        self._comm, self._addends, self._total = comm, gradients, total
+        self._piece = piece_of(len(total), comm)
 
     def finish(self) -> Tensor:
         """Add this rank's piece; see the class."""
@@ -114,6 +140,15 @@ class SharedMemorySum(GradientSum):
             first = torch.add(first, other, out=total)
         self._comm.barrier()
         return self._total
+
+
+def piece_of(length: int, comm: Collective) -> slice:
+    """Return the piece of a vector that is this rank's to work on; no line of a cache lies in two of them.
+
+    So no number is computed otherwise than in one piece: what is left over from vector registers is at the end of both.
+    """
+    lines = share(-(-length // _FLOATS_OF_A_CACHE_LINE), comm.rank, comm.size)
+    return slice(*(min(length, end * _FLOATS_OF_A_CACHE_LINE) for end in (lines.start, lines.stop)))
 
 
 class FlatSum(GradientSum):

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from gymnasium.spaces import Discrete
 from torch import Tensor
 
 from ppo.algorithm.cuda_graph import CUDAGraph
@@ -95,6 +96,8 @@ class Collector:
         self._network = model.frozen()
 
         self._device = model.device
+        assert isinstance(envs.single_action_space, Discrete)
+        self._num_actions = int(envs.single_action_space.n)
         shape, sample = (rollout_steps, envs.num_envs), torch.from_numpy(envs.observations)
         # Rewards and ends are made here and follow as a whole.
         self._rollout = Rollout(
@@ -106,6 +109,7 @@ class Collector:
             rewards=torch.zeros(shape),
             dones=torch.zeros(shape, dtype=torch.bool),
         )
+        self._logits = torch.zeros(*shape, self._num_actions, device=self._device)
         # By the first environment of the group.
         self._graphs: dict[int, CUDAGraph] = {}
         # A GPU reads page-locked memory by itself.
@@ -127,21 +131,24 @@ class Collector:
         """
         rollout, envs = self._rollout, self._envs
         steps = len(rollout.actions)
-        uniforms = torch.from_numpy(
-            np.stack([stream(self._seed, Purpose.ACTIONS, i, update).random(steps, np.float32) for i in self._indices])
-        ).to(self._device)
+        shape = steps, self._num_actions
+        streams = [stream(self._seed, Purpose.ACTIONS, i, update) for i in self._indices]
+        noise = np.stack([distributions.gumbel_noise(generator, shape) for generator in streams], axis=1)
+        all_noise = torch.from_numpy(noise).to(self._device)
         episodes: list[Episode] = []
         self.seconds = {"env": 0.0, "inference": 0.0}
         self._clock = time.perf_counter()
         self._network = self._model.frozen()
         rollout.next_values.zero_()
-        groups = [self._steps(group, uniforms[group], episodes) for group in envs.groups]
+        groups = [self._steps(group, all_noise[:, group], episodes) for group in envs.groups]
         for _ in range(steps + 1):
             for group in groups:
                 next(group, None)
         # What need not be done step by step is done here, once.
         rewards = rollout.rewards.sign() if self._clip_rewards else rollout.rewards
         rollout = dataclasses.replace(rollout, rewards=rewards.to(self._device), dones=rollout.dones.to(self._device))
+        log_probs = distributions.log_probabilities(self._logits)
+        rollout.log_probs.copy_(distributions.log_prob(log_probs, rollout.actions))
         rollout.values.copy_(self._value_normalizer.denormalize(rollout.values))
         last_values = self._values(torch.from_numpy(envs.observations).to(self._device))
         following = torch.cat([rollout.values[1:], last_values.unsqueeze(0)])
@@ -149,18 +156,18 @@ class Collector:
         self._lap("inference")
         return rollout, episodes
 
-    def _steps(self, group: slice, uniforms: Tensor, episodes: list[Episode]) -> Iterator[None]:
+    def _steps(self, group: slice, all_noise: Tensor, episodes: list[Episode]) -> Iterator[None]:
         """Take T steps in a group of environments, yielding each time their actions are sent.
 
         Args:
             group: the environments.
-            uniforms: their action noise, (group, T).
+            all_noise: their action noise, (T, group, A).
             episodes: receives the games that end.
         """
         rollout, envs, indices = self._rollout, self._envs, self._indices[group]
         # Rows of the rollout, all made by one call each: one by one they would take longer than what is done to them.
-        tensors = (rollout.observations, rollout.actions, rollout.log_probs, rollout.values)
-        rows = zip(*(tensor[:, group].unbind(0) for tensor in tensors), uniforms.unbind(1), strict=True)
+        tensors = (rollout.observations, rollout.actions, self._logits, rollout.values)
+        rows = zip(*(tensor[:, group].unbind(0) for tensor in tensors), all_noise.unbind(0), strict=True)
         all_rewards, all_dones = rollout.rewards.numpy(), rollout.dones.numpy()
         for t, (observations, *decided, noise) in enumerate(rows):
             decisions = self._decide(group, self._upload(observations, group), noise)
@@ -197,25 +204,23 @@ class Collector:
         # The actions of the step before have come back since, and with them all that was read from this memory.
         return row.copy_(self._on_the_way[group].copy_(observations), non_blocking=True)
 
-    def _decide(self, group: slice, observations: Tensor, uniforms: Tensor) -> tuple[Tensor, ...]:
+    def _decide(self, group: slice, observations: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
         """Do what `_decisions` does, for a group of environments; on a GPU by the recorded kernels."""
         if self._device.type != "cuda":
-            return self._decisions(observations, uniforms)
+            return self._decisions(observations, noise)
         if group.start not in self._graphs:
-            self._graphs[group.start] = CUDAGraph(self._decisions, (observations, uniforms))
-        return self._graphs[group.start](observations, uniforms)
+            self._graphs[group.start] = CUDAGraph(self._decisions, (observations, noise))
+        return self._graphs[group.start](observations, noise)
 
-    def _decisions(self, observations: Tensor, uniforms: Tensor) -> tuple[Tensor, ...]:
-        """Return actions, their log-probabilities, and values in the units of the value head, (N,) each.
+    def _decisions(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+        """Return actions (N,), the logits (N, A) they were drawn from, and values (N,) in the units of the value head.
 
         Args:
             observations: (N, ...).
-            uniforms: their action noise, (N,).
+            noise: their action noise, (N, A).
         """
         logits, values = self._network(observations)
-        log_probs = distributions.log_probabilities(logits)
-        actions = distributions.sample(log_probs, uniforms)
-        return actions, distributions.log_prob(log_probs, actions), values
+        return distributions.sample(logits, noise), logits, values
 
     def _values(self, observations: Tensor) -> Tensor:
         """Return values in raw units."""

@@ -7,7 +7,9 @@ All of it happens on the model's device, which is not waited for until the end o
 optimiser still without anybody looking. A GPU is given the kernels of a gradient as one CUDA graph.
 """
 
+import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,7 +22,7 @@ from ppo.algorithm.adam import Adam
 from ppo.algorithm.cuda_graph import CUDAGraph
 from ppo.algorithm.device_sum import make_device_sum
 from ppo.algorithm.flat_parameters import FlatParameters, num_parameters
-from ppo.algorithm.gradient_sum import SharedMemorySum, share_memory
+from ppo.algorithm.gradient_sum import piece_of, share_memory
 from ppo.algorithm.noise_scale import GradientNoiseScale
 from ppo.algorithm.normalization import (
     Moments,
@@ -101,13 +103,18 @@ class Learner:
         self._settings, self._comm = settings, comm
         self._indices, self._seed = indices, seed
         self._device = model.device
-        length = num_parameters(model) + len(_SUMS)
-        shared = share_memory(machine, comm, length) if self._device.type == "cpu" else None
-        self._flat = FlatParameters(model, len(_SUMS), None if shared is None else shared[comm.rank])
+        count = num_parameters(model)
+        shared = share_memory(machine, comm, count, len(_SUMS)) if self._device.type == "cpu" else None
+        # What all ranks share each of them fills with the same weights, here and when a checkpoint is loaded.
+        memory = (None, None) if shared is None else (shared.gradients[comm.rank], shared.parameters)
+        self._flat = FlatParameters(model, len(_SUMS), *memory)
         self._gradient_sum = make_device_sum(
             machine, comm, self._flat.exchanged, list(model.parameters()), meeting_host=meeting_host, shared=shared
         )
-        self._optimizer = Adam(self._flat.count, settings.adam_epsilon, self._device)
+        self._optimizer = Adam(count, settings.adam_epsilon, self._device, None if shared is None else shared.moments)
+        self.shares_memory = shared is not None
+        """Whether the ranks share weights, moments and gradients, and each moves a piece of them."""
+        self._moved = piece_of(count, comm) if self.shares_memory else slice(count)
         self._adaptive_rate = settings.learning_rate
         steps = settings.minibatch_size // settings.num_envs
         shares = [len(share(settings.num_envs, rank, comm.size)) * steps for rank in range(comm.size)]
@@ -200,11 +207,6 @@ class Learner:
         flat = orders * num_local + np.arange(num_local)[:, None]
         shares = flat.reshape(num_local, steps // share, share).transpose(1, 0, 2)
         return torch.from_numpy(shares.reshape(steps // share, num_local * share))
-
-    @property
-    def shares_memory(self) -> bool:
-        """Whether gradients are summed in memory that the ranks share."""
-        return isinstance(self._gradient_sum, SharedMemorySum)
 
     def close(self) -> None:
         """Part from the other ranks; by all of them together."""
@@ -352,20 +354,23 @@ class Learner:
         if self._noise_scale.is_measured:
             own = self._growth * flat.gradient.norm().double()
             flat.sums[-1] = own * own / self._comm.size
-        started = time.perf_counter()
-        summed = self._gradient_sum.finish()
-        self.seconds["communicate"] += time.perf_counter() - started
-        gradient = summed[: flat.count]
-        norm = gradient.norm()
+        with self._communicating():
+            summed = self._gradient_sum.finish()
+        norm = summed[: flat.count].norm()
         numbers = torch.cat([norm.view(1), summed[flat.count :]])
         # A NaN of one rank is in everybody's sum: all ranks come to the same decision without asking each other.
         self._broken = torch.maximum(self._broken, (~numbers.isfinite()).any())
+        moved = self._moved
+        gradient = summed[moved]
         if self._settings.max_gradient_norm is not None:
             factor = (self._settings.max_gradient_norm / norm.double()).clamp_max(1.0)
             # Where looking costs no time, a pass over the gradient is saved.
             if self._device.type != "cpu" or factor < 1.0:
-                gradient = torch.mul(gradient, factor, out=flat.gradient)
-        self._optimizer.step(flat.values, gradient, rate, unless=self._broken)
+                gradient = torch.mul(gradient, factor, out=flat.gradient[moved])
+        self._optimizer.step(flat.values, gradient, rate, self._broken, moved)
+        if self.shares_memory:
+            with self._communicating():
+                self._comm.barrier()  # until the others' pieces have been moved too
         return numbers
 
     def _read(self, steps: list[Tensor], update: int) -> list[list[float]]:
@@ -390,14 +395,18 @@ class Learner:
             pixels = rollout.observations[::_STEPS_PER_PIXEL_SAMPLE]
             first, second = pixels.sum(dtype=torch.int64), pixels.to(torch.int32).square().sum(dtype=torch.int64)
             sums = np.array([pixels.numel(), *torch.stack([first, second]).cpu().tolist()], np.float64)
-            started = time.perf_counter()
-            moments = moments_of_integers(sums, self._comm)
-            self.seconds["communicate"] += time.perf_counter() - started
+            with self._communicating():
+                moments = moments_of_integers(sums, self._comm)
             self._pixel_moments.update(moments)
             layer.set_pixel_moments(self._pixel_moments.mean, max(self._pixel_moments.deviation, 1.0))
 
     def _timed_moments(self, samples: Tensor) -> Moments:
+        with self._communicating():
+            return moments_over_ranks(samples, self._comm)
+
+    @contextlib.contextmanager
+    def _communicating(self) -> Iterator[None]:
+        """Count what the block takes as communication."""
         started = time.perf_counter()
-        moments = moments_over_ranks(samples, self._comm)
+        yield
         self.seconds["communicate"] += time.perf_counter() - started
-        return moments

@@ -81,10 +81,10 @@ class GradientStep:
         """Build all of it; on all ranks together."""
         space = gymnasium.spaces.Box(0, 255, (4, 84, 84), np.uint8)
         self._model = build_model(space, gymnasium.spaces.Discrete(6), network, seed=0)  # type: ignore[arg-type]
-        shared = share_memory(settings, comm, num_parameters(self._model) + NUM_SUMS)
+        shared = share_memory(settings, comm, num_parameters(self._model), NUM_SUMS)
         if settings == WAYS[SHARED_MEMORY] and comm.size > 1 and shared is None:
             raise RuntimeError("the ranks cannot share memory: what would be timed is another way")
-        self._flat = FlatParameters(self._model, NUM_SUMS, None if shared is None else shared[comm.rank])
+        self._flat = FlatParameters(self._model, NUM_SUMS, None if shared is None else shared.gradients[comm.rank])
         self.parameters = self._flat.count
         self._way: GradientSum = make_gradient_sum(
             settings, comm, self._flat.exchanged, list(self._model.parameters()), shared

@@ -9,6 +9,7 @@ from ppo.algorithm.gradient_sum import (
     FlatSum,
     HierarchicalSum,
     SharedMemorySum,
+    SharedVectors,
     chosen_all_reduce,
     cut_into_buckets,
     make_gradient_sum,
@@ -94,7 +95,7 @@ def check(comm):
             continue  # there is nothing to add
         def case_and_way():
             if name == "shared memory":
-                return Case(comm.rank, exchanged=vectors[comm.rank]), SharedMemorySum(comm, vectors)
+                return Case(comm.rank, exchanged=vectors[comm.rank]), SharedMemorySum(comm, vectors[:-1], vectors[-1])
             case = Case(comm.rank)
             return case, ways(comm, hosts, case)[name]
         for attempt in range(2):
@@ -151,7 +152,7 @@ from ppo.collectives.shared_memory import share_vectors
 # A rank that adds late must still find the others' gradients, which they change as soon as they have the sum.
 comm = connect()
 vectors = torch.from_numpy(share_vectors(comm, comm.size + 1, 9))
-way, real = SharedMemorySum(comm, vectors), torch.add
+way, real = SharedMemorySum(comm, vectors[:-1], vectors[-1]), torch.add
 for late in range(comm.size):
     def add(*arguments, **named):
         if comm.rank == late:
@@ -283,8 +284,8 @@ def test_the_settings_choose_the_way():
         return make_gradient_sum(MachineSettings(**settings), Ranks(), flat.exchanged, list(model.parameters()))
 
     assert isinstance(way(), FlatSum)  # several hosts, or no memory to share
-    shared = torch.zeros(5, 68)
-    assert isinstance(make_gradient_sum(MachineSettings(), Ranks(), shared[0], [], shared), SharedMemorySum)
+    shared = SharedVectors(torch.zeros(4, 68), torch.zeros(68), torch.zeros(66), torch.zeros(2, 66))
+    assert isinstance(make_gradient_sum(MachineSettings(), Ranks(), shared.gradients[0], [], shared), SharedMemorySum)
     assert isinstance(way(all_reduce="hierarchical"), HierarchicalSum)
     assert isinstance(way(gradient_wire="bfloat16"), BFloat16Sum)
     assert isinstance(way(gradient_buckets=3), BucketedSum)
@@ -347,6 +348,8 @@ def test_memory_is_shared_only_where_nothing_else_is_asked_for(settings):
     class Ranks(Alone):
         size = 2
 
-    assert share_memory(MachineSettings(), Ranks(), 7).shape == (3, 7)
-    assert share_memory(MachineSettings(), Alone(), 7) is None
-    assert share_memory(MachineSettings(**settings), Ranks(), 7) is None
+    shared = share_memory(MachineSettings(), Ranks(), 7, 2)
+    assert shared.gradients.shape == (2, 9) and shared.total.shape == (9,)
+    assert shared.parameters.shape == (7,) and shared.moments.shape == (2, 7)
+    assert share_memory(MachineSettings(), Alone(), 7, 2) is None
+    assert share_memory(MachineSettings(**settings), Ranks(), 7, 2) is None

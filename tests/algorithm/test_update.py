@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -14,6 +15,7 @@ from ppo.config import MachineSettings, PPOSettings, WorldSettings
 from ppo.envs import make_envs
 from ppo.models import distributions
 from ppo.models.actor_critic import build_model
+from tests.jobs import mpirun
 
 SETTINGS = PPOSettings(
     num_envs=3, rollout_steps=8, minibatch_size=12, num_epochs=2, learning_rate=1e-2, learning_rate_schedule="constant"
@@ -322,3 +324,46 @@ def test_a_rank_contributes_the_square_of_the_mean_gradient_of_its_own_steps():
     mean_of_own_steps = learner._flat.gradient * SETTINGS.minibatch_size / len(index)
     learner._step(1e-4)
     assert comm.exchanged[-1][-1] == pytest.approx(float(mean_of_own_steps.square().sum()) / 2, rel=1e-5)
+
+
+LATE = """
+import time
+import torch
+from ppo.collectives import share
+from ppo.collectives.abort_guard import AbortGuard
+from ppo.collectives.mpi import connect
+from tests.algorithm.test_update import SETTINGS, build
+
+comm = connect()
+model, collector, learner = build(indices=share(SETTINGS.num_envs, comm.rank, comm.size), comm=comm)
+assert learner.shares_memory
+rollout, _ = collector.collect(0)
+step, move = learner._step, torch._fused_adam_
+steps = 0
+
+def take_step(rate):
+    numbers = step(rate)
+    everyone = comm.gather(learner._flat.values.numpy().tobytes())
+    assert comm.rank or len(set(everyone)) == 1, "a rank has gone on with weights that were not all moved"
+    return numbers
+
+def move_late(*arguments, **named):
+    global steps
+    steps += 1
+    if comm.rank == steps % comm.size:
+        time.sleep(0.05)
+    move(*arguments, **named)
+
+learner._step, torch._fused_adam_ = take_step, move_late
+with AbortGuard(comm):
+    learner.update(rollout, update=0, progress=0.0)
+print("rank", comm.rank, "of", comm.size, "agrees after", steps, "steps")
+"""
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_no_rank_goes_on_before_every_piece_of_the_shared_weights_has_been_moved(ranks, tmp_path):
+    here = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r})"
+    job = mpirun(ranks, ["-c", f"{here}\n{LATE}"], tmp_path)
+    assert job.returncode == 0, job.stderr
+    assert job.stdout.count(f"of {ranks} agrees after 4 steps") == ranks

@@ -39,34 +39,34 @@ def test_entropy_of_a_uniform_policy_is_the_logarithm_of_the_number_of_actions()
 
 def test_frequencies_of_samples_match_the_probabilities() -> None:
     probabilities = [0.5, 0.1, 0.05, 0.35]
-    uniforms = torch.from_numpy(np.random.default_rng(0).random(20_000))
-    actions = distributions.sample(log_probs_of(probabilities).expand(20_000, 4), uniforms)
+    noise = torch.from_numpy(distributions.gumbel_noise(np.random.default_rng(0), (20_000, 4)))
+    actions = distributions.sample(log_probs_of(probabilities).expand(20_000, 4), noise)
     counts = np.bincount(actions.numpy(), minlength=4)
     assert stats.chisquare(counts, np.array(probabilities) * 20_000).pvalue > 0.001
 
 
-@pytest.mark.parametrize(("uniform", "action"), [(0.0, 0), (0.249, 0), (0.251, 1), (0.749, 1), (0.751, 2), (0.999, 2)])
-def test_sampling_inverts_the_cumulative_distribution(uniform: float, action: int) -> None:
-    assert distributions.sample(log_probs_of([0.25, 0.5, 0.25]), torch.tensor([uniform])).item() == action
+def test_logits_that_are_not_normalised_are_sampled_alike() -> None:
+    noise = torch.from_numpy(distributions.gumbel_noise(np.random.default_rng(1), (1000, 3)))
+    log_probs = log_probs_of([0.2, 0.5, 0.3]).expand(1000, 3)
+    assert torch.equal(distributions.sample(log_probs + 2.5, noise), distributions.sample(log_probs, noise))
 
 
-def test_a_number_on_a_boundary_belongs_to_the_action_above_it() -> None:
-    # [0, 1/2) is action 0, so that an action of probability 0 at the beginning is never drawn.
-    assert distributions.sample(log_probs_of([0.5, 0.5]), torch.tensor([0.5])).item() == 1
-    assert distributions.sample(log_probs_of([0.0, 1.0]), torch.tensor([0.0])).item() == 1
+def test_noise_has_the_standard_gumbel_distribution() -> None:
+    noise = distributions.gumbel_noise(np.random.default_rng(0), (100, 50))
+    assert noise.shape == (100, 50) and noise.dtype == np.float32
+    assert stats.kstest(noise.flatten(), "gumbel_r").pvalue > 0.001
 
 
-@pytest.mark.parametrize("uniform", [1.0 - 2.0**-24, 1.0])
-def test_numbers_close_to_one_give_an_action_there_is(uniform: float) -> None:
-    # In float32 the sum of 18 probabilities may stay below the number drawn, and a float64 draw may round up to 1.
-    log_probs = distributions.log_probabilities(torch.randn(1000, 18, generator=torch.Generator().manual_seed(0)))
-    actions = distributions.sample(log_probs, torch.full((1000,), uniform))
-    assert actions.max() == 17 and actions.min() >= 0
+def test_noise_is_finite_so_that_an_action_of_probability_0_is_never_drawn() -> None:
+    noise = distributions.gumbel_noise(np.random.default_rng(0), (1_000_000, 2))
+    assert np.isfinite(noise).all()
+    actions = distributions.sample(log_probs_of([0.0, 1.0]).expand(1_000_000, 2), torch.from_numpy(noise))
+    assert actions.min() == 1
 
 
-def test_rows_are_sampled_each_with_their_own_number() -> None:
-    log_probs = log_probs_of([0.5, 0.5]).expand(3, 2)
-    assert distributions.sample(log_probs, torch.tensor([0.9, 0.1, 0.6])).tolist() == [1, 0, 1]
+def test_rows_are_sampled_each_with_their_own_noise() -> None:
+    noise = torch.tensor([[0.0, 1.0], [1.0, 0.0], [-1.0, 0.0]])
+    assert distributions.sample(torch.zeros(3, 2), noise).tolist() == [1, 0, 1]
 
 
 def test_mode_is_the_most_probable_action_and_the_first_of_equals() -> None:
