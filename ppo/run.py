@@ -73,6 +73,17 @@ class Run:
         """Return what training needs besides, without the environments; equal on all ranks."""
         return {f"learner/{name}": tensor.cpu() for name, tensor in self.learner.state_dict().items()}
 
+    def replicated_tensors(self) -> dict[str, Tensor]:
+        """Return what every rank has a replica of; what the ranks of a host share is there once and cannot differ."""
+        tensors = {**self.model_tensors(), **self.learner_tensors()}
+        if self.learner.shares_memory:
+            shared = {f"model/{name}" for name, _ in self.model.named_parameters()} | {
+                "learner/first_moment",
+                "learner/second_moment",
+            }
+            return {name: tensor for name, tensor in tensors.items() if name not in shared}
+        return tensors
+
     def close(self) -> None:
         """Give back what was taken; by all ranks together."""
         self.learner.close()

@@ -130,8 +130,7 @@ class Loop:
         return exit_code
 
     def _compare_replicas(self) -> None:
-        run = self.run
-        compare_replicas({**run.model_tensors(), **run.learner_tensors()}, run.comm, self._watchdog.hosts)
+        compare_replicas(self.run.replicated_tensors(), self.run.comm, self._watchdog.hosts)
 
     def _agree(self) -> tuple[float, dict[str, float], int | None]:
         """Exchange clocks and stop requests in one all-reduce.

@@ -89,9 +89,9 @@ def test_the_gradient_is_the_same(device, size):
     found = []
     for where in (CPU, device):
         _, learner, _ = build(where, size)
-        batch, _ = learner._prepare(moved(rollout, where))
+        samples, _ = learner._prepare(moved(rollout, where))
         index = torch.arange(64, device=where)
-        learner._add_gradient(batch, index, batch.advantages[index], 0.2)
+        learner._add_gradients(moved(rollout, where), index, samples.at(index), 0.2)
         found.append(learner._flat.exchanged.cpu())
     expected, got = found
     assert (got - expected).norm() < 2e-3 * expected.norm()
@@ -135,15 +135,20 @@ def test_recorded_decisions_are_those_of_the_weights_as_they_are_now(precision):
 def test_recorded_kernels_add_the_gradient_of_the_samples_they_are_given(size, precision):
     _, learner, collector = build(CUDA, size, precision)
     rollout, _ = collector.collect(0)
-    batch, _ = learner._prepare(rollout)
+    samples, _ = learner._prepare(rollout)
     advantages = torch.randn(128, device=CUDA)
     for update, clip_range in ((0, 0.2), (1, 0.05), (2, 0.2)):
         index = learner.minibatches(update, 0)[0].to(CUDA)
         found = []
         for add in (learner._add_gradient, learner._accumulate):
-            learner._flat.zero_gradient()
+            learner._flat.start_gradient()
             for part in (slice(0, 16), slice(16, 32), slice(0, 24)):  # of two sizes
-                add(batch, index[part], advantages[index[part]], clip_range)
+                add(
+                    rollout,
+                    index[part],
+                    samples.at(index[part])._replace(advantages=advantages[index[part]]),
+                    clip_range,
+                )
             found.append(learner._flat.exchanged.clone())
         torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5 if precision == torch.float32 else 1e-3)
         assert found[0].norm() > 0.01
@@ -156,9 +161,9 @@ def test_recorded_kernels_follow_a_rollout_that_lies_elsewhere():
     rollout, _ = collector.collect(0)
     norms = []
     for given in (rollout, dataclasses.replace(rollout, observations=rollout.observations.flip(0)), rollout):
-        batch, _ = learner._prepare(given)
-        learner._flat.zero_gradient()
-        learner._add_gradient(batch, torch.arange(8, device=CUDA), torch.ones(8, device=CUDA), 0.2)
+        samples, _ = learner._prepare(rollout)
+        index = torch.arange(8, device=CUDA)
+        learner._add_gradients(given, index, samples.at(index)._replace(advantages=torch.ones(8, device=CUDA)), 0.2)
         norms.append(learner._flat.gradient.norm().item())
     assert norms[0] == pytest.approx(norms[2], rel=1e-4)
     assert norms[1] != pytest.approx(norms[0], rel=1e-4)
@@ -170,11 +175,11 @@ def test_no_step_of_the_learner_waits_for_the_gpu(precision):
     _, learner, collector = build(CUDA, precision=precision)
     rollout, _ = collector.collect(0)
     learner.update(rollout, update=0, progress=0.0)  # what is done once is done
-    batch, _ = learner._prepare(rollout)
+    samples, _ = learner._prepare(rollout)
     index = learner.minibatches(0, 0)[0].to(CUDA)
-    advantages = batch.advantages[index]
+    minibatch = samples.at(index)
     with _no_waiting():
-        learner._add_gradient(batch, index, advantages, 0.2)
+        learner._add_gradients(rollout, index, minibatch, 0.2)
         learner._step(1e-4)
 
 

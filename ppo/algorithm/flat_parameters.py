@@ -1,5 +1,7 @@
 """A network's parameters and gradients as two flat vectors: one message and one kernel for all of them."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +15,13 @@ class FlatParameters:
     """A model's parameters and gradients as two flat vectors the model's own tensors are views of."""
 
     def __init__(
-        self, model: nn.Module, num_sums: int, exchanged: Tensor | None = None, values: Tensor | None = None
+        self,
+        model: nn.Module,
+        num_sums: int,
+        exchanged: Tensor | None = None,
+        values: Tensor | None = None,
+        *,
+        moves_gradients: bool | None = None,
     ) -> None:
         """Move the parameters of `model` into a flat vector.
 
@@ -22,6 +30,7 @@ class FlatParameters:
             num_sums: further numbers to be summed over ranks together with the gradient.
             exchanged: the memory for the gradient and these numbers, (P + num_sums,); by default it is made here.
             values: the memory for the parameters, (P,); by default it is made here.
+            moves_gradients: see `start_gradient`; by default on a processor.
         """
         parameters = list(model.parameters())
         assert all(p.dtype == torch.float32 for p in parameters)
@@ -32,23 +41,50 @@ class FlatParameters:
         assert self.exchanged.shape == (self.count + num_sums,) and self.values.shape == (self.count,)
         self.gradient = self.exchanged[: self.count]
         self.sums = self.exchanged[self.count :]
+        self._grads: list[Tensor] = []
         start = 0
         for parameter in parameters:
             end = start + parameter.numel()
             values = self.values[start:end].view_as(parameter)
             values.copy_(parameter.data)
             parameter.data = values
-            parameter.grad = self.gradient[start:end].view_as(parameter)
+            self._grads.append(self.gradient[start:end].view_as(parameter))
             start = end
-        self._owners = [
-            (parameter, parameter.grad.data_ptr()) for parameter in parameters if parameter.grad is not None
-        ]
+        self._parameters = parameters
+        self._moves_gradients = device.type == "cpu" if moves_gradients is None else moves_gradients
+        self._to_come = [True] * len(parameters)
+        for index, (parameter, grad) in enumerate(zip(parameters, self._grads, strict=True)):
+            if self._moves_gradients:
+                parameter.register_post_accumulate_grad_hook(partial(self._move, index))  # type: ignore[no-untyped-call]
+            else:
+                parameter.grad = grad
 
-    def zero_gradient(self) -> None:
-        """Clear gradients and sums in place; `zero_grad()` would drop the views."""
-        self.exchanged.zero_()
+    def start_gradient(self) -> None:
+        """Let the next backward pass begin a gradient and those behind it add to it; clear the sums.
 
-    def check_views(self) -> None:
-        """Assert that backward() still writes into the flat vector."""
-        for parameter, address in self._owners:
-            assert parameter.grad is not None and parameter.grad.data_ptr() == address
+        On a processor a gradient is moved into the flat vector as it comes, the first over what is there: clearing the
+        vector to add to it would be another pass over memory. A GPU's recorded kernels add to zeros.
+        """
+        if self._moves_gradients:
+            self._to_come = [True] * len(self._to_come)
+            self.sums.zero_()
+        else:
+            self.exchanged.zero_()
+
+    def check_gradient(self) -> None:
+        """Assert that backward() has brought all of the gradient into the flat vector."""
+        if self._moves_gradients:
+            assert not any(self._to_come)
+        else:
+            for parameter, grad in zip(self._parameters, self._grads, strict=True):
+                assert parameter.grad is not None and parameter.grad.data_ptr() == grad.data_ptr()
+
+    def _move(self, index: int, parameter: Tensor) -> None:
+        """Put a gradient that has just been made where it belongs."""
+        assert parameter.grad is not None
+        if self._to_come[index]:
+            self._grads[index].copy_(parameter.grad)
+        else:
+            self._grads[index].add_(parameter.grad)
+        self._to_come[index] = False
+        parameter.grad = None

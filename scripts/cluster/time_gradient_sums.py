@@ -42,7 +42,7 @@ WAYS = {
     "hierarchical, bfloat16": MachineSettings(all_reduce="hierarchical", gradient_wire="bfloat16"),
     "2 buckets": MachineSettings(all_reduce="flat", gradient_buckets=2),
 }
-NUM_SUMS = 5
+NUM_SUMS = 1
 """What a log needs and rides along, as in training."""
 
 
@@ -109,7 +109,7 @@ class GradientStep:
         self._loss().backward()
 
     def _loss(self) -> torch.Tensor:
-        self._flat.zero_gradient()
+        self._flat.start_gradient()
         logits, values = self._model(self._observations)
         return logits.square().mean() + values.square().mean()
 

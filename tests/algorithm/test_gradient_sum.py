@@ -42,14 +42,14 @@ class Case:
 
     def run(self, way):
         # Two passes add to one gradient, as for a minibatch too large for one.
-        self.flat.zero_gradient()
+        self.flat.start_gradient()
         for number, part in enumerate(self.inputs):
             if number == 1:
                 way.begin()
             self.model(part).square().sum().backward()
         self.flat.sums.add_(self.sums)
         summed = way.finish()
-        self.flat.check_views()
+        self.flat.check_gradient()
         return summed.numpy().copy()
 
 def two_hosts(comm):

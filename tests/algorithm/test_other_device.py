@@ -101,7 +101,7 @@ def test_an_update_waits_for_the_device_once_an_epoch_and_for_moments(kind, adva
     learner.update(rollout, update=0, progress=0.0)
     of_the_rollout, of_an_epoch = [(2, 24)], [(4, 6)] if advantages == "minibatch" else []
     pixels = [(2,)] if kind is ImageWorld else []
-    assert reads == [*of_the_rollout, *([*of_an_epoch, (4, 7)] * 3), *pixels]
+    assert reads == [*of_the_rollout, *([*of_an_epoch, (4 * 2 + 5,)] * 3), *pixels]
 
 
 def test_an_observation_stays_channels_last_on_the_device():

@@ -106,16 +106,17 @@ def test_the_gradient_is_that_of_the_loss_written_out():
     ratios = (policy.log_prob(rollout.actions.flatten()) - rollout.log_probs.flatten()).exp()
     objective = torch.min(ratios * normalized, ratios.clamp(0.8, 1.2) * normalized).mean()
     loss = -objective + 0.7 * 0.5 * (values - returns).square().mean() - 0.3 * policy.entropy().mean()
-    loss.backward()
-    expected = torch.cat([p.grad.flatten() for p in reference.parameters()])
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(reference.parameters()))])
 
-    batch, _ = learner._prepare(rollout)
+    samples, _ = learner._prepare(rollout)
     index = learner.minibatches(0, 0)[0]
-    learner._accumulate(batch, index, batch.advantages[index], 0.2)
+    outputs = learner._add_gradients(rollout, index, samples.at(index), 0.2)
     torch.testing.assert_close(learner._flat.gradient, expected, rtol=1e-4, atol=1e-6)
     # What the log has of it is a mean, too.
     logged = torch.stack([-objective, 0.5 * (values - returns).square().mean(), policy.entropy().mean()])
-    torch.testing.assert_close(learner._flat.sums[:3], logged, rtol=1e-4, atol=1e-6)
+    _, sums = learner._read([learner._step(0.0)], outputs, samples.at(index), 0.2, update=0)
+    got = torch.from_numpy(sums[:3]).float()
+    torch.testing.assert_close(got, logged, rtol=1e-4, atol=1e-6)
 
 
 def test_an_update_makes_good_actions_more_probable():
@@ -249,7 +250,7 @@ def test_minibatch_normalization_scales_each_minibatch_to_mean_zero():
     _, collector, learner = build(settings)
     rollout, _ = collector.collect(0)
     batch, _ = learner._prepare(rollout)
-    scaled = learner._minibatch_advantages(batch.advantages, learner.minibatches(0, 0))
+    scaled = learner._gather(batch, learner.minibatches(0, 0)).advantages
     torch.testing.assert_close(scaled.mean(-1), torch.zeros(2), atol=1e-5, rtol=0)
     torch.testing.assert_close(scaled.std(-1, unbiased=False), torch.ones(2), atol=1e-4, rtol=0)
 
@@ -320,7 +321,7 @@ def test_a_rank_contributes_the_square_of_the_mean_gradient_of_its_own_steps():
     batch, _ = learner._prepare(rollout)
     index = learner.minibatches(0, 0)[0]
     assert len(index) == 8  # of the 12 steps of a minibatch
-    learner._accumulate(batch, index, batch.advantages[index], 0.2)
+    learner._add_gradients(rollout, index, batch.at(index), 0.2)
     mean_of_own_steps = learner._flat.gradient * SETTINGS.minibatch_size / len(index)
     learner._step(1e-4)
     assert comm.exchanged[-1][-1] == pytest.approx(float(mean_of_own_steps.square().sum()) / 2, rel=1e-5)
@@ -341,8 +342,8 @@ rollout, _ = collector.collect(0)
 step, move = learner._step, torch._fused_adam_
 steps = 0
 
-def take_step(rate):
-    numbers = step(rate)
+def take_step(rate, **options):
+    numbers = step(rate, **options)
     everyone = comm.gather(learner._flat.values.numpy().tobytes())
     assert comm.rank or len(set(everyone)) == 1, "a rank has gone on with weights that were not all moved"
     return numbers

@@ -108,14 +108,14 @@ def plant(fault: Fault) -> None:
 
         return step
 
-    def faulty_step_weights(self, rate):
+    def faulty_step_weights(self, rate, **options):
         if fault.pass_point("learn"):
             with torch.no_grad():
                 if KIND == "nan":
                     self._flat.gradient[3] = np.nan
                 elif KIND == "perturb":
                     self._flat.values[7] += 1e-3
-        return step_weights(self, rate)
+        return step_weights(self, rate, **options)
 
     def faulty_write(path, content):
         write(path, content)

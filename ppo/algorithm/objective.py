@@ -1,0 +1,71 @@
+"""PPO's objective for samples: its derivatives by what the network says of them, and what a log says about it.
+
+The objective, to be minimised, is policy_loss + value_coefficient * value_loss - entropy_coefficient * entropy, each a
+mean over samples: Schulman et al. 2017, eq. 9 (arXiv:1707.06347), with its sign turned.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ppo.algorithm import equations
+from ppo.config import PPOSettings
+from ppo.models import distributions
+
+LOGGED = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
+
+
+class Samples(NamedTuple):
+    """What the objective depends on besides the network, one number for each sample, all of one shape."""
+
+    actions: Tensor
+    log_probs: Tensor
+    """Of the actions, from the policy that acted."""
+    values: Tensor
+    """What the value head said then."""
+    returns: Tensor
+    """In the units of the value head."""
+    advantages: Tensor
+
+    def at(self, indices: Tensor) -> "Samples":
+        """Gather flat samples by indices of any shape."""
+        return Samples(*(numbers[indices] for numbers in self))
+
+    def flatten(self) -> "Samples":
+        """Return the samples as (B,)."""
+        return Samples(*(numbers.flatten() for numbers in self))
+
+
+def derivatives(
+    logits: Tensor, values: Tensor, samples: Samples, settings: PPOSettings, clip_range: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the derivatives of the objective by logits (B, A) and values (B,), for samples (B,).
+
+    Means are taken over the minibatch of the whole job, of which the samples are a part.
+    """
+    log_probs = distributions.log_probabilities(logits)
+    log_ratios = distributions.log_prob(log_probs, samples.actions) - samples.log_probs
+    by_log_ratios = equations.clipped_surrogate_derivative(log_ratios, samples.advantages, clip_range)
+    by_logits = distributions.log_prob_derivative(log_probs, samples.actions, by_log_ratios)
+    by_logits.add_(distributions.entropy_derivative(log_probs), alpha=-settings.entropy_coefficient)
+    by_values = equations.value_loss_derivative(values, samples.values, samples.returns, settings.value_clip_range)
+    return (
+        by_logits.div_(settings.minibatch_size),
+        by_values * (settings.value_coefficient / settings.minibatch_size),
+    )
+
+
+def logged_sums(logits: Tensor, values: Tensor, samples: Samples, settings: PPOSettings, clip_range: float) -> Tensor:
+    """Return the sums over samples (B,) of what is LOGGED, in that order."""
+    log_probs = distributions.log_probabilities(logits)
+    log_ratios = distributions.log_prob(log_probs, samples.actions) - samples.log_probs
+    return torch.stack(
+        [
+            equations.clipped_surrogate_loss(log_ratios, samples.advantages, clip_range).sum(),
+            equations.value_loss(values, samples.values, samples.returns, settings.value_clip_range).sum(),
+            distributions.entropy(log_probs).sum(),
+            equations.approximate_kl(log_ratios).sum(),
+            equations.clipped(log_ratios, clip_range).sum(),
+        ]
+    )
