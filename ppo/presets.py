@@ -22,7 +22,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "learning_rate_schedule": "kl_adaptive",
         "learning_rate_max": 1e-3,
         "clip_range": 0.2,
-        "gae_lambda": 0.93,
+        "gae_lambda": 0.94,
         "value_coefficient": 0.25,
         "value_normalization": True,
         "pixel_normalization": True,
