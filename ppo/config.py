@@ -182,11 +182,11 @@ class MachineSettings:
     games. auto: vector for a new run where every rank has at least four cores, else lean. Training only, Atari only."""
     all_reduce: Literal["auto", "flat", "hierarchical"] = "auto"
     """How gradients are summed: flat over all ranks at once; hierarchical within each host first, so that only one rank
-    a host uses the network. auto: in memory that the ranks share where there is one host, else one of the others by the
-    numbers of ranks and hosts; where every rank has a GPU, NCCL does."""
+    a host uses the network. auto: hosts of several ranks first sum in memory that these share, and only one rank a host
+    uses the network; else flat. Where every rank has a GPU, NCCL does."""
     gradient_wire: Literal["float32", "bfloat16"] = "float32"
     """Numbers that gradients travel as. bfloat16 halves the bytes and rounds to 8 bits; sums are float32 all the same.
-    With hierarchical it is used between hosts only."""
+    With auto and hierarchical it is used between hosts only."""
     gradient_buckets: int = 1
     """Pieces in which the gradient is summed. 1: all of it after the backward pass. More: each is begun as soon as the
     backward pass has finished it; flat and float32 only."""

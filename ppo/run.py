@@ -74,9 +74,9 @@ class Run:
         return {f"learner/{name}": tensor.cpu() for name, tensor in self.learner.state_dict().items()}
 
     def replicated_tensors(self) -> dict[str, Tensor]:
-        """Return what every rank has a replica of; what the ranks of a host share is there once and cannot differ."""
+        """Return what ranks have replicas of; what all of them share is there once and cannot differ."""
         tensors = {**self.model_tensors(), **self.learner_tensors()}
-        if self.learner.shares_memory:
+        if self.learner.is_one_replica:
             shared = {f"model/{name}" for name, _ in self.model.named_parameters()} | {
                 "learner/first_moment",
                 "learner/second_moment",

@@ -206,7 +206,7 @@ def train(
         try:
             about.append(placement.describe())
             if comm.size > 1 and placement.device.type == "cpu":
-                about.append(f"gradients: summed {'in shared memory' if run.learner.shares_memory else 'by MPI'}")
+                about.append(f"gradients: summed {run.learner.how_gradients_are_summed}")
             exit_code = _train(run, stop, watchdog, about, notes)
         except Refusal:  # on all ranks alike; after a Halt it is better to say why and leave than to wait for others
             run.close()

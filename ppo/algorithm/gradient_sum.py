@@ -55,36 +55,40 @@ def make_gradient_sum(
     """
     if comm.size == 1:
         return FlatSum(comm, exchanged)
-    if shared is not None:
-        return SharedMemorySum(comm, shared.gradients, shared.total)
-    if settings.gradient_buckets > 1:
-        return BucketedSum(comm, exchanged, parameters, settings.gradient_buckets)
     num_parameters = sum(parameter.numel() for parameter in parameters)
 
-    def over_the_wire(group: Collective) -> GradientSum:
+    def over_the_wire(group: Collective, vector: Tensor) -> GradientSum:
         if settings.gradient_wire == "bfloat16" and group.size > 1:
-            return BFloat16Sum(group, exchanged, num_parameters)
-        return FlatSum(group, exchanged)
+            return BFloat16Sum(group, vector, num_parameters)
+        return FlatSum(group, vector)
 
+    if shared is not None:
+        hosts = shared.hosts
+        between = over_the_wire(hosts.between, shared.total) if hosts.between is not None else None
+        return SharedMemorySum(hosts, shared.gradients, shared.total, between)
+    if settings.gradient_buckets > 1:
+        return BucketedSum(comm, exchanged, parameters, settings.gradient_buckets)
     if settings.all_reduce != "flat":
         hosts = comm.split_by_host()
         if settings.all_reduce == "hierarchical" or chosen_all_reduce(comm.size, hosts.count) == "hierarchical":
-            between = over_the_wire(hosts.between) if hosts.between is not None else None
+            between = over_the_wire(hosts.between, exchanged) if hosts.between is not None else None
             return HierarchicalSum(hosts, exchanged, between)
-    return over_the_wire(comm)
+    return over_the_wire(comm, exchanged)
 
 
 @dataclass(frozen=True)
 class SharedVectors:
-    """What the ranks of one host have in common; made by `share_memory`.
+    """What the R ranks of one host have in common; made by `share_memory`.
 
     Every rank fills its own gradient, and adds and moves a piece of what is there once.
     """
 
+    hosts: Hosts
+    """They, and the first ranks of all hosts."""
     gradients: Tensor
     """Every rank's gradient with what is summed besides, (R, P + S)."""
     total: Tensor
-    """Their sum, (P + S,)."""
+    """The sum over all ranks of all hosts, (P + S,)."""
     parameters: Tensor
     """(P,)."""
     moments: Tensor
@@ -94,51 +98,72 @@ class SharedVectors:
 def share_memory(
     settings: MachineSettings, comm: Collective, num_parameters: int, num_sums: int
 ) -> SharedVectors | None:
-    """Return memory that all ranks share, if the settings ask for it: P parameters, S further sums.
+    """Return memory that the ranks of a host share, if the settings ask for it: P parameters, S further sums.
 
-    On all ranks together. None where they are on several hosts, or memory cannot be shared; the sum is flat then.
+    On all ranks together. None where no host has several ranks, or where some cannot share memory: then MPI sums alone.
     """
-    plain = settings.gradient_wire == "float32" and settings.gradient_buckets == 1
-    if comm.size == 1 or settings.all_reduce != "auto" or not plain:
+    if comm.size == 1 or settings.all_reduce != "auto" or settings.gradient_buckets > 1:
         return None
-    if chosen_all_reduce(comm.size, comm.split_by_host().count) != "shared":
+    hosts = comm.split_by_host()
+    way = chosen_all_reduce(comm.size, hosts.count)
+    if way == "flat" or (way == "shared" and settings.gradient_wire != "float32"):
         return None
-    length = num_parameters + num_sums
+    ranks, length = hosts.within.size, num_parameters + num_sums
     # Matrix products may round otherwise where weights do not begin with a line of the cache.
-    vectors = share_vectors(comm, comm.size + 4, -(-length // _FLOATS_OF_A_CACHE_LINE) * _FLOATS_OF_A_CACHE_LINE)
-    if vectors is None:
+    vectors = share_vectors(hosts.within, ranks + 4, -(-length // _FLOATS_OF_A_CACHE_LINE) * _FLOATS_OF_A_CACHE_LINE)
+    everyone = comm.gather(vectors is not None)
+    all_have_it = comm.broadcast(everyone is not None and all(everyone))
+    if vectors is None or not all_have_it:
         return None
     rows = torch.from_numpy(vectors)[:, :length]
-    gradients, total, of_parameters = rows[: comm.size], rows[comm.size], rows[comm.size + 1 :, :num_parameters]
-    return SharedVectors(gradients, total, parameters=of_parameters[0], moments=of_parameters[1:])
+    gradients, total, of_parameters = rows[:ranks], rows[ranks], rows[ranks + 1 :, :num_parameters]
+    return SharedVectors(hosts, gradients, total, parameters=of_parameters[0], moments=of_parameters[1:])
 
 
 def chosen_all_reduce(num_ranks: int, num_hosts: int) -> Literal["shared", "flat", "hierarchical"]:
-    """Return what `--all_reduce=auto` stands for: a function of the job's shape, so that a resumed job sums alike."""
+    """Return what `--all_reduce=auto` stands for: a function of the job's shape, so that a resumed job sums alike.
+
+    Where it is not flat, the ranks of a host share memory, if they can.
+    """
     if num_hosts == 1:
         return "shared"
     return "hierarchical" if num_hosts < num_ranks else "flat"
 
 
 class SharedMemorySum(GradientSum):
-    """In memory that all ranks share: every rank adds a piece of all gradients, in rank order, where all read it.
+    """In memory that the ranks of a host share: every rank adds a piece of all gradients there, in rank order.
 
-    No gradient is copied. The ranks meet twice: when all gradients are there, and when all pieces are added; until then
-    nobody's gradient may change.
+    No gradient is copied, and all read the sum where it is. The ranks meet when all gradients are there, and when all
+    pieces are added; until then nobody's gradient may change. Where there are several hosts, the first rank of each
+    sums what they have, and the others meet it again.
     """
 
-    def __init__(self, comm: Collective, gradients: Tensor, total: Tensor) -> None:
-        """Sum `gradients`, a row for each rank, into `total`."""
-        self._comm, self._addends, self._total = comm, gradients, total
-        self._piece = piece_of(len(total), comm)
+    def __init__(self, hosts: Hosts, gradients: Tensor, total: Tensor, between: GradientSum | None) -> None:
+        """Sum into `total`.
+
+        Args:
+            hosts: the ranks.
+            gradients: a row for each rank of this host.
+            total: where the sum goes.
+            between: sums `total` over the first ranks of all hosts; None on the other ranks.
+        """
+        self._within, self._addends, self._total = hosts.within, gradients, total
+        self._several_hosts, self._between = hosts.count > 1, between
+        self._piece = piece_of(len(total), hosts.within)
 
     def finish(self) -> Tensor:
         """Add this rank's piece; see the class."""
-        self._comm.barrier()
+        self._within.barrier()
         total, first, *others = (vector[self._piece] for vector in (self._total, *self._addends))
+        if not others:
+            total.copy_(first)
         for other in others:
             first = torch.add(first, other, out=total)
-        self._comm.barrier()
+        self._within.barrier()
+        if self._several_hosts:
+            if self._between is not None:
+                self._between.finish()
+            self._within.barrier()
         return self._total
 
 

@@ -88,16 +88,19 @@ class Learner:
         self._device = model.device
         count = num_parameters(model)
         shared = share_memory(machine, comm, count, _NUM_SUMS) if self._device.type == "cpu" else None
-        # What all ranks share each of them fills with the same weights, here and when a checkpoint is loaded.
-        memory = (None, None) if shared is None else (shared.gradients[comm.rank], shared.parameters)
+        self.shares_memory = shared is not None
+        """Whether the ranks of a host share weights, moments and gradients, and each moves a piece of them."""
+        self.is_one_replica = shared is not None and shared.hosts.count == 1
+        """Whether all ranks of the job share them."""
+        self._neighbours = comm if shared is None else shared.hosts.within
+        # What ranks share each of them fills with the same weights, here and when a checkpoint is loaded.
+        memory = (None, None) if shared is None else (shared.gradients[self._neighbours.rank], shared.parameters)
         self._flat = FlatParameters(model, _NUM_SUMS, *memory)
         self._gradient_sum = make_device_sum(
             machine, comm, self._flat.exchanged, list(model.parameters()), meeting_host=meeting_host, shared=shared
         )
         self._optimizer = Adam(count, settings.adam_epsilon, self._device, None if shared is None else shared.moments)
-        self.shares_memory = shared is not None
-        """Whether the ranks share weights, moments and gradients, and each moves a piece of them."""
-        self._moved = piece_of(count, comm) if self.shares_memory else slice(count)
+        self._moved = slice(count) if shared is None else piece_of(count, self._neighbours)
         self._adaptive_rate = settings.learning_rate
         steps = settings.minibatch_size // settings.num_envs
         shares = [len(share(settings.num_envs, rank, comm.size)) * steps for rank in range(comm.size)]
@@ -182,6 +185,13 @@ class Learner:
         flat = orders * num_local + np.arange(num_local)[:, None]
         shares = flat.reshape(num_local, steps // share, share).transpose(1, 0, 2)
         return torch.from_numpy(shares.reshape(steps // share, num_local * share))
+
+    @property
+    def how_gradients_are_summed(self) -> str:
+        """In a few words, for the log."""
+        if self.is_one_replica:
+            return "in shared memory"
+        return "in shared memory within hosts, by MPI between them" if self.shares_memory else "by MPI"
 
     def close(self) -> None:
         """Part from the other ranks; by all of them together."""
@@ -347,7 +357,7 @@ class Learner:
         self._optimizer.step(flat.values, gradient, rate, self._broken, moved)
         if self.shares_memory:
             with self._communicating():
-                self._comm.barrier()  # until the others' pieces have been moved too
+                self._neighbours.barrier()  # until their pieces have been moved too
         return torch.cat([norm.view(1), summed[flat.count :]])
 
     def _read(

@@ -3,9 +3,8 @@
     seconds = work of a rank + wait for the slowest + gradient steps x sum of gradients + sums of few numbers
 
 The work is a rank's share of steps, each at the measured cost of emulator, inference and learning. The wait grows like
-the largest of so many normal numbers. Gradients are summed in shared memory on one host, and else within each host in a
-tree, then between hosts in a ring, every step of which costs a latency and its bytes; two hosts are the smallest ring,
-and all that was measured.
+the largest of so many normal numbers. Gradients are summed in shared memory within each host, then between hosts in a
+ring, every step of which costs a latency and its bytes; two hosts are the smallest ring, and all that was measured.
 Milliseconds for messages, seconds for updates.
 """
 
@@ -101,10 +100,8 @@ class Model:
     megaparameters: float
     work: Work
     wires: dict[str, Wire]
-    tree_level_ms: float
-    """Reduce and broadcast between two ranks of a host."""
     shared_memory_ms: float
-    """The sum in memory that all ranks share, where there is one host; each reads and adds as much for any number."""
+    """The sum in memory that the ranks of a host share; each reads and adds as much for any number."""
 
     def seconds(self, settings: Settings, num_hosts: int, network: Network, wire: str) -> float:
         """Return the predicted seconds of an update."""
@@ -122,9 +119,7 @@ class Model:
 
     def communication_seconds(self, settings: Settings, num_hosts: int, network: Network, wire: str) -> float:
         """Return the seconds that sums would take if all ranks came to them at the same time."""
-        per_host = -(-settings.ranks // num_hosts)
-        levels = math.log2(per_host)
-        within = levels * self.tree_level_ms if num_hosts > 1 else min(levels, 1.0) * self.shared_memory_ms
+        within = self.shared_memory_ms if settings.ranks > num_hosts else 0.0
         between = self.wires[wire].ms(network, BYTES[wire] * self.megaparameters, num_hosts)
         few = math.log2(num_hosts) * network.round_trip_ms
         return (settings.gradient_steps * (within + between) + SMALL_SUMS * few) / 1e3
@@ -176,7 +171,6 @@ def fit(measured: dict[str, Any], preset: str) -> Model:
         timings["flat"]["parameters"] / 1e6,
         fit_work(alone, pair, sum_seconds),
         {wire: fit_wire(*sums_between_hosts(measured, way, BYTES[wire])) for way, wire in WAYS.items()},
-        timings["hierarchical"]["sum_ms"],
         on_one_host,
     )
 

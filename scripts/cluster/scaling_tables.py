@@ -195,7 +195,7 @@ def fit_table(models: dict[str, Model]) -> str:
             [preset, "moments of a step", f"{1e6 * work.moments_per_step:.0f} us"],
             [preset, "else, an update", f"{1e3 * work.constant:.0f} ms"],
             [preset, "wait of two ranks for each other", f"{100 * work.relative_wait:.2f} % of the work"],
-            [preset, "sum over two ranks of a host", f"{model.tree_level_ms:.2f} ms"],
+            [preset, "sum over the ranks of a host", f"{model.shared_memory_ms:.2f} ms"],
         ]
     wires: dict[str, Wire] = next(iter(models.values())).wires
     for way, name in WAYS.items():

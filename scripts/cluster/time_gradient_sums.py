@@ -32,10 +32,9 @@ from ppo.collectives.mpi import connect
 from ppo.config import MachineSettings
 from ppo.models.actor_critic import build_model
 
-SHARED_MEMORY = "shared memory"
-"""What `--all_reduce=auto` is on one host; timed there only."""
 WAYS = {
-    SHARED_MEMORY: MachineSettings(),
+    "shared memory": MachineSettings(),
+    "shared memory, bfloat16": MachineSettings(gradient_wire="bfloat16"),
     "flat": MachineSettings(all_reduce="flat"),
     "hierarchical": MachineSettings(all_reduce="hierarchical"),
     "flat, bfloat16": MachineSettings(all_reduce="flat", gradient_wire="bfloat16"),
@@ -82,9 +81,10 @@ class GradientStep:
         space = gymnasium.spaces.Box(0, 255, (4, 84, 84), np.uint8)
         self._model = build_model(space, gymnasium.spaces.Discrete(6), network, seed=0)  # type: ignore[arg-type]
         shared = share_memory(settings, comm, num_parameters(self._model), NUM_SUMS)
-        if settings == WAYS[SHARED_MEMORY] and comm.size > 1 and shared is None:
+        if settings.all_reduce == "auto" and shared is None:
             raise RuntimeError("the ranks cannot share memory: what would be timed is another way")
-        self._flat = FlatParameters(self._model, NUM_SUMS, None if shared is None else shared.gradients[comm.rank])
+        exchanged = None if shared is None else shared.gradients[shared.hosts.within.rank]
+        self._flat = FlatParameters(self._model, NUM_SUMS, exchanged)
         self.parameters = self._flat.count
         self._way: GradientSum = make_gradient_sum(
             settings, comm, self._flat.exchanged, list(self._model.parameters()), shared
@@ -117,8 +117,7 @@ class GradientStep:
 def time_ways(network: str, comm: Collective, options: Options) -> list[Timing]:
     """Time all ways for one network, in turns; on all ranks together."""
     samples = -(-options.minibatch_size // comm.size)
-    on_one_host = comm.split_by_host().count == 1
-    ways = {way: settings for way, settings in WAYS.items() if on_one_host or way != SHARED_MEMORY}
+    ways = ways_for(comm.size, comm.split_by_host().count)
     steps = {way: GradientStep(network, settings, comm, samples) for way, settings in ways.items()}
     actions: dict[tuple[str, str], Callable[[], None]] = {("any", "compute"): next(iter(steps.values())).compute}
     for way, step in steps.items():
@@ -137,6 +136,17 @@ def time_ways(network: str, comm: Collective, options: Options) -> list[Timing]:
         Timing(network, step.parameters, way, medians[way, "sum"], medians[way, "step"], compute)
         for way, step in steps.items()
     ]
+
+
+def ways_for(num_ranks: int, num_hosts: int) -> dict[str, MachineSettings]:
+    """Return the ways that such a job has: memory is shared on hosts of several ranks, and 16 bits are for the wire."""
+    chosen = chosen_all_reduce(num_ranks, num_hosts)
+    wires = {"flat": (), "shared": ("float32",), "hierarchical": ("float32", "bfloat16")}[chosen]
+    return {
+        way: settings
+        for way, settings in WAYS.items()
+        if settings.all_reduce != "auto" or (num_ranks > 1 and settings.gradient_wire in wires)
+    }
 
 
 def slowest_rank_median(seconds: list[float], comm: Collective) -> float:

@@ -170,6 +170,7 @@ def test_gathered_images_are_those_of_their_indices_whatever_the_memory_order():
     images = pixels.permute(0, 1, 4, 2, 3)
     nothing = torch.zeros(steps, num_envs)
     rollout = Rollout(images, nothing, nothing, nothing, nothing, nothing, nothing)
-    gathered = rollout.observations_at(torch.tensor([7, 0, 7]))
-    assert torch.equal(gathered, torch.stack([images[3, 1], images[0, 0], images[3, 1]]))
+    gathered = rollout.observations_at(torch.tensor([7, 0, 7] * 24))  # more than are gathered at once
+    assert gathered.dtype == torch.float32
+    assert torch.equal(gathered, torch.stack([images[3, 1], images[0, 0], images[3, 1]] * 24).float())
     assert gathered.is_contiguous(memory_format=torch.channels_last)

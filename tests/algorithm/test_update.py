@@ -9,7 +9,7 @@ import torch
 from ppo.algorithm import equations
 from ppo.algorithm.normalization import RunningMoments
 from ppo.algorithm.rollout import Collector
-from ppo.algorithm.update import Learner
+from ppo.algorithm.update import Learner, _sums_of_powers
 from ppo.collectives import Alone, Halt, Hosts
 from ppo.config import MachineSettings, PPOSettings, WorldSettings
 from ppo.envs import make_envs
@@ -325,6 +325,25 @@ def test_a_rank_contributes_the_square_of_the_mean_gradient_of_its_own_steps():
     mean_of_own_steps = learner._flat.gradient * SETTINGS.minibatch_size / len(index)
     learner._step(1e-4)
     assert comm.exchanged[-1][-1] == pytest.approx(float(mean_of_own_steps.square().sum()) / 2, rel=1e-5)
+
+
+def test_noise_is_measured_in_every_fourth_minibatch_of_an_epoch_only(monkeypatch):
+    comm, seen = OneOfTwo(), []
+    settings = dataclasses.replace(SETTINGS, minibatch_size=3)
+    _, collector, learner = build(settings, indices=range(1, 3), comm=comm)
+    rollout, _ = collector.collect(0)
+    monkeypatch.setattr(learner._noise_scale, "observe", lambda *squares: seen.append(squares))
+    learner.update(rollout, update=0, progress=0.0)
+    assert len(seen) == 2 * settings.num_epochs  # of 8 minibatches
+    # One of the two ranks adds all that is added: |g|^2 of its own steps, 2 of 3, over two ranks.
+    for mean_of_squares, square_of_mean in seen:
+        assert mean_of_squares == pytest.approx(square_of_mean * 1.5**2 / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("pixels", [[255] * 1000, [0, 1, 2, 250], list(range(256)) * 3])
+def test_pixels_and_their_squares_are_added_without_rounding(pixels):
+    expected = [float(sum(pixels)), float(sum(pixel * pixel for pixel in pixels))]
+    assert _sums_of_powers(torch.tensor(pixels, dtype=torch.uint8)).tolist() == expected
 
 
 LATE = """

@@ -65,15 +65,17 @@ def test_the_mean_of_the_largest_normal_number_is_that_of_the_closed_form(count,
 
 
 def test_an_update_is_the_sum_of_its_parts():
-    model = Model(1.0, WORK, {"float32": Wire(1.0, 1.0, 0.0, 0.0)}, tree_level_ms=2.0, shared_memory_ms=0.3)
+    model = Model(1.0, WORK, {"float32": Wire(1.0, 1.0, 0.0, 0.0)}, shared_memory_ms=0.3)
     settings = Settings(ranks=4, num_envs=8, rollout_steps=16, minibatch_size=32, num_epochs=3)
     busy = 2 * 16 * (4e-4 + 1e-4 + 3 * 2e-4) + 0.01
     assert model.busy_seconds(settings) == pytest.approx(busy)
     network = Network(0.5, 1.0)
-    sums = settings.gradient_steps * (2.0 + 0.5 + 32.0) + SMALL_SUMS * 0.5
+    sums = settings.gradient_steps * (0.3 + 0.5 + 32.0) + SMALL_SUMS * 0.5
     assert settings.gradient_steps == 12
     assert model.communication_seconds(settings, 2, network, "float32") == pytest.approx(sums / 1e3)
     assert model.communication_seconds(settings, 1, network, "float32") == pytest.approx(12 * 0.3 / 1e3)
+    a_rank_a_host = model.communication_seconds(settings, 4, network, "float32")
+    assert a_rank_a_host == pytest.approx((12 * (3 * 0.5 + 1.5 * 32.0) + SMALL_SUMS * 2 * 0.5) / 1e3)
     waiting = expected_maximum(4) * busy
     assert model.seconds(settings, 2, network, "float32") == pytest.approx(busy + waiting + sums / 1e3)
 
@@ -92,7 +94,7 @@ def test_the_work_is_found_in_the_updates_of_one_rank_and_of_two():
 
 
 def test_blocks_that_do_not_divide_evenly_cost_what_the_largest_costs():
-    model = Model(1.0, WORK, {}, 0.0, 0.0)
+    model = Model(1.0, WORK, {}, 0.0)
     uneven, even = Settings(4, 9, 16, 144, 3), Settings(4, 12, 16, 192, 3)
     assert model.busy_seconds(uneven) == model.busy_seconds(even)
 

@@ -77,6 +77,23 @@ def test_ranks_with_a_slow_cable_between_them_learn_bit_for_bit_what_they_learn_
         assert float(row["time/communicate"]) >= gradient_steps * milliseconds(4 * SMALL_NETWORK) / 1e3
 
 
+@pytest.mark.parametrize("wire", ["float32", "bfloat16"])
+def test_hosts_of_two_ranks_sum_in_memory_within_and_over_the_cable_between(hosts, wire, tmp_path):
+    near, far = tmp_path / "near", tmp_path / "far"
+    near.mkdir()
+    far.mkdir()
+    flags = [*PONG, "--env_steps=192", "--num_envs=4", "--minibatch_size=32", "--replica_check_interval=1"]
+    job = ppo(near, *flags, "--all_reduce=flat", ranks=4)
+    assert job.returncode == 0, job.stderr
+    with hosts.start(far, *flags, f"--gradient_wire={wire}", ranks=2, options=UNBOUND) as job:
+        assert job.end(within=110)[0] == 0, job.log
+        assert "gradients: summed in shared memory within hosts, by MPI between them" in job.log
+    expected, got = weights(near, NAME, 192), weights(far, NAME, 192)
+    differences = [np.abs(got[name] - expected[name]).max() for name in expected if name.startswith("model/")]
+    assert max(differences) < (1e-5 if wire == "float32" else 5e-3)
+    assert wire == "float32" or max(differences) > 0.0
+
+
 def test_nothing_is_left_of_a_pair_and_its_cable():
     reason = two_hosts.reason_to_skip(shaped=True)
     if reason:
