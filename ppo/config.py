@@ -168,7 +168,8 @@ class SupervisionSettings:
     """A rank that has not come to the next phase of an update after so many seconds ends the job."""
     # Below the 480 s after which mpirun itself gives a lost host up, with an exit code of 0.
     replica_check_interval: int = 10
-    """Updates between two comparisons of all ranks' weights and optimiser states; done before every save too."""
+    """Updates between two comparisons of all ranks' weights and optimiser states; done before every save too. What all
+    ranks have in one memory (all_reduce) is not compared with itself."""
     take_over_lock: bool = False
     """Train although another host holds the lock of this model name: only when no run is alive there."""
 
@@ -186,7 +187,7 @@ class MachineSettings:
     uses the network; else flat. Where every rank has a GPU, NCCL does."""
     gradient_wire: Literal["float32", "bfloat16"] = "float32"
     """Numbers that gradients travel as. bfloat16 halves the bytes and rounds to 8 bits; sums are float32 all the same.
-    With auto and hierarchical it is used between hosts only."""
+    With auto and hierarchical between hosts only, where a host has several ranks."""
     gradient_buckets: int = 1
     """Pieces in which the gradient is summed. 1: all of it after the backward pass. More: each is begun as soon as the
     backward pass has finished it; flat and float32 only."""

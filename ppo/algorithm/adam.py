@@ -32,6 +32,7 @@ class Adam:
         values: Tensor,
         gradient: Tensor,
         rate: float,
+        *,
         unless: Tensor | None = None,
         piece: slice = slice(None),
     ) -> None:

@@ -29,7 +29,7 @@ def make_device_sum(
         settings: how processors sum it.
         comm: the ranks to sum over.
         exchanged: the gradients of `parameters`, in their order, and what else is to be summed.
-        parameters: their `grad` are views of `exchanged`.
+        parameters: backward() brings their gradients into `exchanged`.
         meeting_host: where the ranks find each other if it lies on GPUs, one for each rank, which shall sum it
             themselves; else empty.
         shared: see `make_gradient_sum`.

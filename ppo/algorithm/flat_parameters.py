@@ -12,7 +12,7 @@ def num_parameters(model: nn.Module) -> int:
 
 
 class FlatParameters:
-    """A model's parameters and gradients as two flat vectors the model's own tensors are views of."""
+    """A model's parameters as views of one flat vector, and its gradients in another."""
 
     def __init__(
         self,
@@ -45,9 +45,9 @@ class FlatParameters:
         start = 0
         for parameter in parameters:
             end = start + parameter.numel()
-            values = self.values[start:end].view_as(parameter)
-            values.copy_(parameter.data)
-            parameter.data = values
+            view = self.values[start:end].view_as(parameter)
+            view.copy_(parameter.data)
+            parameter.data = view
             self._grads.append(self.gradient[start:end].view_as(parameter))
             start = end
         self._parameters = parameters

@@ -50,7 +50,7 @@ def make_gradient_sum(
         settings: a valid combination.
         comm: the ranks to sum over.
         exchanged: the gradients of `parameters`, in their order, and what else is to be summed.
-        parameters: their `grad` are views of `exchanged`.
+        parameters: backward() brings their gradients into `exchanged`.
         shared: what `share_memory` returned, if `exchanged` is this rank's of its gradients.
     """
     if comm.size == 1:
@@ -84,7 +84,7 @@ class SharedVectors:
     """
 
     hosts: Hosts
-    """They, and the first ranks of all hosts."""
+    """The groups of ranks."""
     gradients: Tensor
     """Every rank's gradient with what is summed besides, (R, P + S)."""
     total: Tensor
@@ -106,7 +106,7 @@ def share_memory(
         return None
     hosts = comm.split_by_host()
     way = chosen_all_reduce(comm.size, hosts.count)
-    if way == "flat" or (way == "shared" and settings.gradient_wire != "float32"):
+    if way == "flat":
         return None
     ranks, length = hosts.within.size, num_parameters + num_sums
     # Matrix products may round otherwise where weights do not begin with a line of the cache.
@@ -170,7 +170,8 @@ class SharedMemorySum(GradientSum):
 def piece_of(length: int, comm: Collective) -> slice:
     """Return the piece of a vector that is this rank's to work on; no line of a cache lies in two of them.
 
-    So no number is computed otherwise than in one piece: what is left over from vector registers is at the end of both.
+    A number is rounded alike whatever the pieces are: what does not fill a vector register is at the end of the last
+    one, as it is of the whole.
     """
     lines = share(-(-length // _FLOATS_OF_A_CACHE_LINE), comm.rank, comm.size)
     return slice(*(min(length, end * _FLOATS_OF_A_CACHE_LINE) for end in (lines.start, lines.stop)))
@@ -270,7 +271,7 @@ class BucketedSum(GradientSum):
         Args:
             comm: the ranks to sum over.
             exchanged: the gradients of `parameters`, in their order, and what else is to be summed.
-            parameters: called back when their gradients are there.
+            parameters: called back when their gradients are there: behind `FlatParameters`, which has registered first.
             num_buckets: how many buckets at most; the further sums are one of their own.
         """
         self._comm, self._exchanged = comm, exchanged

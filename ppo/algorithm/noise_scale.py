@@ -1,6 +1,7 @@
 """The gradient noise scale: how many steps a minibatch can have before more of them stop helping.
 
-Measured for free where gradients are averaged over ranks: McCandlish et al. 2018 (arXiv:1812.06162), appendix A.1.
+Measured nearly for free where gradients are averaged over ranks: McCandlish et al. 2018 (arXiv:1812.06162),
+appendix A.1.
 """
 
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_DECAY = 0.99
+_DECAY = 0.96
 
 
 class GradientNoiseScale:

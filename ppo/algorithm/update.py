@@ -93,14 +93,16 @@ class Learner:
         self.is_one_replica = shared is not None and shared.hosts.count == 1
         """Whether all ranks of the job share them."""
         self._neighbours = comm if shared is None else shared.hosts.within
-        # What ranks share each of them fills with the same weights, here and when a checkpoint is loaded.
-        memory = (None, None) if shared is None else (shared.gradients[self._neighbours.rank], shared.parameters)
-        self._flat = FlatParameters(model, _NUM_SUMS, *memory)
+        exchanged = None if shared is None else shared.gradients[self._neighbours.rank]
+        # What ranks share each of them fills, here and when a checkpoint is loaded: all with the same, and all meet
+        # before anyone moves a weight.
+        weights = None if shared is None else shared.parameters
+        self._flat = FlatParameters(model, _NUM_SUMS, exchanged, weights)
         self._gradient_sum = make_device_sum(
             machine, comm, self._flat.exchanged, list(model.parameters()), meeting_host=meeting_host, shared=shared
         )
         self._optimizer = Adam(count, settings.adam_epsilon, self._device, None if shared is None else shared.moments)
-        self._moved = slice(count) if shared is None else piece_of(count, self._neighbours)
+        self._piece = slice(count) if shared is None else piece_of(count, self._neighbours)
         self._adaptive_rate = settings.learning_rate
         steps = settings.minibatch_size // settings.num_envs
         shares = [len(share(settings.num_envs, rank, comm.size)) * steps for rank in range(comm.size)]
@@ -148,7 +150,7 @@ class Learner:
             steps, outputs = [], []
             for number, (index, *minibatch) in enumerate(zip(indices, *minibatches, strict=True)):
                 outputs += self._add_gradients(rollout, index, Samples(*minibatch), clip_range)
-                steps.append(self._step(rate, measures_noise=number % _STEPS_PER_NOISE_SAMPLE == 0))
+                steps.append(self._step(rate, measures_noise=_measures_noise(number)))
             norms, epoch_sums = self._read(steps, outputs, minibatches.flatten(), clip_range, update)
             gradient_norms += norms
             sums += epoch_sums
@@ -336,8 +338,8 @@ class Learner:
         """Sum the gradient over ranks, clip it and take an Adam step, unless something is not finite now or was before.
 
         Returns:
-            The gradient's norm before clipping and, if noise is measured, the mean over ranks of the square of their
-            own, (2,), on the device.
+            The gradient's norm before clipping and the mean over ranks of the square of their own, or 0 where noise is
+            not measured, (2,), on the device.
         """
         flat = self._flat
         if self._noise_scale.is_measured and measures_noise:
@@ -347,14 +349,13 @@ class Learner:
         norm = summed[: flat.count].norm()
         # A NaN of one rank is in everybody's sum: all ranks come to the same decision without asking each other.
         self._broken.masked_fill_(~(norm < math.inf), 1.0)
-        moved = self._moved
-        gradient = summed[moved]
+        gradient = summed[self._piece]
         limit = self._settings.max_gradient_norm
         # Where looking costs no time, a pass over the gradient is saved.
         if limit is not None and (self._device.type != "cpu" or norm.item() > limit):
             factor = (limit / norm.double()).clamp_max(1.0)
-            gradient = torch.mul(gradient, factor, out=flat.gradient[moved])
-        self._optimizer.step(flat.values, gradient, rate, self._broken, moved)
+            gradient = torch.mul(gradient, factor, out=flat.gradient[self._piece])
+        self._optimizer.step(flat.values, gradient, rate, unless=self._broken, piece=self._piece)
         if self.shares_memory:
             with self._communicating():
                 self._neighbours.barrier()  # until their pieces have been moved too
@@ -388,17 +389,20 @@ class Learner:
         sums /= self._settings.minibatch_size
         with self._communicating():
             self._comm.sum_in_place(sums)
-        for number, (norm, squared_gradient_of_a_rank) in enumerate(of_steps.tolist()):
-            if not np.isfinite([norm, squared_gradient_of_a_rank, *sums]).all():
-                means = zip(LOGGED, sums / len(steps), strict=True)
-                raise Halt(
-                    f"the loss or the gradient of update {update + 1} is not finite (gradient norm {norm:g}, "
-                    f"{', '.join(f'{name} {mean:g}' for name, mean in means)}); nothing of it was saved and the last "
-                    "checkpoint stands. A lower --learning_rate may help"
-                )
-            if self._noise_scale.is_measured and number % _STEPS_PER_NOISE_SAMPLE == 0:
-                self._noise_scale.observe(squared_gradient_of_a_rank, norm * norm)
-        return of_steps[:, 0].tolist(), sums
+        norms = of_steps[:, 0].tolist()
+        if not (np.isfinite(of_steps).all() and np.isfinite(sums).all()):
+            norm = next((norm for norm in norms if not math.isfinite(norm)), norms[-1])
+            means = zip(LOGGED, sums / len(steps), strict=True)
+            raise Halt(
+                f"the loss or the gradient of update {update + 1} is not finite (gradient norm {norm:g}, "
+                f"{', '.join(f'{name} {mean:g}' for name, mean in means)}); nothing of it was saved and the last "
+                "checkpoint stands. A lower --learning_rate may help"
+            )
+        if self._noise_scale.is_measured:
+            for number, (norm, squared_gradient_of_a_rank) in enumerate(of_steps.tolist()):
+                if _measures_noise(number):
+                    self._noise_scale.observe(squared_gradient_of_a_rank, norm * norm)
+        return norms, sums
 
     def _follow_pixels(self, rollout: Rollout) -> None:
         """Let the network centre pixels by all it has seen; between updates, so that no ratio is moved by it."""
@@ -421,6 +425,11 @@ class Learner:
         started = time.perf_counter()
         yield
         self.seconds["communicate"] += time.perf_counter() - started
+
+
+def _measures_noise(minibatch: int) -> bool:
+    """Tell whether the noise of a minibatch of an epoch is measured."""
+    return minibatch % _STEPS_PER_NOISE_SAMPLE == 0
 
 
 def _sums_of_powers(pixels: Tensor) -> Tensor:

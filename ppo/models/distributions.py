@@ -48,8 +48,10 @@ def sample(logits: Tensor, noise: Tensor) -> Tensor:
 
 def gumbel_noise(generator: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Return independent draws of the standard Gumbel distribution: -log E, where E is exponential of mean 1."""
-    # In float64 E is never 0, whose noise would be infinite and choose an action however improbable.
-    return -np.log(generator.standard_exponential(shape)).astype(np.float32)
+    # The noise of 0, drawn once in 2^53, would be infinite and choose an action however improbable.
+    exponential = np.maximum(generator.standard_exponential(shape), np.finfo(np.float64).tiny)
+    noise: NDArray[np.float32] = -np.log(exponential).astype(np.float32)
+    return noise
 
 
 def mode(logits: Tensor) -> Tensor:

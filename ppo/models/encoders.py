@@ -1,6 +1,6 @@
 """Encoders: an observation in, a vector of features out.
 
-Shapes: B minibatch, C stacked screens, 84x84 pixels. Images are uint8 until an encoder scales them.
+Shapes: B minibatch, C stacked screens, 84x84 pixels. Images are numbers from 0 to 255 until an encoder scales them.
 """
 
 import math
@@ -43,7 +43,7 @@ class PixelConv2d(nn.Conv2d):
         self.pixel_moments.copy_(torch.tensor([mean, deviation]))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Map (B, C, H, W) uint8 to (B, out_channels, H', W')."""
+        """Map (B, C, H, W), uint8 or the same numbers as float32, to (B, out_channels, H', W')."""
         mean, deviation = self.pixel_moments
         if self.padding != (0, 0):
             # A border of zeros is one of average pixels only where the average has been taken away.

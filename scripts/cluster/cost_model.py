@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 SMALL_SUMS = 10
-"""Sums and gathers of few numbers in an update: moments of advantages and pixels, episodes, clocks, requests."""
+"""Sums and gathers of few numbers in an update, about: moments of advantages and pixels, what is logged of every epoch,
+episodes, clocks, requests."""
 BYTES = {"float32": 4, "bfloat16": 2}
 WAYS = {"flat": "float32", "flat, bfloat16": "bfloat16"}
 """The measured ways from which the cost of a wire format is learnt: one rank on each of two hosts."""
@@ -101,7 +102,10 @@ class Model:
     work: Work
     wires: dict[str, Wire]
     shared_memory_ms: float
-    """The sum in memory that the ranks of a host share; each reads and adds as much for any number."""
+    """The sum in memory that the ranks of a host share; each reads and adds as much for any number.
+
+    When all have moved their pieces of the weights they meet once more, which is counted as waiting.
+    """
 
     def seconds(self, settings: Settings, num_hosts: int, network: Network, wire: str) -> float:
         """Return the predicted seconds of an update."""

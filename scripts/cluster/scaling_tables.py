@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ppo.presets import PRESETS, for_environments
+from scripts.cluster import time_gradient_sums
 from scripts.cluster.cost_model import WAYS, Model, Network, Settings, Wire, fit
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,7 +122,8 @@ def sums_table(measured: dict[str, Any]) -> str:
     for pair in measured["two_hosts"]:
         tcp = f"{pair['cable']['round_trip_ms']:.2f} ms, {pair['cable']['gigabits_per_second']:.2f} Gbit/s"
         jobs += [{"ranks": job["ranks"], "cable": cable(pair), "job": job, "tcp": tcp} for job in pair["sums"]]
-    ways = [t["way"] for t in one_host["job"]["timings"] if t["network"] == "small"]
+    timed = {timing["way"] for entry in jobs for timing in entry["job"]["timings"]}
+    ways = [way for way in time_gradient_sums.WAYS if way in timed]
     rows = []
     for entry in jobs:
         for network in ("small", "large"):

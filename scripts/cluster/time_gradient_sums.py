@@ -42,7 +42,7 @@ WAYS = {
     "2 buckets": MachineSettings(all_reduce="flat", gradient_buckets=2),
 }
 NUM_SUMS = 1
-"""What a log needs and rides along, as in training."""
+"""What is summed besides, as in training."""
 
 
 @dataclass(frozen=True)

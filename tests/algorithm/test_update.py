@@ -155,7 +155,7 @@ def test_a_minibatch_holds_the_same_steps_at_any_rank_count():
     assert whole == [a | b for a, b in zip(*parts, strict=True)]
 
 
-def test_parameters_and_gradients_stay_views_of_the_flat_vectors():
+def test_parameters_stay_views_of_the_flat_vector():
     model, collector, learner = build()
     for update in range(2):
         rollout, _ = collector.collect(update)
@@ -183,6 +183,20 @@ def test_a_gradient_that_is_not_finite_reaches_no_weight():
     with pytest.raises(Halt, match="update 1 is not finite"):
         learner.update(rollout, update=0, progress=0.0)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("norms", "named"), [([1.0, 2.0], "2"), ([1.0, float("nan")], "nan"), ([float("inf"), 2.0], "inf")]
+)
+def test_the_message_has_the_norm_that_is_not_finite_or_else_the_last(norms, named):
+    _, collector, learner = build()
+    rollout, _ = collector.collect(0)
+    samples, _ = learner._prepare(rollout)
+    minibatches = learner._gather(samples, learner.minibatches(0, 0))
+    logits, values = torch.zeros(24, 2), torch.zeros(24)
+    values[0] = 0.0 if named != "2" else float("nan")
+    with pytest.raises(Halt, match=rf"gradient norm {named},"):
+        learner._read([torch.tensor([norm, 0.0]) for norm in norms], [(logits, values)], minibatches.flatten(), 0.2, 0)
 
 
 def test_after_a_step_that_is_not_finite_no_later_one_changes_a_weight(monkeypatch):

@@ -20,6 +20,7 @@ from scripts.cluster.cost_model import (
     on_the_wire_ms,
 )
 from scripts.cluster.scaling_tables import DOCUMENT, MEASURED, SETTINGS, replaced, tables
+from scripts.cluster.time_gradient_sums import ways_for
 
 NETWORKS = [Network(0.05, 8.0), Network(1.1, 5.0), Network(0.2, 0.95), Network(1.1, 0.95)]
 WORK = Work(
@@ -118,3 +119,19 @@ def test_the_document_shows_the_measurements_that_are_beside_it():
     models = {update["preset"]: fit(measured, update["preset"]) for update in measured["one_host"][0]["updates"]}
     for name, content in tables(measured, models).items():
         assert replaced(text, name, content) == text, f"run python -m scripts.cluster.scaling_tables: {name}"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "hosts", "in_memory"),
+    [
+        (1, 1, []),
+        (2, 1, ["shared memory"]),
+        (2, 2, []),
+        (4, 2, ["shared memory", "shared memory, bfloat16"]),
+        (3, 2, ["shared memory", "shared memory, bfloat16"]),
+    ],
+)
+def test_the_ways_that_are_timed_are_those_that_such_a_job_has(ranks, hosts, in_memory):
+    ways = ways_for(ranks, hosts)
+    assert [way for way in ways if way.startswith("shared")] == in_memory
+    assert len(ways) == 5 + len(in_memory)

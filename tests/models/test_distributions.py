@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from scipy import stats
 from scipy.special import softmax
 
@@ -57,11 +58,20 @@ def test_noise_has_the_standard_gumbel_distribution() -> None:
     assert stats.kstest(noise.flatten(), "gumbel_r").pvalue > 0.001
 
 
+class Zeros(np.random.Generator):
+    """A generator that draws what it hardly ever does."""
+
+    def __init__(self) -> None:
+        super().__init__(np.random.Philox(0))
+
+    def standard_exponential(self, shape: tuple[int, ...]) -> NDArray[np.float64]:  # type: ignore[override]
+        return np.zeros(shape)
+
+
 def test_noise_is_finite_so_that_an_action_of_probability_0_is_never_drawn() -> None:
-    noise = distributions.gumbel_noise(np.random.default_rng(0), (1_000_000, 2))
+    noise = distributions.gumbel_noise(Zeros(), (1, 2))
     assert np.isfinite(noise).all()
-    actions = distributions.sample(log_probs_of([0.0, 1.0]).expand(1_000_000, 2), torch.from_numpy(noise))
-    assert actions.min() == 1
+    assert distributions.sample(log_probs_of([0.0, 1.0]), torch.from_numpy(noise)[0]).item() == 1
 
 
 def test_rows_are_sampled_each_with_their_own_noise() -> None:
