@@ -13,11 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ppo.collectives import Collective, Hosts, Pending, share
-from ppo.collectives.shared_memory import share_vectors
+from ppo.collectives import Collective, Hosts, Pending, share, true_on_all
+from ppo.collectives.shared_memory import FLOATS_OF_A_CACHE_LINE, share_vectors
 from ppo.config import MachineSettings
-
-_FLOATS_OF_A_CACHE_LINE = 16
 
 
 class GradientSum(ABC):
@@ -105,17 +103,14 @@ def share_memory(
     if comm.size == 1 or settings.all_reduce != "auto" or settings.gradient_buckets > 1:
         return None
     hosts = comm.split_by_host()
-    way = chosen_all_reduce(comm.size, hosts.count)
-    if way == "flat":
+    if chosen_all_reduce(comm.size, hosts.count) == "flat":
         return None
-    ranks, length = hosts.within.size, num_parameters + num_sums
-    # Matrix products may round otherwise where weights do not begin with a line of the cache.
-    vectors = share_vectors(hosts.within, ranks + 4, -(-length // _FLOATS_OF_A_CACHE_LINE) * _FLOATS_OF_A_CACHE_LINE)
-    everyone = comm.gather(vectors is not None)
-    all_have_it = comm.broadcast(everyone is not None and all(everyone))
+    ranks = hosts.within.size
+    vectors = share_vectors(hosts.within, ranks + 4, num_parameters + num_sums)
+    all_have_it = true_on_all(comm, vectors is not None)
     if vectors is None or not all_have_it:
         return None
-    rows = torch.from_numpy(vectors)[:, :length]
+    rows = torch.from_numpy(vectors)
     gradients, total, of_parameters = rows[:ranks], rows[ranks], rows[ranks + 1 :, :num_parameters]
     return SharedVectors(hosts, gradients, total, parameters=of_parameters[0], moments=of_parameters[1:])
 
@@ -173,8 +168,8 @@ def piece_of(length: int, comm: Collective) -> slice:
     A number is rounded alike whatever the pieces are: what does not fill a vector register is at the end of the last
     one, as it is of the whole.
     """
-    lines = share(-(-length // _FLOATS_OF_A_CACHE_LINE), comm.rank, comm.size)
-    return slice(*(min(length, end * _FLOATS_OF_A_CACHE_LINE) for end in (lines.start, lines.stop)))
+    lines = share(-(-length // FLOATS_OF_A_CACHE_LINE), comm.rank, comm.size)
+    return slice(*(min(length, end * FLOATS_OF_A_CACHE_LINE) for end in (lines.start, lines.stop)))
 
 
 class FlatSum(GradientSum):

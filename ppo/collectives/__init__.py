@@ -155,6 +155,12 @@ def share(total: int, rank: int, size: int) -> range:
     return range(total * rank // size, total * (rank + 1) // size)
 
 
+def true_on_all(comm: Collective, condition: bool) -> bool:
+    """Tell every rank whether a condition holds on all of them."""
+    everyone = comm.broadcast(comm.gather(condition))
+    return everyone is not None and all(everyone)
+
+
 def decided_by_root(comm: Collective, decide: Callable[[], T]) -> T:
     """Let rank 0 alone do something and give every rank its result, or the same error.
 

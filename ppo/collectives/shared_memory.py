@@ -6,28 +6,31 @@ import os
 import numpy as np
 from numpy.typing import NDArray
 
-from ppo.collectives import Collective
+from ppo.collectives import Collective, true_on_all
 
 _BYTES = np.dtype(np.float32).itemsize
+FLOATS_OF_A_CACHE_LINE = 16
 
 
 def share_vectors(comm: Collective, count: int, length: int) -> NDArray[np.float32] | None:
     """Return zeros (count, length) that all ranks see and write, or None on all of them where that cannot be had.
 
+    Every row begins with a line of the cache: matrix products may round otherwise where weights do not.
+
     The memory has no name that a killed job could leave behind, and is not that of /dev/shm, which is small in
     containers. It goes with its last reader. Made by all ranks of `comm` together, which share a host.
     """
-    size = count * length * _BYTES
+    padded = -(-length // FLOATS_OF_A_CACHE_LINE) * FLOATS_OF_A_CACHE_LINE
+    size = count * padded * _BYTES
     descriptor = _make(size) if comm.rank == 0 else None
     where = comm.broadcast(None if descriptor is None else (os.getpid(), descriptor, _identity(descriptor)))
     mapped = None if where is None else _map(*where, size)
-    everyone = comm.gather(mapped is not None)  # and nobody needs rank 0's descriptor any more
+    all_have_it = true_on_all(comm, mapped is not None)
     if descriptor is not None:
-        os.close(descriptor)
-    all_have_it = comm.broadcast(everyone is not None and all(everyone))
+        os.close(descriptor)  # which nobody needs any more
     if mapped is None or not all_have_it:
         return None
-    return np.frombuffer(mapped, np.float32).reshape(count, length)
+    return np.frombuffer(mapped, np.float32).reshape(count, padded)[:, :length]
 
 
 def _make(size: int) -> int | None:
