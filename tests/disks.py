@@ -2,6 +2,7 @@
 
 import contextlib
 import subprocess
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,32 @@ class SmallDisk:
 
     def fill(self) -> None:
         """Leave no byte free."""
-        with open(self.path / "ballast", "wb", buffering=0) as file, contextlib.suppress(OSError):
+        with open(self.path / "ballast", "ab", buffering=0) as file, contextlib.suppress(OSError):
             while True:
                 file.write(bytes(4096))
 
     def make_room(self) -> None:
         """Undo `fill`."""
         (self.path / "ballast").unlink()
+
+    @contextlib.contextmanager
+    def kept_full(self) -> Iterator[None]:
+        """Take what is freed meanwhile, too: what a failed save gives back may be enough for the next one."""
+        ended = threading.Event()
+
+        def keep_full() -> None:
+            while not ended.wait(0.001):
+                self.fill()
+
+        self.fill()
+        thread = threading.Thread(target=keep_full)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            self.make_room()
 
     def set_writable(self, writable: bool) -> None:
         """Mount it anew."""

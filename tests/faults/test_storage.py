@@ -32,23 +32,21 @@ def disk(tmp_path):
 def test_training_goes_on_while_the_disk_of_the_checkpoints_is_full(disk, tmp_path, fault_report):
     with RunningJob(tmp_path, *FLAGS, ENDLESS, f"--checkpoint_dir={disk.path}") as job:
         job.wait_for_updates(5)
-        disk.fill()
-        job.wait_until(lambda: job.log.count("was not saved: ") >= 3)
+        with disk.kept_full():
+            job.wait_until(lambda: job.log.count("was not saved: ") >= 3)
         last = job.log.index("was not saved")
-        disk.make_room()
         updates = len(csv_rows(tmp_path, "progress.csv"))
         job.wait_for_updates(updates + 5)
-        disk.fill()
-        warnings = job.log.count("was not saved: ")
-        job.wait_until(lambda: job.log.count("was not saved: ") > warnings)
-        os.kill(job.process.pid, signal.SIGUSR1)
-        code, _ = job.end(within=20, since=time.time())
+        with disk.kept_full():
+            warnings = job.log.count("was not saved: ")
+            job.wait_until(lambda: job.log.count("was not saved: ") > warnings)
+            os.kill(job.process.pid, signal.SIGUSR1)
+            code, _ = job.end(within=20, since=time.time())
         assert code == 1, job.log
         assert "WITHOUT a last checkpoint" in job.log
         assert "No space left on device" in job.log[last:]
         assert "Traceback" not in job.log
     assert [path.name for path in disk.path.rglob("*.tmp")] == []
-    disk.make_room()
     log = run_to_end(tmp_path, *FLAGS, "--env_steps=64", f"--checkpoint_dir={disk.path}")
     assert "damaged" not in log
     fault_report(
