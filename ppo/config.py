@@ -114,6 +114,10 @@ class PPOSettings:
     """Discount factor, gamma."""
     gae_lambda: float = 0.95
     """Lambda of generalised advantage estimation."""
+    gae_lambda_late: float | None = None
+    """Lambda late in training, when values can be trusted and shorter returns have less noise. Default: as before."""
+    gae_lambda_late_steps: int = 800_000
+    """Agent steps from which on it is gae_lambda_late; from half of them on it moves there in a straight line."""
     learning_rate: float = 2.5e-4
     """Adam step size at the start."""
     learning_rate_schedule: Literal["linear", "constant", "kl_adaptive"] = "linear"
@@ -478,8 +482,10 @@ def _validate_ppo(ppo: PPOSettings) -> None:
     _require(1 <= ppo.rollout_steps <= _MOST, "rollout_steps", f"between 1 and {_MOST}", ppo.rollout_steps)
     for name in ("minibatch_size", "num_epochs"):
         _require(getattr(ppo, name) >= 1, name, "at least 1", getattr(ppo, name))
-    for name in ("discount", "gae_lambda"):
-        _require(0.0 <= getattr(ppo, name) <= 1.0, name, "between 0 and 1", getattr(ppo, name))
+    for name in ("discount", "gae_lambda", "gae_lambda_late"):
+        value = getattr(ppo, name)
+        _require(value is None or 0.0 <= value <= 1.0, name, "between 0 and 1", value)
+    _require(ppo.gae_lambda_late_steps >= 1, "gae_lambda_late_steps", "at least 1", ppo.gae_lambda_late_steps)
     positive = (
         "learning_rate", "learning_rate_max", "kl_target", "kl_stop", "adam_epsilon", "clip_range",
         "value_clip_range", "max_gradient_norm",

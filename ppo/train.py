@@ -99,7 +99,10 @@ class Loop:
         rollout, episodes = run.collector.collect(progress.update)
         self._watchdog.enter("learning", progress.update + 1)
         update_metrics = run.learner.update(
-            rollout, update=progress.update, progress=steps_before / config.run.env_steps
+            rollout,
+            update=progress.update,
+            env_steps=steps_before,
+            progress=steps_before / config.run.env_steps,
         )
         self._watchdog.enter("logging", progress.update + 1)
         everyone = run.comm.broadcast(merge(run.comm.gather(episodes)))

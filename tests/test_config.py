@@ -210,6 +210,8 @@ INVALID = [
     ("discount", 1.1, "between 0 and 1"),
     ("discount", NAN, "between 0 and 1"),
     ("gae_lambda", -0.1, "between 0 and 1"),
+    ("gae_lambda_late", 1.5, "between 0 and 1"),
+    ("gae_lambda_late_steps", 0, "at least 1"),
     ("learning_rate", 0.0, "above 0"),
     ("learning_rate", INF, "above 0"),
     ("learning_rate", NAN, "above 0"),

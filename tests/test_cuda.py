@@ -74,7 +74,7 @@ def test_an_update_leads_to_the_same_parameters(device, size):
     found = []
     for where in (CPU, device):
         model, learner, _ = build(where, size)
-        metrics = learner.update(moved(rollout, where), update=0, progress=0.0)
+        metrics = learner.update(moved(rollout, where), update=0, env_steps=0, progress=0.0)
         found.append((torch.cat([p.detach().flatten().cpu() for p in model.parameters()]), metrics))
     (expected, expected_metrics), (got, metrics) = found
     # A step of Adam is as large where a gradient is rounding and nothing else: single weights may go elsewhere.
@@ -89,7 +89,7 @@ def test_the_gradient_is_the_same(device, size):
     found = []
     for where in (CPU, device):
         _, learner, _ = build(where, size)
-        samples, _ = learner._prepare(moved(rollout, where))
+        samples, _ = learner._prepare(moved(rollout, where), 0.95)
         index = torch.arange(64, device=where)
         learner._add_gradients(moved(rollout, where), index, samples.at(index), 0.2)
         found.append(learner._flat.exchanged.cpu())
@@ -104,7 +104,7 @@ def test_losses_in_16_bits_are_those_of_32_within_rounding(device, size):
     found = []
     for where, precision in ((CPU, torch.float32), (device, torch.bfloat16)):
         model, learner, _ = build(where, size, precision, one_step)
-        found.append(learner.update(moved(rollout, where), update=0, progress=0.0))
+        found.append(learner.update(moved(rollout, where), update=0, env_steps=0, progress=0.0))
         assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     expected, got = found
     for name in ("update/value_loss", "update/entropy", "update/grad_norm"):
@@ -123,7 +123,7 @@ def test_recorded_decisions_are_those_of_the_weights_as_they_are_now(precision):
             values = collector._value_normalizer.denormalize(values)
         torch.testing.assert_close(rollout.values[5], values, rtol=1e-2, atol=1e-2)  # 16 bits, perhaps another kernel
         before = rollout.values[5].clone()
-        learner.update(rollout, update=update, progress=0.0)
+        learner.update(rollout, update=update, env_steps=0, progress=0.0)
         with torch.inference_mode():
             _, _, after = collector._decisions(rollout.observations[5], torch.zeros(4, 1, device=CUDA))
         assert (collector._value_normalizer.denormalize(after) - before).abs().max() > 0.05
@@ -135,7 +135,7 @@ def test_recorded_decisions_are_those_of_the_weights_as_they_are_now(precision):
 def test_recorded_kernels_add_the_gradient_of_the_samples_they_are_given(size, precision):
     _, learner, collector = build(CUDA, size, precision)
     rollout, _ = collector.collect(0)
-    samples, _ = learner._prepare(rollout)
+    samples, _ = learner._prepare(rollout, 0.95)
     advantages = torch.randn(128, device=CUDA)
     for update, clip_range in ((0, 0.2), (1, 0.05), (2, 0.2)):
         index = learner.minibatches(update, 0)[0].to(CUDA)
@@ -152,7 +152,7 @@ def test_recorded_kernels_add_the_gradient_of_the_samples_they_are_given(size, p
             found.append(learner._flat.exchanged.clone())
         torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5 if precision == torch.float32 else 1e-3)
         assert found[0].norm() > 0.01
-        learner.update(rollout, update=update, progress=0.0)  # the weights are other ones now
+        learner.update(rollout, update=update, env_steps=0, progress=0.0)  # the weights are other ones now
 
 
 @pytest.mark.cuda
@@ -161,7 +161,7 @@ def test_recorded_kernels_follow_a_rollout_that_lies_elsewhere():
     rollout, _ = collector.collect(0)
     norms = []
     for given in (rollout, dataclasses.replace(rollout, observations=rollout.observations.flip(0)), rollout):
-        samples, _ = learner._prepare(rollout)
+        samples, _ = learner._prepare(rollout, 0.95)
         index = torch.arange(8, device=CUDA)
         learner._add_gradients(given, index, samples.at(index)._replace(advantages=torch.ones(8, device=CUDA)), 0.2)
         norms.append(learner._flat.gradient.norm().item())
@@ -174,8 +174,8 @@ def test_recorded_kernels_follow_a_rollout_that_lies_elsewhere():
 def test_no_step_of_the_learner_waits_for_the_gpu(precision):
     _, learner, collector = build(CUDA, precision=precision)
     rollout, _ = collector.collect(0)
-    learner.update(rollout, update=0, progress=0.0)  # what is done once is done
-    samples, _ = learner._prepare(rollout)
+    learner.update(rollout, update=0, env_steps=0, progress=0.0)  # what is done once is done
+    samples, _ = learner._prepare(rollout, 0.95)
     index = learner.minibatches(0, 0)[0].to(CUDA)
     minibatch = samples.at(index)
     with _no_waiting():

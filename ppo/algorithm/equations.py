@@ -82,6 +82,17 @@ def clipped(log_ratios: Tensor, clip_range: float | Tensor) -> Tensor:
     return (log_ratios.exp() - 1.0).abs() > clip_range
 
 
+def late_lambda(early: float, late: float, env_steps: int, late_steps: int) -> float:
+    """Return the lambda of `gae` after so many steps: `early` for half of `late_steps`, `late` from all of them on.
+
+    In between it moves in a straight line. The best lambda falls as values become right: what a longer return then
+    saves in bias is less than what it adds in variance (Kearns and Singh 2000, "Bias-variance error bounds for temporal
+    difference updates").
+    """
+    moved = min(1.0, max(0.0, 2.0 * env_steps / late_steps - 1.0))
+    return early + (late - early) * moved
+
+
 def linear_decay(start: float, progress: float) -> float:
     """Return a value that falls linearly from `start` to 0 as progress goes from 0 to 1, never below 0."""
     return start * max(0.0, 1.0 - progress)

@@ -117,13 +117,14 @@ class Learner:
         self._broken = torch.zeros((), device=self._device)
         self.seconds = {"learn": 0.0, "communicate": 0.0}
 
-    def update(self, rollout: Rollout, *, update: int, progress: float) -> dict[str, float | None]:
+    def update(self, rollout: Rollout, *, update: int, env_steps: int, progress: float) -> dict[str, float | None]:
         """Improve the policy with one rollout.
 
         Args:
             rollout: this rank's experience.
             update: number of the update, the address of the shuffles.
-            progress: env_steps so far / env_steps of the whole run, for the schedules.
+            env_steps: agent steps of the job before the rollout, for lambda.
+            progress: env_steps / those of the whole run, for the linear schedules.
 
         Returns:
             Metrics of the whole job, equal on all ranks.
@@ -140,7 +141,8 @@ class Learner:
             clip_range = equations.linear_decay(clip_range, progress)
         rate = self._learning_rate(progress)
 
-        samples, explained_variance = self._prepare(rollout)
+        gae_lambda = self._gae_lambda(env_steps)
+        samples, explained_variance = self._prepare(rollout, gae_lambda)
         sums, count, gradient_norms = np.zeros(len(LOGGED)), 0, []
         epochs = 0
         self._broken.zero_()
@@ -168,6 +170,7 @@ class Learner:
             "update/explained_variance": explained_variance,
             "update/learning_rate": rate,
             "update/clip_range": clip_range,
+            "update/gae_lambda": gae_lambda,
             "update/grad_norm": float(np.mean(gradient_norms)),
             "update/noise_scale": self._noise_scale.value,
             "update/epochs": epochs,
@@ -227,6 +230,14 @@ class Learner:
             return self._adaptive_rate
         return settings.learning_rate
 
+    def _gae_lambda(self, env_steps: int) -> float:
+        settings = self._settings
+        if settings.gae_lambda_late is None:
+            return settings.gae_lambda
+        return equations.late_lambda(
+            settings.gae_lambda, settings.gae_lambda_late, env_steps, settings.gae_lambda_late_steps
+        )
+
     def _steer(self, rate: float, kl: float) -> float:
         """Return the rate for what follows an epoch with this KL."""
         settings = self._settings
@@ -237,7 +248,7 @@ class Learner:
         )
         return self._adaptive_rate
 
-    def _prepare(self, rollout: Rollout) -> tuple[Samples, float]:
+    def _prepare(self, rollout: Rollout, gae_lambda: float) -> tuple[Samples, float]:
         """Turn a rollout into flat samples, (T * N,); also return the explained variance of the values."""
         settings = self._settings
         advantages = equations.gae(
@@ -246,7 +257,7 @@ class Learner:
             rollout.next_values,
             rollout.dones,
             discount=settings.discount,
-            gae_lambda=settings.gae_lambda,
+            gae_lambda=gae_lambda,
         ).flatten()
         values = rollout.values.flatten()
         returns = advantages + values

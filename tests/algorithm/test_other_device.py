@@ -98,7 +98,7 @@ def test_an_update_waits_for_the_device_once_an_epoch_and_for_moments(kind, adva
     collector, learner = build(kind(), settings)
     rollout, _ = collector.collect(0)
     reads.clear()
-    learner.update(rollout, update=0, progress=0.0)
+    learner.update(rollout, update=0, env_steps=0, progress=0.0)
     of_the_rollout, of_an_epoch = [(2, 24)], [(4, 6)] if advantages == "minibatch" else []
     pixels = [(2,)] if kind is ImageWorld else []
     assert reads == [*of_the_rollout, *([*of_an_epoch, (4 * 2 + 5,)] * 3), *pixels]

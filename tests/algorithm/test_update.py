@@ -67,7 +67,7 @@ def test_centring_pixels_moves_no_ratio_between_collecting_and_learning():
     for update in range(2):
         rollout, _ = collector.collect(update)
         assert (first_ratios(model, learner, rollout) - 1.0).abs().max() < 1e-5
-        learner.update(rollout, update=update, progress=0.0)
+        learner.update(rollout, update=update, env_steps=0, progress=0.0)
         seen.append(rollout.observations[0].double())  # one step in 64 is looked at
     mean, deviation = model.pixel_layer.pixel_moments.tolist()
     assert mean == pytest.approx(torch.stack(seen).mean().item())
@@ -77,7 +77,7 @@ def test_centring_pixels_moves_no_ratio_between_collecting_and_learning():
 def test_pixels_are_only_divided_by_255_unless_told_otherwise():
     model, collector, learner = build(env_name="BreakoutNoFrameskip-v4")
     rollout, _ = collector.collect(0)
-    learner.update(rollout, update=0, progress=0.0)
+    learner.update(rollout, update=0, env_steps=0, progress=0.0)
     assert model.pixel_layer.pixel_moments.tolist() == [0.0, 255.0]
 
 
@@ -108,7 +108,7 @@ def test_the_gradient_is_that_of_the_loss_written_out():
     loss = -objective + 0.7 * 0.5 * (values - returns).square().mean() - 0.3 * policy.entropy().mean()
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(reference.parameters()))])
 
-    samples, _ = learner._prepare(rollout)
+    samples, _ = learner._prepare(rollout, 0.95)
     index = learner.minibatches(0, 0)[0]
     outputs = learner._add_gradients(rollout, index, samples.at(index), 0.2)
     torch.testing.assert_close(learner._flat.gradient, expected, rtol=1e-4, atol=1e-6)
@@ -123,9 +123,9 @@ def test_an_update_makes_good_actions_more_probable():
     settings = dataclasses.replace(SETTINGS, minibatch_size=24, num_epochs=1, learning_rate=1e-4)
     model, collector, learner = build(settings)
     rollout, _ = collector.collect(0)
-    batch, _ = learner._prepare(rollout)
+    batch, _ = learner._prepare(rollout, 0.95)
     old_values = batch.values
-    learner.update(rollout, update=0, progress=0.0)
+    learner.update(rollout, update=0, env_steps=0, progress=0.0)
     with torch.no_grad():
         logits, values = model(rollout.observations.flatten(0, 1))
     log_probs = distributions.log_prob(distributions.log_probabilities(logits), batch.actions)
@@ -159,7 +159,7 @@ def test_parameters_stay_views_of_the_flat_vector():
     model, collector, learner = build()
     for update in range(2):
         rollout, _ = collector.collect(update)
-        learner.update(rollout, update=update, progress=0.0)
+        learner.update(rollout, update=update, env_steps=0, progress=0.0)
     flat = learner._flat
     torch.testing.assert_close(torch.cat([p.data.flatten() for p in model.parameters()]), flat.values.data)
     flat.values.data.zero_()
@@ -170,7 +170,7 @@ def test_the_gradient_is_clipped_to_its_global_norm():
     settings = dataclasses.replace(SETTINGS, max_gradient_norm=1e-3, minibatch_size=24, num_epochs=1)
     _, collector, learner = build(settings)
     rollout, _ = collector.collect(0)
-    metrics = learner.update(rollout, update=0, progress=0.0)
+    metrics = learner.update(rollout, update=0, env_steps=0, progress=0.0)
     assert metrics["update/grad_norm"] > 1e-3
     assert learner._flat.gradient.norm().item() == pytest.approx(1e-3, rel=1e-4)
 
@@ -181,7 +181,7 @@ def test_a_gradient_that_is_not_finite_reaches_no_weight():
     rollout.rewards[0, 0] = float("nan")
     before = [p.detach().clone() for p in model.parameters()]
     with pytest.raises(Halt, match="update 1 is not finite"):
-        learner.update(rollout, update=0, progress=0.0)
+        learner.update(rollout, update=0, env_steps=0, progress=0.0)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
@@ -191,7 +191,7 @@ def test_a_gradient_that_is_not_finite_reaches_no_weight():
 def test_the_message_has_the_norm_that_is_not_finite_or_else_the_last(norms, named):
     _, collector, learner = build()
     rollout, _ = collector.collect(0)
-    samples, _ = learner._prepare(rollout)
+    samples, _ = learner._prepare(rollout, 0.95)
     minibatches = learner._gather(samples, learner.minibatches(0, 0))
     logits, values = torch.zeros(24, 2), torch.zeros(24)
     values[0] = 0.0 if named != "2" else float("nan")
@@ -217,10 +217,10 @@ def test_after_a_step_that_is_not_finite_no_later_one_changes_a_weight(monkeypat
         monkeypatch.setattr(learner._gradient_sum, "finish", spoiled)
         if last == 2:
             monkeypatch.setattr(learner, "minibatches", lambda update, epoch, own=learner.minibatches: own(0, 0)[:2])
-            learner.update(rollout, update=0, progress=0.0)
+            learner.update(rollout, update=0, env_steps=0, progress=0.0)
         else:
             with pytest.raises(Halt, match=r"gradient norm inf, policy_loss -?[0-9]"):
-                learner.update(rollout, update=0, progress=0.0)
+                learner.update(rollout, update=0, env_steps=0, progress=0.0)
         assert len(taken) == last
         weights[last] = torch.cat([p.detach().flatten() for p in model.parameters()])
     assert torch.equal(weights[8], weights[2])
@@ -232,11 +232,27 @@ def test_linear_schedules_follow_progress_and_end_at_zero(progress, rate, clip_r
     model, collector, learner = build(settings)
     rollout, _ = collector.collect(0)
     before = [p.detach().clone() for p in model.parameters()]
-    metrics = learner.update(rollout, update=0, progress=progress)
+    metrics = learner.update(rollout, update=0, env_steps=0, progress=progress)
     assert metrics["update/learning_rate"] == pytest.approx(rate)
     assert metrics["update/clip_range"] == pytest.approx(clip_range)
     unchanged = all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert unchanged == (progress == 1.0)
+
+
+@pytest.mark.parametrize(("env_steps", "gae_lambda"), [(0, 1.0), (200, 1.0), (300, 0.75), (400, 0.5), (1000, 0.5)])
+def test_lambda_falls_between_half_and_all_of_its_steps_and_the_update_is_made_with_it(env_steps, gae_lambda):
+    weights = []
+    for settings in (
+        dataclasses.replace(SETTINGS, gae_lambda=1.0, gae_lambda_late=0.5, gae_lambda_late_steps=400),
+        dataclasses.replace(SETTINGS, gae_lambda=gae_lambda),
+        dataclasses.replace(SETTINGS, gae_lambda=0.9 * gae_lambda),
+    ):
+        model, collector, learner = build(settings)
+        metrics = learner.update(collector.collect(0)[0], update=0, env_steps=env_steps, progress=0.0)
+        assert metrics["update/gae_lambda"] == pytest.approx(gae_lambda if len(weights) < 2 else 0.9 * gae_lambda)
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
 
 
 def test_the_adaptive_rate_is_steered_once_per_epoch_and_survives_a_restart():
@@ -245,32 +261,34 @@ def test_the_adaptive_rate_is_steered_once_per_epoch_and_survives_a_restart():
     )
     _, collector, learner = build(settings)
     rollout, _ = collector.collect(0)
-    metrics = learner.update(rollout, update=0, progress=0.0)
+    metrics = learner.update(rollout, update=0, env_steps=0, progress=0.0)
     assert metrics["update/learning_rate"] == pytest.approx(1e-5 * 1.5**3)
     other = build(settings)[2]
     other.load_state_dict(learner.state_dict())
-    assert other.update(rollout, update=1, progress=0.0)["update/learning_rate"] == pytest.approx(1e-5 * 1.5**6)
+    assert other.update(rollout, update=1, env_steps=0, progress=0.0)["update/learning_rate"] == pytest.approx(
+        1e-5 * 1.5**6
+    )
 
 
 def test_too_large_a_kl_ends_the_epochs_early():
     settings = dataclasses.replace(SETTINGS, kl_stop=1e-6, num_epochs=5, learning_rate=0.1)
     _, collector, learner = build(settings)
     rollout, _ = collector.collect(0)
-    assert learner.update(rollout, update=0, progress=0.0)["update/epochs"] < 5
+    assert learner.update(rollout, update=0, env_steps=0, progress=0.0)["update/epochs"] < 5
 
 
 def test_minibatch_normalization_scales_each_minibatch_to_mean_zero():
     settings = dataclasses.replace(SETTINGS, advantage_normalization="minibatch")
     _, collector, learner = build(settings)
     rollout, _ = collector.collect(0)
-    batch, _ = learner._prepare(rollout)
+    batch, _ = learner._prepare(rollout, 0.95)
     scaled = learner._gather(batch, learner.minibatches(0, 0)).advantages
     torch.testing.assert_close(scaled.mean(-1), torch.zeros(2), atol=1e-5, rtol=0)
     torch.testing.assert_close(scaled.std(-1, unbiased=False), torch.ones(2), atol=1e-4, rtol=0)
 
 
 def test_explained_variance_is_one_for_perfect_values_and_zero_for_constant_ones():
-    settings = dataclasses.replace(SETTINGS, gae_lambda=1.0, discount=1.0)
+    settings = dataclasses.replace(SETTINGS, discount=1.0)
     _, collector, learner = build(settings)
     rollout, _ = collector.collect(0)
     steps_left = torch.arange(8.0, 0.0, -1.0).unsqueeze(1).expand(8, 3)
@@ -284,7 +302,7 @@ def test_explained_variance_is_one_for_perfect_values_and_zero_for_constant_ones
             next_values=following,
             dones=torch.zeros(8, 3, dtype=torch.bool),
         )
-        assert learner._prepare(crafted)[1] == pytest.approx(expected, abs=1e-6)
+        assert learner._prepare(crafted, 1.0)[1] == pytest.approx(expected, abs=1e-6)
 
 
 def test_learner_state_of_another_network_is_refused():
@@ -301,7 +319,7 @@ def test_a_minibatch_larger_than_the_cache_gives_the_same_gradient_as_its_parts(
         monkeypatch.setattr("ppo.algorithm.update._MAX_SAMPLES_AT_ONCE", limit)
         model, collector, learner = build(settings)
         rollout, _ = collector.collect(0)
-        learner.update(rollout, update=0, progress=0.0)
+        learner.update(rollout, update=0, env_steps=0, progress=0.0)
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=1e-5)
     assert np.isfinite(weights[0].numpy()).all()
@@ -332,7 +350,7 @@ def test_a_rank_contributes_the_square_of_the_mean_gradient_of_its_own_steps():
     comm = OneOfTwo()
     _, collector, learner = build(indices=range(1, 3), comm=comm)
     rollout, _ = collector.collect(0)
-    batch, _ = learner._prepare(rollout)
+    batch, _ = learner._prepare(rollout, 0.95)
     index = learner.minibatches(0, 0)[0]
     assert len(index) == 8  # of the 12 steps of a minibatch
     learner._add_gradients(rollout, index, batch.at(index), 0.2)
@@ -347,7 +365,7 @@ def test_noise_is_measured_in_every_fourth_minibatch_of_an_epoch_only(monkeypatc
     _, collector, learner = build(settings, indices=range(1, 3), comm=comm)
     rollout, _ = collector.collect(0)
     monkeypatch.setattr(learner._noise_scale, "observe", lambda *squares: seen.append(squares))
-    learner.update(rollout, update=0, progress=0.0)
+    learner.update(rollout, update=0, env_steps=0, progress=0.0)
     assert len(seen) == 2 * settings.num_epochs  # of 8 minibatches
     # One of the two ranks adds all that is added: |g|^2 of its own steps, 2 of 3, over two ranks.
     for mean_of_squares, square_of_mean in seen:
@@ -390,7 +408,7 @@ def move_late(*arguments, **named):
 
 learner._step, torch._fused_adam_ = take_step, move_late
 with AbortGuard(comm):
-    learner.update(rollout, update=0, progress=0.0)
+    learner.update(rollout, update=0, env_steps=0, progress=0.0)
 print("rank", comm.rank, "of", comm.size, "agrees after", steps, "steps")
 """
 
