@@ -23,7 +23,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "learning_rate_max": 1e-3,
         "clip_range": 0.2,
         "gae_lambda": 0.95,
+        # Long returns tell Pong what earned a point while the values know nothing; Breakout needs shorter ones later.
         "gae_lambda_late": 0.9,
+        "gae_lambda_late_steps": 800_000,
         "value_coefficient": 1.0,
         "value_normalization": True,
         "pixel_normalization": True,
@@ -92,7 +94,7 @@ def for_environments(preset: Mapping[str, Any], num_envs: int, rollout_steps: in
     As many gradient steps an update as before, each on a larger minibatch; a batch of at most 16,384 steps, the rollout
     being halved until it is (more parallel environments serve better than longer rollouts, Mayor et al. 2025,
     arXiv:2506.03404); a learning rate that grows with the square root of the batch, to at most 1e-3 (Adam's gradient
-    noise falls so). A rate that is steered by the KL finds its own value.
+    noise falls so). A rate that is steered by the KL finds its own value. Lambda falls after as many updates as before.
 
     Args:
         preset: one of PRESETS.
@@ -107,8 +109,11 @@ def for_environments(preset: Mapping[str, Any], num_envs: int, rollout_steps: in
     # Every environment has a step in every minibatch.
     while not rollout_steps and num_envs * steps > _LARGEST_BATCH and steps % (2 * num_minibatches) == 0:
         steps //= 2
+    growth = num_envs * steps / batch
     changed = {"rollout_steps": steps, "minibatch_size": num_envs * max(1, steps // num_minibatches)}
+    if "gae_lambda_late" in preset:
+        changed["gae_lambda_late_steps"] = max(1, round(preset["gae_lambda_late_steps"] * growth))
     if preset["learning_rate_schedule"] != "kl_adaptive":
         rate = preset["learning_rate"]
-        changed["learning_rate"] = max(rate, min(_LARGEST_RATE, rate * math.sqrt(num_envs * steps / batch)))
+        changed["learning_rate"] = max(rate, min(_LARGEST_RATE, rate * math.sqrt(growth)))
     return {**preset, **changed}

@@ -4,7 +4,7 @@ Saving and resuming are done by all ranks together; rank 0 has the files, every 
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,23 +66,19 @@ class Run:
 
     def model_tensors(self) -> dict[str, Tensor]:
         """Return what playing needs, by the names in a checkpoint; equal on all ranks."""
-        weights = {f"model/{name}": tensor.cpu() for name, tensor in self.model.state_dict().items()}
-        return weights | {f"value_normalizer/{name}": t for name, t in self.value_normalizer.state_dict().items()}
+        return _named("model", self.model.state_dict()) | _named("value_normalizer", self.value_normalizer.state_dict())
 
     def learner_tensors(self) -> dict[str, Tensor]:
         """Return what training needs besides, without the environments; equal on all ranks."""
-        return {f"learner/{name}": tensor.cpu() for name, tensor in self.learner.state_dict().items()}
+        return _named("learner", self.learner.state_dict())
 
     def replicated_tensors(self) -> dict[str, Tensor]:
         """Return what ranks have replicas of; what all of them share is there once and cannot differ."""
-        tensors = {**self.model_tensors(), **self.learner_tensors()}
+        tensors = self.model_tensors()
         if self.learner.is_one_replica:
-            shared = {f"model/{name}" for name, _ in self.model.named_parameters()} | {
-                "learner/first_moment",
-                "learner/second_moment",
-            }
-            return {name: tensor for name, tensor in tensors.items() if name not in shared}
-        return tensors
+            for name, _ in self.model.named_parameters():
+                del tensors[f"model/{name}"]
+        return {**tensors, **_named("learner", self.learner.replicated_state())}
 
     def close(self) -> None:
         """Give back what was taken; by all ranks together."""
@@ -166,6 +162,11 @@ def save(run: Run, say: Callable[[str], None]) -> bool:
 def merge(parts: list[list[Any]] | None) -> list[Any]:
     """Join what was gathered from all ranks into one list; empty off rank 0."""
     return [item for part in parts or [] for item in part]
+
+
+def _named(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a part of a run in a processor's memory, by their names in a checkpoint."""
+    return {f"{part}/{name}": tensor.cpu() for name, tensor in tensors.items()}
 
 
 def _restore(run: Run, parts: dict[str, dict[str, Tensor]]) -> list[int]:

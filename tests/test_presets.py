@@ -53,6 +53,15 @@ def test_a_rate_that_is_steered_by_the_kl_is_left_alone() -> None:
     assert (scaled.learning_rate, scaled.learning_rate_max) == (3e-4, 1e-3)
 
 
+def test_lambda_falls_after_as_many_updates() -> None:
+    base = parse("--preset=atari")
+    for num_envs in (64, 128, 512):
+        scaled = parse("--preset=atari", f"--num_envs={num_envs}")
+        updates = scaled.gae_lambda_late_steps / (num_envs * scaled.rollout_steps)
+        assert updates == base.gae_lambda_late_steps / (base.num_envs * base.rollout_steps)
+    assert parse("--preset=atari", "--num_envs=64", "--gae_lambda_late_steps=1000").gae_lambda_late_steps == 1000
+
+
 def test_what_the_user_sets_is_not_scaled() -> None:
     scaled = parse("--num_envs=64", "--rollout_steps=32", "--learning_rate=1e-4")
     assert (scaled.rollout_steps, scaled.minibatch_size, scaled.learning_rate) == (32, 256, 1e-4)

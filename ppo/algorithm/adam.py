@@ -11,6 +11,9 @@ from torch import Tensor
 class Adam:
     """Adam, Kingma and Ba 2015, algorithm 1 (arXiv:1412.6980), with its betas of 0.9 and 0.999."""
 
+    MOMENTS = ("first_moment", "second_moment")
+    """Their names in a `state_dict`."""
+
     def __init__(
         self, count: int, epsilon: float, device: torch.device | None = None, moments: Tensor | None = None
     ) -> None:
@@ -65,11 +68,8 @@ class Adam:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return copies of both moments (P,) and the number of steps."""
-        return {
-            "first_moment": self.first_moment.clone(),
-            "second_moment": self.second_moment.clone(),
-            "gradient_steps": self.gradient_steps.clone(),
-        }
+        moments = zip(self.MOMENTS, (self.first_moment.clone(), self.second_moment.clone()), strict=True)
+        return {**dict(moments), "gradient_steps": self.gradient_steps.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore a `state_dict`.
@@ -77,7 +77,7 @@ class Adam:
         Raises:
             ValueError: the moments belong to a network of another size.
         """
-        for name, own in (("first_moment", self.first_moment), ("second_moment", self.second_moment)):
+        for name, own in zip(self.MOMENTS, (self.first_moment, self.second_moment), strict=True):
             if state[name].shape != own.shape:
                 raise ValueError(
                     f"the optimiser state has {state[name].numel()} parameters, this network {own.numel()}"

@@ -211,6 +211,11 @@ class Learner:
             **self._noise_scale.state_dict(),
         }
 
+    def replicated_state(self) -> dict[str, Tensor]:
+        """Return of the `state_dict` what every rank has a copy of: what all of them share is there once."""
+        state = self.state_dict()
+        return {name: t for name, t in state.items() if not (self.is_one_replica and name in Adam.MOMENTS)}
+
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore a `state_dict`.
 
