@@ -113,11 +113,11 @@ class PPOSettings:
     discount: float = 0.99
     """Discount factor, gamma."""
     gae_lambda: float = 0.95
-    """Lambda of generalised advantage estimation."""
+    """Lambda of generalised advantage estimation; of all of training if it is set and gae_lambda_late is not."""
     gae_lambda_late: float | None = None
-    """Lambda late in training, when values can be trusted and shorter returns have less noise. Default: as before."""
+    """Lambda that training ends with: shorter returns may serve better once values can be trusted. None: no change."""
     gae_lambda_late_steps: int = 800_000
-    """Agent steps from which on it is gae_lambda_late; from half of them on it moves there in a straight line."""
+    """Agent steps at which lambda has become gae_lambda_late; it moves in a straight line from half of them on."""
     learning_rate: float = 2.5e-4
     """Adam step size at the start."""
     learning_rate_schedule: Literal["linear", "constant", "kl_adaptive"] = "linear"
@@ -360,6 +360,9 @@ def parse_command_line(
     )
     if num_envs:
         settings = for_environments(settings, num_envs, rollout_steps)
+    explicit = explicit_settings(arguments)
+    if "gae_lambda" in explicit and "gae_lambda_late" not in explicit:
+        settings = {**settings, "gae_lambda_late": None}  # who sets one lambda wants no other
     defaults = Config().replace_settings(settings).replace_settings({"env_name": env_name, "preset": preset})
     complaint = io.StringIO()
     try:

@@ -94,7 +94,8 @@ def for_environments(preset: Mapping[str, Any], num_envs: int, rollout_steps: in
     As many gradient steps an update as before, each on a larger minibatch; a batch of at most 16,384 steps, the rollout
     being halved until it is (more parallel environments serve better than longer rollouts, Mayor et al. 2025,
     arXiv:2506.03404); a learning rate that grows with the square root of the batch, to at most 1e-3 (Adam's gradient
-    noise falls so). A rate that is steered by the KL finds its own value. Lambda falls after as many updates as before.
+    noise falls so). A rate that is steered by the KL finds its own value. Lambda falls later, with the same root: it
+    takes more steps, but fewer updates, until values can be trusted.
 
     Args:
         preset: one of PRESETS.
@@ -111,8 +112,8 @@ def for_environments(preset: Mapping[str, Any], num_envs: int, rollout_steps: in
         steps //= 2
     growth = num_envs * steps / batch
     changed = {"rollout_steps": steps, "minibatch_size": num_envs * max(1, steps // num_minibatches)}
-    if "gae_lambda_late" in preset:
-        changed["gae_lambda_late_steps"] = max(1, round(preset["gae_lambda_late_steps"] * growth))
+    if "gae_lambda_late_steps" in preset:
+        changed["gae_lambda_late_steps"] = max(1, round(preset["gae_lambda_late_steps"] * math.sqrt(growth)))
     if preset["learning_rate_schedule"] != "kl_adaptive":
         rate = preset["learning_rate"]
         changed["learning_rate"] = max(rate, min(_LARGEST_RATE, rate * math.sqrt(growth)))

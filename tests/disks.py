@@ -28,7 +28,7 @@ class SmallDisk:
 
     @contextlib.contextmanager
     def kept_full(self) -> Iterator[None]:
-        """Take what is freed meanwhile, too: what a failed save gives back may be enough for the next one."""
+        """Take what is freed meanwhile, too, within a millisecond: what one save gives back may do for the next."""
         ended = threading.Event()
 
         def keep_full() -> None:
@@ -36,7 +36,7 @@ class SmallDisk:
                 self.fill()
 
         self.fill()
-        thread = threading.Thread(target=keep_full)
+        thread = threading.Thread(target=keep_full, daemon=True)
         thread.start()
         try:
             yield

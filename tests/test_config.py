@@ -79,6 +79,13 @@ def test_values_have_the_types_of_the_settings() -> None:
 
 def test_an_optional_setting_can_be_switched_off() -> None:
     assert parse("--max_gradient_norm=None").ppo.max_gradient_norm is None
+    assert parse("--preset=atari", "--gae_lambda_late=None").ppo.gae_lambda_late is None
+
+
+def test_a_lambda_that_is_set_alone_is_that_of_all_of_training() -> None:
+    assert parse("--preset=atari").ppo.gae_lambda_late is not None
+    assert parse("--preset=atari", "--gae_lambda=0.8").ppo.gae_lambda_late is None
+    assert parse("--preset=atari", "--gae-lambda", "0.8", "--gae_lambda_late=0.7").ppo.gae_lambda_late == 0.7
 
 
 @pytest.mark.parametrize("argument", ["--num_envs=many", "--mode=dance", "--model_size=huge"])

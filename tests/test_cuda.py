@@ -89,7 +89,7 @@ def test_the_gradient_is_the_same(device, size):
     found = []
     for where in (CPU, device):
         _, learner, _ = build(where, size)
-        samples, _ = learner._prepare(moved(rollout, where), 0.95)
+        samples, _ = learner._prepare(moved(rollout, where), gae_lambda=0.95)
         index = torch.arange(64, device=where)
         learner._add_gradients(moved(rollout, where), index, samples.at(index), 0.2)
         found.append(learner._flat.exchanged.cpu())
@@ -135,7 +135,7 @@ def test_recorded_decisions_are_those_of_the_weights_as_they_are_now(precision):
 def test_recorded_kernels_add_the_gradient_of_the_samples_they_are_given(size, precision):
     _, learner, collector = build(CUDA, size, precision)
     rollout, _ = collector.collect(0)
-    samples, _ = learner._prepare(rollout, 0.95)
+    samples, _ = learner._prepare(rollout, gae_lambda=0.95)
     advantages = torch.randn(128, device=CUDA)
     for update, clip_range in ((0, 0.2), (1, 0.05), (2, 0.2)):
         index = learner.minibatches(update, 0)[0].to(CUDA)
@@ -161,7 +161,7 @@ def test_recorded_kernels_follow_a_rollout_that_lies_elsewhere():
     rollout, _ = collector.collect(0)
     norms = []
     for given in (rollout, dataclasses.replace(rollout, observations=rollout.observations.flip(0)), rollout):
-        samples, _ = learner._prepare(rollout, 0.95)
+        samples, _ = learner._prepare(rollout, gae_lambda=0.95)
         index = torch.arange(8, device=CUDA)
         learner._add_gradients(given, index, samples.at(index)._replace(advantages=torch.ones(8, device=CUDA)), 0.2)
         norms.append(learner._flat.gradient.norm().item())
@@ -175,7 +175,7 @@ def test_no_step_of_the_learner_waits_for_the_gpu(precision):
     _, learner, collector = build(CUDA, precision=precision)
     rollout, _ = collector.collect(0)
     learner.update(rollout, update=0, env_steps=0, progress=0.0)  # what is done once is done
-    samples, _ = learner._prepare(rollout, 0.95)
+    samples, _ = learner._prepare(rollout, gae_lambda=0.95)
     index = learner.minibatches(0, 0)[0].to(CUDA)
     minibatch = samples.at(index)
     with _no_waiting():

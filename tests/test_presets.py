@@ -53,12 +53,10 @@ def test_a_rate_that_is_steered_by_the_kl_is_left_alone() -> None:
     assert (scaled.learning_rate, scaled.learning_rate_max) == (3e-4, 1e-3)
 
 
-def test_lambda_falls_after_as_many_updates() -> None:
-    base = parse("--preset=atari")
-    for num_envs in (64, 128, 512):
-        scaled = parse("--preset=atari", f"--num_envs={num_envs}")
-        updates = scaled.gae_lambda_late_steps / (num_envs * scaled.rollout_steps)
-        assert updates == base.gae_lambda_late_steps / (base.num_envs * base.rollout_steps)
+def test_the_steps_after_which_lambda_falls_grow_with_the_square_root_of_the_batch() -> None:
+    base = parse("--preset=atari").gae_lambda_late_steps
+    assert parse("--preset=atari", "--num_envs=128").gae_lambda_late_steps == 2 * base
+    assert parse("--preset=atari", "--num_envs=512").gae_lambda_late_steps == round(math.sqrt(8.0) * base)
     assert parse("--preset=atari", "--num_envs=64", "--gae_lambda_late_steps=1000").gae_lambda_late_steps == 1000
 
 

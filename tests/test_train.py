@@ -50,7 +50,13 @@ def test_resuming_gives_the_same_weights_and_logs_as_never_stopping(world, ranks
     whole.mkdir()
     stopped.mkdir()
     schedules = {
-        "CartPole-v1": ["--learning_rate_schedule=constant"],  # a linear one ends with --env_steps
+        # A linear rate ends with --env_steps. Lambda is falling where the run is stopped.
+        "CartPole-v1": [
+            "--learning_rate_schedule=constant",
+            "--gae_lambda=1",
+            "--gae_lambda_late=0.5",
+            "--gae_lambda_late_steps=512",
+        ],
         "PongNoFrameskip-v4": ["--learning_rate_schedule=kl_adaptive", "--sticky_actions=0.25"],
     }
     flags = [*WORLDS[world], *schedules[world], "--checkpoint_interval=3"]
@@ -64,7 +70,11 @@ def test_resuming_gives_the_same_weights_and_logs_as_never_stopping(world, ranks
     for log in ("progress.csv", "episodes.csv"):
         expected = rows(whole / "runs" / world / log, ignore=("time/",))
         assert rows(stopped / "runs" / world / log, ignore=("time/",)) == expected
-    assert len(rows(whole / "runs" / world / "progress.csv")) == 10
+    progress = rows(whole / "runs" / world / "progress.csv")
+    assert len(progress) == 10
+    if world == "CartPole-v1":
+        lambdas = [float(row["update/gae_lambda"]) for row in progress]
+        assert lambdas == [1.0, 1.0, 1.0, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.5]
 
 
 def test_a_finished_run_says_so_and_a_larger_goal_goes_on(tmp_path):

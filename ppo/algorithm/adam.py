@@ -12,7 +12,7 @@ class Adam:
     """Adam, Kingma and Ba 2015, algorithm 1 (arXiv:1412.6980), with its betas of 0.9 and 0.999."""
 
     MOMENTS = ("first_moment", "second_moment")
-    """Their names in a `state_dict`."""
+    """Names of the moments, here and in a `state_dict`."""
 
     def __init__(
         self, count: int, epsilon: float, device: torch.device | None = None, moments: Tensor | None = None
@@ -68,8 +68,7 @@ class Adam:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return copies of both moments (P,) and the number of steps."""
-        moments = zip(self.MOMENTS, (self.first_moment.clone(), self.second_moment.clone()), strict=True)
-        return {**dict(moments), "gradient_steps": self.gradient_steps.clone()}
+        return {name: getattr(self, name).clone() for name in (*self.MOMENTS, "gradient_steps")}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore a `state_dict`.
@@ -77,7 +76,8 @@ class Adam:
         Raises:
             ValueError: the moments belong to a network of another size.
         """
-        for name, own in zip(self.MOMENTS, (self.first_moment, self.second_moment), strict=True):
+        for name in self.MOMENTS:
+            own = getattr(self, name)
             if state[name].shape != own.shape:
                 raise ValueError(
                     f"the optimiser state has {state[name].numel()} parameters, this network {own.numel()}"

@@ -82,14 +82,13 @@ def clipped(log_ratios: Tensor, clip_range: float | Tensor) -> Tensor:
     return (log_ratios.exp() - 1.0).abs() > clip_range
 
 
-def late_lambda(early: float, late: float, env_steps: int, late_steps: int) -> float:
-    """Return the lambda of `gae` after so many steps: `early` for half of `late_steps`, `late` from all of them on.
+def scheduled_lambda(env_steps: int, *, early: float, late: float, late_steps: int) -> float:
+    """Return lambda after so many steps: early until late_steps / 2, late from late_steps on, linear in between.
 
-    In between it moves in a straight line. The best lambda falls as values become right: what a longer return then
-    saves in bias is less than what it adds in variance (Kearns and Singh 2000, "Bias-variance error bounds for temporal
-    difference updates").
+    The best lambda falls as values become right: what a longer return then saves in bias is less than what it adds in
+    variance (Kearns and Singh 2000, "Bias-variance error bounds for temporal difference updates").
     """
-    moved = min(1.0, max(0.0, 2.0 * env_steps / late_steps - 1.0))
+    moved = min(1.0, max(0.0, (2 * env_steps - late_steps) / late_steps))
     return early + (late - early) * moved
 
 

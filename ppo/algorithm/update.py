@@ -123,7 +123,8 @@ class Learner:
         Args:
             rollout: this rank's experience.
             update: number of the update, the address of the shuffles.
-            env_steps: agent steps of the job before the rollout, for lambda.
+            env_steps: agent steps of the job before the rollout, for lambda: what values know depends on them, and not
+                on where the run shall end.
             progress: env_steps / those of the whole run, for the linear schedules.
 
         Returns:
@@ -142,7 +143,7 @@ class Learner:
         rate = self._learning_rate(progress)
 
         gae_lambda = self._gae_lambda(env_steps)
-        samples, explained_variance = self._prepare(rollout, gae_lambda)
+        samples, explained_variance = self._prepare(rollout, gae_lambda=gae_lambda)
         sums, count, gradient_norms = np.zeros(len(LOGGED)), 0, []
         epochs = 0
         self._broken.zero_()
@@ -239,8 +240,11 @@ class Learner:
         settings = self._settings
         if settings.gae_lambda_late is None:
             return settings.gae_lambda
-        return equations.late_lambda(
-            settings.gae_lambda, settings.gae_lambda_late, env_steps, settings.gae_lambda_late_steps
+        return equations.scheduled_lambda(
+            env_steps,
+            early=settings.gae_lambda,
+            late=settings.gae_lambda_late,
+            late_steps=settings.gae_lambda_late_steps,
         )
 
     def _steer(self, rate: float, kl: float) -> float:
@@ -253,8 +257,11 @@ class Learner:
         )
         return self._adaptive_rate
 
-    def _prepare(self, rollout: Rollout, gae_lambda: float) -> tuple[Samples, float]:
-        """Turn a rollout into flat samples, (T * N,); also return the explained variance of the values."""
+    def _prepare(self, rollout: Rollout, *, gae_lambda: float) -> tuple[Samples, float]:
+        """Turn a rollout into flat samples, (T * N,); also return what share of the returns' variance values explain.
+
+        Returns are those of this lambda, and so is the share.
+        """
         settings = self._settings
         advantages = equations.gae(
             rollout.rewards,

@@ -16,7 +16,8 @@ _UNREADABLE = (errno.EIO, errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENXIO)
 def keep_rows(path: Path, header: bytes, update: int) -> list[str]:
     """Drop from a CSV file what is later than an update, doubled or damaged, and return what to tell.
 
-    A file with another header is moved aside. Rows are numbered by their first column, and nearly always those to
+    A file with another header is moved aside, but one of an earlier version, which has some of the columns, is given
+    empty cells for the others. Rows are numbered by their first column, and nearly always those to
     drop are the last, so that the file need only be cut.
 
     Raises:
@@ -32,6 +33,10 @@ def keep_rows(path: Path, header: bytes, update: int) -> list[str]:
         if error.errno not in _UNREADABLE:
             raise
         return [f"WARNING: {path} cannot be read ({error.strerror}); it was renamed to {rename_aside(path)}"]
+    if _has_fewer_columns(first, header):
+        write_whole(path, _with_empty_cells(path.read_bytes(), header))
+        note = f"{path} is of an earlier version; columns that it lacks were added, with empty cells"
+        return [note, *keep_rows(path, header, update)]
     if first != header and not (header.startswith(first) and size == len(first)):
         return [f"{path} has other columns than this run, or is damaged; it was renamed to {rename_aside(path)}"]
     if len(kept.parts) > 1:
@@ -57,7 +62,7 @@ class _Kept:
 
 def _rows_to_keep(file: IO[bytes], header: bytes, update: int) -> _Kept:
     """Find the rows up to an update in a file whose header has been read."""
-    columns = header.rstrip(b"\n").split(b",")
+    columns = _cells(header)
     position, last_number = columns.index(b"update"), 0
     kept = _Kept([(0, len(header))])
     end = len(header)
@@ -78,6 +83,33 @@ def _rows_to_keep(file: IO[bytes], header: bytes, update: int) -> _Kept:
             else:
                 kept.parts.append((start, end))
     return kept
+
+
+def _has_fewer_columns(old: bytes, new: bytes) -> bool:
+    """Tell whether a header is that of an earlier version: whole, numbered alike and with some of the columns."""
+    if not old.endswith(b"\n"):
+        return False
+    old_columns, new_columns = _cells(old), _cells(new)
+    numbered_alike = old_columns[0] == new_columns[0] and b"update" in old_columns
+    return numbered_alike and len(set(old_columns)) == len(old_columns) and set(old_columns) < set(new_columns)
+
+
+def _with_empty_cells(content: bytes, header: bytes) -> bytes:
+    """Return a file's content under a header with more columns; lines that are no rows stay as they are."""
+    first, *lines, unfinished = content.split(b"\n")
+    position = {name: index for index, name in enumerate(_cells(first))}
+
+    def widened(line: bytes) -> bytes:
+        cells = _cells(line)
+        if len(cells) != len(position):
+            return line
+        return b",".join(cells[position[name]] if name in position else b"" for name in _cells(header))
+
+    return header + b"".join(widened(line) + b"\n" for line in lines) + unfinished
+
+
+def _cells(line: bytes) -> list[bytes]:
+    return line.rstrip(b"\n").split(b",")
 
 
 def _is_number(cell: bytes) -> bool:

@@ -144,7 +144,7 @@ def test_clipped_counts_both_sides_of_the_range():
 
 @pytest.mark.parametrize(("env_steps", "expected"), [(0, 0.95), (400, 0.95), (600, 0.925), (800, 0.9), (9_999, 0.9)])
 def test_lambda_is_early_at_first_and_late_at_last_and_between_them_in_the_middle(env_steps, expected):
-    assert equations.late_lambda(0.95, 0.9, env_steps, 800) == pytest.approx(expected)
+    assert equations.scheduled_lambda(env_steps, early=0.95, late=0.9, late_steps=800) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("progress", "expected"), [(0.0, 2.5e-4), (0.5, 1.25e-4), (1.0, 0.0), (1.3, 0.0)])

@@ -108,7 +108,7 @@ def test_the_gradient_is_that_of_the_loss_written_out():
     loss = -objective + 0.7 * 0.5 * (values - returns).square().mean() - 0.3 * policy.entropy().mean()
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(reference.parameters()))])
 
-    samples, _ = learner._prepare(rollout, 0.95)
+    samples, _ = learner._prepare(rollout, gae_lambda=0.95)
     index = learner.minibatches(0, 0)[0]
     outputs = learner._add_gradients(rollout, index, samples.at(index), 0.2)
     torch.testing.assert_close(learner._flat.gradient, expected, rtol=1e-4, atol=1e-6)
@@ -123,7 +123,7 @@ def test_an_update_makes_good_actions_more_probable():
     settings = dataclasses.replace(SETTINGS, minibatch_size=24, num_epochs=1, learning_rate=1e-4)
     model, collector, learner = build(settings)
     rollout, _ = collector.collect(0)
-    batch, _ = learner._prepare(rollout, 0.95)
+    batch, _ = learner._prepare(rollout, gae_lambda=0.95)
     old_values = batch.values
     learner.update(rollout, update=0, env_steps=0, progress=0.0)
     with torch.no_grad():
@@ -191,7 +191,7 @@ def test_a_gradient_that_is_not_finite_reaches_no_weight():
 def test_the_message_has_the_norm_that_is_not_finite_or_else_the_last(norms, named):
     _, collector, learner = build()
     rollout, _ = collector.collect(0)
-    samples, _ = learner._prepare(rollout, 0.95)
+    samples, _ = learner._prepare(rollout, gae_lambda=0.95)
     minibatches = learner._gather(samples, learner.minibatches(0, 0))
     logits, values = torch.zeros(24, 2), torch.zeros(24)
     values[0] = 0.0 if named != "2" else float("nan")
@@ -281,7 +281,7 @@ def test_minibatch_normalization_scales_each_minibatch_to_mean_zero():
     settings = dataclasses.replace(SETTINGS, advantage_normalization="minibatch")
     _, collector, learner = build(settings)
     rollout, _ = collector.collect(0)
-    batch, _ = learner._prepare(rollout, 0.95)
+    batch, _ = learner._prepare(rollout, gae_lambda=0.95)
     scaled = learner._gather(batch, learner.minibatches(0, 0)).advantages
     torch.testing.assert_close(scaled.mean(-1), torch.zeros(2), atol=1e-5, rtol=0)
     torch.testing.assert_close(scaled.std(-1, unbiased=False), torch.ones(2), atol=1e-4, rtol=0)
@@ -302,7 +302,16 @@ def test_explained_variance_is_one_for_perfect_values_and_zero_for_constant_ones
             next_values=following,
             dones=torch.zeros(8, 3, dtype=torch.bool),
         )
-        assert learner._prepare(crafted, 1.0)[1] == pytest.approx(expected, abs=1e-6)
+        assert learner._prepare(crafted, gae_lambda=1.0)[1] == pytest.approx(expected, abs=1e-6)
+
+
+def test_only_what_ranks_have_copies_of_is_compared():
+    learner = build()[2]
+    state = learner.state_dict()
+    assert learner.replicated_state().keys() == state.keys()
+    learner.is_one_replica = True  # as where all ranks share one host's memory
+    assert state.keys() - learner.replicated_state().keys() == {"first_moment", "second_moment"}
+    assert {"adaptive_rate", "gradient_steps", "pixel_moments"} <= learner.replicated_state().keys()
 
 
 def test_learner_state_of_another_network_is_refused():
@@ -350,7 +359,7 @@ def test_a_rank_contributes_the_square_of_the_mean_gradient_of_its_own_steps():
     comm = OneOfTwo()
     _, collector, learner = build(indices=range(1, 3), comm=comm)
     rollout, _ = collector.collect(0)
-    batch, _ = learner._prepare(rollout, 0.95)
+    batch, _ = learner._prepare(rollout, gae_lambda=0.95)
     index = learner.minibatches(0, 0)[0]
     assert len(index) == 8  # of the 12 steps of a minibatch
     learner._add_gradients(rollout, index, batch.at(index), 0.2)

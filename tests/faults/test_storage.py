@@ -34,7 +34,6 @@ def test_training_goes_on_while_the_disk_of_the_checkpoints_is_full(disk, tmp_pa
         job.wait_for_updates(5)
         with disk.kept_full():
             job.wait_until(lambda: job.log.count("was not saved: ") >= 3)
-        last = job.log.index("was not saved")
         updates = len(csv_rows(tmp_path, "progress.csv"))
         job.wait_for_updates(updates + 5)
         with disk.kept_full():
@@ -44,7 +43,7 @@ def test_training_goes_on_while_the_disk_of_the_checkpoints_is_full(disk, tmp_pa
             code, _ = job.end(within=20, since=time.time())
         assert code == 1, job.log
         assert "WITHOUT a last checkpoint" in job.log
-        assert "No space left on device" in job.log[last:]
+        assert "No space left on device" in job.log[job.log.rindex("was not saved") :]
         assert "Traceback" not in job.log
     assert [path.name for path in disk.path.rglob("*.tmp")] == []
     log = run_to_end(tmp_path, *FLAGS, "--env_steps=64", f"--checkpoint_dir={disk.path}")

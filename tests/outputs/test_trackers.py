@@ -265,6 +265,24 @@ def test_a_header_that_was_cut_short_is_written_again(tmp_path: Path, update: in
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
 
 
+def without_entropy(line: bytes) -> bytes:
+    return b",".join(cell for cell in line.split(b",") if cell not in (b"update/entropy", b"1.25"))
+
+
+@pytest.mark.parametrize("end", [b"", b"4,40,,1", b"some,junk\n"])
+def test_rows_of_a_version_with_fewer_columns_get_empty_cells(tmp_path: Path, end: bytes) -> None:
+    log_updates(tmp_path, [1, 2, 3])
+    path = tmp_path / "progress.csv"
+    before = rows(path)
+    path.write_bytes(b"\n".join(map(without_entropy, path.read_bytes().split(b"\n"))) + end)
+    assert "update/entropy" not in rows(path)[0]
+    files = CsvFiles(tmp_path, 2)
+    files.log(metrics(3), [])
+    assert rows(path) == [*({**row, "update/entropy": ""} for row in before[:2]), before[2]]
+    assert [note for note in files.notes if "columns that it lacks were added" in note]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
+
+
 def test_updates_that_the_file_lacks_are_told(tmp_path: Path) -> None:
     log_updates(tmp_path, [1, 2])
     files = CsvFiles(tmp_path, 5)
