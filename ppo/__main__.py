@@ -43,7 +43,8 @@ def main(arguments: Sequence[str]) -> int:
             check_environment(config.run.env_name, explicit, config.model.model_size)
     except Refusal as error:
         refusal = str(error)
-    except SystemExit:  # --help has been printed
+    except (SystemExit, BrokenPipeError):  # --help has been printed, or as much of it as `head` wanted to read
+        _end_output()
         return 0
     try:
         collective = connect()
@@ -84,6 +85,14 @@ def keep_standard_streams_open() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+
+
+def _end_output() -> None:
+    """Print what is left to be printed, or drop it if nobody reads it any more."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run_training(config: Config, collective: Collective, guard: AbortGuard, hosts: list[str]) -> int:

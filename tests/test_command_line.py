@@ -88,6 +88,13 @@ def test_help_lists_every_setting_and_answers_within_two_seconds(tmp_path):
         assert flag in job.stdout
 
 
+@pytest.mark.parametrize("reader", ["head -n 1", "true"])
+def test_a_reader_of_the_help_may_leave_early(tmp_path, reader):
+    script = f"set -o pipefail; {sys.executable} -m ppo --help | {reader}"
+    job = separately(["bash", "-c", script], tmp_path)
+    assert (job.returncode, job.stderr) == (0, "")
+
+
 def test_help_shows_the_defaults_of_the_chosen_preset(tmp_path):
     assert "(default: 8)" in ppo(tmp_path, "--help", "--preset", "cleanrl").stdout
     assert "120000" in ppo(tmp_path, "--help", "--env-name=CartPole-v1").stdout
