@@ -5,6 +5,7 @@ Images share one encoder between actor and critic, as in the PPO paper's Atari e
 
 import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Literal
 
 import gymnasium
@@ -171,7 +172,7 @@ def build_model(
     if not isinstance(action_space, gymnasium.spaces.Discrete):
         raise ValueError(f"no network for actions of {action_space}")
     shape, num_actions = observation_space.shape, int(action_space.n)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(seed)
         if len(shape) == 3 and shape[1:] == (84, 84):
             cnn = _ENCODERS[model_size](shape[0])
@@ -181,6 +182,17 @@ def build_model(
             # Eight bits of an angle or a speed are too few, and there is no time to gain.
             return ActorCritic(MLP(shape[0], width), MLP(shape[0], width), width, num_actions)
     raise ValueError(f"no network for observations of shape {shape} of size {model_size}")
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch use one thread: several round an orthogonal matrix otherwise."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _arithmetic(device: torch.device, precision: torch.dtype) -> contextlib.AbstractContextManager[None]:

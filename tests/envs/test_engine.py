@@ -77,7 +77,8 @@ def test_the_vector_engine_repeats_a_run_bit_for_bit_and_goes_on_with_new_games_
 
 
 def test_the_vector_engine_takes_the_same_updates_on_two_ranks_as_on_one(tmp_path):
-    flags = [*SMALL, "--env_engine=vector", "--env_steps=192"]
+    # Two threads round otherwise than one, and a unit that is almost 0 can be off here and on there: no large steps.
+    flags = [*SMALL, "--env_engine=vector", "--env_steps=192", "--learning_rate=1e-4"]
     alone, together = tmp_path / "alone", tmp_path / "together"
     for folder, ranks in ((alone, 0), (together, 2)):
         folder.mkdir()

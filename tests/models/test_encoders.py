@@ -25,6 +25,19 @@ def build(size: str = "small", *, space: gymnasium.Space = SCREENS, num_actions:
     return build_model(space, gymnasium.spaces.Discrete(num_actions), size, seed=seed)
 
 
+def test_initial_weights_do_not_depend_on_the_number_of_threads():
+    threads = torch.get_num_threads()
+    states = []
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            states.append(build().state_dict())
+            assert torch.get_num_threads() == number
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
 @pytest.mark.parametrize(("encoder", "features"), [(SmallCNN, 256), (NatureCNN, 512), (ImpalaResNet, 256)])
 @pytest.mark.parametrize("num_screens", [1, 4])
 def test_a_cnn_maps_screens_to_its_number_of_features(
