@@ -17,8 +17,8 @@ def keep_rows(path: Path, header: bytes, update: int) -> list[str]:
     """Drop from a CSV file what is later than an update, doubled or damaged, and return what to tell.
 
     A file with another header is moved aside, but one of an earlier version, which has some of the columns, is given
-    empty cells for the others. Rows are numbered by their first column, and nearly always those to
-    drop are the last, so that the file need only be cut.
+    empty cells for the others. Rows are numbered by their first column, and nearly always those to drop are the last,
+    so that the file need only be cut.
 
     Raises:
         OSError: it could not be done; the file is as it was.

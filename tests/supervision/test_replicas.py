@@ -1,6 +1,8 @@
 import torch
 
 from ppo.collectives import Alone
+from ppo.config import Config
+from ppo.run import build_run
 from ppo.supervision.replicas import _digest, compare_replicas, difference
 
 HOSTS = ["a", "b", "c"]
@@ -35,3 +37,15 @@ def test_the_hash_is_of_the_values_and_not_of_their_order_in_memory():
 
 def test_a_rank_alone_has_nothing_to_compare():
     compare_replicas({"w": torch.ones(2)}, Alone(), ["a"])
+
+
+def test_what_all_ranks_share_is_not_compared_and_everything_else_is():
+    config = Config().replace_settings({"num_envs": 1, "rollout_steps": 8, "minibatch_size": 8})
+    run = build_run(config, Alone())
+    saved = run.model_tensors().keys() | run.learner_tensors().keys()
+    assert run.replicated_tensors().keys() == saved
+    run.learner.is_one_replica = True  # as where all ranks share one host's memory
+    shared = {f"model/{name}" for name, _ in run.model.named_parameters()}
+    assert saved - run.replicated_tensors().keys() == shared | {"learner/first_moment", "learner/second_moment"}
+    assert {"model/actor.0.pixel_moments", "value_normalizer/moments"} <= run.replicated_tensors().keys()
+    run.close()
