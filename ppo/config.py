@@ -182,9 +182,10 @@ class SupervisionSettings:
 class MachineSettings:
     """The hardware that is used; changes speed and not what is learnt (docs/protocol.md has what little differs)."""
 
-    env_engine: Literal["auto", "lean", "vector"] = "auto"
-    """lean: one thread a rank, exact resume. vector: ALE's AtariVectorEnv and all cores of a rank, resumes with new
-    games. auto: vector for a new run where every rank has at least four cores, else lean. Training only, Atari only."""
+    env_engine: Literal["auto", "lean", "processes", "vector"] = "auto"
+    """lean: one thread a rank. processes: a process for each core of a rank, the same games. vector: ALE's
+    AtariVectorEnv with a thread for each, goes on with new games when resumed. auto: processes for a new run where
+    every rank has at least four cores, else lean. Training only, Atari only."""
     all_reduce: Literal["auto", "flat", "hierarchical"] = "auto"
     """How gradients are summed: flat over all ranks at once; hierarchical within each host first, so that only one rank
     a host uses the network. auto: hosts of several ranks first sum in memory that these share, and only one rank a host

@@ -14,7 +14,7 @@ from pathlib import Path
 from ppo.collectives import Collective
 
 SEVERAL_CORES = 4
-"""With fewer of them to a rank, giving exact resume up for emulator threads has not been seen to buy anything."""
+"""With fewer of them to a rank, ranks of one core each are faster."""
 # Of glibc's malloc.h: what is larger has pages of its own from the start, which are given back at once.
 _M_MMAP_THRESHOLD = -3
 _LARGER_THAN_ANY_ACTIVATION, _MOST_OF_OLDER_GLIBC = 2**30, 2**25

@@ -199,7 +199,7 @@ def train(
         if not atari.is_atari_name(config.run.env_name):
             about.clear()
             placement = dataclasses.replace(placement, precision=torch.float32)  # as its network is
-        elif engine.name == "lean" and not IS_COMPILED:
+        elif engine.name != "vector" and not IS_COMPILED:
             about.append("screens are shrunk by OpenCV: pip install -e . where cc and Python.h are makes faster code")
         if placement.device.type == "cuda":
             torch.cuda.set_device(placement.device)

@@ -117,7 +117,7 @@ class CopiedEnvironments(AtariEnvironments):
                 "counters": np.array(counters, np.int64),
                 "episode_return": np.array([game.episode_return]),
                 "screens": game.screens.copy(),
-                "stack": self._stacks[0].copy(),
+                "stack": self.arrays.stacks[0].copy(),
             }
         ]
 
@@ -130,7 +130,7 @@ class CopiedEnvironments(AtariEnvironments):
         ].tolist()
         game.episode_return = float(state["episode_return"][0])
         game.screens[...] = state["screens"]
-        self._stacks[0] = state["stack"]
+        self.arrays.stacks[0] = state["stack"]
         return []
 
 

@@ -207,11 +207,12 @@ def test_a_run_goes_from_a_gpu_to_the_processor_and_back(tmp_path):
 
 
 @pytest.mark.cuda
-def test_one_rank_feeds_a_gpu_from_all_cores(tmp_path):
+@pytest.mark.parametrize("engine", ["processes", "vector"])
+def test_one_rank_feeds_a_gpu_from_all_cores(engine, tmp_path):
     flags = [flag for flag in ON_A_GPU if "env_engine" not in flag]
-    job = ppo(tmp_path, *flags, "--env_engine=vector", "--model_size=impala", "--env_steps=192")
+    job = ppo(tmp_path, *flags, f"--env_engine={engine}", "--model_size=impala", "--env_steps=192")
     assert_ok(job)
-    assert "device: cuda, " in job.stdout and "env_engine: vector" in job.stdout
+    assert "device: cuda, " in job.stdout and f"env_engine: {engine}" in job.stdout
 
 
 @pytest.mark.cuda

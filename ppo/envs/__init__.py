@@ -33,9 +33,9 @@ StepResult = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], dict[
 
 @dataclass(frozen=True)
 class Engine:
-    """What steps a rank's Atari games, and with how many threads."""
+    """What steps a rank's Atari games, and how many threads or processes it has for that."""
 
-    name: Literal["lean", "vector"]
+    name: Literal["lean", "processes", "vector"]
     threads: int
 
     def describe(self) -> str:
@@ -46,6 +46,9 @@ class Engine:
                 f"env_engine: vector, {threads}; it cannot resume exactly: a run that is stopped goes on with new "
                 "games (with --env_engine=lean it resumes exactly)"
             )
+        if self.name == "processes":
+            processes = "1 process" if self.threads == 1 else f"{self.threads} processes"
+            return f"env_engine: processes, {processes}; the games of a run that is stopped go on exactly"
         return "env_engine: lean, 1 thread; a run that is stopped resumes exactly"
 
 
@@ -129,17 +132,20 @@ def choose_engine(
 
     Args:
         env_name: a Gymnasium id that has been checked.
-        settings: the user's wish; auto takes vector only where every rank has several cores, since it is not exact, and
-            never for a run that has been exact so far.
+        settings: the user's wish; auto takes processes where every rank has several cores, but not for a run that was
+            begun with lean: the network would act for half of the games at a time from then on, which rounds otherwise.
         cores: of every rank.
         rank: whose engine it is.
         before: name of the engine with which a run that is to be resumed was saved.
     """
     from ppo.envs import atari
 
-    pays = min(cores) >= SEVERAL_CORES and before != "lean"
-    vector = settings.env_engine == "vector" or (settings.env_engine == "auto" and pays)
-    return Engine("vector", threads=cores[rank]) if vector and atari.is_atari_name(env_name) else LEAN
+    name = settings.env_engine
+    if name == "auto":
+        name = "processes" if min(cores) >= SEVERAL_CORES and before != "lean" else "lean"
+    if name == "lean" or not atari.is_atari_name(env_name):
+        return LEAN
+    return Engine(name, threads=cores[rank])
 
 
 def make_envs(
@@ -154,18 +160,22 @@ def make_envs(
     """Make the environments with these global indices.
 
     Environment i is the same at any rank count: its random numbers are addressed by (seed, i). `on_frame` receives
-    every screen that a step of the first environment shows, (H, W, 3) RGB at `frames_per_second`; the vector engine has
-    none.
+    every screen that a step of the first environment shows, (H, W, 3) RGB at `frames_per_second`; for the lean engine
+    only.
     """
-    from ppo.envs import atari, atari_vector, control
+    from ppo.envs import atari, atari_processes, atari_vector, control
 
-    if engine.name == "vector":
-        assert on_frame is None
-        rom = atari.rom_name(env_name)
-        return atari_vector.AtariVectorEnvironments(rom, world, indices=indices, seed=seed, threads=engine.threads)
-    if atari.is_atari_name(env_name):
-        return atari.AtariEnvironments(atari.rom_name(env_name), world, indices=indices, seed=seed, on_frame=on_frame)
-    return control.ControlEnvironments(env_name, indices=indices, seed=seed, on_frame=on_frame)
+    if not atari.is_atari_name(env_name):
+        return control.ControlEnvironments(env_name, indices=indices, seed=seed, on_frame=on_frame)
+    rom = atari.rom_name(env_name)
+    if engine.name == "lean":
+        return atari.AtariEnvironments(rom, world, indices=indices, seed=seed, on_frame=on_frame)
+    assert on_frame is None
+    if engine.name == "processes":
+        return atari_processes.AtariProcessEnvironments(
+            rom, world, indices=indices, seed=seed, processes=engine.threads
+        )
+    return atari_vector.AtariVectorEnvironments(rom, world, indices=indices, seed=seed, threads=engine.threads)
 
 
 def unknown_environment(env_name: str, known: Sequence[str]) -> Refusal:

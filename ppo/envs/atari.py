@@ -8,9 +8,6 @@ here the step is played to its end, so that the value of the final observation i
 
 The protocol is Mnih et al. 2015's as in the PPO paper; sticky actions follow Machado et al. 2018.
 
-Observations are channel-first, (N, C, 84, 84) uint8, on memory ordered (N, 84, 84, C): convolutions are fastest so on
-a CPU, and no later stage has to move a pixel.
-
 A game is saved as how it began and the actions since, and brought back by playing them again; a digest of the emulator
 and of the observation tells whether that was exact. ALE 0.12.1 could copy its state instead, but leaves out a part of
 the television chip's (Q*bert, Tetris and Tic-Tac-Toe 3D do not go on as before; ALE #412, #732, #739), and its reader
@@ -27,16 +24,15 @@ import ale_py
 import gymnasium
 import numpy as np
 from ale_py import roms
-from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from ppo.config import Refusal, WorldSettings
-from ppo.envs import ArrayState, Environments, FrameListener, unknown_environment
-from ppo.envs.screens import GREYS_THEMSELVES, NTSC_GREYS, SCREEN_SIZE, push_screens
+from ppo.envs import ArrayState, FrameListener, StepResult, unknown_environment
+from ppo.envs.atari_block import AtariBlock, StepArrays
+from ppo.envs.screens import GREYS_THEMSELVES, NTSC_GREYS, push_screens
 from ppo.random_streams import Purpose, derived_seed, stream
 
 FRAME_SKIP = 4
-FRAMES_PER_SECOND = 60.0
 # Consoles of the PAL standard, whose colours are others, have taller screens.
 _PAL_HEIGHT = 250
 _STICKY_BLOCK = 4096
@@ -311,8 +307,8 @@ class AtariGame:
         return float(self._sticky_draws[position])
 
 
-class AtariEnvironments(Environments):
-    """A block of games of one ROM with stacked screens."""
+class AtariEnvironments(AtariBlock):
+    """A block of games that this thread steps one after the other."""
 
     def __init__(
         self,
@@ -322,32 +318,16 @@ class AtariEnvironments(Environments):
         indices: range,
         seed: int,
         on_frame: FrameListener | None = None,
+        arrays: StepArrays | None = None,
     ) -> None:
-        """Load one emulator per index; see `make_envs`."""
+        """Load one emulator per index; see `make_envs`. `arrays` receives the results of steps, if it is given."""
         self._games = [
             AtariGame(rom, world, index=index, seed=seed, on_frame=on_frame if position == 0 else None)
             for position, index in enumerate(indices)
         ]
-        self.num_envs, self._depth = len(indices), world.frame_stack
-        self.frames_per_second = FRAMES_PER_SECOND
-        self.metadata = {"autoreset_mode": gymnasium.vector.AutoresetMode.SAME_STEP}
-        self.single_observation_space = gymnasium.spaces.Box(0, 255, (self._depth, SCREEN_SIZE, SCREEN_SIZE), np.uint8)
-        num_actions = len(self._games[0].actions)
-        self.single_action_space = gymnasium.spaces.Discrete(num_actions)
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
-
-        shape = (self.num_envs, SCREEN_SIZE, SCREEN_SIZE, self._depth)
-        self._stacks, self._final_stacks = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
-        self.observations = self._stacks.transpose(0, 3, 1, 2)
-        self._rewards = np.zeros(self.num_envs, np.float64)
-        self._terminated, self._truncated, self._life_lost = np.zeros((3, self.num_envs), np.bool_)
-        self._info = {
-            "life_lost": self._life_lost,
-            "final_obs": self._final_stacks.transpose(0, 3, 1, 2),
-            "episode_return": np.zeros(self.num_envs, np.float64),
-            "episode_length": np.zeros(self.num_envs, np.int64),
-        }
+        if arrays is None:
+            arrays = StepArrays.empty(len(indices), world.frame_stack)
+        super().__init__(arrays, len(self._games[0].actions))
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
@@ -357,38 +337,41 @@ class AtariEnvironments(Environments):
             self._begin(position)
         return self.observations, {}
 
-    def step(
-        self, actions: NDArray[Any]
-    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
+    def step(self, actions: NDArray[Any]) -> StepResult:
         """Take one agent step in every game; see the package's docstring for what comes back."""
+        arrays = self.arrays
         for position, (game, action) in enumerate(zip(self._games, actions.tolist(), strict=True)):
             reward, terminated, truncated, life_lost = game.step(action)
-            self._rewards[position] = reward
-            self._terminated[position] = terminated
-            self._truncated[position] = truncated
-            self._life_lost[position] = life_lost
+            arrays.rewards[position] = reward
+            arrays.terminated[position] = terminated
+            arrays.truncated[position] = truncated
+            arrays.life_lost[position] = life_lost
             self._push(position)
-        for position in np.flatnonzero(self._terminated | self._truncated).tolist():
+        for position in np.flatnonzero(arrays.terminated | arrays.truncated).tolist():
             game = self._games[position]
-            self._info["episode_return"][position] = game.episode_return
-            self._info["episode_length"][position] = game.episode_length
-            self._final_stacks[position] = self._stacks[position]
+            arrays.episode_return[position] = game.episode_return
+            arrays.episode_length[position] = game.episode_length
+            arrays.final_stacks[position] = arrays.stacks[position]
             self._begin(position)
-        return self.observations, self._rewards, self._terminated, self._truncated, self._info
+        return arrays.result()
 
     def get_states(self) -> list[dict[str, NDArray[Any]]]:
         """Return how the current games began, the actions since, and digests of where that led to."""
         return [
             {**game.state(), "digest": game.digest(stack)}
-            for game, stack in zip(self._games, self._stacks, strict=True)
+            for game, stack in zip(self._games, self.arrays.stacks, strict=True)
         ]
 
-    def set_states(self, states: Sequence[ArrayState]) -> list[int]:
-        """Play every current game again; see `Environments.set_states`."""
+    def check_states(self, states: Sequence[ArrayState]) -> None:
+        """Refuse what `set_states` would, and leave every game as it is."""
         if len(states) != self.num_envs:
             raise ValueError(f"there must be a state for each of {self.num_envs} environments, got {len(states)}")
         for game, state in zip(self._games, states, strict=True):
             game.check(state)
+
+    def set_states(self, states: Sequence[ArrayState]) -> list[int]:
+        """Play every current game again; see `Environments.set_states`."""
+        self.check_states(states)
         restarted = []
         for position, state in enumerate(states):
             if not self._replay(position, state):
@@ -413,18 +396,18 @@ class AtariEnvironments(Environments):
                 break
             self._push(position)
         game.muted = False
-        return not over and bool(np.array_equal(game.digest(self._stacks[position]), state["digest"]))
+        return not over and bool(np.array_equal(game.digest(self.arrays.stacks[position]), state["digest"]))
 
     def _begin(self, position: int) -> None:
         # A new game's stack holds its first screen behind empty ones, as in AtariVectorEnv.
         self._games[position].reset()
-        self._stacks[position] = 0
+        self.arrays.stacks[position] = 0
         self._push(position)
 
     def _push(self, position: int) -> None:
         """Move a game's stack on by what its last two screens show."""
         game = self._games[position]
-        push_screens(self._stacks[position], game.screens, game.greys)
+        push_screens(self.arrays.stacks[position], game.screens, game.greys)
 
 
 def saved_episode(state: ArrayState, index: int) -> int:

@@ -21,16 +21,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import ale_py
-import gymnasium
 import numpy as np
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
-from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from ppo.config import WorldSettings
-from ppo.envs import ArrayState, Environments, StepResult
-from ppo.envs.atari import FRAME_SKIP, FRAMES_PER_SECOND, AtariGame, saved_episode
+from ppo.envs import ArrayState, StepResult
+from ppo.envs.atari import FRAME_SKIP, AtariGame, saved_episode
+from ppo.envs.atari_block import AtariBlockInHalves, StepArrays, halves
 from ppo.envs.screens import SCREEN_SIZE, push
 from ppo.random_streams import Purpose, derived_seed
 
@@ -38,8 +37,8 @@ from ppo.random_streams import Purpose, derived_seed
 _NO_LIMIT = 2**31 - 8
 
 
-class AtariVectorEnvironments(Environments):
-    """A block of games of one ROM in two groups, or one if there is one game, each an `AtariVectorEnv`."""
+class AtariVectorEnvironments(AtariBlockInHalves):
+    """A block of games of one ROM, each half of it an `AtariVectorEnv`."""
 
     def __init__(self, rom: str, world: WorldSettings, *, indices: range, seed: int, threads: int) -> None:
         """Load one emulator per index; see `make_envs`.
@@ -52,44 +51,18 @@ class AtariVectorEnvironments(Environments):
             threads: emulator threads of a group.
         """
         self._indices, self._seed, self._max_frames = indices, seed, world.max_frames
-        self.num_envs = len(indices)
-        half = self.num_envs // 2
-        self._groups = tuple(slice(*ends) for ends in ((0, half), (half, self.num_envs)) if ends[0] < ends[1])
         self._engines = {
-            group.start: _make_engine(rom, world, group.stop - group.start, threads) for group in self._groups
+            group.start: _make_engine(rom, world, group.stop - group.start, threads) for group in halves(len(indices))
         }
         game = AtariGame(rom, world, index=indices[0], seed=seed)
         self._fire = game.actions.index(ale_py.Action.FIRE.value) if game.presses_fire else None
+        super().__init__(StepArrays.empty(len(indices), world.frame_stack), len(game.actions))
 
-        self.frames_per_second = FRAMES_PER_SECOND
-        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
-        box = gymnasium.spaces.Box(0, 255, (world.frame_stack, SCREEN_SIZE, SCREEN_SIZE), np.uint8)
-        self.single_observation_space = box
-        self.single_action_space = gymnasium.spaces.Discrete(len(game.actions))
-        self.observation_space = batch_space(box, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
-
-        shape = (self.num_envs, SCREEN_SIZE, SCREEN_SIZE, world.frame_stack)
-        self._stacks, self._final_stacks = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
-        self.observations = self._stacks.transpose(0, 3, 1, 2)
-        self._rewards = np.zeros(self.num_envs, np.float64)
-        self._terminated, self._truncated = np.zeros((2, self.num_envs), np.bool_)
-        self._info: dict[str, NDArray[Any]] = {
-            "life_lost": np.zeros(self.num_envs, np.bool_),
-            "final_obs": self._final_stacks.transpose(0, 3, 1, 2),
-            "episode_return": np.zeros(self.num_envs, np.float64),
-            "episode_length": np.zeros(self.num_envs, np.int64),
-        }
         self._lives = np.zeros(self.num_envs, np.int32)
         self._begins_life = np.zeros(self.num_envs, np.bool_)
         self._returns = np.zeros(self.num_envs, np.float64)
         self._lengths = np.zeros(self.num_envs, np.int64)
         self._episodes = np.full(self.num_envs, -1)
-
-    @property
-    def groups(self) -> tuple[slice, ...]:
-        """Two halves: the emulators of one run while the network acts for the other."""
-        return self._groups
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
@@ -100,22 +73,14 @@ class AtariVectorEnvironments(Environments):
             derived_seed(self._seed, Purpose.EMULATOR, index, episode)
             for index, episode in zip(self._indices, self._episodes.tolist(), strict=True)
         ]
-        self._stacks[:] = 0
-        for group in self._groups:
+        self.arrays.stacks[:] = 0
+        for group in self.groups:
             screens, info = self._engines[group.start].reset(seed=np.array(seeds[group]))
-            push(self._stacks[group], screens[:, 0])
+            push(self.arrays.stacks[group], screens[:, 0])
             self._lives[group] = info["lives"]
         self._begins_life[:] = True
         self._returns[:], self._lengths[:] = 0.0, 0
         return self.observations, {}
-
-    def step(self, actions: NDArray[Any]) -> StepResult:
-        """Take one agent step in every game; see the package's docstring for what comes back."""
-        for group in self._groups:
-            self.send(group, actions[group])
-        for group in self._groups:
-            self.recv(group)
-        return self._result(slice(0, self.num_envs))
 
     def send(self, group: slice, actions: NDArray[Any]) -> None:
         """Set the emulators of a group going."""
@@ -125,19 +90,19 @@ class AtariVectorEnvironments(Environments):
 
     def recv(self, group: slice) -> StepResult:
         """Wait for the emulators of a group."""
-        engine, stacks, info = self._engines[group.start], self._stacks[group], self._info
+        engine, arrays = self._engines[group.start], self.arrays[group]
         screens, rewards, terminated, _, ale = engine.recv()
         truncated = (ale["episode_frame_number"] >= self._max_frames) & ~terminated
         lives = ale["lives"]  # of the next game where one is over
-        self._rewards[group], self._terminated[group], self._truncated[group] = rewards, terminated, truncated
-        info["life_lost"][group] = (lives > 0) & (lives < self._lives[group]) & ~terminated
+        arrays.rewards[:], arrays.terminated[:], arrays.truncated[:] = rewards, terminated, truncated
+        arrays.life_lost[:] = (lives > 0) & (lives < self._lives[group]) & ~terminated
         self._returns[group] += rewards
         self._lengths[group] += 1
         if terminated.any():
-            push(stacks, np.where(terminated[:, None, None], ale["final_obs"][:, 0], screens[:, 0]))
+            push(arrays.stacks, np.where(terminated[:, None, None], ale["final_obs"][:, 0], screens[:, 0]))
         else:
-            push(stacks, screens[:, 0])
-        self._begins_life[group] = info["life_lost"][group]
+            push(arrays.stacks, screens[:, 0])
+        self._begins_life[group] = arrays.life_lost
         ended = terminated | truncated
         if ended.any():
             if truncated.any():
@@ -145,7 +110,7 @@ class AtariVectorEnvironments(Environments):
                 lives = ale["lives"]
             self._begin_after(group, ended, screens[:, 0])
         self._lives[group] = lives
-        return self._result(group)
+        return arrays.result()
 
     def get_states(self) -> list[dict[str, NDArray[Any]]]:
         """Return which game each environment plays: all that is known of it."""
@@ -163,20 +128,15 @@ class AtariVectorEnvironments(Environments):
         """End the emulator threads."""
         self._engines.clear()
 
-    def _result(self, part: slice) -> StepResult:
-        """Return a part of the arrays that the last steps have filled."""
-        info = {name: array[part] for name, array in self._info.items()}
-        return self.observations[part], self._rewards[part], self._terminated[part], self._truncated[part], info
-
     def _begin_after(self, group: slice, ended: NDArray[np.bool_], screens: NDArray[np.uint8]) -> None:
         """Note the ends in a group and show the first screens of the games that follow."""
-        positions = group.start + np.flatnonzero(ended)
-        for name, values in (("episode_return", self._returns), ("episode_length", self._lengths)):
-            self._info[name][positions] = values[positions]
+        arrays, positions = self.arrays, group.start + np.flatnonzero(ended)
+        for results, values in ((arrays.episode_return, self._returns), (arrays.episode_length, self._lengths)):
+            results[positions] = values[positions]
             values[positions] = 0
-        self._final_stacks[positions] = self._stacks[positions]
-        self._stacks[positions] = 0
-        self._stacks[positions, ..., -1] = screens[ended]
+        arrays.final_stacks[positions] = arrays.stacks[positions]
+        arrays.stacks[positions] = 0
+        arrays.stacks[positions, ..., -1] = screens[ended]
         self._episodes[positions] += 1
         self._begins_life[positions] = True
 

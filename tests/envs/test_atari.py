@@ -464,12 +464,12 @@ def assert_go_on_alike(original: AtariEnvironments, fresh: AtariEnvironments, ac
     for action in actions:
         for before, after in zip(original.step(action)[:4], fresh.step(action)[:4], strict=True):
             np.testing.assert_array_equal(after, before)
-        np.testing.assert_array_equal(fresh._info["life_lost"], original._info["life_lost"])
+        np.testing.assert_array_equal(fresh.arrays.life_lost, original.arrays.life_lost)
         np.testing.assert_array_equal(fresh._games[0]._ale.getRAM(), original._games[0]._ale.getRAM())
-        if original._terminated[0] or original._truncated[0]:
+        if original.arrays.terminated[0] or original.arrays.truncated[0]:
             ends += 1
-            for key in ("final_obs", "episode_return", "episode_length"):
-                np.testing.assert_array_equal(fresh._info[key], original._info[key])
+            for key in ("final_stacks", "episode_return", "episode_length"):
+                np.testing.assert_array_equal(getattr(fresh.arrays, key), getattr(original.arrays, key))
     return ends
 
 
@@ -587,9 +587,9 @@ def test_a_restored_game_ends_with_its_whole_return_and_length() -> None:
         fresh.step(action)
         if over:
             break
-    assert original._info["episode_length"][0] > 100
+    assert original.arrays.episode_length[0] > 100
     for key in ("episode_return", "episode_length", "final_obs"):
-        np.testing.assert_array_equal(fresh._info[key], original._info[key])
+        np.testing.assert_array_equal(getattr(fresh.arrays, key), getattr(original.arrays, key))
 
 
 def test_a_restored_game_is_cut_at_the_same_frame() -> None:
