@@ -17,18 +17,20 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["ppo", "ppo.*"]),
-    # Without a compiler OpenCV does the same, more slowly. -ffp-contract=off: a fused multiply-add rounds once less.
+    # Without a compiler OpenCV and PyTorch do the same, in more time. -ffp-contract=off: a fused multiply-add rounds
+    # once less.
     ext_modules=[
         Extension(
-            "ppo.envs._screens",
-            ["ppo/envs/_screens.c"],
+            name,
+            [f"{name.replace('.', '/')}.c"],
             extra_compile_args=["-O3", "-ffp-contract=off"],
             depends=["setup.py"],
             optional=True,
         )
+        for name in ("ppo.algorithm._minibatch", "ppo.envs._screens")
     ],
-    # The C file is a part of the version that ranks compare.
-    package_data={"ppo": ["human_random_57.csv", "envs/_screens.c"]},
+    # The files of C are a part of the version that ranks compare.
+    package_data={"ppo": ["human_random_57.csv", "*/_*.c"]},
     install_requires=[
         "torch>=2.10",  # older ones have CVE-2026-24747 in their weights reader
         "numpy>=2.0",

@@ -13,6 +13,11 @@ from ppo.algorithm import equations
 from ppo.config import PPOSettings
 from ppo.models import distributions
 
+try:
+    from ppo.algorithm import _minibatch
+except ImportError:  # no compiler when the package was installed
+    _minibatch = None  # type: ignore[assignment]
+
 LOGGED = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
 
 
@@ -44,6 +49,31 @@ def derivatives(
 
     Means are taken over the minibatch of the whole job, of which the samples are a part.
     """
+    if _minibatch is None or logits.device.type != "cpu":
+        return derivatives_by_torch(logits, values, samples, settings, clip_range)
+    by_logits, by_values = logits.clone(), values.clone()
+    actions, log_probs, old_values, returns, advantages = (numbers.contiguous().numpy() for numbers in samples)
+    _minibatch.derivatives(
+        by_logits.numpy(),
+        by_values.numpy(),
+        actions,
+        log_probs,
+        old_values,
+        returns,
+        advantages,
+        float(clip_range),
+        -1.0 if settings.value_clip_range is None else settings.value_clip_range,
+        settings.entropy_coefficient,
+        settings.value_coefficient,
+        settings.minibatch_size,
+    )
+    return by_logits, by_values
+
+
+def derivatives_by_torch(
+    logits: Tensor, values: Tensor, samples: Samples, settings: PPOSettings, clip_range: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    """Do what `derivatives` does, on any device, float rounding apart."""
     log_probs = distributions.log_probabilities(logits)
     log_ratios = distributions.log_prob(log_probs, samples.actions) - samples.log_probs
     by_log_ratios = equations.clipped_surrogate_derivative(log_ratios, samples.advantages, clip_range)

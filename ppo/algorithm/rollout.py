@@ -27,6 +27,11 @@ from ppo.models import distributions
 from ppo.models.actor_critic import ActorCritic
 from ppo.random_streams import Purpose, stream
 
+try:
+    from ppo.algorithm import _minibatch
+except ImportError:  # no compiler when the package was installed
+    _minibatch = None  # type: ignore[assignment]
+
 # Bytes of so many observations, 28 KB each, are still in the cache when they are made floats.
 _ROWS_AT_ONCE = 32
 
@@ -55,15 +60,19 @@ class Rollout:
         # Images lie channels-last in memory; gathering rows of bytes in that order is one copy and stays channels-last.
         pixels = steps.permute(0, 2, 3, 1)
         rows = pixels.flatten(1)
-        if rows.device.type == "cpu":
-            gathered = torch.empty(len(indices), rows.shape[1])
-            for part, chosen in zip(
-                torch.split(gathered, _ROWS_AT_ONCE), torch.split(indices, _ROWS_AT_ONCE), strict=True
-            ):
-                part.copy_(rows.index_select(0, chosen))
-        else:
-            gathered = rows.index_select(0, indices)
+        gathered = gather_pixels(rows, indices) if rows.device.type == "cpu" else rows.index_select(0, indices)
         return gathered.view(-1, *pixels.shape[1:]).permute(0, 3, 1, 2)
+
+
+def gather_pixels(rows: Tensor, indices: Tensor) -> Tensor:
+    """Return rows (R, W) of uint8 at indices (B,) as float32 (B, W), on a processor."""
+    gathered = torch.empty(len(indices), rows.shape[1])
+    if _minibatch is not None and torch.get_num_threads() == 1:
+        _minibatch.gather_pixels(gathered.numpy(), rows.numpy(), indices.numpy())
+        return gathered
+    for part, chosen in zip(torch.split(gathered, _ROWS_AT_ONCE), torch.split(indices, _ROWS_AT_ONCE), strict=True):
+        part.copy_(rows.index_select(0, chosen))
+    return gathered
 
 
 @dataclass(frozen=True)

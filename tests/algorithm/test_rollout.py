@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 
 from ppo.algorithm.normalization import Moments, RunningMoments
@@ -164,7 +165,11 @@ def test_a_group_gets_its_actions_before_another_is_waited_for():
     ]
 
 
-def test_gathered_images_are_those_of_their_indices_whatever_the_memory_order():
+@pytest.mark.parametrize(("compiled", "threads"), [(True, 1), (False, 1), (True, 2)])
+def test_gathered_images_are_those_of_their_indices_whatever_the_memory_order(compiled, threads, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr("ppo.algorithm.rollout._minibatch", None)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     steps, num_envs = 5, 2
     pixels = torch.randint(0, 255, (steps, num_envs, 84, 84, 4), dtype=torch.uint8)
     images = pixels.permute(0, 1, 4, 2, 3)
