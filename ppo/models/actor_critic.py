@@ -80,7 +80,7 @@ class FrozenCNN:
     """The network for images without what need not be done again as long as no weight changes."""
 
     def __init__(self, encoder: SmallCNN | NatureCNN, policy_head: nn.Module, value_head: nn.Module) -> None:
-        """Copy the weights of convolutions, pixel moments folded in, and of the heads; the large layer is shared."""
+        """Copy the weights, pixel moments folded in."""
         self._convolutions = [
             FrozenConvolution(*layer.folded(), layer.stride)
             if isinstance(layer, PixelConv2d)
@@ -88,7 +88,8 @@ class FrozenCNN:
             for layer in encoder
             if isinstance(layer, nn.Conv2d)
         ]
-        (self._linear,) = (layer for layer in encoder if isinstance(layer, nn.Linear))
+        (linear,) = (layer for layer in encoder if isinstance(layer, nn.Linear))
+        self._linear = FrozenLinear(linear.weight, linear.bias)
         heads = (policy_head, value_head)
         self._head_weight, self._head_bias = (
             torch.cat([head.get_parameter(name) for head in heads]) for name in ("weight", "bias")
@@ -99,7 +100,7 @@ class FrozenCNN:
         features = observations.to(torch.float32)
         for convolution in self._convolutions:
             features = convolution(features)
-        features = self._linear(features.flatten(1)).relu_()
+        features = self._linear(features.flatten(1))
         heads = functional.linear(features, self._head_weight, self._head_bias)
         return heads[:, :-1], heads[:, -1]
 
@@ -127,12 +128,35 @@ class FrozenConvolution:
         return _convolution_and_relu(features, self._reordered[features.shape], self._bias, self._stride)
 
 
+class FrozenLinear:
+    """A linear layer and the ReLU behind it, on a processor; with oneDNN as `FrozenConvolution` is.
+
+    Most of its time is that of reading the weight. 4 observations 0.15 ms instead of 0.31 (Nature CNN) and 0.08 instead
+    of 0.13 (small CNN), 16 observations 0.21 instead of 0.28 (small CNN).
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        """Copy a weight (O, I)."""
+        self._weight, self._bias = weight.detach().clone(), bias.detach().clone()
+        self._reordered: dict[int, Tensor] = {}
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Map (B, I) to (B, O)."""
+        if not onednn_is_usable():
+            return functional.linear(features, self._weight, self._bias).relu_()
+        if len(features) not in self._reordered:
+            self._reordered[len(features)] = torch.ops.mkldnn._reorder_linear_weight(self._weight, len(features))
+        return _linear_and_relu(features, self._reordered[len(features)], self._bias)
+
+
 @functools.cache
 def onednn_is_usable() -> bool:
     """Tell whether this PyTorch has the calls below: they are its own, and no version promises them to the next."""
     pixels, weight, bias = torch.zeros(1, 4, 8, 8), torch.zeros(2, 4, 4, 4), torch.zeros(2)
+    features, matrix = torch.zeros(1, 4), torch.zeros(2, 4)
     try:
         _convolution_and_relu(pixels, _reordered(weight, [1, 1], pixels.shape), bias, [1, 1])
+        _linear_and_relu(features, torch.ops.mkldnn._reorder_linear_weight(matrix, 1), bias)
     except (AttributeError, TypeError, RuntimeError):
         return False
     return True
@@ -151,6 +175,12 @@ def _convolution_and_relu(features: Tensor, weight: Tensor, bias: Tensor | None,
     result: Tensor = torch.ops.mkldnn._convolution_pointwise(
         features, weight, bias, [0, 0], stride, [1, 1], 1, "relu", [], ""
     )
+    return result
+
+
+def _linear_and_relu(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Map features by a reordered weight."""
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(features, weight, bias, "relu", [], "")
     return result
 
 
