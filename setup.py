@@ -17,8 +17,8 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["ppo", "ppo.*"]),
-    # Without a compiler OpenCV and PyTorch do the same, in more time. -ffp-contract=off: a fused multiply-add rounds
-    # once less.
+    # Without a compiler OpenCV and PyTorch do it, in more time. -ffp-contract=off: a fused multiply-add rounds once
+    # less.
     ext_modules=[
         Extension(
             name,

@@ -17,12 +17,12 @@ from ppo.algorithm.normalization import RunningMoments
 from ppo.algorithm.rollout import Collector
 from ppo.algorithm.update import Learner
 from ppo.collectives import Collective, Halt, decided_by_root, done_by_all, share
-from ppo.config import Config, Refusal, differences
+from ppo.config import Config, MachineSettings, Refusal, differences
 from ppo.device import CPU, Placement
 from ppo.envs import LEAN, Engine, Environments, make_envs
 from ppo.models.actor_critic import ActorCritic, build_model
 from ppo.outputs import checkpoint
-from ppo.outputs.manifest import Counters, Manifest, machine_here
+from ppo.outputs.manifest import Counters, Manifest, machine_here, rounding_here
 from ppo.outputs.tensor_file import specification
 from ppo.random_streams import Purpose, derived_seed
 from ppo.versions import versions_here
@@ -239,7 +239,7 @@ def _read_for_resume(
             f"changed since the checkpoint: env_steps {manifest.config.run.env_steps} -> {config.run.env_steps}, "
             "and with it where the linear schedules end"
         )
-    notes += _what_is_not_exact(manifest, saved.machine.device, config.machine.device, run.comm.size)
+    notes += _what_is_not_exact(manifest, saved.machine, config.machine, run.comm.size)
     notes.append(f"resuming {config.model_name} at {manifest.counters.env_steps} steps")
     return notes, manifest, {name: tensor.numpy() for name, tensor in {**model, **training}.items()}
 
@@ -264,8 +264,8 @@ def _refuse_other_run(config: Config, manifest: Manifest, folder: Path) -> None:
         )
 
 
-def _what_is_not_exact(manifest: Manifest, saved_on: str, device: str, ranks: int) -> list[str]:
-    """Say what keeps the run from going on bit for bit: other ranks or versions, another processor, or a GPU."""
+def _what_is_not_exact(manifest: Manifest, saved: MachineSettings, machine: MachineSettings, ranks: int) -> list[str]:
+    """Say what keeps the run from going on bit for bit: other ranks, versions, engines or processors, or a GPU."""
     notes = []
     if manifest.ranks != ranks:
         before = f"{manifest.ranks} rank" + ("s" if manifest.ranks > 1 else "")
@@ -273,10 +273,17 @@ def _what_is_not_exact(manifest: Manifest, saved_on: str, device: str, ranks: in
             f"saved by {before}, goes on with {ranks}: the same environments where they stood, shared out anew; "
             "equal to the run that was never stopped up to the order of sums, not bit for bit"
         )
-    here, there = {**versions_here(), **machine_here()}, {**manifest.versions, **manifest.machine}
+    there = {**manifest.versions, **manifest.machine}
+    # Older checkpoints do not tell.
+    rounding = {name: value for name, value in rounding_here().items() if name in there}
+    here = {**versions_here(), **machine_here(), **rounding}
     changed = [f"{name} {there.get(name)} -> {now}" for name, now in here.items() if there.get(name) != now]
     if changed:
         notes.append(f"not bit for bit the run that was never stopped, since there changed: {', '.join(changed)}")
-    if "cuda" in (saved_on, device):
-        notes.append(f"saved on {saved_on}, goes on with {device}: not bit for bit the run that was never stopped")
+    for before, now, matters in (
+        (saved.device, machine.device, "cuda" in (saved.device, machine.device)),
+        (saved.env_engine, machine.env_engine, saved.env_engine != machine.env_engine),
+    ):
+        if matters:
+            notes.append(f"saved with {before}, goes on with {now}: not bit for bit the run that was never stopped")
     return notes

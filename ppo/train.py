@@ -14,12 +14,12 @@ from datetime import datetime
 import numpy as np
 import torch
 
+from ppo.algorithm import minibatch
 from ppo.algorithm.rollout import Episode
 from ppo.collectives import Collective, decided_by_root
 from ppo.config import Config, Refusal
 from ppo.device import CPU, Placement
-from ppo.envs import Engine, atari, choose_engine
-from ppo.envs.screens import IS_COMPILED
+from ppo.envs import Engine, atari, choose_engine, screens
 from ppo.machine import keep_freed_memory
 from ppo.outputs import checkpoint
 from ppo.outputs.display import make_display, tell
@@ -194,13 +194,12 @@ def train(
         notes = decided_by_root(comm, lambda: prepare_folders(config, lock))
         engine = decide_engine(config, comm, cores or [1] * comm.size)
         # Beside a GPU, what is left to do takes less time than waking threads that the emulators keep from the cores.
-        torch.set_num_threads(engine.threads if placement.device.type == "cpu" else 1)
+        torch.set_num_threads(engine.workers if placement.device.type == "cpu" else 1)
         about = [engine.describe()]
         if not atari.is_atari_name(config.run.env_name):
             about.clear()
             placement = dataclasses.replace(placement, precision=torch.float32)  # as its network is
-        elif engine.name != "vector" and not IS_COMPILED:
-            about.append("screens are shrunk by OpenCV: pip install -e . where cc and Python.h are makes faster code")
+        about += uncompiled(engine, placement)
         if placement.device.type == "cuda":
             torch.cuda.set_device(placement.device)
         # What is saved names what was used, not the wish.
@@ -283,6 +282,14 @@ def decide_engine(config: Config, comm: Collective, cores: Sequence[int]) -> Eng
 
     before = decided_by_root(comm, engine_before)
     return choose_engine(config.run.env_name, config.machine, cores, comm.rank, before)
+
+
+def uncompiled(engine: Engine, placement: Placement) -> list[str]:
+    """Return what to tell where the package was installed without a compiler."""
+    shrinks_screens = engine.name != "vector" and not screens.IS_COMPILED
+    gathers = placement.device.type == "cpu" and not minibatch.IS_COMPILED
+    slow = ["screens are shrunk by OpenCV"] * shrinks_screens + ["minibatches are gathered by PyTorch"] * gathers
+    return [f"{' and '.join(slow)}: pip install -e . where cc and Python.h are makes faster code"] if slow else []
 
 
 def acquire_patiently(lock: ModelLock, *, take_over: bool) -> list[str]:

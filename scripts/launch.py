@@ -110,7 +110,7 @@ def job_command(config: Config, arguments: Sequence[str]) -> list[str]:
 
 
 def gpus_with_threads(config: Config, cores: int) -> int:
-    """Return the number of GPUs if each shall serve one rank that steps its environments with several cores, else 0.
+    """Return the number of GPUs if each shall serve one rank whose environments have several cores, else 0.
 
     Where ranks have one core each they share the GPUs.
     """

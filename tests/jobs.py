@@ -36,7 +36,7 @@ CARTPOLE = [
 ]
 PONG = [
     "--env_name=PongNoFrameskip-v4",
-    # Else a rank that has several cores would step its games in a way that does not resume exactly.
+    # Else a rank that has several cores would start processes for them, which takes longer than these games.
     "--env_engine=lean",
     ON_PROCESSORS,
     "--num_envs=4",

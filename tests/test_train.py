@@ -134,7 +134,7 @@ def test_a_run_that_a_gpu_takes_part_in_says_that_it_does_not_resume_bit_for_bit
     assert_ok(train_on(before, 64))
     resumed = train_on(now, 128)
     assert_ok(resumed)
-    assert resumed.stdout.count(f"saved on {before}, goes on with {now}: not bit for bit") == 1
+    assert resumed.stdout.count(f"saved with {before}, goes on with {now}: not bit for bit") == 1
 
 
 def test_a_checkpoint_from_before_there_were_devices_is_of_a_processor(tmp_path, monkeypatch):
@@ -189,7 +189,8 @@ def test_a_run_leaves_its_logs_in_one_folder(tmp_path):
     }  # fmt: skip
     assert promised <= row.keys()
     phases = sum(float(row[f"time/{phase}"]) for phase in ("env", "inference", "learn", "communicate"))
-    assert 0.5 < phases / float(row["time/seconds"]) <= 1.0
+    seconds = float(row["time/seconds"])  # in milliseconds
+    assert 0.5 * seconds < phases <= seconds + 0.001
 
 
 def test_a_save_that_fails_is_warned_of_and_shows_in_the_exit_code(tmp_path, monkeypatch):

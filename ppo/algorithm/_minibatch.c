@@ -1,7 +1,7 @@
 /* What PyTorch does in many passes over a minibatch, in one: gathering pixels as floats, and the derivatives of PPO's
  * objective by what the network said.
  *
- * ppo/algorithm/rollout.py and objective.py say what they mean, and do the same where this could not be compiled.
+ * ppo/algorithm/rollout.py and objective.py say what they mean, and do it where this could not be compiled.
  */
 
 #define PY_SSIZE_T_CLEAN
@@ -54,8 +54,9 @@ static void derive_by_logits(float *logits, Py_ssize_t num_actions, int64_t acti
         logits[a] -= normaliser;
         negative_entropy += expf(logits[a]) * logits[a];
     }
-    const float clip_range = (float)objective->clip_range, ratio = expf(logits[action] - old_log_prob);
-    const float unclipped = ratio * advantage, clipped = fminf(fmaxf(ratio, 1.0f - clip_range), 1.0f + clip_range) * advantage;
+    const float lowest = (float)(1.0 - objective->clip_range), highest = (float)(1.0 + objective->clip_range);
+    const float ratio = expf(logits[action] - old_log_prob);
+    const float unclipped = ratio * advantage, clipped = fminf(fmaxf(ratio, lowest), highest) * advantage;
     const float by_log_prob = unclipped > clipped ? 0.0f : -unclipped;
     const float entropy_coefficient = (float)objective->entropy_coefficient, scale = (float)(1.0 / objective->minibatch_size);
     for (Py_ssize_t a = 0; a < num_actions; a++) {

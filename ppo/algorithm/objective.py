@@ -9,14 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppo.algorithm import equations
+from ppo.algorithm import equations, minibatch
 from ppo.config import PPOSettings
 from ppo.models import distributions
-
-try:
-    from ppo.algorithm import _minibatch
-except ImportError:  # no compiler when the package was installed
-    _minibatch = None  # type: ignore[assignment]
 
 LOGGED = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
 
@@ -48,12 +43,15 @@ def derivatives(
     """Return the derivatives of the objective by logits (B, A) and values (B,), for samples (B,).
 
     Means are taken over the minibatch of the whole job, of which the samples are a part.
+
+    Raises:
+        IndexError: an action is none of A.
     """
-    if _minibatch is None or logits.device.type != "cpu":
+    if minibatch.compiled is None or logits.device.type != "cpu":
         return derivatives_by_torch(logits, values, samples, settings, clip_range)
     by_logits, by_values = logits.clone(), values.clone()
     actions, log_probs, old_values, returns, advantages = (numbers.contiguous().numpy() for numbers in samples)
-    _minibatch.derivatives(
+    minibatch.compiled.derivatives(
         by_logits.numpy(),
         by_values.numpy(),
         actions,

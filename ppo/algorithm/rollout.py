@@ -20,17 +20,13 @@ import torch
 from gymnasium.spaces import Discrete
 from torch import Tensor
 
+from ppo.algorithm import minibatch
 from ppo.algorithm.cuda_graph import CUDAGraph
 from ppo.algorithm.normalization import RunningMoments
 from ppo.envs import Environments
 from ppo.models import distributions
 from ppo.models.actor_critic import ActorCritic
 from ppo.random_streams import Purpose, stream
-
-try:
-    from ppo.algorithm import _minibatch
-except ImportError:  # no compiler when the package was installed
-    _minibatch = None  # type: ignore[assignment]
 
 # Bytes of so many observations, 28 KB each, are still in the cache when they are made floats.
 _ROWS_AT_ONCE = 32
@@ -65,10 +61,14 @@ class Rollout:
 
 
 def gather_pixels(rows: Tensor, indices: Tensor) -> Tensor:
-    """Return rows (R, W) of uint8 at indices (B,) as float32 (B, W), on a processor."""
+    """Return rows (R, W) of uint8 at indices (B,) as float32 (B, W), on a processor.
+
+    Raises:
+        IndexError: an index is none of R.
+    """
     gathered = torch.empty(len(indices), rows.shape[1])
-    if _minibatch is not None and torch.get_num_threads() == 1:
-        _minibatch.gather_pixels(gathered.numpy(), rows.numpy(), indices.numpy())
+    if minibatch.compiled is not None and torch.get_num_threads() == 1:
+        minibatch.compiled.gather_pixels(gathered.numpy(), rows.numpy(), indices.numpy())
         return gathered
     for part, chosen in zip(torch.split(gathered, _ROWS_AT_ONCE), torch.split(indices, _ROWS_AT_ONCE), strict=True):
         part.copy_(rows.index_select(0, chosen))

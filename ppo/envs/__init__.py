@@ -33,26 +33,27 @@ StepResult = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], dict[
 
 @dataclass(frozen=True)
 class Engine:
-    """What steps a rank's Atari games, and how many threads or processes it has for that."""
+    """What steps a rank's Atari games."""
 
     name: Literal["lean", "processes", "vector"]
-    threads: int
+    workers: int
+    """Its threads, or processes."""
 
     def describe(self) -> str:
         """Return the line that a log has of it."""
         if self.name == "vector":
-            threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+            threads = "1 thread" if self.workers == 1 else f"{self.workers} threads"
             return (
                 f"env_engine: vector, {threads}; it cannot resume exactly: a run that is stopped goes on with new "
-                "games (with --env_engine=lean it resumes exactly)"
+                "games (with --env_engine=processes or lean it resumes exactly)"
             )
         if self.name == "processes":
-            processes = "1 process" if self.threads == 1 else f"{self.threads} processes"
+            processes = "1 process" if self.workers == 1 else f"{self.workers} processes"
             return f"env_engine: processes, {processes}; the games of a run that is stopped go on exactly"
         return "env_engine: lean, 1 thread; a run that is stopped resumes exactly"
 
 
-LEAN = Engine("lean", threads=1)
+LEAN = Engine("lean", workers=1)
 
 
 class Environments(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], abc.ABC):
@@ -145,7 +146,7 @@ def choose_engine(
         name = "processes" if min(cores) >= SEVERAL_CORES and before != "lean" else "lean"
     if name == "lean" or not atari.is_atari_name(env_name):
         return LEAN
-    return Engine(name, threads=cores[rank])
+    return Engine(name, workers=cores[rank])
 
 
 def make_envs(
@@ -173,9 +174,9 @@ def make_envs(
     assert on_frame is None
     if engine.name == "processes":
         return atari_processes.AtariProcessEnvironments(
-            rom, world, indices=indices, seed=seed, processes=engine.threads
+            rom, world, indices=indices, seed=seed, num_processes=engine.workers
         )
-    return atari_vector.AtariVectorEnvironments(rom, world, indices=indices, seed=seed, threads=engine.threads)
+    return atari_vector.AtariVectorEnvironments(rom, world, indices=indices, seed=seed, threads=engine.workers)
 
 
 def unknown_environment(env_name: str, known: Sequence[str]) -> Refusal:

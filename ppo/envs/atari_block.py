@@ -27,8 +27,9 @@ class StepArrays:
     """
 
     stacks: NDArray[np.uint8]
-    """(N, 84, 84, C)."""
+    """(N, 84, 84, C); what follows is (N, ...) too."""
     final_stacks: NDArray[np.uint8]
+    """Like `stacks`, valid where a game ended."""
     rewards: NDArray[np.float64]
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]

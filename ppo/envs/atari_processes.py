@@ -9,7 +9,9 @@ make a picture of a screen, cannot be saved, and load their emulators one after 
 """
 
 import contextlib
+import itertools
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -20,11 +22,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ppo.collectives import share
 from ppo.config import WorldSettings
 from ppo.envs import ArrayState, StepResult
 from ppo.envs.atari_block import AtariBlockInHalves, halves
-from ppo.envs.atari_worker import ANSWER, ERROR, REQUEST, SIGN_OF_LIFE, SharedMemory, Work
+from ppo.envs.atari_worker import ANSWER, ERROR, REQUEST, SIGN_OF_LIFE, SIGNALS_TO_THE_JOB, SharedMemory, Work
 
 _SECONDS_TO_END = 5.0
 _PROGRAM = "from ppo.envs.atari_worker import main; main()"
@@ -33,15 +34,24 @@ _PROGRAM = "from ppo.envs.atari_worker import main; main()"
 class AtariProcessEnvironments(AtariBlockInHalves):
     """A block of games of one ROM, shared out among processes."""
 
-    def __init__(self, rom: str, world: WorldSettings, *, indices: range, seed: int, processes: int) -> None:
-        """Start as many processes, at most one for each game; see `make_envs` for the other arguments."""
-        self._indices = indices
+    def __init__(self, rom: str, world: WorldSettings, *, indices: range, seed: int, num_processes: int) -> None:
+        """Load one emulator per index; see `make_envs`.
+
+        Args:
+            rom: name of the ROM.
+            world: the protocol.
+            indices: global indices of the block.
+            seed: seed of the job.
+            num_processes: how many share the games out among themselves; at most one for each game is started.
+
+        Raises:
+            ChildProcessError: a process has ended. So does every method that needs it.
+        """
         memory = SharedMemory.make(len(indices), world.frame_stack)
         self._actions = memory.actions
-        number = min(processes, len(indices))
         self._processes = [
-            _Process(Work(rom, world, indices, seed, _blocks(len(indices), worker, number)), memory)
-            for worker in range(number)
+            _Process(Work(rom, world, indices, seed, blocks), memory)
+            for blocks in shared_out(len(indices), min(num_processes, len(indices)))
         ]
         super().__init__(memory.arrays, self._ask("num_actions")[0])
 
@@ -55,15 +65,15 @@ class AtariProcessEnvironments(AtariBlockInHalves):
     def send(self, group: slice, actions: NDArray[Any]) -> None:
         """Wake the processes for a group."""
         self._actions[group] = actions
-        number = self.groups.index(group)
+        position = self.groups.index(group)
         for process in self._processes:
-            process.begin_step(number)
+            process.begin_step(position)
 
     def recv(self, group: slice) -> StepResult:
         """Wait until all processes have stepped their games of a group."""
-        number = self.groups.index(group)
+        position = self.groups.index(group)
         for process in self._processes:
-            process.finish_step(number)
+            process.finish_step(position)
         return self.arrays[group].result()
 
     def get_states(self) -> list[dict[str, NDArray[Any]]]:
@@ -100,13 +110,18 @@ class AtariProcessEnvironments(AtariBlockInHalves):
         return answers
 
 
-def _blocks(num_envs: int, worker: int, size: int) -> tuple[range, ...]:
-    """Return the positions of a process's games in every group; who has one more in the first has none more after."""
-    blocks = []
+def shared_out(num_envs: int, num_processes: int) -> list[tuple[range, ...]]:
+    """Return for every process the positions of its games, by group: of each group, and of all, as many to one.
+
+    What is left over of the first group goes to the first processes, and of the second to the last.
+    """
+    of_groups = []
     for number, group in enumerate(halves(num_envs)):
-        own = share(group.stop - group.start, worker if number == 0 else size - 1 - worker, size)
-        blocks.append(range(group.start + own.start, group.start + own.stop))
-    return tuple(blocks)
+        each, left_over = divmod(group.stop - group.start, num_processes)
+        sizes = [each + 1] * left_over + [each] * (num_processes - left_over)
+        ends = list(itertools.accumulate(sizes if number == 0 else sizes[::-1], initial=group.start))
+        of_groups.append([range(*pair) for pair in itertools.pairwise(ends)])
+    return list(zip(*of_groups, strict=True))
 
 
 class _Process:
@@ -117,6 +132,8 @@ class _Process:
         self.positions = [position for block in work.blocks for position in block]
         ours, theirs = socket.socketpair()
         with theirs:
+            # It begins with these signals held back, until it can ignore them.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS_TO_THE_JOB)
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _PROGRAM, str(theirs.fileno()), str(memory.descriptor)],
                 pass_fds=(theirs.fileno(), memory.descriptor),
@@ -124,6 +141,7 @@ class _Process:
                 # The terminal's Ctrl-C and what mpirun sends to a rank's group are not for it.
                 start_new_session=True,
             )
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._descriptor = ours.detach()
         self._channel = Connection(self._descriptor)
         self._games = ", ".join(str(work.indices[position]) for position in self.positions)
@@ -147,14 +165,16 @@ class _Process:
         self._send((name, *arguments))
 
     def answer(self, on_sign_of_life: Callable[[], None]) -> Any:
-        """Wait for what it answers to that, or for the exception that it ended in, which is returned."""
+        """Wait for what it answers to that, or for the ValueError that it ended in, which is returned."""
         while self._read(ANSWER, SIGN_OF_LIFE) == SIGN_OF_LIFE:
             on_sign_of_life()
-        return self._channel.recv()
+        with self._noticing_its_end():
+            return self._channel.recv()
 
     def hang_up(self) -> None:
         """Let it end."""
         self._channel.close()
+        self._descriptor = -1  # the number may be that of another file soon
 
     def _write(self, byte: int) -> None:
         with self._noticing_its_end():
@@ -167,24 +187,28 @@ class _Process:
     def _read(self, *expected: int) -> int:
         with self._noticing_its_end():
             byte = os.read(self._descriptor, 1)
-        if not byte:
-            raise self._what_happened()
-        if byte[0] == ERROR:
-            raise RuntimeError(f"a process that steps games failed:\n{self._channel.recv()}")
-        assert byte[0] in expected
-        return byte[0]
+            if byte and byte[0] in expected:
+                return byte[0]
+        raise self._what_happened(byte)
 
     @contextlib.contextmanager
     def _noticing_its_end(self) -> Iterator[None]:
         try:
             yield
-        except ConnectionError:
+        except (OSError, EOFError):
             raise self._what_happened() from None
 
-    def _what_happened(self) -> RuntimeError:
+    def _what_happened(self, byte: bytes = b"") -> ChildProcessError:
+        """Return the error of a process that has ended, given what was read of it last."""
+        # What it answered before, and maybe why it ended, can still be read.
+        with contextlib.suppress(OSError, EOFError):
+            while byte != bytes((ERROR,)) and (byte := os.read(self._descriptor, 1)):
+                pass
+            if byte:
+                return ChildProcessError(f"the process that steps games {self._games} failed:\n{self._channel.recv()}")
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_SECONDS_TO_END)
-        return RuntimeError(
+        return ChildProcessError(
             f"the process {self._process.pid} that steps games {self._games} has ended (exit code "
             f"{self._process.returncode})"
         )

@@ -8,6 +8,7 @@ The process ends when it can no longer read from its rank, however that has ende
 rank's to answer, who may want to save first.
 """
 
+import ctypes
 import mmap
 import os
 import signal
@@ -28,6 +29,8 @@ from ppo.envs.atari_block import StepArrays
 
 # Bytes on the socket that are not the number of a group.
 REQUEST, ANSWER, ERROR, SIGN_OF_LIFE = 252, 253, 254, 255
+SIGNALS_TO_THE_JOB = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_PR_SET_PDEATHSIG = 1
 _ACTION = np.dtype(np.int64)
 
 
@@ -126,8 +129,10 @@ class Worker:
 
 def main() -> None:
     """Serve the rank at the other end of a socket, of which the command line has the descriptor, and of the memory."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+    for number in SIGNALS_TO_THE_JOB:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS_TO_THE_JOB)
+    _end_with_the_rank()
     descriptor, memory = map(int, sys.argv[1:])
     with Connection(descriptor) as channel:
         try:
@@ -137,6 +142,14 @@ def main() -> None:
         except Exception:
             _write(descriptor, ERROR)
             channel.send(traceback.format_exc())
+            sys.exit(1)
+
+
+def _end_with_the_rank() -> None:
+    """Have the kernel end this process with its rank, in case it is stopped then and reads no end (Linux only)."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
 def _serve(channel: Connection, memory: int) -> None:

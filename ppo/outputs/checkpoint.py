@@ -29,6 +29,7 @@ from ppo.outputs.manifest import (
     decode_manifest,
     encode_manifest,
     machine_here,
+    rounding_here,
 )
 from ppo.outputs.tensor_file import Specification, Tensors, byte_size, encode_tensors, misfit, read_tensor_file
 from ppo.outputs.untrusted import DamagedCheckpointError, brief, open_regular
@@ -88,7 +89,7 @@ def write_checkpoint(
         files={name: FileEntry(len(c), hashlib.sha256(c).hexdigest()) for name, c in contents.items()},
         ranks=ranks,
         versions=versions_here(),
-        machine=machine_here(),
+        machine=machine_here() | rounding_here(),
     )
     if final.exists() and is_whole(final) and read_manifest(final).files == manifest.files:
         return final

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ppo.algorithm import minibatch
 from ppo.config import Config, Refusal
 from ppo.outputs.tensor_file import MAX_FILE_BYTES
 from ppo.outputs.untrusted import DamagedCheckpointError, brief, parse_json
@@ -122,6 +123,11 @@ def decode_manifest(content: bytes) -> Manifest:
 def machine_here() -> dict[str, str]:
     """Return this machine's architecture, and which of its processor's instructions torch uses."""
     return {"architecture": platform.machine(), "cpu_capability": torch.backends.cpu.get_cpu_capability()}
+
+
+def rounding_here() -> dict[str, str]:
+    """Return what else the rounding of this process depends on: PyTorch's threads, and whether code is compiled."""
+    return {"threads": str(torch.get_num_threads()), "compiled": str(minibatch.IS_COMPILED)}
 
 
 def _check_format(data: Any) -> None:

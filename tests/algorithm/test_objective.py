@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ppo.algorithm import equations, objective, rollout
+from ppo.algorithm import equations, minibatch
 from ppo.algorithm.objective import Samples, derivatives, derivatives_by_torch
 from ppo.config import PPOSettings
 from ppo.models import distributions
@@ -18,7 +18,7 @@ from tests.algorithm.test_update import SETTINGS as UPDATE_SETTINGS
 from tests.algorithm.test_update import build
 
 NEEDS_COMPILER = pytest.mark.skipif(
-    objective._minibatch is None, reason="needs a C compiler where the package is installed"
+    minibatch.compiled is None, reason="needs a C compiler where the package is installed"
 )
 BOTH = pytest.mark.parametrize(
     "derive",
@@ -124,8 +124,7 @@ def test_an_update_without_a_compiler_is_the_same_but_for_rounding(monkeypatch):
     weights = []
     for compiled in (True, False):
         if not compiled:
-            monkeypatch.setattr(objective, "_minibatch", None)
-            monkeypatch.setattr(rollout, "_minibatch", None)
+            monkeypatch.setattr(minibatch, "compiled", None)
         model, collector, learner = build(dataclasses.replace(UPDATE_SETTINGS, learning_rate=1e-4))
         learner.update(collector.collect(0)[0], update=0, env_steps=0, progress=0.0)
         weights.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
@@ -135,8 +134,7 @@ def test_an_update_without_a_compiler_is_the_same_but_for_rounding(monkeypatch):
 def test_the_faster_code_is_compiled_wherever_there_is_a_compiler():
     compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
     headers = Path(sysconfig.get_path("include"), "Python.h")
-    compiled = objective._minibatch is not None and rollout._minibatch is not None
-    assert compiled or shutil.which(compiler) is None or not headers.exists()
+    assert minibatch.IS_COMPILED or shutil.which(compiler) is None or not headers.exists()
 
 
 @NEEDS_COMPILER
@@ -156,10 +154,10 @@ def test_the_faster_code_is_compiled_wherever_there_is_a_compiler():
 def test_compiled_derivatives_refuse_what_they_would_read_or_write_beyond(place, array, error):
     arrays = [np.zeros((4, 3), np.float32), np.zeros(4, np.float32), np.zeros(4, np.int64)]
     arrays += [np.zeros(4, np.float32) for _ in range(4)]
-    objective._minibatch.derivatives(*arrays, 0.2, -1.0, 0.0, 1.0, 4.0)
+    minibatch.compiled.derivatives(*arrays, 0.2, -1.0, 0.0, 1.0, 4.0)
     arrays[place] = array
     with pytest.raises(error):
-        objective._minibatch.derivatives(*arrays, 0.2, -1.0, 0.0, 1.0, 4.0)
+        minibatch.compiled.derivatives(*arrays, 0.2, -1.0, 0.0, 1.0, 4.0)
 
 
 @NEEDS_COMPILER
@@ -177,8 +175,8 @@ def test_compiled_derivatives_refuse_what_they_would_read_or_write_beyond(place,
 )
 def test_compiled_gathering_refuses_what_it_would_read_or_write_beyond(place, array, error):
     arrays = [np.zeros((2, 5), np.float32), np.ones((4, 5), np.uint8), np.array([3, 0])]
-    rollout._minibatch.gather_pixels(*arrays)
+    minibatch.compiled.gather_pixels(*arrays)
     assert arrays[0].all()
     arrays[place] = array
     with pytest.raises(error):
-        rollout._minibatch.gather_pixels(*arrays)
+        minibatch.compiled.gather_pixels(*arrays)

@@ -588,7 +588,7 @@ def test_a_restored_game_ends_with_its_whole_return_and_length() -> None:
         if over:
             break
     assert original.arrays.episode_length[0] > 100
-    for key in ("episode_return", "episode_length", "final_obs"):
+    for key in ("episode_return", "episode_length", "final_stacks"):
         np.testing.assert_array_equal(getattr(fresh.arrays, key), getattr(original.arrays, key))
 
 

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from ppo.config import WorldSettings
 from ppo.envs import Environments, StepResult
 from ppo.envs.atari import AtariEnvironments
-from ppo.envs.atari_processes import AtariProcessEnvironments, _blocks
+from ppo.envs.atari_processes import AtariProcessEnvironments, shared_out
 from ppo.envs.atari_worker import SharedMemory, Work, Worker
 
 STICKY = WorldSettings(sticky_actions=0.25, max_frames=400)
 
 
 def processes(world: WorldSettings = STICKY, *, indices: range = range(3, 8), number: int = 3):
-    return AtariProcessEnvironments("breakout", world, indices=indices, seed=1, processes=number)
+    return AtariProcessEnvironments("breakout", world, indices=indices, seed=1, num_processes=number)
 
 
 def lean(world: WorldSettings = STICKY, *, indices: range = range(3, 8)) -> AtariEnvironments:
@@ -58,7 +58,7 @@ def ended_within(pids: list[int], seconds: float) -> bool:
 # ---------------------------------------------------------------------------------------------- against the lean engine
 
 
-@pytest.mark.parametrize("number", [1, 2, 3, 9])
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 9])
 def test_games_are_those_of_the_lean_engine_whatever_the_number_of_processes(number: int) -> None:
     ours, reference = processes(number=number), lean()
     np.testing.assert_array_equal(ours.reset()[0], reference.reset()[0])
@@ -109,17 +109,17 @@ def test_a_group_that_is_on_its_way_leaves_the_others_as_they_are() -> None:
     np.testing.assert_array_equal(envs.observations[second], before)
 
 
-@pytest.mark.parametrize("num_envs", [1, 2, 3, 5, 8, 64, 65])
-@pytest.mark.parametrize("size", [1, 2, 3, 8])
-def test_every_game_belongs_to_one_process_and_all_have_as_many_of_a_group_to_one(num_envs: int, size: int) -> None:
-    size = min(size, num_envs)
-    blocks = [_blocks(num_envs, rank, size) for rank in range(size)]
-    for number in range(len(blocks[0])):
-        shares = [len(own[number]) for own in blocks]
-        assert max(shares) - min(shares) <= 1
-    totals = [sum(map(len, own)) for own in blocks]
-    assert min(totals) >= 1 and max(totals) - min(totals) <= 1
-    assert sorted(position for own in blocks for block in own for position in block) == list(range(num_envs))
+@pytest.mark.parametrize("num_envs", range(1, 71))
+def test_every_game_belongs_to_one_process_and_all_have_as_many_of_a_group_to_one(num_envs: int) -> None:
+    for num_processes in range(1, num_envs + 1):
+        blocks = shared_out(num_envs, num_processes)
+        assert len(blocks) == num_processes
+        for of_group in zip(*blocks, strict=True):
+            shares = list(map(len, of_group))
+            assert max(shares) - min(shares) <= 1
+        totals = [sum(map(len, own)) for own in blocks]
+        assert min(totals) >= 1 and max(totals) - min(totals) <= 1
+        assert sorted(position for own in blocks for block in own for position in block) == list(range(num_envs))
 
 
 # ------------------------------------------------------------------------------------------------------- saved states
@@ -195,18 +195,44 @@ def pids(envs: AtariProcessEnvironments) -> list[int]:
 def test_a_process_that_is_killed_is_noticed_and_named_with_its_games() -> None:
     envs = processes(number=2)
     envs.reset()
-    os.kill(pids(envs)[1], signal.SIGKILL)
-    with pytest.raises(RuntimeError, match=r"the process \d+ that steps games 4, 5 has ended \(exit code -9\)"):
+    os.kill(pids(envs)[0], signal.SIGKILL)
+    with pytest.raises(ChildProcessError, match=r"the process \d+ that steps games 3, 5 has ended \(exit code -9\)"):
         for actions in random_actions(envs, 3):
             envs.step(actions)
-    with pytest.raises(RuntimeError, match="exit code -9"):
+    with pytest.raises(ChildProcessError, match="exit code -9"):
         envs.get_states()
+
+
+def test_a_process_that_dies_while_games_are_played_again_is_no_state_that_is_refused() -> None:
+    original, envs = processes(number=1), processes(number=1)
+    original.reset()
+    original.step(np.zeros(5, np.int64))
+    envs.on_replay = lambda: os.kill(pids(envs)[0], signal.SIGKILL)
+    with pytest.raises(ChildProcessError, match=r"games 3, 4, 5, 6, 7 has ended \(exit code -9\)"):
+        envs.set_states(original.get_states())
 
 
 def test_what_goes_wrong_in_a_process_is_told() -> None:
     envs = processes(number=1)
-    with pytest.raises(RuntimeError, match=r"(?s)Traceback.*AssertionError: no game has begun"):
+    with pytest.raises(ChildProcessError, match=r"(?s)steps games 3, 4, 5, 6, 7 failed:.*Error: no game has begun"):
         envs.get_states()
+
+
+def test_what_goes_wrong_in_one_half_is_told_where_the_other_is_sent_after_it() -> None:
+    envs = processes(number=1)
+    envs.reset()
+    first, second = envs.groups
+    with pytest.raises(ChildProcessError, match=r"(?s)games 3, 4, 5, 6, 7 failed:.*IndexError: list index"):
+        envs.send(first, np.array([9, 9]))  # no such actions
+        assert ended_within(pids(envs), 10)
+        envs.send(second, np.array([0, 0, 0]))
+
+
+def test_states_that_are_larger_than_what_a_socket_holds_get_there() -> None:
+    envs = AtariProcessEnvironments("pong", WorldSettings(noop_max=0), indices=range(12), seed=1, num_processes=1)
+    envs.reset()
+    states = [{**state, "actions": np.zeros(26_000, np.uint8)} for state in envs.get_states()]
+    assert envs.set_states(states) == list(range(12))  # nobody plays for so long without losing
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
@@ -225,6 +251,22 @@ def test_a_terminals_interrupt_does_not_reach_them() -> None:
     assert all(os.getsid(pid) != os.getsid(0) for pid in pids(envs))
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_signals_that_come_while_a_process_starts_leave_it_at_work(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Signalled(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, *arguments: object, **settings: object) -> None:
+            super().__init__(*arguments, **settings)  # type: ignore[call-overload]
+            self.send_signal(number)
+
+    monkeypatch.setattr(subprocess, "Popen", Signalled)
+    envs = processes(number=1)
+    envs.reset()
+    envs.step(np.zeros(5, np.int64))
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & {number}
+
+
 def test_close_ends_the_processes_and_so_does_losing_the_environments() -> None:
     closed, lost = processes(number=2), processes(number=2)
     closed_pids, lost_pids = pids(closed), pids(lost)
@@ -240,7 +282,7 @@ def test_processes_end_with_a_rank_that_is_killed(tmp_path: Path) -> None:
         "import time\n"
         "from ppo.config import WorldSettings\n"
         "from ppo.envs.atari_processes import AtariProcessEnvironments\n"
-        "envs = AtariProcessEnvironments('pong', WorldSettings(), indices=range(4), seed=0, processes=2)\n"
+        "envs = AtariProcessEnvironments('pong', WorldSettings(), indices=range(4), seed=0, num_processes=2)\n"
         "envs.reset()\n"
         "print(*(process._process.pid for process in envs._processes), flush=True)\n"
         "time.sleep(60)\n"
@@ -249,6 +291,7 @@ def test_processes_end_with_a_rank_that_is_killed(tmp_path: Path) -> None:
         assert rank.stdout is not None
         left = [int(word) for word in rank.stdout.readline().split()]
         assert len(left) == 2 and all(map(is_running, left))
+        os.kill(left[0], signal.SIGSTOP)  # this one will not read that its rank has ended
         rank.kill()
     assert ended_within(left, 10)
 

@@ -333,7 +333,7 @@ def test_the_lean_engine_begins_the_game_after_a_state_of_this_one() -> None:
 @pytest.fixture(scope="module", params=["lean", "processes", "vector"])
 def untouched(request: pytest.FixtureRequest) -> Environments:
     """Environments of every engine that no test brings to a state."""
-    engine = Engine(request.param, threads=1)
+    engine = Engine(request.param, workers=1)
     envs = make_envs("PongNoFrameskip-v4", BARE, indices=range(5, 7), seed=0, engine=engine)
     envs.reset()
     return envs

@@ -149,7 +149,7 @@ def test_a_run_says_once_which_engine_it_uses_and_has_as_many_threads(
     [("lean", False, 1), ("processes", False, 1), ("lean", True, 0), ("vector", False, 0)],
 )
 def test_a_run_says_that_a_compiler_would_make_it_faster(engine, compiled, notices, tmp_path, monkeypatch):
-    monkeypatch.setattr("ppo.train.IS_COMPILED", compiled)
+    monkeypatch.setattr("ppo.envs.screens.IS_COMPILED", compiled)
     job = ppo(tmp_path, *SMALL, f"--env_engine={engine}", "--env_steps=64")
     assert_ok(job)
     assert job.stdout.count("screens are shrunk by OpenCV") == notices
@@ -171,11 +171,27 @@ def test_a_run_begun_with_one_core_a_rank_goes_on_exactly_where_a_rank_has_more(
     assert (whole / step).read_bytes() == (resumed / step).read_bytes()
 
 
-def test_an_exact_run_of_one_engine_goes_on_with_the_games_of_another(tmp_path):
+def test_an_exact_run_of_one_engine_goes_on_with_the_games_of_another_and_says_what_is_not_exact(tmp_path, monkeypatch):
+    monkeypatch.setattr("ppo.machine.cores_here", lambda: frozenset("01"))
     assert_ok(ppo(tmp_path, *SMALL, "--env_engine=lean", "--env_steps=64"))
     job = ppo(tmp_path, *SMALL, "--env_engine=processes", "--env_steps=128")
     assert_ok(job)
     assert "env_engine: processes" in job.stdout and "WARNING" not in job.stdout
+    assert "saved with lean, goes on with processes: not bit for bit" in job.stdout
+    assert "not bit for bit the run that was never stopped, since there changed: threads 1 -> 2" in job.stdout
+    again = ppo(tmp_path, *SMALL, "--env_engine=processes", "--env_steps=192")
+    assert_ok(again)
+    assert "resuming" in again.stdout and "not bit for bit" not in again.stdout
+
+
+def test_a_run_says_that_minibatches_would_be_faster_with_a_compiler_and_that_rounding_changed(tmp_path, monkeypatch):
+    assert_ok(ppo(tmp_path, *SMALL, "--env_steps=64"))
+    for name, value in (("compiled", None), ("IS_COMPILED", False)):
+        monkeypatch.setattr(f"ppo.algorithm.minibatch.{name}", value)
+    job = ppo(tmp_path, *SMALL, "--env_steps=128")
+    assert_ok(job)
+    assert job.stdout.count("minibatches are gathered by PyTorch: pip install") == 1
+    assert "since there changed: compiled True -> False" in job.stdout
 
 
 def test_a_process_that_dies_ends_the_run_which_says_so_and_keeps_its_checkpoint(tmp_path):

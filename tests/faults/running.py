@@ -67,7 +67,8 @@ class RunningJob:
     def rank(self, number):
         """Return the process id of a rank."""
         for pid in self.processes():
-            if f"OMPI_COMM_WORLD_RANK={number}".encode() in variables_of(pid):
+            of_rank = f"OMPI_COMM_WORLD_RANK={number}".encode() in variables_of(pid)
+            if of_rank and b"atari_worker" not in command_of(pid):
                 return pid
         raise AssertionError(f"rank {number} does not run:\n{self.log}")
 
@@ -104,6 +105,14 @@ class RunningJob:
 
     def _owns(self, pid):
         return self.token.encode() in variables_of(pid) and not is_zombie(pid)
+
+
+def command_of(pid):
+    """Return the command line of a process; empty if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def variables_of(pid):
