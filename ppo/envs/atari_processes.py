@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -168,8 +168,10 @@ class _Process:
         """Wait for what it answers to that, or for the ValueError that it ended in, which is returned."""
         while self._read(ANSWER, SIGN_OF_LIFE) == SIGN_OF_LIFE:
             on_sign_of_life()
-        with self._noticing_its_end():
+        try:
             return self._channel.recv()
+        except (OSError, EOFError):
+            raise self._what_happened() from None
 
     def hang_up(self) -> None:
         """Let it end."""
@@ -177,25 +179,24 @@ class _Process:
         self._descriptor = -1  # the number may be that of another file soon
 
     def _write(self, byte: int) -> None:
-        with self._noticing_its_end():
+        try:
             os.write(self._descriptor, bytes((byte,)))
-
-    def _send(self, message: object) -> None:
-        with self._noticing_its_end():
-            self._channel.send(message)
+        except OSError:
+            raise self._what_happened() from None
 
     def _read(self, *expected: int) -> int:
-        with self._noticing_its_end():
-            byte = os.read(self._descriptor, 1)
-            if byte and byte[0] in expected:
-                return byte[0]
-        raise self._what_happened(byte)
-
-    @contextlib.contextmanager
-    def _noticing_its_end(self) -> Iterator[None]:
         try:
-            yield
-        except (OSError, EOFError):
+            byte = os.read(self._descriptor, 1)
+        except OSError:
+            raise self._what_happened() from None
+        if not byte or byte[0] not in expected:
+            raise self._what_happened(byte)
+        return byte[0]
+
+    def _send(self, message: object) -> None:
+        try:
+            self._channel.send(message)
+        except OSError:
             raise self._what_happened() from None
 
     def _what_happened(self, byte: bytes = b"") -> ChildProcessError:

@@ -128,7 +128,7 @@ class Worker:
 
 
 def main() -> None:
-    """Serve the rank at the other end of a socket, of which the command line has the descriptor, and of the memory."""
+    """Serve a rank; the command line has the descriptors of the socket to it and of the memory that is shared."""
     for number in SIGNALS_TO_THE_JOB:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS_TO_THE_JOB)
