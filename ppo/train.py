@@ -199,7 +199,8 @@ def train(
         if not atari.is_atari_name(config.run.env_name):
             about.clear()
             placement = dataclasses.replace(placement, precision=torch.float32)  # as its network is
-        about += uncompiled(engine, placement)
+        else:
+            about += uncompiled(engine, placement)
         if placement.device.type == "cuda":
             torch.cuda.set_device(placement.device)
         # What is saved names what was used, not the wish.
@@ -285,7 +286,7 @@ def decide_engine(config: Config, comm: Collective, cores: Sequence[int]) -> Eng
 
 
 def uncompiled(engine: Engine, placement: Placement) -> list[str]:
-    """Return what to tell where the package was installed without a compiler."""
+    """Return what to tell of pixels where the package was installed without a compiler."""
     shrinks_screens = engine.name != "vector" and not screens.IS_COMPILED
     gathers = placement.device.type == "cpu" and not minibatch.IS_COMPILED
     slow = ["screens are shrunk by OpenCV"] * shrinks_screens + ["minibatches are gathered by PyTorch"] * gathers

@@ -9,8 +9,8 @@ from ppo.envs import LEAN, Engine, choose_engine, make_envs
 from ppo.envs.atari import AtariEnvironments
 from ppo.envs.atari_processes import AtariProcessEnvironments
 from ppo.envs.atari_vector import AtariVectorEnvironments
+from tests.jobs import CARTPOLE, mpirun, ppo, rows, weights
 from tests.jobs import PONG as SMALL
-from tests.jobs import mpirun, ppo, rows, weights
 
 PONG = "PongNoFrameskip-v4"
 
@@ -153,6 +153,14 @@ def test_a_run_says_that_a_compiler_would_make_it_faster(engine, compiled, notic
     job = ppo(tmp_path, *SMALL, f"--env_engine={engine}", "--env_steps=64")
     assert_ok(job)
     assert job.stdout.count("screens are shrunk by OpenCV") == notices
+
+
+def test_a_world_without_screens_tells_nothing_of_a_compiler(tmp_path, monkeypatch):
+    monkeypatch.setattr("ppo.envs.screens.IS_COMPILED", False)
+    monkeypatch.setattr("ppo.algorithm.minibatch.IS_COMPILED", False)
+    job = ppo(tmp_path, *CARTPOLE, "--env_steps=64")
+    assert_ok(job)
+    assert "pip install" not in job.stdout
 
 
 def test_a_run_begun_with_one_core_a_rank_goes_on_exactly_where_a_rank_has_more(tmp_path, monkeypatch):
