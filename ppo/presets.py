@@ -1,6 +1,7 @@
 """Named settings: each entry changes defaults of `config.py`, and flags change them further.
 
-More environments than a preset was made for change some of its other numbers, by the rule of `for_environments`.
+Another number of environments than a preset was made for changes some of its other numbers, by the rule of
+`for_environments`.
 """
 
 import math
@@ -14,9 +15,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # The fastest settings found so far that never collapsed; docs/learning.md has the runs behind them.
     "atari": {
         "model_size": "small",
-        "num_envs": 32,
+        "num_envs": 64,
         "rollout_steps": 64,
-        "minibatch_size": 256,
+        "minibatch_size": 512,
         "num_epochs": 3,
         "learning_rate": 3e-4,
         "learning_rate_schedule": "kl_adaptive",
@@ -25,7 +26,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "gae_lambda": 0.95,
         # Long returns tell Pong what earned a point while the values know nothing; Breakout needs shorter ones later.
         "gae_lambda_late": 0.9,
-        "gae_lambda_late_steps": 800_000,
+        "gae_lambda_late_steps": 1_000_000,
         "value_coefficient": 1.0,
         "value_normalization": True,
         "pixel_normalization": True,
@@ -89,24 +90,30 @@ def default_preset(env_name: str) -> str:
 
 
 def for_environments(preset: Mapping[str, Any], num_envs: int, rollout_steps: int | None = None) -> Mapping[str, Any]:
-    """Return a preset with what more environments change in it, so that they learn as much from a step.
+    """Return a preset with what another number of environments changes in it, so that they learn as much from a step.
 
-    As many gradient steps an update as before, each on a larger minibatch; a batch of at most 16,384 steps, the rollout
-    being halved until it is (more parallel environments serve better than longer rollouts, Mayor et al. 2025,
-    arXiv:2506.03404); a learning rate that grows with the square root of the batch, to at most 1e-3 (Adam's gradient
-    noise falls so). A rate that is steered by the KL finds its own value. Lambda falls later, with the same root: it
-    takes more steps, but fewer updates, until values can be trusted.
+    Always as many gradient steps an update as before, so that minibatches grow and shrink with the batch.
+
+    Fewer environments play longer: the rollout is doubled while the batch is not larger for it than before.
+
+    More environments make a larger batch, of at most 16,384 steps, the rollout being halved until it is (more parallel
+    environments serve better than longer rollouts, Mayor et al. 2025, arXiv:2506.03404). The learning rate grows with
+    the square root of the batch, to at most 1e-3 (Adam's gradient noise falls so); a rate that is steered by the KL
+    finds its own value. Lambda falls later, with the same root: it takes more steps, but fewer updates, until values can
+    be trusted.
 
     Args:
         preset: one of PRESETS.
-        num_envs: environments of the job; as many as the preset has or fewer change nothing.
-        rollout_steps: what the user has chosen, if he has.
+        num_envs: environments of the job; as many as the preset has change nothing.
+        rollout_steps: what the user has chosen, if he has; it is kept.
     """
-    if num_envs <= preset["num_envs"]:
+    if num_envs == preset["num_envs"]:
         return preset
     batch = preset["num_envs"] * preset["rollout_steps"]
     num_minibatches = batch // preset["minibatch_size"]
     steps = rollout_steps or preset["rollout_steps"]
+    while not rollout_steps and 2 * num_envs * steps <= batch:
+        steps *= 2
     # Every environment has a step in every minibatch.
     while not rollout_steps and num_envs * steps > _LARGEST_BATCH and steps % (2 * num_minibatches) == 0:
         steps //= 2

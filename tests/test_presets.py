@@ -1,4 +1,4 @@
-"""What more environments than a preset was made for change in it."""
+"""What another number of environments than a preset was made for changes in it."""
 
 import dataclasses
 import math
@@ -27,15 +27,36 @@ def test_more_environments_give_valid_settings_with_as_many_gradient_steps(name:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-@pytest.mark.parametrize("num_envs", [None, 8, 4])
-def test_no_more_environments_than_the_preset_has_change_nothing_else(name: str, num_envs: int | None) -> None:
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_fewer_environments_play_longer_and_the_batch_stays(name: str, factor: int) -> None:
+    base = parse(f"--preset={name}")
+    fewer = parse(f"--preset={name}", f"--num_envs={base.num_envs // factor}")
+    longer = {"num_envs": base.num_envs // factor, "rollout_steps": factor * base.rollout_steps}
+    assert fewer == dataclasses.replace(base, **longer)
+
+
+def test_fewer_environments_that_do_not_divide_the_batch_make_a_smaller_one() -> None:
+    fewer = parse("--preset=atari", "--num_envs=24")
+    assert (fewer.rollout_steps, fewer.minibatch_size) == (128, 384)  # 3,072 of 4,096 steps
+    assert gradient_steps(fewer) == gradient_steps(parse("--preset=atari"))
+    assert fewer.gae_lambda_late_steps == round(1_000_000 * math.sqrt(0.75))
+    assert parse("--preset=cleanrl", "--num_envs=3").learning_rate == 2.5e-4
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_number_of_environments_gives_valid_settings(name: str) -> None:
+    for num_envs in [*range(1, 70), 100, 1000, 4096]:
+        assert parse(f"--preset={name}", f"--num_envs={num_envs}").num_envs == num_envs
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_as_many_environments_as_the_preset_has_change_nothing(name: str) -> None:
     base = Config().replace_settings(PRESETS[name]).ppo
-    scaled = base if num_envs is None else dataclasses.replace(base, **{"num_envs": num_envs})
-    assert parse(f"--preset={name}", *([] if num_envs is None else [f"--num_envs={num_envs}"])) == scaled
+    assert parse(f"--preset={name}") == parse(f"--preset={name}", f"--num_envs={base.num_envs}") == base
 
 
 def test_the_rollout_is_halved_until_the_batch_has_at_most_16384_steps() -> None:
-    assert [parse(f"--num_envs={n}").rollout_steps for n in (16, 64, 128, 256, 512)] == [64, 64, 64, 64, 32]
+    assert [parse(f"--num_envs={n}").rollout_steps for n in (64, 128, 256, 512)] == [64, 64, 64, 32]
     assert all(n * parse(f"--num_envs={n}").rollout_steps <= 16_384 for n in (16, 100, 128, 256, 512, 1024))
     assert parse("--num_envs=4096").rollout_steps == 8  # a step of every environment in each of 8 minibatches
 
@@ -49,21 +70,23 @@ def test_a_fixed_rate_grows_with_the_square_root_of_the_batch_to_at_most_a_thous
 
 
 def test_a_rate_that_is_steered_by_the_kl_is_left_alone() -> None:
-    scaled = parse("--preset=atari", "--num_envs=64")
+    scaled = parse("--preset=atari", "--num_envs=128")
     assert (scaled.learning_rate, scaled.learning_rate_max) == (3e-4, 1e-3)
 
 
 def test_the_steps_after_which_lambda_falls_grow_with_the_square_root_of_the_batch() -> None:
     base = parse("--preset=atari").gae_lambda_late_steps
-    assert parse("--preset=atari", "--num_envs=128").gae_lambda_late_steps == 2 * base
-    assert parse("--preset=atari", "--num_envs=512").gae_lambda_late_steps == round(math.sqrt(8.0) * base)
-    assert parse("--preset=atari", "--num_envs=64", "--gae_lambda_late_steps=1000").gae_lambda_late_steps == 1000
+    assert parse("--preset=atari", "--num_envs=256").gae_lambda_late_steps == 2 * base
+    assert parse("--preset=atari", "--num_envs=128").gae_lambda_late_steps == round(math.sqrt(2.0) * base)
+    assert parse("--preset=atari", "--num_envs=128", "--gae_lambda_late_steps=1000").gae_lambda_late_steps == 1000
 
 
 def test_what_the_user_sets_is_not_scaled() -> None:
-    scaled = parse("--num_envs=64", "--rollout_steps=32", "--learning_rate=1e-4")
-    assert (scaled.rollout_steps, scaled.minibatch_size, scaled.learning_rate) == (32, 256, 1e-4)
-    assert parse("--num_envs=64", "--minibatch_size=1024").minibatch_size == 1024
+    scaled = parse("--num_envs=128", "--rollout_steps=32", "--learning_rate=1e-4")
+    assert (scaled.rollout_steps, scaled.minibatch_size, scaled.learning_rate) == (32, 512, 1e-4)
+    assert parse("--num_envs=128", "--minibatch_size=1024").minibatch_size == 1024
+    fewer = parse("--num_envs=8", "--rollout_steps=64")
+    assert (fewer.rollout_steps, fewer.minibatch_size) == (64, 64)
     with pytest.raises(Refusal, match="num_envs must be between 1 and 4096"):
         parse("--num_envs=100000")
     with pytest.raises(Refusal, match="many"):
