@@ -99,8 +99,8 @@ def for_environments(preset: Mapping[str, Any], num_envs: int, rollout_steps: in
     More environments make a larger batch, of at most 16,384 steps, the rollout being halved until it is (more parallel
     environments serve better than longer rollouts, Mayor et al. 2025, arXiv:2506.03404). The learning rate grows with
     the square root of the batch, to at most 1e-3 (Adam's gradient noise falls so); a rate that is steered by the KL
-    finds its own value. Lambda falls later, with the same root: it takes more steps, but fewer updates, until values can
-    be trusted.
+    finds its own value. Lambda falls later, with the same root: it takes more steps, but fewer updates, until values
+    can be trusted.
 
     Args:
         preset: one of PRESETS.

@@ -268,7 +268,7 @@ def test_buckets_are_refused_where_the_sum_is_not_flat_or_not_float32(setting: d
 
 
 def test_the_flags_are_validated() -> None:
-    with pytest.raises(Refusal, match="minibatch_size must be a multiple of num_envs = 32"):
+    with pytest.raises(Refusal, match="minibatch_size must be a multiple of num_envs = 64"):
         parse("--minibatch_size=100")
 
 

@@ -1,6 +1,6 @@
 """`python -m ppo.benchmark`: measure this machine's limits, the program and Stable-Baselines3, and write the report.
 
-Flags after `--` go to the program: python -m ppo.benchmark --quick -- --num_envs=32 --minibatch_size=512
+Flags after `--` go to the program: python -m ppo.benchmark --quick -- --num_envs=128
 """
 
 import dataclasses

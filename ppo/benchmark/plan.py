@@ -125,7 +125,13 @@ def _case(preset: str, ranks: int, flags: Sequence[str], *, weak: bool = False) 
     config = parse_command_line(flags, PRESETS, default_preset, for_environments)
     _require_atari(config.run.env_name)
     if weak:
-        grown = {"num_envs": config.ppo.num_envs * ranks, "minibatch_size": config.ppo.minibatch_size * ranks}
+        sizes = config.ppo
+        grown = {
+            "num_envs": sizes.num_envs * ranks,
+            # What so many environments would change by themselves stays here: a rank has the work of a single one.
+            "rollout_steps": sizes.rollout_steps,
+            "minibatch_size": sizes.minibatch_size * ranks,
+        }
         flags = [*flags, *(f"--{name}={value}" for name, value in grown.items())]
         config = parse_command_line(flags, PRESETS, default_preset, for_environments)
     return Case(preset, ranks, weak, tuple(flags), config)

@@ -1,4 +1,4 @@
-"""A benchmark with numbers that can be worked out by hand: an update of 2,048 steps and 3 epochs."""
+"""A benchmark with numbers that can be worked out by hand: an update of 4,096 steps and 3 epochs."""
 
 from ppo.benchmark.limits import Limits
 from ppo.benchmark.machine import Machine
@@ -19,7 +19,7 @@ def limits(ranks, step_seconds=0.001):
 
 def program(steps_per_second, ranks, *, communicate=0.01, wait=0.01, peak_rss=400.0):
     """A run whose update takes as long as its speed demands."""
-    seconds = 2048 / steps_per_second
+    seconds = 4096 / steps_per_second
     spent = {"env": 0.5, "inference": 0.2, "learn": 0.2, "communicate": communicate, "wait": wait, "save": 0.0}
     phases = {phase: share * seconds for phase, share in spent.items()}
     return ProgramRun(

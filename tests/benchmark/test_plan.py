@@ -20,7 +20,7 @@ def test_all_numbers_of_few_cores_are_measured_and_powers_of_two_of_many(num_cor
 
 def test_a_preset_is_measured_on_as_many_cores_as_it_has_environments():
     assert ranks_of("paper", Settings(), 64) == [1, 2, 4, 8]
-    assert ranks_of("atari", Settings(), 64) == [1, 2, 4, 8, 16, 32]
+    assert ranks_of("atari", Settings(), 64) == [1, 2, 4, 8, 16, 32, 64]
 
 
 def test_quick_measures_the_default_preset_on_one_core_and_on_all():
@@ -37,13 +37,17 @@ def test_weak_scaling_is_that_of_the_first_preset_and_gives_a_rank_the_work_of_a
     assert [case.name for case in cases] == [*names, "cleanrl -np 2"]
     single, _, weak = (case.config.ppo for case in cases[:3])
     assert (weak.num_envs, weak.minibatch_size) == (2 * single.num_envs, 2 * single.minibatch_size)
-    assert weak.rollout_steps == single.rollout_steps
+    cases = make_cases(Settings(presets=("atari",), ranks=(1, 16), **ALONE), 16, [])
+    (many,) = (case.config.ppo for case in cases if case.weak)
+    assert (many.num_envs, many.minibatch_size) == (16 * single.num_envs, 16 * single.minibatch_size)
+    assert many.rollout_steps == weak.rollout_steps == single.rollout_steps
 
 
 def test_flags_after_the_dashes_reach_every_case_and_the_weak_ones_grow_from_them():
     flags = ["--num_envs=4", "--minibatch_size=64"]
     cases = make_cases(Settings(presets=("paper",), **ALONE), 2, flags)
     assert [case.config.ppo.num_envs for case in cases] == [4, 4, 8]
+    assert [case.config.ppo.rollout_steps for case in cases] == [256, 256, 256]
     assert [case.config.ppo.minibatch_size for case in cases] == [64, 64, 128]
     assert all(case.flags[:3] == ("--preset=paper", *flags) for case in cases)
 

@@ -34,14 +34,14 @@ def test_the_report_names_the_machine_the_command_and_the_versions():
 
 def test_the_report_shows_ideal_limits_phases_scaling_and_memory_of_every_case():
     text = markdown(benchmark((800, 1600, 1500)), figure=None)
-    assert lines_with(text, "atari -np 2 (32 environments, minibatch 256)", "1,600.0", "2,000.0", "0.800")
-    assert lines_with(text, "| atari -np 2, weak (64 environments, minibatch 512) | 1.88 | 0.938 | 0.938 |")
+    assert lines_with(text, "atari -np 2 (64 environments, minibatch 512)", "1,600.0", "2,000.0", "0.800")
+    assert lines_with(text, "| atari -np 2, weak (128 environments, minibatch 1024) | 1.88 | 0.938 | 0.938 |")
     assert lines_with(text, "atari -np 1", "env", "fast", "**2,000**")
     assert lines_with(text, "atari -np 1", "env", "slow", "| 1,000 |")
-    # 2,048 steps at 1,600 a second are 1.28 s, of which half is spent on emulation; ideally 1.024 s, half of it too.
-    assert lines_with(text, "| atari -np 2 | 0.640 | 0.256 | 0.256 | 0.013 | 0.013 | 0.000 | 0.102 | 1.280 |")
-    assert lines_with(text, "| atari -np 2, ideal | 0.512 | 0.256 | 0.256 |", "| 1.024 |")
-    assert lines_with(text, "| atari -np 2 | 16 | 400 | 200 |")
+    # 4,096 steps at 1,600 a second are 2.56 s, of which half is spent on emulation; ideally 2.048 s, half of it too.
+    assert lines_with(text, "| atari -np 2 | 1.280 | 0.512 | 0.512 | 0.026 | 0.026 | 0.000 | 0.205 | 2.560 |")
+    assert lines_with(text, "| atari -np 2, ideal | 1.024 | 0.512 | 0.512 |", "| 2.048 |")
+    assert lines_with(text, "| atari -np 2 | 32 | 400 | 200 |")
     assert "7.0 in an empty folder, 5.0 at the second start" in text
     assert "## Stable-Baselines3" not in text
 

@@ -93,5 +93,6 @@ def test_everything_that_was_measured_can_be_read_back_from_json():
     data = json.loads(json.dumps(benchmark((900, 1800, 1900), (910, 1700, 1800)).to_dict()))
     assert [r["cases"]["atari -np 2"]["program"]["steps_per_second"] for r in data["rounds"]] == [1800, 1700]
     assert data["rounds"][0]["cases"]["atari -np 2"]["before"]["ways"]["env"]["fast"] == pytest.approx([2400.0] * 2)
-    assert data["cases"]["atari -np 2, weak"] == "--preset=atari --num_envs=64 --minibatch_size=512"
+    grown = "--num_envs=128 --rollout_steps=64 --minibatch_size=1024"
+    assert data["cases"]["atari -np 2, weak"] == f"--preset=atari {grown}"
     assert data["summary"]["atari -np 2"]["share_of_ideal"]["highest"] == pytest.approx(0.9)
