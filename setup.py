@@ -17,8 +17,8 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["ppo", "ppo.*"]),
-    # Without a compiler OpenCV and PyTorch do it, in more time. -ffp-contract=off: a fused multiply-add rounds once
-    # less.
+    # Without a compiler OpenCV, PyTorch and ALE do it, in more time. -ffp-contract=off: a fused multiply-add rounds
+    # once less.
     ext_modules=[
         Extension(
             name,
@@ -27,7 +27,7 @@ setup(
             depends=["setup.py"],
             optional=True,
         )
-        for name in ("ppo.algorithm._minibatch", "ppo.envs._screens")
+        for name in ("ppo.algorithm._minibatch", "ppo.envs._blended_colours", "ppo.envs._screens")
     ],
     # The files of C are a part of the version that ranks compare.
     package_data={"ppo": ["human_random_57.csv", "*/_*.c"]},

@@ -4,6 +4,7 @@ Exit codes: 0 done; 2 a setting was refused; 70 the training went wrong in a way
 75 saved and left on SIGUSR1 or SIGTERM; 130 on Ctrl-C; 1 anything else.
 """
 
+import gc
 import os
 import sys
 import time
@@ -110,12 +111,15 @@ def run_training(config: Config, collective: Collective, guard: AbortGuard, host
     from ppo.supervision.signals import StopRequest
 
     stop = StopRequest()
-    stop.listen()  # before the imports, which take seconds
+    stop.listen()  # before the imports, which take a second
+    gc.disable()  # looking for garbage in what imports make would take a tenth of it
     from ppo.device import choose_placement
     from ppo.machine import cores_per_rank
     from ppo.supervision.watchdog import Watchdog
     from ppo.train import train
 
+    gc.freeze()  # it is none later either
+    gc.enable()
     cores = cores_per_rank(collective, hosts)
     world = f"{config.run.env_name}, rng_seed {config.run.rng_seed}"
     seconds = config.supervision.watchdog_seconds

@@ -103,7 +103,8 @@ class PPOSettings:
     """The learning rule; sizes are for the whole job and shared out over the ranks."""
 
     num_envs: int = 16
-    """Environments of the whole job. More ranks than environments is refused."""
+    """Environments of the whole job. Another number than the preset's changes rollout_steps, minibatch_size and what
+    goes with the batch, where no flag sets them. More ranks than environments is refused."""
     rollout_steps: int = 128
     """Steps of each environment per update."""
     minibatch_size: int = 512

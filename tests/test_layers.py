@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import ppo
+from tests.jobs import CARTPOLE
 
 LAYERS = (
     *("config", "presets", "random_streams", "scores", "versions", "collectives", "machine", "device", "supervision"),
@@ -75,3 +76,12 @@ def test_every_module_says_what_it_is_for(path: Path) -> None:
 def test_help_and_a_refused_flag_need_neither_torch_nor_gymnasium() -> None:
     program = "import sys, ppo.__main__; sys.exit(bool({'torch', 'gymnasium'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_training_imports_nothing_that_only_compilers_need(tmp_path: Path) -> None:
+    program = (
+        "import sys, ppo.__main__; assert ppo.__main__.main(sys.argv[1:]) == 0; "
+        "sys.exit(bool({'sympy', 'torch._dynamo', 'torch._inductor'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", program, *CARTPOLE, "--env_steps=64"]
+    assert subprocess.run(command, cwd=tmp_path, check=False).returncode == 0

@@ -4,7 +4,7 @@ The objective, to be minimised, is policy_loss + value_coefficient * value_loss 
 mean over samples: Schulman et al. 2017, eq. 9 (arXiv:1707.06347), with its sign turned.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +35,36 @@ class Samples(NamedTuple):
     def flatten(self) -> "Samples":
         """Return the samples as (B,)."""
         return Samples(*(numbers.flatten() for numbers in self))
+
+
+def differentiable(
+    logits: Tensor, values: Tensor, samples: Samples, settings: PPOSettings, clip_range: float | Tensor
+) -> Tensor:
+    """Return a number () that is not the objective but has its `derivatives`: `backward` begins with it.
+
+    To hand `torch.autograd.backward` the derivatives themselves would make PyTorch import SymPy, in a third of a
+    second, to compare two shapes.
+    """
+    number: Tensor = _Derivatives.apply(logits, values, samples, settings, clip_range)  # type: ignore[no-untyped-call]
+    return number
+
+
+class _Derivatives(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        context: Any,
+        logits: Tensor,
+        values: Tensor,
+        samples: Samples,
+        settings: PPOSettings,
+        clip_range: float | Tensor,
+    ) -> Tensor:
+        context.derivatives = derivatives(logits, values, samples, settings, clip_range)
+        return logits.new_zeros(())
+
+    @staticmethod
+    def backward(context: Any, _: Tensor) -> tuple[Tensor | None, ...]:
+        return (*context.derivatives, None, None, None)
 
 
 def derivatives(

@@ -352,9 +352,7 @@ class Learner:
             The network's logits (B, A) and values (B,).
         """
         logits, values = self._model(rollout.observations_at(index))
-        with torch.no_grad():
-            by_outputs = objective.derivatives(logits, values, samples, self._settings, clip_range)
-        torch.autograd.backward((logits, values), by_outputs)
+        torch.autograd.backward(objective.differentiable(logits, values, samples, self._settings, clip_range))
         return logits.detach(), values.detach()
 
     def _step(self, rate: float, *, measures_noise: bool = True) -> Tensor:

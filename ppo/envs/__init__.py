@@ -24,7 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppo.config import MachineSettings, Refusal, WorldSettings, did_you_mean
+from ppo.envs.blended_colours import leave_out_blended_colours
 from ppo.machine import SEVERAL_CORES
+
+leave_out_blended_colours()  # before any module of this package imports ALE
 
 FrameListener = Callable[[NDArray[np.uint8]], None]
 ArrayState = Mapping[str, NDArray[Any]]
