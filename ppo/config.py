@@ -326,6 +326,14 @@ def differences(old: Config, new: Config, sections: Sequence[str]) -> dict[str, 
     return changed
 
 
+def as_flags(settings: Mapping[str, Any]) -> str:
+    """Return what to type for these settings, name -> value."""
+    return " ".join(
+        f"--{'' if value else 'no_'}{name}" if isinstance(value, bool) else f"--{name}={value}"
+        for name, value in settings.items()
+    )
+
+
 def explicit_settings(arguments: Sequence[str]) -> set[str]:
     """Return the flat names of the settings that a command line names; unknown names as they are."""
     names = {argument[2:].split("=", 1)[0].replace("-", "_") for argument in arguments if argument.startswith("--")}

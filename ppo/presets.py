@@ -31,7 +31,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "value_normalization": True,
         "pixel_normalization": True,
         "max_gradient_norm": 1.0,
-        "checkpoint_interval": 25,
+        "checkpoint_interval": 12,
     },
     # Schulman et al. 2017 (arXiv:1707.06347), table 5. The paper's value loss is the whole squared error.
     "paper": {
@@ -92,15 +92,14 @@ def default_preset(env_name: str) -> str:
 def for_environments(preset: Mapping[str, Any], num_envs: int, rollout_steps: int | None = None) -> Mapping[str, Any]:
     """Return a preset with what another number of environments changes in it, so that they learn as much from a step.
 
-    Always as many gradient steps an update as before, so that minibatches grow and shrink with the batch.
+    As many gradient steps an update as before, or some more where the rollout cannot be divided so: minibatches grow
+    and shrink with the batch. Fewer environments play longer: the rollout is doubled while the batch is not larger for
+    it than before. More environments make a larger batch, of at most 16,384 steps, the rollout being halved until it
+    is (more parallel environments serve better than longer rollouts, Mayor et al. 2025, arXiv:2506.03404).
 
-    Fewer environments play longer: the rollout is doubled while the batch is not larger for it than before.
-
-    More environments make a larger batch, of at most 16,384 steps, the rollout being halved until it is (more parallel
-    environments serve better than longer rollouts, Mayor et al. 2025, arXiv:2506.03404). The learning rate grows with
-    the square root of the batch, to at most 1e-3 (Adam's gradient noise falls so); a rate that is steered by the KL
-    finds its own value. Lambda falls later, with the same root: it takes more steps, but fewer updates, until values
-    can be trusted.
+    The learning rate grows with the square root of the batch, to at most 1e-3 (Adam's gradient noise falls so), and
+    never falls; a rate that is steered by the KL finds its own value. The steps until lambda falls go with the same
+    root: with a larger batch it takes more of them, but fewer updates, until values can be trusted.
 
     Args:
         preset: one of PRESETS.
@@ -118,7 +117,8 @@ def for_environments(preset: Mapping[str, Any], num_envs: int, rollout_steps: in
     while not rollout_steps and num_envs * steps > _LARGEST_BATCH and steps % (2 * num_minibatches) == 0:
         steps //= 2
     growth = num_envs * steps / batch
-    changed = {"rollout_steps": steps, "minibatch_size": num_envs * max(1, steps // num_minibatches)}
+    in_a_minibatch = next(n for n in range(max(1, steps // num_minibatches), 0, -1) if steps % n == 0)
+    changed = {"rollout_steps": steps, "minibatch_size": num_envs * in_a_minibatch}
     if "gae_lambda_late_steps" in preset:
         changed["gae_lambda_late_steps"] = max(1, round(preset["gae_lambda_late_steps"] * math.sqrt(growth)))
     if preset["learning_rate_schedule"] != "kl_adaptive":

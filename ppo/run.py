@@ -17,7 +17,7 @@ from ppo.algorithm.normalization import RunningMoments
 from ppo.algorithm.rollout import Collector
 from ppo.algorithm.update import Learner
 from ppo.collectives import Collective, Halt, decided_by_root, done_by_all, share
-from ppo.config import Config, MachineSettings, Refusal, differences
+from ppo.config import Config, MachineSettings, Refusal, as_flags, differences
 from ppo.device import CPU, Placement
 from ppo.envs import LEAN, Engine, Environments, make_envs
 from ppo.models.actor_critic import ActorCritic, build_model
@@ -258,9 +258,11 @@ def _refuse_other_run(config: Config, manifest: Manifest, folder: Path) -> None:
     changed |= {name: (before, now) for name, before, now in pairs if before != now}
     if changed:
         listing = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changed.items())
+        # A preset may have become another since, with more than what makes it another run.
+        old_settings = {name: before for name, (before, _) in {**changed, **differences(old, config, ("ppo",))}.items()}
         raise Refusal(
-            f"{folder} is of another run ({listing}); "
-            "use the old settings, another --model_name, or --fresh to move it aside"
+            f"{folder} is of another run ({listing}); use the old settings ({as_flags(old_settings)}), "
+            "another --model_name, or --fresh to move it aside"
         )
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import ppo.envs  # noqa: F401  # before ALE, whose ROMs load the faster for it
+
 # Minutes long each, so that no worker is left with one of them when the others are done.
 LONGEST_FILES = (
     "tests/faults/test_ranks.py",

@@ -1,3 +1,4 @@
+import re
 import signal
 
 import numpy as np
@@ -222,6 +223,17 @@ def test_what_would_change_the_meaning_of_the_weights_is_refused(setting, tmp_pa
     job = ppo(tmp_path, *CARTPOLE, "--env_steps=128", flag)
     assert job.returncode == 2
     assert setting in job.stderr
+
+
+def test_the_old_settings_that_a_refusal_names_can_be_typed(tmp_path):
+    assert_ok(ppo(tmp_path, *CARTPOLE, "--env_steps=64", "--no-value_normalization", "--max_gradient_norm=None"))
+    refused = ppo(tmp_path, *CARTPOLE, "--env_steps=128")
+    (flags,) = re.findall(r"use the old settings \((.*?)\)", refused.stderr)
+    assert sorted(flags.split()) == ["--max_gradient_norm=None", "--no_value_normalization"]
+    resumed = ppo(tmp_path, *CARTPOLE, "--env_steps=128", *flags.split())
+    assert_ok(resumed)
+    assert "resuming" in resumed.stdout
+    assert "changed since" not in resumed.stdout
 
 
 @pytest.mark.parametrize(

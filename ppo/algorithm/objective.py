@@ -37,10 +37,10 @@ class Samples(NamedTuple):
         return Samples(*(numbers.flatten() for numbers in self))
 
 
-def differentiable(
+def stand_in(
     logits: Tensor, values: Tensor, samples: Samples, settings: PPOSettings, clip_range: float | Tensor
 ) -> Tensor:
-    """Return a number () that is not the objective but has its `derivatives`: `backward` begins with it.
+    """Return a number () that stands in for the objective: it has its `derivatives`, and backward passes begin with it.
 
     To hand `torch.autograd.backward` the derivatives themselves would make PyTorch import SymPy, in a third of a
     second, to compare two shapes.

@@ -352,7 +352,7 @@ class Learner:
             The network's logits (B, A) and values (B,).
         """
         logits, values = self._model(rollout.observations_at(index))
-        torch.autograd.backward(objective.differentiable(logits, values, samples, self._settings, clip_range))
+        torch.autograd.backward(objective.stand_in(logits, values, samples, self._settings, clip_range))
         return logits.detach(), values.detach()
 
     def _step(self, rate: float, *, measures_noise: bool = True) -> Tensor:

@@ -17,7 +17,7 @@ KNOWN_VERSIONS = ("0.12.1",)
 
 
 def leave_out_blended_colours() -> bool:
-    """Do so for every emulator of this process; tell whether that is so. Call it before ALE is imported."""
+    """Do so for every emulator of this process, before ALE is imported; return whether this call has done it."""
     if sys.platform != "linux" or "ale_py" in sys.modules:
         return False
     library = importlib.util.find_spec("ppo.envs._blended_colours")

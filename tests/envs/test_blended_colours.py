@@ -79,6 +79,7 @@ def not_imported_yet(monkeypatch: pytest.MonkeyPatch) -> None:
 def found(monkeypatch: pytest.MonkeyPatch, origin: str | None) -> None:
     spec = None if origin is None else importlib.machinery.ModuleSpec("library", None, origin=origin)
     monkeypatch.setattr(blended_colours.importlib.util, "find_spec", lambda _: spec)
+    monkeypatch.setattr(blended_colours.importlib.metadata, "version", lambda _: KNOWN_VERSIONS[0])
 
 
 @NEEDS_IT
@@ -88,14 +89,20 @@ def test_it_is_done_for_a_known_version_only(monkeypatch: pytest.MonkeyPatch, no
     assert not leave_out_blended_colours()
 
 
-def test_it_is_too_late_once_ale_is_there() -> None:
+def test_it_is_too_late_once_ale_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    found(monkeypatch, "/a/library")
+    monkeypatch.setattr(blended_colours.ctypes, "CDLL", lambda path, mode: (path, mode))
     assert not leave_out_blended_colours()
 
 
-@pytest.mark.parametrize("system", ["darwin", "win32"])
-def test_it_is_done_on_linux_only(monkeypatch: pytest.MonkeyPatch, not_imported_yet: None, system: str) -> None:
+@pytest.mark.parametrize(("system", "is_done"), [("linux", True), ("darwin", False), ("win32", False)])
+def test_it_is_done_on_linux_only(
+    monkeypatch: pytest.MonkeyPatch, not_imported_yet: None, system: str, is_done: bool
+) -> None:
+    found(monkeypatch, "/a/library")
     monkeypatch.setattr(blended_colours.sys, "platform", system)
-    assert not leave_out_blended_colours()
+    monkeypatch.setattr(blended_colours.ctypes, "CDLL", lambda path, mode: (path, mode))
+    assert leave_out_blended_colours() is is_done
 
 
 def test_where_nothing_was_compiled_roms_load_as_ever(monkeypatch: pytest.MonkeyPatch, not_imported_yet: None) -> None:
