@@ -226,11 +226,12 @@ def test_what_would_change_the_meaning_of_the_weights_is_refused(setting, tmp_pa
 
 
 def test_the_old_settings_that_a_refusal_names_can_be_typed(tmp_path):
-    assert_ok(ppo(tmp_path, *CARTPOLE, "--env_steps=64", "--no-value_normalization", "--max_gradient_norm=None"))
-    refused = ppo(tmp_path, *CARTPOLE, "--env_steps=128")
-    (flags,) = re.findall(r"use the old settings \((.*?)\)", refused.stderr)
-    assert sorted(flags.split()) == ["--max_gradient_norm=None", "--no_value_normalization"]
-    resumed = ppo(tmp_path, *CARTPOLE, "--env_steps=128", *flags.split())
+    flags = [*CARTPOLE, "--learning_rate_schedule=constant"]
+    assert_ok(ppo(tmp_path, *flags, "--env_steps=64", "--no-value_normalization", "--max_gradient_norm=None"))
+    refused = ppo(tmp_path, *flags, "--env_steps=128")
+    (old_settings,) = re.findall(r"use the old settings \((.*?)\)", refused.stderr)
+    assert sorted(old_settings.split()) == ["--max_gradient_norm=None", "--no_value_normalization"]
+    resumed = ppo(tmp_path, *flags, "--env_steps=128", *old_settings.split())
     assert_ok(resumed)
     assert "resuming" in resumed.stdout
     assert "changed since" not in resumed.stdout
