@@ -326,12 +326,12 @@ def differences(old: Config, new: Config, sections: Sequence[str]) -> dict[str, 
     return changed
 
 
-def as_flags(settings: Mapping[str, Any]) -> str:
+def as_flags(settings: Mapping[str, Any]) -> list[str]:
     """Return what to type for these settings, name -> value."""
-    return " ".join(
+    return [
         f"--{'' if value else 'no_'}{name}" if isinstance(value, bool) else f"--{name}={value}"
         for name, value in settings.items()
-    )
+    ]
 
 
 def explicit_settings(arguments: Sequence[str]) -> set[str]:

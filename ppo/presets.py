@@ -111,11 +111,12 @@ def for_environments(preset: Mapping[str, Any], num_envs: int, rollout_steps: in
     batch = preset["num_envs"] * preset["rollout_steps"]
     num_minibatches = batch // preset["minibatch_size"]
     steps = rollout_steps or preset["rollout_steps"]
-    while not rollout_steps and 2 * num_envs * steps <= batch:
-        steps *= 2
-    # Every environment has a step in every minibatch.
-    while not rollout_steps and num_envs * steps > _LARGEST_BATCH and steps % (2 * num_minibatches) == 0:
-        steps //= 2
+    if not rollout_steps:
+        while 2 * num_envs * steps <= batch:
+            steps *= 2
+        # Every environment has a step in every minibatch.
+        while num_envs * steps > _LARGEST_BATCH and steps % (2 * num_minibatches) == 0:
+            steps //= 2
     growth = num_envs * steps / batch
     in_a_minibatch = next(n for n in range(max(1, steps // num_minibatches), 0, -1) if steps % n == 0)
     changed = {"rollout_steps": steps, "minibatch_size": num_envs * in_a_minibatch}

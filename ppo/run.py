@@ -261,7 +261,7 @@ def _refuse_other_run(config: Config, manifest: Manifest, folder: Path) -> None:
         # A preset may have become another since, with more than what makes it another run.
         old_settings = {name: before for name, (before, _) in {**changed, **differences(old, config, ("ppo",))}.items()}
         raise Refusal(
-            f"{folder} is of another run ({listing}); use the old settings ({as_flags(old_settings)}), "
+            f"{folder} is of another run ({listing}); use the old settings ({' '.join(as_flags(old_settings))}), "
             "another --model_name, or --fresh to move it aside"
         )
 

@@ -87,13 +87,13 @@ def test_what_the_user_sets_is_not_scaled() -> None:
     assert parse("--num_envs=128", "--minibatch_size=1024").minibatch_size == 1024
     fewer = parse("--num_envs=8", "--rollout_steps=64")
     assert (fewer.rollout_steps, fewer.minibatch_size) == (64, 64)
+    with pytest.raises(Refusal, match="num_envs must be between 1 and 4096"):
+        parse("--num_envs=100000")
+    with pytest.raises(Refusal, match="many"):
+        parse("--num_envs=many")
 
 
 @pytest.mark.parametrize(("rollout_steps", "minibatch_size"), [(100, 80), (7, 8), (97, 8), (96, 96)])
 def test_a_rollout_of_any_length_is_divided(rollout_steps: int, minibatch_size: int) -> None:
     ppo = parse("--num_envs=8", f"--rollout_steps={rollout_steps}")
     assert (ppo.rollout_steps, ppo.minibatch_size) == (rollout_steps, minibatch_size)
-    with pytest.raises(Refusal, match="num_envs must be between 1 and 4096"):
-        parse("--num_envs=100000")
-    with pytest.raises(Refusal, match="many"):
-        parse("--num_envs=many")

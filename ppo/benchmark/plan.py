@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ppo.config import Config, Refusal, RunSettings, did_you_mean, explicit_settings, parse_command_line
+from ppo.config import Config, Refusal, RunSettings, as_flags, did_you_mean, explicit_settings, parse_command_line
 from ppo.presets import PRESETS, default_preset, for_environments
 
 _FEW_CORES = 4
@@ -132,7 +132,7 @@ def _case(preset: str, ranks: int, flags: Sequence[str], *, weak: bool = False) 
             "rollout_steps": sizes.rollout_steps,
             "minibatch_size": sizes.minibatch_size * ranks,
         }
-        flags = [*flags, *(f"--{name}={value}" for name, value in grown.items())]
+        flags = [*flags, *as_flags(grown)]
         config = parse_command_line(flags, PRESETS, default_preset, for_environments)
     return Case(preset, ranks, weak, tuple(flags), config)
 
