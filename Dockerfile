@@ -37,4 +37,4 @@ USER ppo
 # Open MPI: a job may have more ranks than there are cores, and ranks that wait give way to those that work.
 ENV PRTE_MCA_rmaps_default_mapping_policy=slot:oversubscribe OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_btl=^ofi
 
-ENTRYPOINT ["python", "/opt/ppo/scripts/launch.py"]
+ENTRYPOINT ["python", "/opt/ppo/ppo/launcher.py"]

@@ -27,10 +27,10 @@ setup(
             depends=["setup.py"],
             optional=True,
         )
-        for name in ("ppo.algorithm._minibatch", "ppo.envs._blended_colours", "ppo.envs._screens")
+        for name in ("ppo.algorithm._minibatch", "ppo.envs.atari._blended_colours", "ppo.envs.atari._screens")
     ],
     # The files of C are a part of the version that ranks compare.
-    package_data={"ppo": ["human_random_57.csv", "*/_*.c"]},
+    package_data={"ppo": ["envs/atari/human_random_57.csv", "*/_*.c", "*/*/_*.c"]},
     install_requires=[
         "torch>=2.10",  # older ones have CVE-2026-24747 in their weights reader
         "numpy>=2.0",

@@ -20,8 +20,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from ppo.collectives import Collective, Halt
 from ppo.collectives.abort_guard import AbortGuard
 from ppo.collectives.mpi import connect, launched_rank, was_launched
-from ppo.config import Config, Refusal, explicit_settings, parse_command_line
-from ppo.presets import PRESETS, default_preset, for_environments
+from ppo.command_line import explicit_settings, parse_command_line
+from ppo.config import Config
+from ppo.settings import Refusal
 
 REFUSED = 2
 WENT_WRONG = 70
@@ -38,11 +39,11 @@ def main(arguments: Sequence[str]) -> int:
     config: Config | None = None
     refusal: str | None = None
     try:
-        config = parse_command_line(arguments, PRESETS, default_preset, for_environments, speak=speaks)
+        config = parse_command_line(arguments, speak=speaks)
         if config.run.mode == "train" or "env_name" in explicit:
             from ppo.envs import check_environment
 
-            check_environment(config.run.env_name, explicit, config.model.model_size)
+            check_environment(config, explicit)
     except Refusal as error:
         refusal = str(error)
     except (SystemExit, BrokenPipeError):  # --help has been printed, or as much of it as `head` wanted to read
@@ -115,9 +116,9 @@ def run_training(config: Config, collective: Collective, guard: AbortGuard, host
     stop.listen()  # before the imports, which take a second
     with _no_garbage_collection():
         from ppo.device import choose_placement
+        from ppo.loop import train
         from ppo.machine import cores_per_rank
         from ppo.supervision.watchdog import Watchdog
-        from ppo.train import train
     cores = cores_per_rank(collective, hosts)
     world = f"{config.run.env_name}, rng_seed {config.run.rng_seed}"
     seconds = config.supervision.watchdog_seconds
@@ -130,7 +131,7 @@ def run_training(config: Config, collective: Collective, guard: AbortGuard, host
 @contextlib.contextmanager
 def _no_garbage_collection() -> Iterator[None]:
     """Import without looking for garbage, a tenth of the time: modules are none, now and in later collections."""
-    collects, is_first = gc.isenabled(), "ppo.train" not in sys.modules
+    collects, is_first = gc.isenabled(), "ppo.loop" not in sys.modules
     gc.disable()
     try:
         yield
@@ -149,10 +150,10 @@ def run_playback(config: Config, collective: Collective, explicit: set[str]) -> 
     """
     import torch
 
-    from ppo import evaluate
+    from ppo import playback
 
     torch.set_num_threads(1)
-    modes = {"play": evaluate.play, "record": evaluate.record, "evaluate": evaluate.evaluate}
+    modes = {"play": playback.play, "record": playback.record, "evaluate": playback.evaluate}
     return modes[config.run.mode](config, collective, explicit)
 
 

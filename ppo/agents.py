@@ -1,20 +1,21 @@
 """Trained agents: finding the one that the settings name, among the user's own and the shipped ones."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ppo.algorithm.normalization import RunningMoments
-from ppo.config import SHIPPED, Config, Refusal, default_model_name
-from ppo.envs import Environments, atari, check_environment, make_envs
+from ppo.collectives.moments import RunningMoments
+from ppo.config import SHIPPED, Config, default_model_name
+from ppo.envs import Environments, check_environment, make_envs, same_world
 from ppo.models.actor_critic import ActorCritic, build_model
 from ppo.outputs import checkpoint
 from ppo.outputs.manifest import MODEL_FILE, Counters, Manifest, OtherFormatError
 from ppo.outputs.tensor_file import Specification, Tensors, specification
 from ppo.outputs.untrusted import DamagedCheckpointError
+from ppo.settings import Refusal
 
-# What a flag may change for playback; weights that do not fit the change are refused when they are read.
-_PROTOCOL = {"sticky_actions", "noop_max", "fire_reset", "max_frames", "full_action_space", "frame_stack"}
 SHIPPED_FOLDER = Path(__file__).parent.parent / "checkpoints" / SHIPPED
 
 
@@ -63,18 +64,6 @@ def restore_model(agent: Agent, envs: Environments) -> ActorCritic:
     return model.eval()
 
 
-def same_world(first: str, second: str) -> bool:
-    """Tell whether two ids name the same environment under this program's protocol."""
-    if first == second:
-        return True
-    if not (atari.is_atari_name(first) and atari.is_atari_name(second)):
-        return False
-    try:
-        return atari.rom_name(first) == atari.rom_name(second)
-    except Refusal:  # one of them names no game at all
-        return False
-
-
 def _load(name: str, folder: Path, manifest: Manifest, config: Config, explicit: set[str], notes: list[str]) -> Agent:
     """Read an agent for one environment that is made to see what fits it and how fast its screens follow each other."""
     env_name = manifest.config.run.env_name
@@ -82,16 +71,21 @@ def _load(name: str, folder: Path, manifest: Manifest, config: Config, explicit:
     if named_by_world and not same_world(config.run.env_name, env_name):
         raise Refusal(f"env_name must be {env_name} for {folder}, got {config.run.env_name}")
     try:
-        # Gymnasium imports the module that a name like `module:id` asks for; those are no known environments.
-        check_environment(env_name, model_size=manifest.config.model.model_size)
+        check_environment(manifest.config)
     except Refusal as error:
         raise Refusal(f"{folder} cannot be played: {error}") from error
-    settings = manifest.config.replace_settings({s: getattr(config.world, s) for s in explicit & _PROTOCOL})
+    settings = manifest.config.replace_settings(_changes_for_playback(config, explicit))
     envs = make_envs(env_name, settings.world, indices=range(1), seed=0)
     expected = _expected(_build(settings, envs))
     envs.close()
     tensors = checkpoint.read_tensors(folder, manifest, MODEL_FILE, expected)
     return Agent(name, settings, manifest.counters, tensors, envs.frames_per_second, tuple(notes))
+
+
+def _changes_for_playback(config: Config, explicit: set[str]) -> dict[str, Any]:
+    """Return what flags change of the protocol; weights that do not fit the change are refused when they are read."""
+    fields = dataclasses.fields(config.world)
+    return {f.name: getattr(config.world, f.name) for f in fields if f.name in explicit and f.metadata["of_playback"]}
 
 
 def _build(config: Config, envs: Environments) -> ActorCritic:

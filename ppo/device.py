@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 
 from ppo.collectives import Collective, done_by_all
-from ppo.config import MachineSettings, Refusal
+from ppo.config import MachineSettings
+from ppo.settings import Refusal
 
 _PROCESSOR = torch.device("cpu")
 
@@ -73,11 +74,11 @@ def choose_placement(settings: MachineSettings, comm: Collective, hosts: Sequenc
             by its name on all hosts of the GPUs.
     """
     if settings.device == "cpu":
-        return placed(settings, comm.rank, hosts, [None] * comm.size)  # CUDA is left alone
+        return placement_of(settings, comm.rank, hosts, [None] * comm.size)  # CUDA is left alone
     local_rank = hosts[: comm.rank].count(hosts[comm.rank])
     everyone = comm.broadcast(comm.gather(_gpu_of(local_rank)))
     assert everyone is not None
-    placement = placed(settings, comm.rank, hosts, everyone)
+    placement = placement_of(settings, comm.rank, hosts, everyone)
     if placement.summed_by != "NCCL":
         return placement
     num_hosts = comm.split_by_host().count
@@ -93,7 +94,7 @@ def choose_placement(settings: MachineSettings, comm: Collective, hosts: Sequenc
     return replace(placement, meeting_host=first)
 
 
-def placed(settings: MachineSettings, rank: int, hosts: Sequence[str], gpus: Sequence[GPU | None]) -> Placement:
+def placement_of(settings: MachineSettings, rank: int, hosts: Sequence[str], gpus: Sequence[GPU | None]) -> Placement:
     """Return the placement of a rank, given the GPU that each rank would use.
 
     Raises:
@@ -119,11 +120,6 @@ def placed(settings: MachineSettings, rank: int, hosts: Sequence[str], gpus: Seq
         raise Refusal(f"precision must be float32 {which}, got bfloat16; try --precision=auto")
     if own is None:
         return replace(CPU, why=why)
-    if settings.gradient_buckets > 1:
-        raise Refusal(
-            f"gradient_buckets must be 1 on a GPU, got {settings.gradient_buckets}; try --gradient_buckets=1 or "
-            "--device=cpu"
-        )
     # NCCL refuses two ranks on one GPU, and has one way to sum.
     as_nccl_does = settings.all_reduce == "auto" and settings.gradient_wire == "float32"
     alone = len({gpu.identity for gpu in found}) == len(found)

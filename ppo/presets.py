@@ -14,6 +14,7 @@ _LARGEST_RATE = 1e-3
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # The fastest settings found so far that never collapsed; docs/learning.md has the runs behind them.
     "atari": {
+        "clip_rewards": True,
         "model_size": "small",
         "num_envs": 64,
         "rollout_steps": 64,
@@ -35,6 +36,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
     # Schulman et al. 2017 (arXiv:1707.06347), table 5. The paper's value loss is the whole squared error.
     "paper": {
+        "clip_rewards": True,
         "model_size": "small",
         "num_envs": 8,
         "rollout_steps": 128,
@@ -50,6 +52,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
     # The numbers of CleanRL's ppo_atari.py (github.com/vwxyzjn/cleanrl).
     "cleanrl": {
+        "clip_rewards": True,
         "model_size": "large",
         "num_envs": 8,
         "rollout_steps": 128,
@@ -84,11 +87,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def default_preset(env_name: str) -> str:
-    """Return the preset of an environment's family."""
-    return "atari" if "NoFrameskip" in env_name or env_name.startswith("ALE/") else "classic"
-
-
 def for_environments(preset: Mapping[str, Any], num_envs: int, rollout_steps: int | None = None) -> Mapping[str, Any]:
     """Return a preset with what another number of environments changes in it, so that they learn as much from a step.
 
@@ -104,7 +102,7 @@ def for_environments(preset: Mapping[str, Any], num_envs: int, rollout_steps: in
     Args:
         preset: one of PRESETS.
         num_envs: environments of the job; as many as the preset has change nothing.
-        rollout_steps: what the user has chosen, if he has; it is kept.
+        rollout_steps: the user's explicit value; kept.
     """
     if num_envs == preset["num_envs"]:
         return preset

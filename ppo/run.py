@@ -13,18 +13,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ppo.algorithm.normalization import RunningMoments
 from ppo.algorithm.rollout import Collector
 from ppo.algorithm.update import Learner
 from ppo.collectives import Collective, Halt, decided_by_root, done_by_all, share
-from ppo.config import Config, MachineSettings, Refusal, as_flags, differences
+from ppo.collectives.moments import RunningMoments
+from ppo.config import Config, MachineSettings, as_flags, differences
 from ppo.device import CPU, Placement
 from ppo.envs import LEAN, Engine, Environments, make_envs
 from ppo.models.actor_critic import ActorCritic, build_model
 from ppo.outputs import checkpoint
-from ppo.outputs.manifest import Counters, Manifest, machine_here, rounding_here
+from ppo.outputs.manifest import LOGS, Counters, Manifest, machine_here, rounding_here
 from ppo.outputs.tensor_file import specification
 from ppo.random_streams import Purpose, derived_seed
+from ppo.settings import Refusal
 from ppo.versions import versions_here
 
 
@@ -98,6 +99,10 @@ def build_run(config: Config, comm: Collective, engine: Engine = LEAN, placement
         seed=derived_seed(seed, Purpose.WEIGHTS),
         precision=placement.precision,
     ).to(placement.device)
+    # What is saved names what was used, not the wish.
+    config = config.replace_settings(
+        {**placement.settings(), "env_engine": engine.name, "precision": model.precision_name}
+    )
     value_normalizer = RunningMoments()
     learner = Learner(
         model,
@@ -115,8 +120,7 @@ def build_run(config: Config, comm: Collective, engine: Engine = LEAN, placement
         value_normalizer,
         indices=indices,
         rollout_steps=config.ppo.rollout_steps,
-        clip_rewards=config.world.clip_rewards and len(envs.observations.shape) == 4,
-        episodic_life=config.world.episodic_life,
+        clip_rewards=config.ppo.clip_rewards,
         seed=seed,
     )
     return Run(config, comm, indices, envs, model, value_normalizer, collector, learner, Progress())
@@ -199,7 +203,13 @@ def _write_and_prune(run: Run, states: list[dict[str, NDArray[Any]]], say: Calla
     folder, counters = run.config.checkpoint_folder, run.progress.counters()
     try:
         written = checkpoint.write_checkpoint(
-            folder, run.config, counters, run.model_tensors(), training, ranks=run.comm.size
+            folder,
+            run.config,
+            counters,
+            run.model_tensors(),
+            training,
+            ranks=run.comm.size,
+            logs=_log_lengths(run.config.run_folder),
         )
     except OSError as error:
         say(f"WARNING: the checkpoint at {run.progress.env_steps:,} steps was not saved: {error}")
@@ -211,6 +221,10 @@ def _write_and_prune(run: Run, states: list[dict[str, NDArray[Any]]], say: Calla
     except OSError as error:
         say(f"WARNING: old checkpoints could not be deleted: {error}")
     return True
+
+
+def _log_lengths(folder: Path) -> dict[str, int]:
+    return {name: (folder / name).stat().st_size for name in LOGS if (folder / name).is_file()}
 
 
 def _read_for_resume(

@@ -26,9 +26,9 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from ppo.config import WorldSettings
 from ppo.envs import ArrayState
 from ppo.envs.atari import FRAME_SKIP, AtariEnvironments, accepted_names, rom_name
+from ppo.families import WorldSettings
 
 STICKY_ACTIONS = (0.0, 0.25)
 SAVE_INTERVAL = 10

@@ -24,7 +24,7 @@ set_up_environment() {
 
 # A compiler that has come since is a reason to install again: ppo has files of C.
 what_to_install() {
-    cat setup.py scripts/constraints.txt ppo/*/_*.c
+    cat setup.py scripts/constraints.txt ppo/*/_*.c ppo/*/*/_*.c
     command -v cc gcc clang || true
     ls "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" 2> /dev/null || true
 }

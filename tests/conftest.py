@@ -10,14 +10,14 @@ import ppo.envs  # noqa: F401  # before ALE, whose ROMs load the faster for it
 # Minutes long each, so that no worker is left with one of them when the others are done.
 LONGEST_FILES = (
     "tests/faults/test_ranks.py",
-    "tests/test_train.py",
+    "tests/test_loop.py",
     "tests/faults/test_storage.py",
-    "tests/test_evaluate.py",
+    "tests/test_playback.py",
     "tests/faults/test_preemption.py",
     "tests/envs/test_engine.py",
     "tests/benchmark/test_command.py",
     "tests/faults/test_resume.py",
-    "tests/test_launch.py",
+    "tests/test_launcher.py",
 )
 NO_GPU = "there is no GPU that PyTorch can use"
 

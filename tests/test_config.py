@@ -11,24 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppo.config import (
-    MAX_SEED,
-    Config,
-    PPOSettings,
-    Refusal,
-    RunSettings,
-    default_model_name,
-    did_you_mean,
-    differences,
-    explicit_settings,
-    parse_command_line,
-    setting_types,
-)
-from ppo.presets import PRESETS, default_preset, for_environments
+from ppo.command_line import explicit_settings, parse_command_line, setting_types
+from ppo.config import MAX_SEED, Config, PPOSettings, RunSettings, default_model_name, differences
+from ppo.presets import PRESETS
+from ppo.settings import Refusal, did_you_mean
 
 
 def parse(*arguments: str) -> Config:
-    return parse_command_line(arguments, PRESETS, default_preset, for_environments, speak=False)
+    return parse_command_line(arguments, speak=False)
 
 
 # ------------------------------------------------------------------------------------------------------------- flags
@@ -106,7 +96,7 @@ def test_an_unknown_flag_is_refused_with_the_nearest_one(argument: str) -> None:
 
 def test_help_names_every_setting_and_ends_with_exit_code_0(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as leave:
-        parse_command_line(["--help"], PRESETS, default_preset, for_environments)
+        parse_command_line(["--help"])
     assert leave.value.code == 0
     text = capsys.readouterr().out.replace("_", "-")
     assert [name for name in setting_types() if f"--{name.replace('_', '-')}" not in text] == []
@@ -115,7 +105,7 @@ def test_help_names_every_setting_and_ends_with_exit_code_0(capsys: pytest.Captu
 def test_ranks_that_do_not_speak_print_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     for argument, error in (("--num_envs=many", Refusal), ("--help", SystemExit)):
         with pytest.raises(error):
-            parse_command_line([argument], PRESETS, default_preset, for_environments, speak=False)
+            parse_command_line([argument], speak=False)
     printed = capsys.readouterr()
     assert printed.out + printed.err == ""
 

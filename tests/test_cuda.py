@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from ppo.algorithm.normalization import RunningMoments
 from ppo.algorithm.rollout import Collector, Rollout
 from ppo.algorithm.update import Learner
 from ppo.collectives import Alone
-from ppo.config import MachineSettings, PPOSettings, WorldSettings
+from ppo.collectives.moments import RunningMoments
+from ppo.config import MachineSettings, PPOSettings
 from ppo.envs import make_envs
+from ppo.families import WorldSettings
 from ppo.models.actor_critic import build_model
 from tests.jobs import PONG, ppo, rows, weights
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from ppo.collectives import Alone, Hosts
-from ppo.config import MachineSettings, Refusal
-from ppo.device import CPU, GPU, Placement, choose_placement, placed
+from ppo.config import MachineSettings
+from ppo.device import CPU, GPU, Placement, choose_placement, placement_of
+from ppo.settings import Refusal
 
 
 def gpu(index, identity, *, name="NVIDIA H200", has_bfloat16=True):
@@ -19,7 +20,7 @@ OLD, OLDER = (gpu(0, identity, name="NVIDIA T4", has_bfloat16=False) for identit
 
 
 def place(gpus, rank=0, hosts=None, **settings):
-    return placed(MachineSettings(**settings), rank, hosts or ["here"] * len(gpus), gpus)
+    return placement_of(MachineSettings(**settings), rank, hosts or ["here"] * len(gpus), gpus)
 
 
 @pytest.mark.parametrize(

@@ -449,7 +449,7 @@ MEASURE = """
 import json, time
 from pathlib import Path
 import torch
-from ppo.config import Refusal
+from ppo.settings import Refusal
 from ppo.outputs import checkpoint
 from ppo.outputs.tensor_file import specification
 from ppo.outputs.untrusted import DamagedCheckpointError

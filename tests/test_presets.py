@@ -5,12 +5,14 @@ import math
 
 import pytest
 
-from ppo.config import Config, PPOSettings, Refusal, parse_command_line
-from ppo.presets import PRESETS, default_preset, for_environments
+from ppo.command_line import parse_command_line
+from ppo.config import Config, PPOSettings
+from ppo.presets import PRESETS
+from ppo.settings import Refusal
 
 
 def parse(*arguments: str) -> PPOSettings:
-    return parse_command_line(arguments, PRESETS, default_preset, for_environments, speak=False).ppo
+    return parse_command_line(arguments, speak=False).ppo
 
 
 def gradient_steps(ppo: PPOSettings) -> int:

@@ -37,23 +37,23 @@ class Adam:
         rate: float,
         *,
         unless: Tensor | None = None,
-        piece: slice = slice(None),
+        shard: slice = slice(None),
     ) -> None:
         """Move `values` (P,) along the gradient, in place.
 
         Args:
             values: all parameters.
-            gradient: that of the piece.
+            gradient: of the shard.
             rate: the learning rate.
             unless: (); where it is 1 nothing is moved. Only the device looks.
-            piece: which parameters to move, by default all.
+            shard: which parameters to move, by default all.
         """
         self.gradient_steps += 1
         torch._fused_adam_(
-            [values[piece]],
+            [values[shard]],
             [gradient],
-            [self.first_moment[piece]],
-            [self.second_moment[piece]],
+            [self.first_moment[shard]],
+            [self.second_moment[shard]],
             [],
             [self.gradient_steps],
             lr=rate,

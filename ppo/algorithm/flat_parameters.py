@@ -18,7 +18,7 @@ class FlatParameters:
         self,
         model: nn.Module,
         num_sums: int,
-        exchanged: Tensor | None = None,
+        buffer: Tensor | None = None,
         values: Tensor | None = None,
         *,
         moves_gradients: bool | None = None,
@@ -28,7 +28,7 @@ class FlatParameters:
         Args:
             model: its parameters must be float32, on one device.
             num_sums: further numbers to be summed over ranks together with the gradient.
-            exchanged: the memory for the gradient and these numbers, (P + num_sums,); by default it is made here.
+            buffer: the memory for the gradient and these numbers, (P + num_sums,); by default it is made here.
             values: the memory for the parameters, (P,); by default it is made here.
             moves_gradients: see `start_gradient`; by default on a processor.
         """
@@ -37,10 +37,10 @@ class FlatParameters:
         self.count = num_parameters(model)
         device = parameters[0].device
         self.values = torch.empty(self.count, device=device) if values is None else values
-        self.exchanged = torch.zeros(self.count + num_sums, device=device) if exchanged is None else exchanged
-        assert self.exchanged.shape == (self.count + num_sums,) and self.values.shape == (self.count,)
-        self.gradient = self.exchanged[: self.count]
-        self.sums = self.exchanged[self.count :]
+        self.buffer = torch.zeros(self.count + num_sums, device=device) if buffer is None else buffer
+        assert self.buffer.shape == (self.count + num_sums,) and self.values.shape == (self.count,)
+        self.gradient = self.buffer[: self.count]
+        self.sums = self.buffer[self.count :]
         self._grads: list[Tensor] = []
         start = 0
         for parameter in parameters:
@@ -69,7 +69,7 @@ class FlatParameters:
             self._to_come = [True] * len(self._to_come)
             self.sums.zero_()
         else:
-            self.exchanged.zero_()
+            self.buffer.zero_()
 
     def check_gradient(self) -> None:
         """Assert that backward() has brought all of the gradient into the flat vector."""

@@ -4,37 +4,17 @@ The objective, to be minimised, is policy_loss + value_coefficient * value_loss 
 mean over samples: Schulman et al. 2017, eq. 9 (arXiv:1707.06347), with its sign turned.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ppo.algorithm import equations, minibatch
+from ppo.algorithm import compiled, equations
+from ppo.algorithm.samples import Samples
 from ppo.config import PPOSettings
 from ppo.models import distributions
 
 LOGGED = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
-
-
-class Samples(NamedTuple):
-    """What the objective depends on besides the network, one number for each sample, all of one shape."""
-
-    actions: Tensor
-    log_probs: Tensor
-    """Of the actions, from the policy that acted."""
-    values: Tensor
-    """What the value head said then."""
-    returns: Tensor
-    """In the units of the value head."""
-    advantages: Tensor
-
-    def at(self, indices: Tensor) -> "Samples":
-        """Gather flat samples by indices of any shape."""
-        return Samples(*(numbers[indices] for numbers in self))
-
-    def flatten(self) -> "Samples":
-        """Return the samples as (B,)."""
-        return Samples(*(numbers.flatten() for numbers in self))
 
 
 def stand_in(
@@ -77,11 +57,11 @@ def derivatives(
     Raises:
         IndexError: an action is none of A.
     """
-    if minibatch.compiled is None or logits.device.type != "cpu":
+    if compiled.code is None or logits.device.type != "cpu":
         return derivatives_by_torch(logits, values, samples, settings, clip_range)
     by_logits, by_values = logits.clone(), values.clone()
     actions, log_probs, old_values, returns, advantages = (numbers.contiguous().numpy() for numbers in samples)
-    minibatch.compiled.derivatives(
+    compiled.code.derivatives(
         by_logits.numpy(),
         by_values.numpy(),
         actions,

@@ -20,9 +20,9 @@ import torch
 from gymnasium.spaces import Discrete
 from torch import Tensor
 
-from ppo.algorithm import minibatch
+from ppo.algorithm import compiled
 from ppo.algorithm.cuda_graph import CUDAGraph
-from ppo.algorithm.normalization import RunningMoments
+from ppo.collectives.moments import RunningMoments
 from ppo.envs import Environments
 from ppo.models import distributions
 from ppo.models.actor_critic import ActorCritic
@@ -67,8 +67,8 @@ def gather_pixels(rows: Tensor, indices: Tensor) -> Tensor:
         IndexError: an index is none of R.
     """
     gathered = torch.empty(len(indices), rows.shape[1])
-    if minibatch.compiled is not None and torch.get_num_threads() == 1:
-        minibatch.compiled.gather_pixels(gathered.numpy(), rows.numpy(), indices.numpy())
+    if compiled.code is not None and torch.get_num_threads() == 1:
+        compiled.code.gather_pixels(gathered.numpy(), rows.numpy(), indices.numpy())
         return gathered
     for part, chosen in zip(torch.split(gathered, _ROWS_AT_ONCE), torch.split(indices, _ROWS_AT_ONCE), strict=True):
         part.copy_(rows.index_select(0, chosen))
@@ -97,7 +97,6 @@ class Collector:
         indices: range,
         rollout_steps: int,
         clip_rewards: bool,
-        episodic_life: bool,
         seed: int,
     ) -> None:
         """Allocate one rollout's memory.
@@ -109,12 +108,11 @@ class Collector:
             indices: global indices of the block, the addresses of its random numbers.
             rollout_steps: T.
             clip_rewards: train on the sign of the reward.
-            episodic_life: a lost life ends the episode for the learner.
             seed: seed of the job.
         """
         self._envs, self._model, self._value_normalizer = envs, model, value_normalizer
         self._indices, self._seed = indices, seed
-        self._clip_rewards, self._episodic_life = clip_rewards, episodic_life
+        self._clip_rewards = clip_rewards
         self.seconds = {"env": 0.0, "inference": 0.0}
         self._clock = 0.0
         self._network = model.frozen()
@@ -209,7 +207,7 @@ class Collector:
             for name, array in (("rewards", rewards), ("ends", terminated), ("time limits", truncated)):
                 if array.shape != (len(indices),):
                     raise ValueError(f"{len(indices)} environments returned {name} of shape {array.shape}")
-            terminal = terminated | info["life_lost"] if self._episodic_life else terminated
+            terminal = terminated | info["life_lost"]
             all_rewards[t, group], all_dones[t, group] = rewards, terminal | truncated
             cut = np.flatnonzero(truncated & ~terminal)
             if cut.size:

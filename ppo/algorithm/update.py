@@ -3,8 +3,8 @@
 All parameters are views into one flat vector and all gradients go to another, so a minibatch costs one all-reduce and
 one optimiser kernel. What a log needs is summed once per epoch.
 
-All of it happens on the model's device, which is not waited for until the end of an epoch: what is not finite keeps the
-optimiser still without anybody looking. A GPU is given the kernels of a gradient as one CUDA graph.
+All of it happens on the model's device, which is not waited for until the end of an epoch: a gradient that is not
+finite stops the optimiser on the device itself. A GPU is given the kernels of a gradient as one CUDA graph.
 """
 
 import contextlib
@@ -18,35 +18,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from ppo.algorithm import equations, objective
+from ppo.algorithm import objective
 from ppo.algorithm.adam import Adam
 from ppo.algorithm.cuda_graph import CUDAGraph
-from ppo.algorithm.device_sum import make_device_sum
 from ppo.algorithm.flat_parameters import FlatParameters, num_parameters
-from ppo.algorithm.gradient_sum import piece_of, share_memory
+from ppo.algorithm.minibatches import minibatch_indices
 from ppo.algorithm.noise_scale import GradientNoiseScale
-from ppo.algorithm.normalization import (
-    Moments,
-    RunningMoments,
-    moments_of_integers,
-    moments_over_ranks,
-    standardize,
-)
-from ppo.algorithm.objective import LOGGED, Samples
+from ppo.algorithm.objective import LOGGED
 from ppo.algorithm.rollout import Rollout
-from ppo.collectives import Collective, Halt, share
+from ppo.algorithm.samples import Samples, gather_minibatches, prepare
+from ppo.algorithm.schedules import Schedules
+from ppo.algorithm.statistics import UpdateStatistics, measures_noise
+from ppo.collectives import Collective, share
+from ppo.collectives.device_sum import make_device_sum
+from ppo.collectives.gradient_sum import shard_of, share_memory
+from ppo.collectives.moments import Moments, RunningMoments, moments_of_integers, moments_over_ranks
 from ppo.config import MachineSettings, PPOSettings
 from ppo.models.actor_critic import ActorCritic
-from ppo.random_streams import Purpose, stream
 
-# Behind the gradient: the mean over ranks of the square of each one's own.
+# Behind the gradient: the mean over ranks of each one's squared gradient norm.
 _NUM_SUMS = 1
 
 # The pixels of every 64th step give their mean and deviation to far more digits than matter.
 _STEPS_PER_PIXEL_SAMPLE = 64
-
-# The norm of a rank's own gradient is a pass over it that nothing else needs.
-_STEPS_PER_NOISE_SAMPLE = 4
 
 # Activations of more samples than this fall out of the cache; larger shares are accumulated in parts.
 _MAX_SAMPLES_AT_ONCE = 256
@@ -56,7 +50,7 @@ _MAX_SAMPLES_AT_ONCE_ON_A_GPU = 1024
 
 
 class Learner:
-    """Owns the optimiser, the value normaliser and the learning rate; improves the model in place."""
+    """Owns the optimiser, the value normaliser and the schedules; improves the model in place."""
 
     def __init__(
         self,
@@ -85,36 +79,35 @@ class Learner:
         self._model, self._value_normalizer = model, value_normalizer
         self._settings, self._comm = settings, comm
         self._indices, self._seed = indices, seed
+        self._schedules = Schedules(settings)
         self._device = model.device
         count = num_parameters(model)
         shared = share_memory(machine, comm, count, _NUM_SUMS) if self._device.type == "cpu" else None
         self.shares_memory = shared is not None
-        """Whether the ranks of a host share weights, moments and gradients, and each moves a piece of them."""
+        """Whether the ranks of a host share weights, moments and gradients, and each updates a shard of them."""
         self.is_one_replica = shared is not None and shared.hosts.count == 1
         """Whether all ranks of the job share them."""
         self._neighbours = comm if shared is None else shared.hosts.within
-        exchanged = None if shared is None else shared.gradients[self._neighbours.rank]
-        # What ranks share each of them fills, here and when a checkpoint is loaded: all with the same, and all meet
-        # before anyone moves a weight.
+        buffer = None if shared is None else shared.gradients[self._neighbours.rank]
+        # Each rank fills what ranks share, here and when a checkpoint is loaded: all with the same, and all meet before
+        # any of them updates a weight.
         weights = None if shared is None else shared.parameters
-        self._flat = FlatParameters(model, _NUM_SUMS, exchanged, weights)
+        self._flat = FlatParameters(model, _NUM_SUMS, buffer, weights)
         self._gradient_sum = make_device_sum(
-            machine, comm, self._flat.exchanged, list(model.parameters()), meeting_host=meeting_host, shared=shared
+            machine, comm, self._flat.buffer, count, meeting_host=meeting_host, shared=shared
         )
         self._optimizer = Adam(count, settings.adam_epsilon, self._device, None if shared is None else shared.moments)
-        self._piece = slice(count) if shared is None else piece_of(count, self._neighbours)
-        self._adaptive_rate = settings.learning_rate
+        self._shard = slice(count) if shared is None else shard_of(count, self._neighbours)
         steps = settings.minibatch_size // settings.num_envs
         shares = [len(share(settings.num_envs, rank, comm.size)) * steps for rank in range(comm.size)]
-        self._growth = sum(shares) / shares[comm.rank]
-        # With buckets, a rank's own gradient is never there as a whole.
-        self._noise_scale = GradientNoiseScale(shares if machine.gradient_buckets == 1 else [sum(shares)])
+        self._minibatch_per_share = sum(shares) / shares[comm.rank]
+        self._noise_scale = GradientNoiseScale(shares)
         self._pixel_moments = RunningMoments()
         # By the number of samples; they read the observations at one place in memory.
         self._graphs: dict[int, CUDAGraph] = {}
         self._graphs_read = 0
-        # 1 once something of this update was not finite.
-        self._broken = torch.zeros((), device=self._device)
+        # 1 once any gradient of this update was not finite.
+        self._is_not_finite = torch.zeros((), device=self._device)
         self.seconds = {"learn": 0.0, "communicate": 0.0}
 
     def update(self, rollout: Rollout, *, update: int, env_steps: int, progress: float) -> dict[str, float | None]:
@@ -123,9 +116,8 @@ class Learner:
         Args:
             rollout: this rank's experience.
             update: number of the update, the address of the shuffles.
-            env_steps: agent steps of the job before the rollout, for lambda: what values know depends on them, and not
-                on where the run shall end.
-            progress: env_steps / those of the whole run, for the linear schedules.
+            env_steps: agent steps of the job before the rollout.
+            progress: env_steps divided by those of the whole run.
 
         Returns:
             Metrics of the whole job, equal on all ranks.
@@ -137,60 +129,36 @@ class Learner:
         started = time.perf_counter()
         self.seconds = {"learn": 0.0, "communicate": 0.0}
         settings = self._settings
-        clip_range = settings.clip_range
-        if settings.clip_range_schedule == "linear":
-            clip_range = equations.linear_decay(clip_range, progress)
-        rate = self._learning_rate(progress)
-
-        gae_lambda = self._gae_lambda(env_steps)
-        samples, explained_variance = self._prepare(rollout, gae_lambda=gae_lambda)
-        sums, count, gradient_norms = np.zeros(len(LOGGED)), 0, []
-        epochs = 0
-        self._broken.zero_()
+        scheduled = self._schedules.at(env_steps=env_steps, progress=progress)
+        learning_rate, clip_range = scheduled.learning_rate, scheduled.clip_range
+        samples, explained_variance = prepare(
+            rollout, self._value_normalizer, settings, self._moments, gae_lambda=scheduled.gae_lambda
+        )
+        statistics = UpdateStatistics(LOGGED, self._noise_scale)
+        self._is_not_finite.zero_()
         for epoch in range(settings.num_epochs):
-            indices = self.minibatches(update, epoch).to(self._device)
-            minibatches = self._gather(samples, indices)
+            indices = minibatch_indices(settings, self._indices, seed=self._seed, update=update, epoch=epoch)
+            indices = indices.to(self._device)
+            minibatches = gather_minibatches(samples, indices, settings, self._moments)
             steps, outputs = [], []
             for number, (index, *minibatch) in enumerate(zip(indices, *minibatches, strict=True)):
                 outputs += self._add_gradients(rollout, index, Samples(*minibatch), clip_range)
-                steps.append(self._step(rate, measures_noise=_measures_noise(number)))
-            norms, epoch_sums = self._read(steps, outputs, minibatches.flatten(), clip_range, update)
-            gradient_norms += norms
-            sums += epoch_sums
-            count += len(indices)
-            epochs += 1
-            kl = float(epoch_sums[LOGGED.index("approx_kl")]) / len(indices)
-            rate = self._steer(rate, kl)
+                steps.append(self._step(learning_rate, with_noise=measures_noise(number)))
+            of_steps, means = self._read(steps, outputs, minibatches.flatten(), clip_range)
+            kl = statistics.add_epoch(of_steps, means, update)
+            learning_rate = self._schedules.after_epoch(learning_rate, kl)
             if settings.kl_stop is not None and kl > settings.kl_stop:
                 break
         self._flat.check_gradient()
         self._follow_pixels(rollout)
         self.seconds["learn"] = time.perf_counter() - started - self.seconds["communicate"]
         return {
-            **{f"update/{name}": float(total) / count for name, total in zip(LOGGED, sums, strict=True)},
+            **statistics.metrics(),
             "update/explained_variance": explained_variance,
-            "update/learning_rate": rate,
+            "update/learning_rate": learning_rate,
             "update/clip_range": clip_range,
-            "update/gae_lambda": gae_lambda,
-            "update/grad_norm": float(np.mean(gradient_norms)),
-            "update/noise_scale": self._noise_scale.value,
-            "update/epochs": epochs,
+            "update/gae_lambda": scheduled.gae_lambda,
         }
-
-    def minibatches(self, update: int, epoch: int) -> Tensor:
-        """Return this rank's flat step indices t * N + n of every minibatch, (K, B).
-
-        Each environment's steps are shuffled by their own stream, and minibatch k takes the k-th share of every
-        environment: a minibatch of the job holds the same steps at any rank count.
-        """
-        steps, num_local = self._settings.rollout_steps, len(self._indices)
-        share = self._settings.minibatch_size // self._settings.num_envs
-        orders = np.stack(
-            [stream(self._seed, Purpose.SHUFFLE, i, update, epoch).permutation(steps) for i in self._indices]
-        )
-        flat = orders * num_local + np.arange(num_local)[:, None]
-        shares = flat.reshape(num_local, steps // share, share).transpose(1, 0, 2)
-        return torch.from_numpy(shares.reshape(steps // share, num_local * share))
 
     @property
     def how_gradients_are_summed(self) -> str:
@@ -207,7 +175,7 @@ class Learner:
         """Return the optimiser's moments and step count, the adaptive learning rate and running statistics."""
         return {
             **self._optimizer.state_dict(),
-            "adaptive_rate": torch.tensor(self._adaptive_rate, dtype=torch.float64),
+            **self._schedules.state_dict(),
             "pixel_moments": self._pixel_moments.state_dict()["moments"],
             **self._noise_scale.state_dict(),
         }
@@ -224,97 +192,26 @@ class Learner:
             ValueError: the moments belong to a network of another size.
         """
         self._optimizer.load_state_dict(state)
-        self._adaptive_rate = min(float(state["adaptive_rate"]), self._settings.learning_rate_max)
+        self._schedules.load_state_dict(state)
         self._pixel_moments.load_state_dict({"moments": state["pixel_moments"]})
         self._noise_scale.load_state_dict(state)
-
-    def _learning_rate(self, progress: float) -> float:
-        settings = self._settings
-        if settings.learning_rate_schedule == "linear":
-            return equations.linear_decay(settings.learning_rate, progress)
-        if settings.learning_rate_schedule == "kl_adaptive":
-            return self._adaptive_rate
-        return settings.learning_rate
-
-    def _gae_lambda(self, env_steps: int) -> float:
-        settings = self._settings
-        if settings.gae_lambda_late is None:
-            return settings.gae_lambda
-        return equations.scheduled_lambda(
-            env_steps,
-            early=settings.gae_lambda,
-            late=settings.gae_lambda_late,
-            late_steps=settings.gae_lambda_late_steps,
-        )
-
-    def _steer(self, rate: float, kl: float) -> float:
-        """Return the rate for what follows an epoch with this KL."""
-        settings = self._settings
-        if settings.learning_rate_schedule != "kl_adaptive":
-            return rate
-        self._adaptive_rate = equations.adapted_learning_rate(
-            rate, kl, kl_target=settings.kl_target, factor=settings.kl_factor, maximum=settings.learning_rate_max
-        )
-        return self._adaptive_rate
-
-    def _prepare(self, rollout: Rollout, *, gae_lambda: float) -> tuple[Samples, float]:
-        """Turn a rollout into flat samples, (T * N,); also return what share of the returns' variance values explain.
-
-        Returns are those of this lambda, and so is the share.
-        """
-        settings = self._settings
-        advantages = equations.gae(
-            rollout.rewards,
-            rollout.values,
-            rollout.next_values,
-            rollout.dones,
-            discount=settings.discount,
-            gae_lambda=gae_lambda,
-        ).flatten()
-        values = rollout.values.flatten()
-        returns = advantages + values
-        # The residual of the prediction is the advantage, so two rows of moments serve everything below.
-        both = self._timed_moments(torch.stack([returns, advantages]))
-        returns_moments, advantage_moments = (
-            Moments(both.count[row], both.mean[row], both.squares[row]) for row in (0, 1)
-        )
-        variance = float(returns_moments.squares)
-        explained = 1.0 - float(advantage_moments.squares) / variance if variance > 0.0 else 0.0
-        if settings.value_normalization:
-            # What the value head said, in the units it said it in: the reference of value clipping.
-            values = self._value_normalizer.normalize(values)
-            self._value_normalizer.update(returns_moments)
-            returns = self._value_normalizer.normalize(returns)
-        if settings.advantage_normalization == "batch":
-            advantages = standardize(advantages, advantage_moments)
-        return Samples(rollout.actions.flatten(), rollout.log_probs.flatten(), values, returns, advantages), explained
-
-    def _gather(self, samples: Samples, indices: Tensor) -> Samples:
-        """Gather the samples of an epoch's minibatches, (K, B), advantages normalised per minibatch if so set."""
-        minibatches = samples.at(indices)
-        if self._settings.advantage_normalization == "minibatch":
-            moments = self._timed_moments(minibatches.advantages)
-            minibatches = minibatches._replace(advantages=standardize(minibatches.advantages, moments))
-        return minibatches
 
     def _add_gradients(
         self, rollout: Rollout, index: Tensor, samples: Samples, clip_range: float
     ) -> list[tuple[Tensor, ...]]:
-        """Make this rank's gradient of a minibatch, part by part; return what the network said in each.
+        """Compute this rank's gradient of a minibatch, part by part; return the network's outputs of each.
 
         Args:
             rollout: where the observations are.
-            index: the places of the samples in it, (B,).
-            samples: they, (B,).
+            index: flat indices of the samples in it, (B,).
+            samples: the minibatch, (B,).
             clip_range: of the ratios.
         """
         self._flat.start_gradient()
         at_once = _MAX_SAMPLES_AT_ONCE if self._device.type == "cpu" else _MAX_SAMPLES_AT_ONCE_ON_A_GPU
         parts = list(zip(*(torch.split(numbers, at_once) for numbers in (index, *samples)), strict=True))
         outputs = []
-        for number, part in enumerate(parts, 1):
-            if number == len(parts):
-                self._gradient_sum.begin()
+        for part in parts:
             outputs.append(self._add_gradient(rollout, part[0], Samples(*part[1:]), clip_range))
         return outputs
 
@@ -332,9 +229,9 @@ class Learner:
             self._graphs_read = rollout.observations.data_ptr()
         inputs = (index, *samples, torch.full((), clip_range, device=self._device))
         if len(index) not in self._graphs:
-            so_far = self._flat.exchanged.clone()
+            before = self._flat.buffer.clone()
             self._graphs[len(index)] = CUDAGraph(accumulate, inputs)
-            self._flat.exchanged.copy_(so_far)
+            self._flat.buffer.copy_(before)
         return tuple(output.clone() for output in self._graphs[len(index)](*inputs))
 
     def _accumulate(
@@ -344,8 +241,8 @@ class Learner:
 
         Args:
             rollout: where their observations are.
-            index: their places in it, (B,).
-            samples: they, (B,).
+            index: their flat indices in it, (B,).
+            samples: the minibatch, (B,).
             clip_range: of the ratios; () if it is a tensor.
 
         Returns:
@@ -355,53 +252,49 @@ class Learner:
         torch.autograd.backward(objective.stand_in(logits, values, samples, self._settings, clip_range))
         return logits.detach(), values.detach()
 
-    def _step(self, rate: float, *, measures_noise: bool = True) -> Tensor:
-        """Sum the gradient over ranks, clip it and take an Adam step, unless something is not finite now or was before.
+    def _step(self, rate: float, *, with_noise: bool = True) -> Tensor:
+        """Sum the gradient over ranks, clip it and take an Adam step.
+
+        The step is skipped once any gradient of this update was not finite.
 
         Returns:
             The gradient's norm before clipping and the mean over ranks of the square of their own, or 0 where noise is
             not measured, (2,), on the device.
         """
         flat = self._flat
-        if self._noise_scale.is_measured and measures_noise:
-            flat.sums[0] = flat.gradient.norm().square() * (self._growth**2 / self._comm.size)
+        if self._noise_scale.is_measured and with_noise:
+            flat.sums[0] = flat.gradient.norm().square() * (self._minibatch_per_share**2 / self._comm.size)
         with self._communicating():
             summed = self._gradient_sum.finish()
         norm = summed[: flat.count].norm()
-        # A NaN of one rank is in everybody's sum: all ranks come to the same decision without asking each other.
-        self._broken.masked_fill_(~(norm < math.inf), 1.0)
-        gradient = summed[self._piece]
+        # A NaN of one rank is in the sum of all: every rank comes to the same decision without communication.
+        self._is_not_finite.masked_fill_(~(norm < math.inf), 1.0)
+        gradient = summed[self._shard]
         limit = self._settings.max_gradient_norm
-        # Where looking costs no time, a pass over the gradient is saved.
+        # A processor can look at the norm at no cost, and saves a pass over the gradient.
         if limit is not None and (self._device.type != "cpu" or norm.item() > limit):
             factor = (limit / norm.double()).clamp_max(1.0)
-            gradient = torch.mul(gradient, factor, out=flat.gradient[self._piece])
-        self._optimizer.step(flat.values, gradient, rate, unless=self._broken, piece=self._piece)
+            gradient = torch.mul(gradient, factor, out=flat.gradient[self._shard])
+        self._optimizer.step(flat.values, gradient, rate, unless=self._is_not_finite, shard=self._shard)
         if self.shares_memory:
             with self._communicating():
-                self._neighbours.barrier()  # until their pieces have been moved too
+                self._neighbours.barrier()  # until the other shards are updated too
         return torch.cat([norm.view(1), summed[flat.count :]])
 
     def _read(
-        self,
-        steps: list[Tensor],
-        outputs: list[tuple[Tensor, ...]],
-        samples: Samples,
-        clip_range: float,
-        update: int,
-    ) -> tuple[list[float], NDArray[np.float64]]:
-        """Wait for the device at the end of an epoch; see `update` for the error.
+        self, steps: list[Tensor], outputs: list[tuple[Tensor, ...]], samples: Samples, clip_range: float
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Wait for the device at the end of an epoch of K minibatches.
 
         Args:
-            steps: what `_step` returned of its K minibatches.
-            outputs: what the network said of their samples.
-            samples: they, (K * B,).
+            steps: the results of `_step`.
+            outputs: the network's outputs for the samples.
+            samples: the epoch's minibatches, (K * B,).
             clip_range: of the ratios.
-            update: number of the update.
 
         Returns:
-            The norms of the gradients, and the sums over minibatches of what is LOGGED, each a mean over the minibatch
-            of the whole job.
+            The results of `_step`, (K, 2), and the sums over minibatches of the LOGGED terms, each a mean over the
+            minibatch of the whole job.
         """
         logits, values = (torch.cat(parts) for parts in zip(*outputs, strict=True))
         own_sums = objective.logged_sums(logits, values, samples, self._settings, clip_range)
@@ -410,20 +303,7 @@ class Learner:
         sums /= self._settings.minibatch_size
         with self._communicating():
             self._comm.sum_in_place(sums)
-        norms = of_steps[:, 0].tolist()
-        if not (np.isfinite(of_steps).all() and np.isfinite(sums).all()):
-            norm = next((norm for norm in norms if not math.isfinite(norm)), norms[-1])
-            means = zip(LOGGED, sums / len(steps), strict=True)
-            raise Halt(
-                f"the loss or the gradient of update {update + 1} is not finite (gradient norm {norm:g}, "
-                f"{', '.join(f'{name} {mean:g}' for name, mean in means)}); nothing of it was saved and the last "
-                "checkpoint stands. A lower --learning_rate may help"
-            )
-        if self._noise_scale.is_measured:
-            for number, (norm, squared_gradient_of_a_rank) in enumerate(of_steps.tolist()):
-                if _measures_noise(number):
-                    self._noise_scale.observe(squared_gradient_of_a_rank, norm * norm)
-        return norms, sums
+        return of_steps, sums
 
     def _follow_pixels(self, rollout: Rollout) -> None:
         """Let the network centre pixels by all it has seen; between updates, so that no ratio is moved by it."""
@@ -436,7 +316,7 @@ class Learner:
             self._pixel_moments.update(moments)
             layer.set_pixel_moments(self._pixel_moments.mean, max(self._pixel_moments.deviation, 1.0))
 
-    def _timed_moments(self, samples: Tensor) -> Moments:
+    def _moments(self, samples: Tensor) -> Moments:
         with self._communicating():
             return moments_over_ranks(samples, self._comm)
 
@@ -446,11 +326,6 @@ class Learner:
         started = time.perf_counter()
         yield
         self.seconds["communicate"] += time.perf_counter() - started
-
-
-def _measures_noise(minibatch: int) -> bool:
-    """Tell whether the noise of a minibatch of an epoch is measured."""
-    return minibatch % _STEPS_PER_NOISE_SAMPLE == 0
 
 
 def _sums_of_powers(pixels: Tensor) -> Tensor:

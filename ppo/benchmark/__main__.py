@@ -26,8 +26,8 @@ from ppo.benchmark.programs import measure_program, seconds_to_first_update
 from ppo.benchmark.reach import find_targets
 from ppo.benchmark.results import Benchmark, CaseResult, Round
 from ppo.benchmark.stable_baselines3 import Way
-from ppo.config import Refusal
 from ppo.outputs.folders import require_writable
+from ppo.settings import Refusal
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 DOCUMENT, DATA, PICTURE = "benchmark.md", "measurements/benchmark.json", "figures/benchmark.png"

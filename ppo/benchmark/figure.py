@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ppo.benchmark.programs import PHASES
 from ppo.benchmark.results import Benchmark, share_of_time
-from ppo.config import Refusal
+from ppo.settings import Refusal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,7 +14,7 @@ from types import TracebackType
 
 import ppo
 from ppo.benchmark.processes import Rank, descendants, describe, is_running, variable_of
-from ppo.config import Refusal
+from ppo.settings import Refusal
 
 ROOT = Path(ppo.__file__).resolve().parent.parent
 """The repository."""

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ppo.config import Config, Refusal, RunSettings, as_flags, did_you_mean, explicit_settings, parse_command_line
-from ppo.presets import PRESETS, default_preset, for_environments
+from ppo.command_line import explicit_settings, parse_command_line
+from ppo.config import Config, RunSettings, as_flags
+from ppo.presets import PRESETS
+from ppo.settings import Refusal, did_you_mean
 
 _FEW_CORES = 4
 # Where the run writes and for how long is the benchmark's affair; of RunSettings only these are the user's.
@@ -122,7 +124,7 @@ def make_cases(settings: Settings, num_cores: int, flags: Sequence[str]) -> list
 
 def _case(preset: str, ranks: int, flags: Sequence[str], *, weak: bool = False) -> Case:
     flags = [f"--preset={preset}", *flags]
-    config = parse_command_line(flags, PRESETS, default_preset, for_environments)
+    config = parse_command_line(flags)
     _require_atari(config.run.env_name)
     if weak:
         sizes = config.ppo
@@ -133,7 +135,7 @@ def _case(preset: str, ranks: int, flags: Sequence[str], *, weak: bool = False) 
             "minibatch_size": sizes.minibatch_size * ranks,
         }
         flags = [*flags, *as_flags(grown)]
-        config = parse_command_line(flags, PRESETS, default_preset, for_environments)
+        config = parse_command_line(flags)
     return Case(preset, ranks, weak, tuple(flags), config)
 
 
@@ -181,11 +183,11 @@ def _require_rivals(settings: Settings, flags: Sequence[str]) -> None:
 
 def _require_atari(env_name: str) -> None:
     from ppo.envs import check_environment
-    from ppo.envs.atari import is_atari_name
 
-    check_environment(env_name)
-    if not is_atari_name(env_name):
+    config = Config().replace_settings({"env_name": env_name})
+    if config.family.name != "atari":
         raise Refusal(f"env_name must be an Atari game in a benchmark, got {env_name}; try {RunSettings.env_name}")
+    check_environment(config)
 
 
 def _refuse_flags_of_its_own(flags: Sequence[str]) -> None:

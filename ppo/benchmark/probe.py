@@ -26,13 +26,14 @@ from torch import Tensor
 from ppo.collectives import Collective, share
 from ppo.collectives.abort_guard import AbortGuard
 from ppo.collectives.mpi import connect
-from ppo.config import Config, parse_command_line
+from ppo.command_line import parse_command_line
+from ppo.config import Config
 from ppo.envs import make_envs
 from ppo.envs.atari import rom_name
-from ppo.envs.screens import SCREEN_SIZE
+from ppo.envs.atari.screens import SCREEN_SIZE
+from ppo.families import AtariSettings
 from ppo.machine import keep_freed_memory
 from ppo.models.actor_critic import ActorCritic, build_model
-from ppo.presets import PRESETS, default_preset, for_environments
 
 # The activations of more samples fall out of the cache: larger shares of a minibatch are measured in such parts too.
 _SAMPLES_AT_ONCE = 256
@@ -103,7 +104,7 @@ def own_pipeline(config: Config, indices: range) -> Work:
 
 def atari_vector_env(config: Config, indices: range) -> Work:
     """Return steps of ALE's own vector environment with one thread."""
-    world = config.world
+    world = _atari(config)
     envs = AtariVectorEnv(
         rom_name(config.run.env_name),
         len(indices),
@@ -116,7 +117,7 @@ def atari_vector_env(config: Config, indices: range) -> Work:
         noop_max=world.noop_max,
         use_fire_reset=world.fire_reset,
         life_loss_info=world.episodic_life,
-        reward_clipping=world.clip_rewards,
+        reward_clipping=config.ppo.clip_rewards,
     )
     assert isinstance(envs.single_action_space, Discrete)
     actions = _random_actions(int(envs.single_action_space.n), indices)
@@ -133,7 +134,7 @@ def bare_emulators(config: Config, indices: range) -> Work:
     """Return steps of the emulators alone: 4 frames, the last two screens in grey, a new game where one has ended."""
     emulators = [_load(config, index) for index in indices]
     first = emulators[0]
-    chosen = first.getLegalActionSet() if config.world.full_action_space else first.getMinimalActionSet()
+    chosen = first.getLegalActionSet() if _atari(config).full_action_space else first.getMinimalActionSet()
     codes = np.array([action.value for action in chosen])
     actions = (codes[row].tolist() for row in _random_actions(len(codes), indices))
     screens = np.zeros((2, *first.getScreenDims()), np.uint8)
@@ -191,7 +192,7 @@ def training(model: ActorCritic, config: Config, num_samples: int, *, part: int)
 
 def _pixels(config: Config, num_samples: int) -> Tensor:
     """Return observations as the environments hold them: channel-first uint8 on memory that is channels-last."""
-    shape = (num_samples, SCREEN_SIZE, SCREEN_SIZE, config.world.frame_stack)
+    shape = (num_samples, SCREEN_SIZE, SCREEN_SIZE, _atari(config).frame_stack)
     return torch.randint(0, 256, shape, dtype=torch.uint8).permute(0, 3, 1, 2)
 
 
@@ -200,10 +201,15 @@ def _random_actions(num_actions: int, indices: range) -> Iterator[NDArray[np.int
     return itertools.cycle(generator.integers(num_actions, size=(_DIFFERENT_ACTIONS, len(indices))))
 
 
+def _atari(config: Config) -> AtariSettings:
+    assert isinstance(config.world, AtariSettings)
+    return config.world
+
+
 def _load(config: Config, index: int) -> ale_py.ALEInterface:
     emulator = ale_py.ALEInterface()
     emulator.setInt("random_seed", index)
-    emulator.setFloat("repeat_action_probability", config.world.sticky_actions)
+    emulator.setFloat("repeat_action_probability", _atari(config).sticky_actions)
     path = roms.get_rom_path(rom_name(config.run.env_name))
     assert path is not None
     emulator.loadROM(path)
@@ -214,7 +220,7 @@ def _load(config: Config, index: int) -> ale_py.ALEInterface:
 def main(arguments: Sequence[str]) -> None:
     """Measure, and write every rank's rates to the file named first."""
     output, seconds, *flags = arguments
-    config = parse_command_line(flags, PRESETS, default_preset, for_environments)
+    config = parse_command_line(flags)
     comm = connect()
     with AbortGuard(comm):
         torch.set_num_threads(1)

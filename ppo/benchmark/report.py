@@ -7,7 +7,7 @@ from ppo.benchmark.plan import Case, judged_cases
 from ppo.benchmark.programs import PHASES
 from ppo.benchmark.reach import Target, find_targets
 from ppo.benchmark.results import Benchmark, CaseResult, Spread
-from ppo.config import Refusal
+from ppo.settings import Refusal
 
 BEGIN = "<!-- ./scripts/benchmark writes from here -->"
 END = "<!-- to here -->"

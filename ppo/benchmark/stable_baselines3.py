@@ -15,7 +15,7 @@ from pathlib import Path
 from ppo.benchmark.jobs import ROOT, Job
 from ppo.benchmark.plan import Settings, SettingsName
 from ppo.benchmark.programs import Follower, watch
-from ppo.config import Refusal
+from ppo.settings import Refusal
 
 _PYTHON = ROOT / ".venv-stable-baselines3" / "bin" / "python"
 _SET_UP = ROOT / "scripts" / "set_up_stable_baselines3"

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ppo.config import Refusal
+from ppo.settings import Refusal
 
 T = TypeVar("T")
 
@@ -24,13 +24,6 @@ class Halt(RuntimeError):
 
     The program prints it once for the whole job and ends with exit code 70; starting it again would not help.
     """
-
-
-class Pending(Protocol):
-    """Something that ranks have begun to do together."""
-
-    def wait(self) -> None:
-        """Return once it is done."""
 
 
 class Collective(Protocol):
@@ -43,9 +36,6 @@ class Collective(Protocol):
 
     def sum_in_place(self, buffer: NDArray[Any]) -> None:
         """Replace a float array by its elementwise sum over ranks."""
-
-    def start_sum(self, buffer: NDArray[Any]) -> Pending:
-        """Begin `sum_in_place`; until it is done the array must be left alone."""
 
     def sum_on_root(self, buffer: NDArray[Any]) -> None:
         """Replace rank 0's float array by the elementwise sum over ranks; the others keep theirs."""
@@ -86,11 +76,6 @@ class Hosts:
     """The first ranks of all hosts; None on all other ranks."""
 
 
-class _Done:
-    def wait(self) -> None:
-        pass
-
-
 class Alone:
     """A job of one rank, without any MPI library."""
 
@@ -101,11 +86,6 @@ class Alone:
     def sum_in_place(self, buffer: NDArray[Any]) -> None:
         """Leave the buffer as it is: the sum over one rank."""
         assert buffer.dtype in (np.float32, np.float64)
-
-    def start_sum(self, buffer: NDArray[Any]) -> Pending:
-        """Leave the buffer as it is; done at once."""
-        self.sum_in_place(buffer)
-        return _Done()
 
     def sum_on_root(self, buffer: NDArray[Any]) -> None:
         """Leave the buffer as it is."""

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ppo.collectives import Alone, Collective, Hosts, Pending, flush_streams
-from ppo.config import Refusal
+from ppo.collectives import Alone, Collective, Hosts, flush_streams
+from ppo.settings import Refusal
 
 T = TypeVar("T")
 
@@ -45,11 +45,6 @@ class MPIRanks:
         assert buffer.dtype in (np.float32, np.float64) and buffer.flags.c_contiguous
         with self._waiting():
             self._communicator.Allreduce(self._mpi.IN_PLACE, buffer)
-
-    def start_sum(self, buffer: NDArray[Any]) -> Pending:
-        """Start an Iallreduce. Open MPI goes on with it only while this process is in a call of MPI."""
-        assert buffer.dtype in (np.float32, np.float64) and buffer.flags.c_contiguous
-        return _PendingRequest(self, self._communicator.Iallreduce(self._mpi.IN_PLACE, buffer))
 
     def sum_on_root(self, buffer: NDArray[Any]) -> None:
         """Sum by one Reduce on the caller's memory."""
@@ -116,15 +111,6 @@ class MPIRanks:
         self._whole.waiting = True
         yield
         self._whole.waiting = False
-
-
-class _PendingRequest:
-    def __init__(self, ranks: MPIRanks, request: Any) -> None:
-        self._ranks, self._request = ranks, request
-
-    def wait(self) -> None:
-        with self._ranks._waiting():
-            self._request.Wait()
 
 
 def launched_rank() -> int:

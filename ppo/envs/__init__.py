@@ -4,7 +4,7 @@ All of them are `gymnasium.vector.VectorEnv`s with SAME_STEP autoreset, stepped 
 (observations, rewards, terminated, truncated, info); the arrays belong to the environments and are overwritten by the
 next step. `info` holds one array per key, never one dict per environment:
 
-    life_lost        (N,) bool      a life was lost and the game plays on (never part of `terminated`)
+    life_lost        (N,) bool      the learner's episode ends although the game plays on (never part of `terminated`)
     final_obs        (N, ...)       the last observation, valid where an episode ended in this step
     episode_return   (N,) float64   raw return of the whole game, valid where it ended
     episode_length   (N,) int64     agent steps of the whole game, valid where it ended
@@ -14,20 +14,20 @@ same arrays. Between the two the emulators of an engine with several groups run 
 """
 
 import abc
-import dataclasses
+import importlib
+import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from ppo.config import MachineSettings, Refusal, WorldSettings, did_you_mean
-from ppo.envs.blended_colours import leave_out_blended_colours
+from ppo.config import Config, MachineSettings
+from ppo.families import WorldSettings, family_of
 from ppo.machine import SEVERAL_CORES
-
-leave_out_blended_colours()  # before any module of this package imports ALE
+from ppo.settings import Refusal, did_you_mean
 
 FrameListener = Callable[[NDArray[np.uint8]], None]
 ArrayState = Mapping[str, NDArray[Any]]
@@ -66,6 +66,8 @@ class Environments(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArra
     """Rate at which a frame listener receives the screen."""
     observations: NDArray[Any]
     """The current observations, (N, ...)."""
+    uncompiled: str = ""
+    """What is slow about it where the package was installed without a compiler; empty where nothing is."""
     on_replay: Callable[[], None] = staticmethod(lambda: None)
     """Called now and then while `set_states` plays episodes again, which may take minutes."""
     _sent: NDArray[Any]
@@ -102,31 +104,52 @@ class Environments(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArra
         """
 
 
-def check_environment(env_name: str, explicit: Collection[str] = (), model_size: str = "small") -> None:
+class World(Protocol):
+    """What acts for a family: the module of this package that has the family's name."""
+
+    def check(self, env_name: str, world: WorldSettings) -> None:
+        """Refuse an id that cannot be made."""
+
+    def make_block(
+        self,
+        env_name: str,
+        world: WorldSettings,
+        *,
+        indices: range,
+        seed: int,
+        engine: Engine,
+        on_frame: FrameListener | None,
+    ) -> Environments:
+        """Make the environments with these global indices."""
+
+    def same_world(self, first: str, second: str) -> bool:
+        """Tell whether two ids of the family name the same world under this program's protocol."""
+
+    def facts(self, env_name: str, world: WorldSettings, return_mean: float) -> dict[str, Any]:
+        """Return what an evaluation says of the world besides returns."""
+
+
+def world_of(env_name: str) -> World:
+    """Return what acts for the family of an id."""
+    return typing.cast(World, importlib.import_module(f"ppo.envs.{family_of(env_name).name}"))
+
+
+def check_environment(config: Config, explicit: Collection[str] = ()) -> None:
     """Refuse an environment that cannot be made, before any is.
 
     Args:
-        env_name: a Gymnasium id.
+        config: its id and settings.
         explicit: names of the settings that the user has set.
-        model_size: the network that is to see it.
 
     Raises:
         Refusal: an unknown id (with the nearest known one), an unsupported kind, or settings that do not apply.
     """
-    from ppo.envs import atari, control
-
-    if atari.is_atari_name(env_name):
-        atari.rom_name(env_name)
-        return
-    if env_name not in gymnasium.registry:
-        known = [i for i in gymnasium.registry if not atari.is_atari_name(i)]
-        raise unknown_environment(env_name, [*known, *atari.accepted_names()])
-    control.check(env_name)
-    for setting in (*(field.name for field in dataclasses.fields(WorldSettings)), "env_engine", "precision"):
-        if setting in explicit:
-            raise Refusal(f"{setting} must not be set for {env_name}: it applies to Atari games only")
-    if model_size not in ("small", "large"):
-        raise Refusal(f"model_size must be small or large for {env_name}, which shows no images, got {model_size}")
+    env_name, engines = config.run.env_name, config.family.engines
+    world_of(env_name).check(env_name, config.world)
+    engine = config.machine.env_engine
+    if "env_engine" in explicit and engine not in ("auto", *engines):
+        names = " or ".join(("auto", *engines))
+        raise Refusal(f"env_engine must be {names} for {env_name}, got {engine}")
 
 
 def choose_engine(
@@ -142,12 +165,10 @@ def choose_engine(
         rank: whose engine it is.
         before: name of the engine with which a run that is to be resumed was saved.
     """
-    from ppo.envs import atari
-
     name = settings.env_engine
     if name == "auto":
         name = "processes" if min(cores) >= SEVERAL_CORES and before != "lean" else "lean"
-    if name == "lean" or not atari.is_atari_name(env_name):
+    if name == "lean" or name not in family_of(env_name).engines:
         return LEAN
     return Engine(name, workers=cores[rank])
 
@@ -167,19 +188,14 @@ def make_envs(
     every screen that a step of the first environment shows, (H, W, 3) RGB at `frames_per_second`; for the lean engine
     only.
     """
-    from ppo.envs import atari, atari_processes, atari_vector, control
+    assert on_frame is None or engine.name == "lean"
+    return world_of(env_name).make_block(env_name, world, indices=indices, seed=seed, engine=engine, on_frame=on_frame)
 
-    if not atari.is_atari_name(env_name):
-        return control.ControlEnvironments(env_name, indices=indices, seed=seed, on_frame=on_frame)
-    rom = atari.rom_name(env_name)
-    if engine.name == "lean":
-        return atari.AtariEnvironments(rom, world, indices=indices, seed=seed, on_frame=on_frame)
-    assert on_frame is None
-    if engine.name == "processes":
-        return atari_processes.AtariProcessEnvironments(
-            rom, world, indices=indices, seed=seed, num_processes=engine.workers
-        )
-    return atari_vector.AtariVectorEnvironments(rom, world, indices=indices, seed=seed, threads=engine.workers)
+
+def same_world(first: str, second: str) -> bool:
+    """Tell whether two ids name the same environment under this program's protocol."""
+    same_family = family_of(first) == family_of(second)
+    return first == second or (same_family and world_of(first).same_world(first, second))
 
 
 def unknown_environment(env_name: str, known: Sequence[str]) -> Refusal:

@@ -66,6 +66,11 @@ class ActorCritic(nn.Module):
         return self
 
     @property
+    def precision_name(self) -> str:
+        """The setting that stands for the arithmetic of the encoders."""
+        return str(self.precision).removeprefix("torch.")
+
+    @property
     def device(self) -> torch.device:
         """Where the network lives."""
         return self.policy_head.get_parameter("weight").device

@@ -13,11 +13,11 @@ import contextlib
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from ppo.config import Config, Refusal
+from ppo.config import Config
 from ppo.outputs.manifest import (
     MODEL_FILE,
     TRAINING_FILE,
@@ -34,6 +34,7 @@ from ppo.outputs.manifest import (
 from ppo.outputs.tensor_file import Specification, Tensors, byte_size, encode_tensors, misfit, read_tensor_file
 from ppo.outputs.untrusted import DamagedCheckpointError, brief, open_regular
 from ppo.outputs.whole_folder import PREFIX, remove_folder, remove_scratch, set_aside, write_folder
+from ppo.settings import Refusal
 from ppo.versions import versions_here
 
 KEPT_NEWEST = 5
@@ -65,7 +66,13 @@ def list_checkpoints(parent: Path) -> list[Path]:
 
 
 def write_checkpoint(
-    parent: Path, config: Config, counters: Counters, model: Tensors, training: Tensors | None, ranks: int = 1
+    parent: Path,
+    config: Config,
+    counters: Counters,
+    model: Tensors,
+    training: Tensors | None,
+    ranks: int = 1,
+    logs: Mapping[str, int] | None = None,
 ) -> Path:
     """Write a checkpoint whole or not at all, read it back and return its folder.
 
@@ -90,6 +97,7 @@ def write_checkpoint(
         ranks=ranks,
         versions=versions_here(),
         machine=machine_here() | rounding_here(),
+        logs=dict(logs or {}),
     )
     if final.exists() and is_whole(final) and read_manifest(final).files == manifest.files:
         return final

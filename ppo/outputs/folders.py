@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from ppo.config import Refusal
+from ppo.settings import Refusal
 
 # A full disk still takes an empty file.
 _PROBE_BYTES = 65_536

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import filelock
 
-from ppo.config import Refusal
+from ppo.settings import Refusal
 
 _MAX_RECORD_BYTES = 65_536
 _MAX_COMMAND_LENGTH = 500

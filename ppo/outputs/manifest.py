@@ -4,6 +4,7 @@ The hash finds what disks, copies and editors do to a manifest. It is no signatu
 it fit, so every member is held against what this program writes.
 """
 
+import dataclasses
 import hashlib
 import json
 import platform
@@ -13,17 +14,24 @@ from typing import Any
 
 import torch
 
-from ppo.algorithm import minibatch
-from ppo.config import Config, Refusal
+from ppo.algorithm import compiled
+from ppo.config import Config, section_types
+from ppo.families import Family, family_named
 from ppo.outputs.tensor_file import MAX_FILE_BYTES
 from ppo.outputs.untrusted import DamagedCheckpointError, brief, parse_json
+from ppo.settings import Refusal
 
-FORMAT = 2
+FORMAT = 3
 MODEL_FILE = "model.safetensors"
 TRAINING_FILE = "training.safetensors"
+LOGS = ("progress.csv", "episodes.csv")
+"""Names of the logs that grow with a run and resume with it."""
 _MAX_RETURNS = 100
 _SEAL = "manifest_sha256"
-_KEYS = {"format", "env_name", "counters", "return_mean", "config", "ranks", "versions", "machine", "files", _SEAL}
+_KEYS = {
+    *("format", "env_name", "family", "counters", "return_mean", "config", "ranks", "versions", "machine", "files"),
+    *("logs", _SEAL),
+}
 _ENV_NAME = re.compile(r"[A-Za-z0-9_./:-]{1,100}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -73,6 +81,8 @@ class Manifest:
     """Version of each library that took part."""
     machine: dict[str, str]
     """Architecture of the processor, and which of its instructions torch used."""
+    logs: dict[str, int]
+    """Length in bytes of each log that the run had written by then."""
 
     @property
     def merit(self) -> Merit:
@@ -88,6 +98,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
     data = {
         "format": FORMAT,
         "env_name": manifest.config.run.env_name,
+        "family": manifest.config.family.name,
         "counters": {**vars(counters), "recent_returns": list(counters.recent_returns)},
         "return_mean": counters.return_mean,
         "config": manifest.config.to_dict(),
@@ -95,6 +106,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
         "versions": manifest.versions,
         "machine": manifest.machine,
         "files": {name: vars(entry) for name, entry in sorted(manifest.files.items())},
+        "logs": manifest.logs,
     }
     return json.dumps({**data, _SEAL: seal(data)}, indent=1, allow_nan=False).encode()
 
@@ -127,7 +139,7 @@ def machine_here() -> dict[str, str]:
 
 def rounding_here() -> dict[str, str]:
     """Return what else the rounding of this process depends on: PyTorch's threads, and whether code is compiled."""
-    return {"threads": str(torch.get_num_threads()), "compiled": str(minibatch.IS_COMPILED)}
+    return {"threads": str(torch.get_num_threads()), "compiled": str(compiled.IS_COMPILED)}
 
 
 def _check_format(data: Any) -> None:
@@ -147,8 +159,12 @@ def _check_format(data: Any) -> None:
 def _manifest_of(data: Any) -> Manifest:
     if data.keys() != _KEYS:
         raise DamagedCheckpointError(f"has unknown or missing keys: {brief(sorted(data.keys() ^ _KEYS))}")
-    config, counters = _config_of(_member(data, "config", dict)), _counters_of(_member(data, "counters", dict))
-    if config.run.env_name != data["env_name"]:
+    family = family_named(_member(data, "family", str))
+    if family is None:
+        raise OtherFormatError(f"was written by another version of ppo: it has worlds of {brief(data['family'])}")
+    config = _config_of(_member(data, "config", dict), family)
+    counters = _counters_of(_member(data, "counters", dict))
+    if config.run.env_name != data["env_name"] or config.family != family:
         raise DamagedCheckpointError("names two environments")
     if _member(data, "ranks", int) < 1:
         raise DamagedCheckpointError("has no valid ranks")
@@ -162,19 +178,21 @@ def _manifest_of(data: Any) -> Manifest:
         ranks=data["ranks"],
         versions=_texts(data, "versions"),
         machine=_texts(data, "machine"),
+        logs=_lengths(data, "logs"),
     )
 
 
-def _config_of(data: dict[str, Any]) -> Config:
-    known = Config().to_dict()
+def _config_of(data: dict[str, Any], family: Family) -> Config:
+    known = section_types(family)
     for section in data:
+        names = {field.name for field in dataclasses.fields(known[section])} if section in known else set()
         for name in _member(data, section, dict):
-            if name not in known.get(section, {}):
+            if name not in names:
                 raise OtherFormatError(
                     f"was written by another version of ppo: it has the setting {brief(f'{section}.{name}')}"
                 )
     try:
-        config = Config.from_dict(data)
+        config = Config.from_dict(data, family)
     except (ValueError, TypeError) as error:
         raise DamagedCheckpointError(f"has no valid config: {brief(error)}") from error
     # It will stand in messages, and it is looked up among the known environments.
@@ -207,6 +225,13 @@ def _texts(data: dict[str, Any], key: str) -> dict[str, str]:
     if not all(isinstance(text, str) and brief(f"{name}{text}") == f"{name}{text}" for name, text in texts.items()):
         raise DamagedCheckpointError(f"has no valid {key}")
     return dict(texts)
+
+
+def _lengths(data: dict[str, Any], key: str) -> dict[str, int]:
+    lengths = _member(data, key, dict)
+    if not lengths.keys() <= set(LOGS) or not all(type(n) is int and n >= 0 for n in lengths.values()):
+        raise DamagedCheckpointError(f"has no valid {key}")
+    return dict(lengths)
 
 
 def _member(data: Any, key: str, *types: type) -> Any:

@@ -15,8 +15,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ppo.config import Refusal
 from ppo.outputs.untrusted import DamagedCheckpointError, brief, open_regular, parse_json
+from ppo.settings import Refusal
 
 # Many times the largest network and a thousand environments, and hashed within a few seconds anywhere.
 MAX_FILE_BYTES = 512 << 20

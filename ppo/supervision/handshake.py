@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ppo.collectives import Collective, decided_by_root
-from ppo.config import Config, Refusal
+from ppo.config import Config
+from ppo.settings import Refusal
 from ppo.versions import code_version, version_of, versions_here
 
 

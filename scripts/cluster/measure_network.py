@@ -23,8 +23,7 @@ from typing import Any
 
 import tyro
 
-from ppo.config import parse_command_line
-from ppo.presets import PRESETS, default_preset, for_environments
+from ppo.command_line import parse_command_line
 from ppo.versions import versions_here
 from scripts.cluster.two_hosts import MPIRUN, VARIABLES, Link, TwoHosts, reason_to_skip
 
@@ -149,7 +148,7 @@ def time_updates(launch: Launch, per_host: int, preset: str, way: str, updates: 
     """Train for a few updates and read the times from the log."""
     # The model is one of processors.
     chosen = [f"--env_name={ENV_NAME}", f"--preset={preset}", "--device=cpu", *way.split()]
-    config = parse_command_line(chosen, PRESETS, default_preset, for_environments)
+    config = parse_command_line(chosen)
     flags = [*chosen, f"--env_steps={updates * config.steps_per_update}", "--checkpoint_interval=1000000"]
     with tempfile.TemporaryDirectory() as folder:
         run(launch(per_host), "-m", "ppo", *flags, folder=folder)

@@ -25,9 +25,9 @@ import torch
 import tyro
 
 from ppo.algorithm.flat_parameters import FlatParameters, num_parameters
-from ppo.algorithm.gradient_sum import GradientSum, chosen_all_reduce, make_gradient_sum, share_memory
 from ppo.collectives import Collective
 from ppo.collectives.abort_guard import AbortGuard
+from ppo.collectives.gradient_sum import GradientSum, chosen_all_reduce, make_gradient_sum, share_memory
 from ppo.collectives.mpi import connect
 from ppo.config import MachineSettings
 from ppo.models.actor_critic import build_model
@@ -39,7 +39,6 @@ WAYS = {
     "hierarchical": MachineSettings(all_reduce="hierarchical"),
     "flat, bfloat16": MachineSettings(all_reduce="flat", gradient_wire="bfloat16"),
     "hierarchical, bfloat16": MachineSettings(all_reduce="hierarchical", gradient_wire="bfloat16"),
-    "2 buckets": MachineSettings(all_reduce="flat", gradient_buckets=2),
 }
 NUM_SUMS = 1
 """What is summed besides, as in training."""
@@ -83,24 +82,20 @@ class GradientStep:
         shared = share_memory(settings, comm, num_parameters(self._model), NUM_SUMS)
         if settings.all_reduce == "auto" and shared is None:
             raise RuntimeError("the ranks cannot share memory: what would be timed is another way")
-        exchanged = None if shared is None else shared.gradients[shared.hosts.within.rank]
-        self._flat = FlatParameters(self._model, NUM_SUMS, exchanged)
+        buffer = None if shared is None else shared.gradients[shared.hosts.within.rank]
+        self._flat = FlatParameters(self._model, NUM_SUMS, buffer)
         self.parameters = self._flat.count
-        self._way: GradientSum = make_gradient_sum(
-            settings, comm, self._flat.exchanged, list(self._model.parameters()), shared
-        )
+        self._way: GradientSum = make_gradient_sum(settings, comm, self._flat.buffer, self._flat.count, shared)
         pixels = torch.randint(256, (samples, 84, 84, 4), dtype=torch.uint8)
         self._observations = pixels.permute(0, 3, 1, 2)
 
     def sum(self) -> None:
         """Sum the gradient that is there."""
-        self._way.begin()
         self._way.finish()
 
     def step(self) -> None:
         """Compute a gradient and sum it."""
         loss = self._loss()
-        self._way.begin()
         loss.backward()
         self._way.finish()
 

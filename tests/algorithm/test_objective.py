@@ -10,16 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from ppo.algorithm import equations, minibatch
+from ppo.algorithm import compiled, equations
 from ppo.algorithm.objective import Samples, derivatives, derivatives_by_torch
 from ppo.config import PPOSettings
 from ppo.models import distributions
 from tests.algorithm.test_update import SETTINGS as UPDATE_SETTINGS
 from tests.algorithm.test_update import build
 
-NEEDS_COMPILER = pytest.mark.skipif(
-    minibatch.compiled is None, reason="needs a C compiler where the package is installed"
-)
+NEEDS_COMPILER = pytest.mark.skipif(compiled.code is None, reason="needs a C compiler where the package is installed")
 BOTH = pytest.mark.parametrize(
     "derive",
     [pytest.param(derivatives, marks=NEEDS_COMPILER, id="compiled"), pytest.param(derivatives_by_torch, id="torch")],
@@ -122,9 +120,9 @@ def test_compiled_derivatives_are_those_of_torch_also_where_they_are_cut_off(val
 @NEEDS_COMPILER
 def test_an_update_without_a_compiler_is_the_same_but_for_rounding(monkeypatch):
     weights = []
-    for compiled in (True, False):
-        if not compiled:
-            monkeypatch.setattr(minibatch, "compiled", None)
+    for is_compiled in (True, False):
+        if not is_compiled:
+            monkeypatch.setattr("ppo.algorithm.compiled.code", None)
         model, collector, learner = build(dataclasses.replace(UPDATE_SETTINGS, learning_rate=1e-4))
         learner.update(collector.collect(0)[0], update=0, env_steps=0, progress=0.0)
         weights.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
@@ -134,7 +132,7 @@ def test_an_update_without_a_compiler_is_the_same_but_for_rounding(monkeypatch):
 def test_the_faster_code_is_compiled_wherever_there_is_a_compiler():
     compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
     headers = Path(sysconfig.get_path("include"), "Python.h")
-    assert minibatch.IS_COMPILED or shutil.which(compiler) is None or not headers.exists()
+    assert compiled.IS_COMPILED or shutil.which(compiler) is None or not headers.exists()
 
 
 @NEEDS_COMPILER
@@ -154,10 +152,10 @@ def test_the_faster_code_is_compiled_wherever_there_is_a_compiler():
 def test_compiled_derivatives_refuse_what_they_would_read_or_write_beyond(place, array, error):
     arrays = [np.zeros((4, 3), np.float32), np.zeros(4, np.float32), np.zeros(4, np.int64)]
     arrays += [np.zeros(4, np.float32) for _ in range(4)]
-    minibatch.compiled.derivatives(*arrays, 0.2, -1.0, 0.0, 1.0, 4.0)
+    compiled.code.derivatives(*arrays, 0.2, -1.0, 0.0, 1.0, 4.0)
     arrays[place] = array
     with pytest.raises(error):
-        minibatch.compiled.derivatives(*arrays, 0.2, -1.0, 0.0, 1.0, 4.0)
+        compiled.code.derivatives(*arrays, 0.2, -1.0, 0.0, 1.0, 4.0)
 
 
 @NEEDS_COMPILER
@@ -175,8 +173,8 @@ def test_compiled_derivatives_refuse_what_they_would_read_or_write_beyond(place,
 )
 def test_compiled_gathering_refuses_what_it_would_read_or_write_beyond(place, array, error):
     arrays = [np.zeros((2, 5), np.float32), np.ones((4, 5), np.uint8), np.array([3, 0])]
-    minibatch.compiled.gather_pixels(*arrays)
+    compiled.code.gather_pixels(*arrays)
     assert arrays[0].all()
     arrays[place] = array
     with pytest.raises(error):
-        minibatch.compiled.gather_pixels(*arrays)
+        compiled.code.gather_pixels(*arrays)

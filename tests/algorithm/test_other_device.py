@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from ppo.algorithm.normalization import RunningMoments
 from ppo.algorithm.rollout import Collector
 from ppo.algorithm.update import Learner
 from ppo.collectives import Alone
+from ppo.collectives.moments import RunningMoments
 from ppo.config import MachineSettings, PPOSettings
 from ppo.models.actor_critic import build_model
 from tests.algorithm.worlds import ScriptedWorld, WorldInGroups

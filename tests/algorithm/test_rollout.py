@@ -1,10 +1,10 @@
+import importlib.util
 import numpy as np
 import pytest
 import torch
 
-from ppo.algorithm import minibatch
-from ppo.algorithm.normalization import Moments, RunningMoments
 from ppo.algorithm.rollout import Collector, Rollout
+from ppo.collectives.moments import Moments, RunningMoments
 from ppo.models import distributions
 from ppo.models.actor_critic import build_model
 from tests.algorithm.worlds import ScriptedWorld, WorldInGroups
@@ -166,11 +166,11 @@ def test_a_group_gets_its_actions_before_another_is_waited_for():
     ]
 
 
-@pytest.mark.parametrize(("compiled", "threads"), [(True, 1), (False, 1), (True, 2)])
-def test_gathered_images_are_those_of_their_indices_whatever_the_memory_order(compiled, threads, monkeypatch):
-    if not compiled:
-        monkeypatch.setattr(minibatch, "compiled", None)
-    elif not minibatch.IS_COMPILED:
+@pytest.mark.parametrize(("is_compiled", "threads"), [(True, 1), (False, 1), (True, 2)])
+def test_gathered_images_are_those_of_their_indices_whatever_the_memory_order(is_compiled, threads, monkeypatch):
+    if not is_compiled:
+        monkeypatch.setattr("ppo.algorithm.compiled.code", None)
+    elif importlib.util.find_spec("ppo.algorithm._minibatch") is None:
         pytest.skip("needs a C compiler where the package is installed")
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     steps, num_envs = 5, 2

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from ppo.algorithm import equations
-from ppo.algorithm.normalization import RunningMoments
 from ppo.algorithm.rollout import Collector
 from ppo.algorithm.update import Learner, _sums_of_powers
 from ppo.collectives import Alone, Halt, Hosts
-from ppo.config import MachineSettings, PPOSettings, WorldSettings
+from ppo.collectives.moments import RunningMoments
+from ppo.config import MachineSettings, PPOSettings
 from ppo.envs import make_envs
+from ppo.families import WorldSettings
 from ppo.models import distributions
 from ppo.models.actor_critic import build_model
 from tests.jobs import mpirun

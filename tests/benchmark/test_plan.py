@@ -1,7 +1,7 @@
 import pytest
 
 from ppo.benchmark.plan import QUICK, Settings, judged_cases, make_cases
-from ppo.config import Refusal
+from ppo.settings import Refusal
 
 ALONE = {"stable_baselines3": False}
 

@@ -7,14 +7,13 @@ import torch
 
 from ppo.benchmark import probe
 from ppo.collectives import Alone
-from ppo.config import parse_command_line
-from ppo.presets import PRESETS, default_preset, for_environments
+from ppo.command_line import parse_command_line
 
 SMALL = ["--num_envs=4", "--rollout_steps=16", "--minibatch_size=32"]
 
 
 def config(*flags):
-    return parse_command_line([*SMALL, *flags], PRESETS, default_preset, for_environments)
+    return parse_command_line([*SMALL, *flags])
 
 
 class OneOf(Alone):

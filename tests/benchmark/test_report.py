@@ -4,7 +4,7 @@ from ppo.benchmark import figure
 from ppo.benchmark.plan import Settings, make_cases
 from ppo.benchmark.reach import find_targets
 from ppo.benchmark.report import BEGIN, END, insert, markdown, reach_table
-from ppo.config import Refusal
+from ppo.settings import Refusal
 from tests.benchmark.examples import benchmark
 
 THEIRS = {"cleanrl": 250.0, "published": 260.0}

@@ -8,8 +8,8 @@ from ppo.benchmark import stable_baselines3
 from ppo.benchmark.jobs import ROOT
 from ppo.benchmark.plan import Settings
 from ppo.benchmark.stable_baselines3 import WAYS, Way
-from ppo.config import Refusal
 from ppo.presets import PRESETS
+from ppo.settings import Refusal
 
 SCRIPT = ROOT / "scripts/train_stable_baselines3.py"
 

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from ppo.config import MachineSettings, WorldSettings
+from ppo.config import MachineSettings
 from ppo.envs import LEAN, Engine, choose_engine, make_envs
 from ppo.envs.atari import AtariEnvironments
-from ppo.envs.atari_processes import AtariProcessEnvironments
-from ppo.envs.atari_vector import AtariVectorEnvironments
+from ppo.envs.atari.vector import AtariVectorEnvironments
+from ppo.envs.processes import AtariProcessEnvironments
+from ppo.families import WorldSettings
 from tests.jobs import CARTPOLE, mpirun, ppo, rows, weights
 from tests.jobs import PONG as SMALL
 
@@ -149,15 +150,15 @@ def test_a_run_says_once_which_engine_it_uses_and_has_as_many_threads(
     [("lean", False, 1), ("processes", False, 1), ("lean", True, 0), ("vector", False, 0)],
 )
 def test_a_run_says_that_a_compiler_would_make_it_faster(engine, compiled, notices, tmp_path, monkeypatch):
-    monkeypatch.setattr("ppo.envs.screens.IS_COMPILED", compiled)
+    monkeypatch.setattr("ppo.envs.atari.screens.IS_COMPILED", compiled)
     job = ppo(tmp_path, *SMALL, f"--env_engine={engine}", "--env_steps=64")
     assert_ok(job)
     assert job.stdout.count("screens are shrunk by OpenCV") == notices
 
 
 def test_a_world_without_screens_tells_nothing_of_a_compiler(tmp_path, monkeypatch):
-    monkeypatch.setattr("ppo.envs.screens.IS_COMPILED", False)
-    monkeypatch.setattr("ppo.algorithm.minibatch.IS_COMPILED", False)
+    monkeypatch.setattr("ppo.envs.atari.screens.IS_COMPILED", False)
+    monkeypatch.setattr("ppo.algorithm.compiled.IS_COMPILED", False)
     job = ppo(tmp_path, *CARTPOLE, "--env_steps=64")
     assert_ok(job)
     assert "pip install" not in job.stdout
@@ -195,7 +196,7 @@ def test_an_exact_run_of_one_engine_goes_on_with_the_games_of_another_and_says_w
 def test_a_run_says_that_minibatches_would_be_faster_with_a_compiler_and_that_rounding_changed(tmp_path, monkeypatch):
     assert_ok(ppo(tmp_path, *SMALL, "--env_steps=64"))
     for name, value in (("compiled", None), ("IS_COMPILED", False)):
-        monkeypatch.setattr(f"ppo.algorithm.minibatch.{name}", value)
+        monkeypatch.setattr(f"ppo.algorithm.compiled.{name}", value)
     job = ppo(tmp_path, *SMALL, "--env_steps=128")
     assert_ok(job)
     assert job.stdout.count("minibatches are gathered by PyTorch: pip install") == 1
@@ -208,7 +209,7 @@ def test_a_process_that_dies_ends_the_run_which_says_so_and_keeps_its_checkpoint
         "import os, signal, sys\n"
         "from ppo.__main__ import main\n"
         "from ppo.collectives.mpi import launched_rank\n"
-        "from ppo.envs.atari_processes import AtariProcessEnvironments as Environments\n"
+        "from ppo.envs.processes import AtariProcessEnvironments as Environments\n"
         "plain = Environments.send\n"
         "def send(self, group, actions):\n"
         "    if launched_rank() == 1: os.kill(self._processes[0]._process.pid, signal.SIGKILL)\n"

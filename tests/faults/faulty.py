@@ -126,7 +126,7 @@ def plant(fault: Fault) -> None:
     Learner._step = faulty_step_weights
     whole_folder._write = faulty_write
     atari.AtariEnvironments.step = faulty_step(atari.AtariEnvironments.step)
-    control.ControlEnvironments.step = faulty_step(control.ControlEnvironments.step)
+    control.GymnasiumEnvironments.step = faulty_step(control.GymnasiumEnvironments.step)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from ppo.config import Config, Refusal
+from ppo.config import Config
 from ppo.outputs import checkpoint, whole_folder
 from ppo.outputs.manifest import MODEL_FILE, TRAINING_FILE, Counters, Manifest, OtherFormatError
 from ppo.outputs.tensor_file import specification
 from ppo.outputs.untrusted import DamagedCheckpointError
+from ppo.settings import Refusal
 from tests.forgery import edit_manifest, replace_file
 
 MANIFEST_FILE = checkpoint.MANIFEST_FILE

@@ -11,10 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppo.config import Config, Refusal
+from ppo.config import Config
 from ppo.outputs import checkpoint
 from ppo.outputs.manifest import MODEL_FILE, TRAINING_FILE, Counters, Manifest, decode_manifest
 from ppo.outputs.untrusted import DamagedCheckpointError
+from ppo.settings import Refusal
 from tests.forgery import MANIFEST, MODEL, TRAINING, edit_manifest, replace_file, taken_apart, tensor_file
 
 Files = dict[str, bytes]

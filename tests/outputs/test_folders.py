@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ppo.config import Refusal
 from ppo.outputs.folders import GrowingFile, move_aside, require_writable, write_whole
+from ppo.settings import Refusal
 from tests.disks import SmallDisk, small_disk
 
 

@@ -16,14 +16,14 @@ from typing import Any
 
 import pytest
 
-from ppo.config import Refusal
 from ppo.outputs import lock
 from ppo.outputs.lock import ModelLock
+from ppo.settings import Refusal
 
 HOLD = """
 import sys
 from pathlib import Path
-from ppo.config import Refusal
+from ppo.settings import Refusal
 from ppo.outputs.lock import ModelLock
 held = ModelLock([Path(folder) for folder in sys.argv[1:]])
 try:
@@ -387,7 +387,7 @@ def test_removing_the_lock_files_lets_no_two_in(pong: Path) -> None:
     program = """
 import sys, time
 from pathlib import Path
-from ppo.config import Refusal
+from ppo.settings import Refusal
 from ppo.outputs.lock import ModelLock
 folder = Path(sys.argv[1])
 inside, turns, end = folder.with_name("inside"), 0, time.monotonic() + 1.0

@@ -14,10 +14,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ppo.config import Refusal
 from ppo.outputs import tensor_file
 from ppo.outputs.tensor_file import Specification, specification
 from ppo.outputs.untrusted import DamagedCheckpointError
+from ppo.settings import Refusal
 from tests.forgery import tensor_file as forged_file
 
 TENSORS = {

@@ -3,7 +3,8 @@ import dataclasses
 import pytest
 
 from ppo.collectives import Alone
-from ppo.config import Config, Refusal
+from ppo.config import Config
+from ppo.settings import Refusal
 from ppo.supervision.handshake import Introduction, described, disagreement, refusals, shake_hands
 
 

@@ -1,0 +1,75 @@
+"""Statistics of an update: means of the loss's terms, gradient norms and the noise scale; ends a run that diverges."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ppo.algorithm.noise_scale import GradientNoiseScale
+from ppo.collectives import Halt
+
+# The norm of a rank's own gradient is a pass over it that nothing else needs.
+_STEPS_PER_NOISE_SAMPLE = 4
+
+
+def measures_noise(minibatch: int) -> bool:
+    """Tell whether the noise of a minibatch of an epoch is measured."""
+    return minibatch % _STEPS_PER_NOISE_SAMPLE == 0
+
+
+class UpdateStatistics:
+    """Collects the statistics of one update, epoch by epoch."""
+
+    def __init__(self, terms: Sequence[str], noise_scale: GradientNoiseScale) -> None:
+        """Start empty.
+
+        Args:
+            terms: names of the logged terms of the loss.
+            noise_scale: takes note of every measured minibatch.
+        """
+        self._terms, self._noise_scale = terms, noise_scale
+        self._sums = np.zeros(len(terms))
+        self._norms: list[float] = []
+        self.num_epochs = 0
+
+    def add_epoch(self, of_steps: NDArray[np.float64], means: NDArray[np.float64], update: int) -> float:
+        """Take in an epoch of K minibatches and return its KL.
+
+        Args:
+            of_steps: gradient norm before clipping and mean over ranks of each rank's squared norm, (K, 2).
+            means: sums over the minibatches of the terms, each a mean over the job's minibatch.
+            update: number of the update, for the message.
+
+        Raises:
+            Halt: something is not finite; on all ranks alike.
+        """
+        norms = of_steps[:, 0].tolist()
+        if not (np.isfinite(of_steps).all() and np.isfinite(means).all()):
+            norm = next((norm for norm in norms if not math.isfinite(norm)), norms[-1])
+            terms = zip(self._terms, means / len(norms), strict=True)
+            raise Halt(
+                f"the loss or the gradient of update {update + 1} is not finite (gradient norm {norm:g}, "
+                f"{', '.join(f'{name} {mean:g}' for name, mean in terms)}); nothing of it was saved and the last "
+                "checkpoint stands. A lower --learning_rate may help"
+            )
+        if self._noise_scale.is_measured:
+            for number, (norm, squared_gradient_of_a_rank) in enumerate(of_steps.tolist()):
+                if measures_noise(number):
+                    self._noise_scale.observe(squared_gradient_of_a_rank, norm * norm)
+        self._norms += norms
+        self._sums += means
+        self.num_epochs += 1
+        return float(means[self._terms.index("approx_kl")]) / len(norms)
+
+    def metrics(self) -> dict[str, float | None]:
+        """Return the means over all minibatches of the update, by column of the log."""
+        return {
+            **{
+                f"update/{name}": float(total) / len(self._norms)
+                for name, total in zip(self._terms, self._sums, strict=True)
+            },
+            "update/grad_norm": float(np.mean(self._norms)),
+            "update/noise_scale": self._noise_scale.value,
+            "update/epochs": self.num_epochs,
+        }

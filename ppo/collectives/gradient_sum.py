@@ -1,0 +1,244 @@
+"""How gradients are summed over ranks: in shared memory, by MPI, host by host, or in 16 bits.
+
+`buffer` is one flat float32 vector: the gradient (P,) and behind it S further sums for the log. Whatever way it is
+summed, it ends bit for bit equal on all ranks, and what is not finite on one rank is not finite on any.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ppo.collectives import Collective, Hosts, share, true_on_all
+from ppo.collectives.shared_memory import FLOATS_OF_A_CACHE_LINE, share_vectors
+from ppo.config import MachineSettings
+
+
+class GradientSum(ABC):
+    """A way to sum `buffer` over ranks."""
+
+    @abstractmethod
+    def finish(self) -> Tensor:
+        """Return the sum, to be read on its device from now on until the next `finish`.
+
+        It is `buffer` itself, which may be written, or lies where others read it too, and must not be.
+        """
+
+    def close(self) -> None:  # noqa: B027 - most ways take nothing
+        """Give back what was taken; by all ranks together."""
+
+
+def make_gradient_sum(
+    settings: MachineSettings,
+    comm: Collective,
+    buffer: Tensor,
+    num_parameters: int,
+    shared: "SharedVectors | None" = None,
+) -> GradientSum:
+    """Return the way that the settings ask for; on all ranks together.
+
+    Args:
+        settings: a valid combination.
+        comm: the ranks to sum over.
+        buffer: the gradient of P parameters, and what else is to be summed.
+        num_parameters: P.
+        shared: what `share_memory` returned, if `buffer` is this rank's of its gradients.
+    """
+    if comm.size == 1:
+        return FlatSum(comm, buffer)
+
+    def over_the_wire(group: Collective, vector: Tensor) -> GradientSum:
+        if settings.gradient_wire == "bfloat16" and group.size > 1:
+            return BFloat16Sum(group, vector, num_parameters)
+        return FlatSum(group, vector)
+
+    if shared is not None:
+        hosts = shared.hosts
+        between = over_the_wire(hosts.between, shared.total) if hosts.between is not None else None
+        return SharedMemorySum(hosts, shared.gradients, shared.total, between)
+    if settings.all_reduce != "flat":
+        hosts = comm.split_by_host()
+        if settings.all_reduce == "hierarchical" or chosen_all_reduce(comm.size, hosts.count) == "hierarchical":
+            between = over_the_wire(hosts.between, buffer) if hosts.between is not None else None
+            return HierarchicalSum(hosts, buffer, between)
+    return over_the_wire(comm, buffer)
+
+
+@dataclass(frozen=True)
+class SharedVectors:
+    """What the R ranks of one host have in common; made by `share_memory`.
+
+    Every rank fills its own gradient, and sums and updates a shard of what is stored once.
+    """
+
+    hosts: Hosts
+    """The groups of ranks."""
+    gradients: Tensor
+    """Every rank's gradient with what is summed besides, (R, P + S)."""
+    total: Tensor
+    """The sum over all ranks of all hosts, (P + S,)."""
+    parameters: Tensor
+    """(P,)."""
+    moments: Tensor
+    """The optimiser's, (2, P)."""
+
+
+def share_memory(
+    settings: MachineSettings, comm: Collective, num_parameters: int, num_sums: int
+) -> SharedVectors | None:
+    """Return memory that the ranks of a host share, if the settings ask for it: P parameters, S further sums.
+
+    On all ranks together. None where no host has several ranks, or where some cannot share memory: then MPI sums alone.
+    """
+    if comm.size == 1 or settings.all_reduce != "auto":
+        return None
+    hosts = comm.split_by_host()
+    if chosen_all_reduce(comm.size, hosts.count) == "flat":
+        return None
+    ranks = hosts.within.size
+    vectors = share_vectors(hosts.within, ranks + 4, num_parameters + num_sums)
+    all_have_it = true_on_all(comm, vectors is not None)
+    if vectors is None or not all_have_it:
+        return None
+    rows = torch.from_numpy(vectors)
+    gradients, total, of_parameters = rows[:ranks], rows[ranks], rows[ranks + 1 :, :num_parameters]
+    return SharedVectors(hosts, gradients, total, parameters=of_parameters[0], moments=of_parameters[1:])
+
+
+def chosen_all_reduce(num_ranks: int, num_hosts: int) -> Literal["shared", "flat", "hierarchical"]:
+    """Return what `--all_reduce=auto` stands for: a function of the job's shape, so that a resumed job sums alike.
+
+    Where it is not flat, the ranks of a host share memory, if they can.
+    """
+    if num_hosts == 1:
+        return "shared"
+    return "hierarchical" if num_hosts < num_ranks else "flat"
+
+
+class SharedMemorySum(GradientSum):
+    """In memory that the ranks of a host share: every rank adds a shard of all gradients there, in rank order.
+
+    No gradient is copied, and all read the sum where it is. The ranks meet when all gradients are there, and when all
+    shards are added; until then nobody's gradient may change. Where there are several hosts, the first rank of each
+    sums what they have, and the others meet it again.
+    """
+
+    def __init__(self, hosts: Hosts, gradients: Tensor, total: Tensor, between: GradientSum | None) -> None:
+        """Sum into `total`.
+
+        Args:
+            hosts: the ranks.
+            gradients: a row for each rank of this host.
+            total: where the sum goes.
+            between: sums `total` over the first ranks of all hosts; None on the other ranks.
+        """
+        self._within, self._addends, self._total = hosts.within, gradients, total
+        self._several_hosts, self._between = hosts.count > 1, between
+        self._shard = shard_of(len(total), hosts.within)
+
+    def finish(self) -> Tensor:
+        """Add this rank's shard; see the class."""
+        self._within.barrier()
+        total, first, *others = (vector[self._shard] for vector in (self._total, *self._addends))
+        if not others:
+            total.copy_(first)
+        for other in others:
+            first = torch.add(first, other, out=total)
+        self._within.barrier()
+        if self._several_hosts:
+            if self._between is not None:
+                self._between.finish()
+            self._within.barrier()
+        return self._total
+
+
+def shard_of(length: int, comm: Collective) -> slice:
+    """Return the shard of a vector that is this rank's to work on; no cache line lies in two shards.
+
+    A number is rounded alike whatever the shards are: what does not fill a vector register is at the end of the last
+    one, as it is of the whole.
+    """
+    lines = share(-(-length // FLOATS_OF_A_CACHE_LINE), comm.rank, comm.size)
+    return slice(*(min(length, end * FLOATS_OF_A_CACHE_LINE) for end in (lines.start, lines.stop)))
+
+
+class FlatSum(GradientSum):
+    """One all-reduce in place."""
+
+    def __init__(self, comm: Collective, buffer: Tensor) -> None:
+        """Sum `buffer` over `comm`."""
+        self._comm, self._buffer = comm, buffer
+
+    def finish(self) -> Tensor:
+        """Sum all of it."""
+        self._comm.sum_in_place(self._buffer.numpy())
+        return self._buffer
+
+
+class HierarchicalSum(GradientSum):
+    """To one rank of each host, over these ranks, and back: the network carries one gradient per host."""
+
+    def __init__(self, hosts: Hosts, buffer: Tensor, between: GradientSum | None) -> None:
+        """Sum `buffer` within the hosts, and by `between` over their first ranks; None on the other ranks."""
+        self._within, self._buffer, self._between = hosts.within, buffer, between
+
+    def finish(self) -> Tensor:
+        """Sum all of it in three steps."""
+        self._within.sum_on_root(self._buffer.numpy())
+        if self._between is not None:
+            self._between.finish()
+        self._within.copy_from_root(self._buffer.numpy())
+        return self._buffer
+
+
+class BFloat16Sum(GradientSum):
+    """Gradients in 16 bits on the wire, added in float32; half the bytes of a flat sum, in two messages to each rank.
+
+    The gradient is cut into one piece per rank. Every rank sends its rounding of piece k to rank k, which adds the
+    pieces in rank order, rounds the sum once and gives it to all. The further sums travel with the first message as
+    they are, and every rank adds all of them in rank order. Two roundings to 8 bits make an element's error at most
+    about 2^-7 of the sum of its magnitudes over ranks.
+    """
+
+    def __init__(self, comm: Collective, buffer: Tensor, num_parameters: int) -> None:
+        """Sum the gradient, the first `num_parameters` of `buffer`, in 16 bits and the others exactly."""
+        self._comm, self._buffer = comm, buffer
+        self._gradient, self._others = buffer[:num_parameters], buffer[num_parameters:]
+        # An even number of 2-byte elements keeps the 4-byte ones behind them aligned.
+        length = 2 * -(-num_parameters // (2 * comm.size))
+        self._outgoing = _Messages(comm.size, length, len(self._others))
+        self._incoming = _Messages(comm.size, length, len(self._others))
+        self._total, self._addend = torch.zeros(length), torch.zeros(length)
+        self._rounded = torch.zeros(length, dtype=torch.bfloat16)
+        self._everyone = torch.zeros(comm.size, length, dtype=torch.bfloat16)
+
+    def finish(self) -> Tensor:
+        """Exchange pieces, add and round this rank's, and collect the sums."""
+        outgoing, incoming = self._outgoing, self._incoming
+        length = len(self._total)
+        for rank, row in enumerate(outgoing.pieces):
+            piece = self._gradient[rank * length : (rank + 1) * length]
+            row[: len(piece)].copy_(piece)
+        outgoing.others.copy_(self._others)
+        self._comm.exchange(outgoing.bytes.numpy(), incoming.bytes.numpy())
+
+        self._total.copy_(incoming.pieces[0])
+        self._others.copy_(incoming.others[0])
+        for rank in range(1, self._comm.size):
+            self._total.add_(self._addend.copy_(incoming.pieces[rank]))
+            self._others.add_(incoming.others[rank])
+        self._rounded.copy_(self._total)
+        self._comm.collect(self._rounded.view(torch.uint8).numpy(), self._everyone.view(torch.uint8).numpy())
+        self._gradient.copy_(self._everyone.flatten()[: len(self._gradient)])
+        return self._buffer
+
+
+class _Messages:
+    """What goes from one rank to every rank, or comes: a row of bytes for each, with its two parts as views."""
+
+    def __init__(self, num_ranks: int, length: int, num_others: int) -> None:
+        self.bytes = torch.zeros(num_ranks, 2 * length + 4 * num_others, dtype=torch.uint8)
+        self.pieces = self.bytes[:, : 2 * length].view(torch.bfloat16)
+        self.others = self.bytes[:, 2 * length :].view(torch.float32)

@@ -1,0 +1,144 @@
+"""The command line: flags -> Config, with the defaults of a preset, and what is refused before anything is imported."""
+
+import contextlib
+import dataclasses
+import io
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tyro
+
+from ppo.config import Config, PPOSettings, RunSettings, section_types
+from ppo.families import FAMILIES, Family, family_of
+from ppo.presets import PRESETS, for_environments
+from ppo.settings import Refusal, did_you_mean
+
+
+def setting_types() -> dict[str, Any]:
+    """Return the type of every setting, of all families, by its flat name, as the flags use it."""
+    types: dict[str, Any] = {}
+    for family in FAMILIES:
+        for section in section_types(family).values():
+            types.update(typing.get_type_hints(section))
+    return types
+
+
+def explicit_settings(arguments: Sequence[str]) -> set[str]:
+    """Return the flat names of the settings that a command line names; unknown names as they are."""
+    names = {argument[2:].split("=", 1)[0].replace("-", "_") for argument in arguments if argument.startswith("--")}
+    types = setting_types()
+    return {name.removeprefix("no_") if types.get(name.removeprefix("no_")) is bool else name for name in names}
+
+
+def parse_command_line(arguments: Sequence[str], *, speak: bool = True) -> Config:
+    """Turn flags into a validated Config whose defaults come from the chosen preset, scaled to `--num_envs`.
+
+    With `speak=False` (every rank but the first) --help prints nothing.
+
+    Raises:
+        SystemExit: with code 0, after --help.
+        Refusal: from tyro or `Config.validate`, or an unknown setting or preset.
+    """
+    explicit = explicit_settings(arguments)
+    _refuse_unknown_flags(explicit)
+    arguments = _spell_out_booleans(arguments)
+    chosen = _peek(arguments, ("env_name", "preset", "num_envs", "rollout_steps"))
+    env_name = chosen.get("env_name", RunSettings.env_name)
+    family = family_of(env_name)
+    _refuse_flags_of_other_families(explicit, family, env_name)
+    defaults = _defaults(chosen, family, env_name, explicit)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint), _silent_unless(speak):
+            config = tyro.cli(
+                tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[Config]],
+                prog="python -m ppo",
+                description=(
+                    "Train, watch and record agents with PPO. Under mpirun every rank steps its share of the "
+                    f"environments. The defaults below are those of the preset {defaults.run.preset!r} (of "
+                    f"{', '.join(PRESETS)})."
+                ),
+                args=list(arguments),
+                default=defaults,
+            )
+    except SystemExit as leave:
+        if not leave.code:  # --help
+            raise
+        raise Refusal(_unboxed(complaint.getvalue())) from leave
+    config.validate()
+    return config
+
+
+def _defaults(chosen: Mapping[str, str], family: Family, env_name: str, explicit: set[str]) -> Config:
+    """Return the settings of an empty command line, given the few flags on which they depend."""
+    preset = chosen.get("preset") or family.preset
+    if preset not in PRESETS:
+        raise Refusal(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}{did_you_mean(preset, PRESETS)}")
+    settings = PRESETS[preset]
+    num_envs, rollout_steps = (_number_in_bounds(chosen, name) for name in ("num_envs", "rollout_steps"))
+    if num_envs:
+        settings = for_environments(settings, num_envs, rollout_steps)
+    if "gae_lambda" in explicit and "gae_lambda_late" not in explicit:
+        settings = {**settings, "gae_lambda_late": None}  # who sets one lambda wants no other
+    run = {"env_name": env_name, "preset": preset}
+    return dataclasses.replace(Config(), world=family.settings()).replace_settings({**settings, **run})
+
+
+def _number_in_bounds(chosen: Mapping[str, str], name: str) -> int | None:
+    """Return a whole number of the command line, or None: a value that will be refused sets no other."""
+    text = chosen.get(name, "")
+    bound = next(field.metadata["bound"] for field in dataclasses.fields(PPOSettings) if field.name == name)
+    return int(text) if text.isdecimal() and len(text) < 20 and bound.holds(int(text)) else None
+
+
+def _silent_unless(speak: bool) -> contextlib.AbstractContextManager[Any]:
+    return contextlib.nullcontext() if speak else contextlib.redirect_stdout(io.StringIO())
+
+
+def _unboxed(text: str) -> str:
+    """Turn the framed text in which tyro says what is wrong with a value into one line."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    words = " ".join(re.sub(r"[\u2500-\u257f]+|-{3,}", " ", plain).split())
+    reason = re.split(r" (?:Argument|For full) helptext", words)[0]
+    return re.sub(r"^(?:Value error|Invalid choice|Missing argument|Parsing error) ", "", reason)
+
+
+def _refuse_unknown_flags(explicit: set[str]) -> None:
+    known = {*setting_types(), "help"}
+    for name in sorted(explicit - known):
+        raise Refusal(f"there is no setting --{name}{did_you_mean(name, known)}")
+
+
+def _refuse_flags_of_other_families(explicit: set[str], family: Family, env_name: str) -> None:
+    own = typing.get_type_hints(family.settings)
+    for other in FAMILIES:
+        for name in sorted(explicit & (set(typing.get_type_hints(other.settings)) - set(own))):
+            raise Refusal(f"{name} must not be set for {env_name}: it applies to {other.title} only")
+
+
+def _peek(arguments: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """Read a few string flags before the defaults of all others are known."""
+    found: dict[str, str] = {}
+    for position, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        if flag.startswith("--") and name in names:
+            if not equals and position + 1 < len(arguments):
+                value = arguments[position + 1]
+            found[name] = value
+    return found
+
+
+def _spell_out_booleans(arguments: Sequence[str]) -> list[str]:
+    """Accept `--flag=True` and `--flag=False` beside tyro's `--flag` and `--no-flag`."""
+    types = setting_types()
+    spelled = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        if equals and types.get(name) is bool and value.lower() in ("true", "false"):
+            argument = f"--{name}" if value.lower() == "true" else f"--no_{name}"
+        spelled.append(argument)
+    return spelled

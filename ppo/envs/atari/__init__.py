@@ -1,0 +1,91 @@
+"""The Atari family: which ids it takes, how a block of its games is made, and by which engines."""
+
+from typing import Any
+
+from ppo.envs.atari.blended_colours import leave_out_blended_colours
+
+leave_out_blended_colours()  # before any module of this package imports ALE
+
+import ale_py
+import gymnasium
+from ale_py import roms
+
+from ppo.envs import Engine, Environments, FrameListener, unknown_environment
+from ppo.families import AtariSettings, WorldSettings
+from ppo.settings import Refusal
+
+gymnasium.register_envs(ale_py)
+ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+
+
+def check(env_name: str, world: WorldSettings) -> None:
+    """Refuse an id that names no game of this version of ALE."""
+    rom_name(env_name)
+
+
+def make_block(
+    env_name: str,
+    world: WorldSettings,
+    *,
+    indices: range,
+    seed: int,
+    engine: Engine,
+    on_frame: FrameListener | None,
+) -> Environments:
+    """Make a block of games; see `ppo.envs.make_envs`."""
+    from ppo.envs.atari.block import AtariEnvironments
+    from ppo.envs.atari.vector import AtariVectorEnvironments
+    from ppo.envs.processes import AtariProcessEnvironments
+
+    assert isinstance(world, AtariSettings)
+    rom = rom_name(env_name)
+    if engine.name == "lean":
+        return AtariEnvironments(rom, world, indices=indices, seed=seed, on_frame=on_frame)
+    if engine.name == "processes":
+        return AtariProcessEnvironments(rom, world, indices=indices, seed=seed, num_processes=engine.workers)
+    return AtariVectorEnvironments(rom, world, indices=indices, seed=seed, threads=engine.workers)
+
+
+def same_world(first: str, second: str) -> bool:
+    """Tell whether two ids name the same game: it has the same protocol then."""
+    try:
+        return rom_name(first) == rom_name(second)
+    except Refusal:  # one of them names no game at all
+        return False
+
+
+def facts(env_name: str, world: WorldSettings, return_mean: float) -> dict[str, Any]:
+    """Return the human-normalised score, None for a game without published scores."""
+    from ppo.envs.atari.scores import human_normalised_score
+
+    return {"human_normalised_score": human_normalised_score(rom_name(env_name), return_mean)}
+
+
+def accepted_names() -> list[str]:
+    """Return the registered Atari ids whose protocol can be this package's."""
+    games = [i for i, spec in gymnasium.registry.items() if str(spec.entry_point).startswith("ale_py")]
+    return [i for i in games if (i.endswith("NoFrameskip-v4") and "-ram" not in i) or i.startswith("ALE/")]
+
+
+def rom_name(env_name: str) -> str:
+    """Return the ROM of `PongNoFrameskip-v4` or `ALE/Pong-v5`; the protocol is this package's for both.
+
+    Raises:
+        Refusal: an unknown id, one whose own protocol (frame skip, RAM) would be ignored, or a game that ALE cannot
+            load (it would end the process without an exception).
+    """
+    accepted = accepted_names()
+    spec = gymnasium.registry.get(env_name)
+    if spec is None or not str(spec.entry_point).startswith("ale_py"):
+        raise unknown_environment(env_name, accepted)
+    rom = str(spec.kwargs["game"])
+    if env_name not in accepted:
+        same_game = [i for i in accepted if gymnasium.registry[i].kwargs["game"] == rom]
+        raise Refusal(
+            f"env_name must be a ...NoFrameskip-v4 or ALE/...-v5 id for Atari, got {env_name}; try {same_game[0]} "
+            "(for sticky actions add --sticky_actions=0.25)"
+        )
+    path = roms.get_rom_path(rom)
+    if path is None or ale_py.ALEInterface.isSupportedROM(path) is None:
+        raise Refusal(f"env_name {env_name!r} names the ROM {rom!r}, which this version of ALE cannot load")
+    return rom

@@ -1,0 +1,161 @@
+"""Blocks of Atari games with stacked screens: what all engines have in common, and the lean engine's own.
+
+Pixels, rewards and ends are those of `ale_py.vector_env.AtariVectorEnv`; `ppo.envs.atari.game` has the protocol.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from ppo.envs import ArrayState, Environments, FrameListener, StepResult
+from ppo.envs.arrays import StepArrays, halves
+from ppo.envs.atari import screens
+from ppo.envs.atari.game import VECTOR_STATE_PARTS, AtariGame, saved_episode
+from ppo.envs.atari.screens import SCREEN_SIZE, push_screens
+from ppo.families import AtariSettings
+
+FRAMES_PER_SECOND = 60.0
+_STEPS_BETWEEN_SIGNS_OF_LIFE = 500
+
+
+class AtariBlock(Environments):
+    """A block of games of one ROM with stacked screens."""
+
+    def __init__(self, arrays: StepArrays, num_actions: int) -> None:
+        """Describe games that have so many actions and leave the results of their steps in `arrays`."""
+        self.arrays, self.num_actions = arrays, num_actions
+        self.uncompiled = "" if screens.IS_COMPILED else "screens are shrunk by OpenCV"
+        self.num_envs, depth = len(arrays.stacks), arrays.stacks.shape[-1]
+        self.observations = arrays.observations
+        self.frames_per_second = FRAMES_PER_SECOND
+        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
+        self.single_observation_space = gymnasium.spaces.Box(0, 255, (depth, SCREEN_SIZE, SCREEN_SIZE), np.uint8)
+        self.single_action_space = gymnasium.spaces.Discrete(num_actions)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+
+
+class AtariBlockInHalves(AtariBlock):
+    """A block in two groups: the emulators of one run while the network acts for the other."""
+
+    @property
+    def groups(self) -> tuple[slice, ...]:
+        """Two halves, or one group if there is one game."""
+        return halves(self.num_envs)
+
+    def step(self, actions: NDArray[Any]) -> StepResult:
+        """Take one agent step in every game; see the package's docstring for what comes back."""
+        for group in self.groups:
+            self.send(group, actions[group])
+        for group in self.groups:
+            self.recv(group)
+        return self.arrays.result()
+
+
+class AtariEnvironments(AtariBlock):
+    """A block of games that this thread steps one after the other."""
+
+    def __init__(
+        self,
+        rom: str,
+        world: AtariSettings,
+        *,
+        indices: range,
+        seed: int,
+        on_frame: FrameListener | None = None,
+        arrays: StepArrays | None = None,
+    ) -> None:
+        """Load one emulator per index; see `make_envs`. `arrays` receives the results of steps, if it is given."""
+        self._episodic_life = world.episodic_life
+        self._games = [
+            AtariGame(rom, world, index=index, seed=seed, on_frame=on_frame if position == 0 else None)
+            for position, index in enumerate(indices)
+        ]
+        if arrays is None:
+            arrays = StepArrays.empty(len(indices), world.frame_stack)
+        super().__init__(arrays, len(self._games[0].actions))
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[Any], dict[str, Any]]:
+        """Start a new game everywhere; the seed was given once, at construction."""
+        for position in range(self.num_envs):
+            self._begin(position)
+        return self.observations, {}
+
+    def step(self, actions: NDArray[Any]) -> StepResult:
+        """Take one agent step in every game; see the package's docstring for what comes back."""
+        arrays = self.arrays
+        for position, (game, action) in enumerate(zip(self._games, actions.tolist(), strict=True)):
+            reward, terminated, truncated, life_lost = game.step(action)
+            arrays.rewards[position] = reward
+            arrays.terminated[position] = terminated
+            arrays.truncated[position] = truncated
+            arrays.life_lost[position] = life_lost and self._episodic_life
+            self._push(position)
+        for position in np.flatnonzero(arrays.terminated | arrays.truncated).tolist():
+            game = self._games[position]
+            arrays.episode_return[position] = game.episode_return
+            arrays.episode_length[position] = game.episode_length
+            arrays.final_stacks[position] = arrays.stacks[position]
+            self._begin(position)
+        return arrays.result()
+
+    def get_states(self) -> list[dict[str, NDArray[Any]]]:
+        """Return how the current games began, the actions since, and digests of where that led to."""
+        return [
+            {**game.state(), "digest": game.digest(stack)}
+            for game, stack in zip(self._games, self.arrays.stacks, strict=True)
+        ]
+
+    def check_states(self, states: Sequence[ArrayState]) -> None:
+        """Refuse what `set_states` would, and leave every game as it is."""
+        if len(states) != self.num_envs:
+            raise ValueError(f"there must be a state for each of {self.num_envs} environments, got {len(states)}")
+        for game, state in zip(self._games, states, strict=True):
+            game.check(state)
+
+    def set_states(self, states: Sequence[ArrayState]) -> list[int]:
+        """Play every current game again; see `Environments.set_states`."""
+        self.check_states(states)
+        restarted = []
+        for position, state in enumerate(states):
+            if not self._replay(position, state):
+                self._begin(position)
+                restarted.append(self._games[position].index)
+        return restarted
+
+    def _replay(self, position: int, state: ArrayState) -> bool:
+        """Play a game again from its beginning; tell whether it led to where it was saved."""
+        game = self._games[position]
+        if set(state) == VECTOR_STATE_PARTS:
+            game.episode = saved_episode(state, game.index)
+            return False
+        game.rewind(state)
+        game.muted, over = True, False
+        self._begin(position)
+        for step, action in enumerate(state["actions"].tolist()):
+            if step % _STEPS_BETWEEN_SIGNS_OF_LIFE == 0:
+                self.on_replay()
+            _, terminated, truncated, _ = game.step(action)
+            if over := terminated or truncated:
+                break
+            self._push(position)
+        game.muted = False
+        return not over and bool(np.array_equal(game.digest(self.arrays.stacks[position]), state["digest"]))
+
+    def _begin(self, position: int) -> None:
+        # A new game's stack holds its first screen behind empty ones, as in AtariVectorEnv.
+        self._games[position].reset()
+        self.arrays.stacks[position] = 0
+        self._push(position)
+
+    def _push(self, position: int) -> None:
+        """Move a game's stack on by what its last two screens show."""
+        game = self._games[position]
+        push_screens(self.arrays.stacks[position], game.screens, game.greys)

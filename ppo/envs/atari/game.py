@@ -1,0 +1,297 @@
+"""Atari 2600 games over `ALEInterface`, with the standard protocol and nothing between it and the emulator.
+
+One agent step holds an action for 4 emulated frames; the observation is the pixelwise maximum of the last two grey
+screens, resized to 84x84 by area interpolation and stacked. Without no-ops and FIRE the pixels, rewards and ends are
+those of `ale_py.vector_env.AtariVectorEnv` (a test holds them equal), including that a screen is not read on the frame
+that ends a game. One difference: AtariVectorEnv stops a game at frame `max_frames` and does not read that frame either;
+here the step is played to its end, so that the value of the final observation is that of the game going on.
+
+The protocol is Mnih et al. 2015's as in the PPO paper; sticky actions follow Machado et al. 2018.
+
+A game is saved as how it began and the actions since, and brought back by playing them again; a digest of the emulator
+and of the observation tells whether that was exact. ALE 0.12.1 could copy its state instead, but leaves out a part of
+the television chip's (Q*bert, Tetris and Tic-Tac-Toe 3D do not go on as before; ALE #412, #732, #739), and its reader
+believes the lengths in the bytes, so that a forged file could write over memory. What is played again is exact for
+every game (docs/measurements/exact_resume.md), and every number of it can be checked.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import ale_py
+import numpy as np
+from ale_py import roms
+from numpy.typing import NDArray
+
+from ppo.envs import ArrayState, FrameListener
+from ppo.envs.atari.screens import GREYS_THEMSELVES, NTSC_GREYS
+from ppo.families import AtariSettings
+from ppo.random_streams import Purpose, derived_seed, stream
+
+FRAME_SKIP = 4
+# Consoles of the PAL standard, whose colours are others, have taller screens.
+_PAL_HEIGHT = 250
+_STICKY_BLOCK = 4096
+_STATE_PARTS = {"counters", "generator", "ram", "actions", "digest"}
+# What the vector engine saves of a game: which one it was. Whoever reads it begins the next.
+VECTOR_STATE_PARTS = {"episode"}
+_RAM_BYTES = 128
+_DIGEST_BYTES = 32
+# Where numbers are in the bytes of ALE's state: the frames since power-on, which no game sees, and the length of what
+# the console itself saved.
+_FRAMES_SINCE_POWER_ON = slice(8, 12)
+_CONSOLE_LENGTH = slice(24, 28)
+# The console's random numbers (std::mt19937) as text behind its length: 624 words and a position. libc++ writes the
+# words only, in order of use.
+_GENERATOR = re.compile(rb"(?:\d+ ){623,624}\d+")
+_GENERATOR_WORDS = 624
+# Far above what any run counts, far below what overflows.
+_COUNTER_LIMIT = 2**48
+_NOOP: int = ale_py.Action.NOOP.value
+_FIRE: int = ale_py.Action.FIRE.value
+
+
+class AtariGame:
+    """One emulator playing whole games of one ROM under the protocol."""
+
+    def __init__(
+        self, rom: str, world: AtariSettings, *, index: int, seed: int, on_frame: FrameListener | None = None
+    ) -> None:
+        """Load the ROM; `reset` starts the first game.
+
+        Args:
+            rom: name of the ROM, e.g. "ms_pacman".
+            world: the protocol.
+            index: global index of the environment, the address of its random numbers.
+            seed: seed of the job.
+            on_frame: receives every emulated frame of a step, (210, 160, 3) RGB; the start of a game is not shown.
+        """
+        self._rom, self.index, self._seed = rom, index, seed
+        self._stickiness = world.sticky_actions
+        self._on_frame, self._shows = on_frame, False
+        self.muted = False
+        """While a game is played again its frames are not shown."""
+        self.greys: NDArray[np.uint8] = NTSC_GREYS
+        """The grey of each colour of `screens`, (256,)."""
+        self._power_on()
+        minimal = self._ale.getMinimalActionSet()
+        chosen = self._ale.getLegalActionSet() if world.full_action_space else minimal
+        self.actions = [action.value for action in chosen]
+        self.presses_fire = world.fire_reset and ale_py.Action.FIRE in minimal
+        self._noop_max, self._max_frames = world.noop_max, world.max_frames
+
+        self.screens = np.zeros((2, *self._ale.getScreenDims()), np.uint8)
+        """Colours of the last frame of a step and of the one before; `push_screens` pools them into the first."""
+        self.episode = -1
+        self.episode_return = 0.0
+        self.episode_length = 0
+        self._lives = 0
+        self._sticky_frames = 0
+        self._sticky_draws = np.empty(0)
+        self._last_action = _NOOP
+        self._taken = bytearray()
+        self._beginning: dict[str, NDArray[Any]] = {}
+
+    def reset(self) -> None:
+        """Start the next game: no-ops, then FIRE where the game uses it; `screens` shows its first frame."""
+        self.episode += 1
+        # The rest of the console is set anew by `reset_game`.
+        self._beginning = {
+            "counters": np.array([self.episode, self._sticky_frames], np.int64),
+            "generator": _read_generator(self._ale.cloneState().serialize()),
+            "ram": self._ale.getRAM(),
+        }
+        self._taken.clear()
+        self.episode_return, self.episode_length = 0.0, 0
+        self._last_action = _NOOP
+        self._shows = False
+        self._ale.reset_game()
+        if self._noop_max:
+            noops = stream(self._seed, Purpose.NOOPS, self.index, self.episode).integers(1, self._noop_max + 1)
+            for _ in range(noops):
+                self.episode_return += self._act(_NOOP)
+                if self._ale.game_over():
+                    self._ale.reset_game()
+                    self.episode_return = 0.0
+        if self.presses_fire:
+            self.episode_return += self._hold(_FIRE)
+        self._shows = True
+        self._lives = self._ale.lives()
+        self._read_first_screen()
+
+    def step(self, action: int) -> tuple[float, bool, bool, bool]:
+        """Take one agent step; `screens` shows what it led to.
+
+        Returns:
+            (raw reward, terminated, truncated, life_lost); a game that is over has lost no life.
+        """
+        self._taken.append(action)
+        reward = self._hold(self.actions[action])
+        over, lives = self._ale.game_over(), self._ale.lives()
+        # Falling to 0 lives counts as none lost, as in AtariVectorEnv: some games stand there for a while before they
+        # are over (Wizard of Wor), some play their last life there (Bank Heist).
+        life_lost = 0 < lives < self._lives and not over
+        if life_lost and self.presses_fire:
+            # Without it Breakout waits for ever. The learner never sees these frames, the game's return does.
+            reward += self._hold(_FIRE)
+            over, lives = self._ale.game_over(), self._ale.lives()
+        self._lives = lives
+        self.episode_return += reward
+        self.episode_length += 1
+        truncated = not over and self._ale.getEpisodeFrameNumber() >= self._max_frames
+        return reward, over, truncated, life_lost and not over
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Return how the current game began and the actions since."""
+        assert self._beginning, "no game has begun"
+        return {**self._beginning, "actions": np.frombuffer(bytes(self._taken), np.uint8).copy()}
+
+    def check(self, state: ArrayState) -> None:
+        """Refuse what no `state` of this game can be.
+
+        Raises:
+            ValueError: says what is wrong with it.
+        """
+        of = f"of environment {self.index}"
+        if set(state) == VECTOR_STATE_PARTS:
+            saved_episode(state, self.index)
+            return
+        if set(state) != _STATE_PARTS:
+            raise ValueError(f"the saved state {of} must be {sorted(_STATE_PARTS)}, got {sorted(state)}")
+        words = _read_generator(self._ale.cloneState().serialize()).size
+        for name, dtype, size in (
+            ("counters", "int64", 2),
+            ("generator", "int64", words),
+            ("ram", "uint8", _RAM_BYTES),
+            ("actions", "uint8", state["actions"].size),
+            ("digest", "uint8", _DIGEST_BYTES),
+        ):
+            array = state[name]
+            if (array.dtype.name, array.shape) != (dtype, (size,)):
+                raise ValueError(f"the saved {name} {of} must be {dtype} ({size},), got {array.dtype} {array.shape}")
+        if ((state["counters"] < 0) | (state["counters"] > _COUNTER_LIMIT)).any():
+            raise ValueError(f"the saved counters {of} must be from 0 to 2^48, got {state['counters'].tolist()}")
+        limits = np.where(np.arange(words) < _GENERATOR_WORDS, 2**32 - 1, _GENERATOR_WORDS)
+        if ((state["generator"] < 0) | (state["generator"] > limits)).any():
+            raise ValueError(f"the saved generator {of} is not the state of an MT19937")
+        actions = state["actions"]
+        if actions.size * FRAME_SKIP >= self._max_frames:
+            raise ValueError(f"{actions.size} saved actions {of} are more than max_frames = {self._max_frames} allows")
+        if (actions >= len(self.actions)).any():
+            raise ValueError(f"the saved actions {of} must be below {len(self.actions)}, got {actions.max()}")
+
+    def rewind(self, state: ArrayState) -> None:
+        """Go back to before the `reset` that began the game of a checked `state`."""
+        if self.episode >= 0:
+            # The television chip keeps what no state holds.
+            self._power_on()
+        emulator = _write_generator(self._ale.cloneState().serialize(), state["generator"])
+        self._ale.restoreState(ale_py.ALEState(emulator))
+        for address, byte in enumerate(state["ram"].tolist()):
+            self._ale.setRAM(address, byte)
+        episode, self._sticky_frames = state["counters"].tolist()
+        self.episode = episode - 1
+        self._sticky_draws = np.empty(0)
+
+    def digest(self, observation: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the SHA-256 of the emulator's state and an observation."""
+        emulator = bytearray(self._ale.cloneState().serialize())
+        emulator[_FRAMES_SINCE_POWER_ON] = bytes(4)
+        return np.array(list(hashlib.sha256(emulator + observation.tobytes()).digest()), np.uint8)
+
+    def _power_on(self) -> None:
+        """Load the ROM into a new emulator."""
+        self._ale = ale_py.ALEInterface()
+        self._ale.setInt("random_seed", derived_seed(self._seed, Purpose.EMULATOR, self.index))
+        # Sticky actions are drawn here: ALE's own last action is not part of the state it saves.
+        self._ale.setFloat("repeat_action_probability", 0.0)
+        path = roms.get_rom_path(self._rom)
+        assert path is not None
+        self._ale.loadROM(path)
+        if self._ale.getScreenDims()[0] >= _PAL_HEIGHT:
+            self.greys = GREYS_THEMSELVES
+        self._bind_reader()
+        slowly = self._on_frame or self._stickiness
+        self._act: Callable[[int], int] = self._act_slowly if slowly else self._ale.act
+
+    def _bind_reader(self) -> None:
+        """Read what `greys` is made for."""
+        known = self.greys is NTSC_GREYS
+        self._read_screen = self._ale.getScreen if known else self._ale.getScreenGrayscale
+
+    def _read_first_screen(self) -> None:
+        """Read the screen that a game begins with, as if it had been black before."""
+        newest, other = self.screens
+        self._read_screen(newest)
+        self._ale.getScreenGrayscale(other)
+        if not np.array_equal(self.greys[newest], other):
+            # Not the palette that is known here: ALE shall look up the greys itself, from now on.
+            self.greys = GREYS_THEMSELVES
+            self._bind_reader()
+            newest[...] = other
+        other[...] = 0
+
+    def _hold(self, action: int) -> float:
+        """Hold an action for FRAME_SKIP frames and read the last two screens; stop early if the game is over."""
+        ale, act, read_screen = self._ale, self._act, self._read_screen
+        reward = 0
+        for frames_left in range(FRAME_SKIP - 1, -1, -1):
+            reward += act(action)
+            if ale.game_over():
+                break
+            if frames_left < 2:
+                read_screen(self.screens[frames_left])
+        return float(reward)
+
+    def _act_slowly(self, action: int) -> int:
+        """Emulate one frame with sticky actions and the frame listener."""
+        if self._stickiness:
+            if self._draw() < self._stickiness:
+                action = self._last_action
+            self._last_action = action
+        reward: int = self._ale.act(action)
+        if self._on_frame and self._shows and not self.muted:
+            self._on_frame(self._ale.getScreenRGB())
+        return reward
+
+    def _draw(self) -> float:
+        """Return the uniform number that belongs to this environment's next frame, drawn a block at a time."""
+        block, position = divmod(self._sticky_frames, _STICKY_BLOCK)
+        if position == 0 or not self._sticky_draws.size:
+            self._sticky_draws = stream(self._seed, Purpose.STICKY_ACTIONS, self.index, block).random(_STICKY_BLOCK)
+        self._sticky_frames += 1
+        return float(self._sticky_draws[position])
+
+
+def saved_episode(state: ArrayState, index: int) -> int:
+    """Return the number of the game that a state of either engine belongs to.
+
+    Raises:
+        ValueError: it does not say.
+    """
+    name, size = ("episode", 1) if set(state) == VECTOR_STATE_PARTS else ("counters", 2)
+    array = state.get(name, np.empty(0))
+    if (array.dtype.name, array.shape) != ("int64", (size,)) or not 0 <= array[0] <= _COUNTER_LIMIT:
+        raise ValueError(f"the saved {name} of environment {index} must be int64 ({size},) from 0 to 2^48")
+    return int(array[0])
+
+
+def _read_generator(emulator: bytes) -> NDArray[np.int64]:
+    """Return the console's random number generator out of the bytes of an ALE state."""
+    match = _GENERATOR.search(emulator)
+    assert match is not None
+    return np.array(match.group().split(), np.int64)
+
+
+def _write_generator(emulator: bytes, words: NDArray[np.int64]) -> bytes:
+    """Return the bytes of an ALE state with another generator in them."""
+    match = _GENERATOR.search(emulator)
+    assert match is not None
+    text = b" ".join(b"%d" % word for word in words.tolist())
+    patched = bytearray(emulator)
+    patched[match.start() - 4 : match.end()] = len(text).to_bytes(4, "little") + text
+    length = int.from_bytes(emulator[_CONSOLE_LENGTH], "little") + len(text) - len(match.group())
+    patched[_CONSOLE_LENGTH] = length.to_bytes(4, "little")
+    return bytes(patched)

@@ -1,0 +1,165 @@
+"""Atari 2600 games on all cores of a rank, stepped by the threads of ALE's own `AtariVectorEnv` (ale-py 0.12.1).
+
+Pixels, rewards, lost lives, ends and cuts are those of `ppo.envs.atari` (tests hold them equal). What differs:
+
+* FIRE, at the start of a game and after a lost life, is a step of its own: the first step of every life holds FIRE
+  whatever action it is given. ALE steps all of its games or none, so it cannot be pressed within a step as there. The
+  learner sees the step, as one in which its action had no effect; the screen before it is part of the stack, and it
+  counts in the length of the game.
+* A game begins with 0 to noop_max no-ops, not 1 to noop_max. Their number, and sticky actions, are drawn by ALE in
+  sequence, from generators seeded by (seed, environment, game) where a game is begun by `reset` or a resume; rewards
+  during no-ops are not known, so that no return holds them.
+* A game cannot be saved: a state is the number of the game, and `set_states` begins the next one.
+* There is no frame listener: watching, recording and evaluating use `ppo.envs.atari`.
+
+A life is lost by the rule there, from ALE's count of lives: ALE's `episodic_life` would start a new game, and its
+`life_loss_info` would report `terminated`. The time limit is kept here, since ALE would not read the last screen of a
+game that it cuts.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import ale_py
+import numpy as np
+from ale_py.vector_env import AtariVectorEnv
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+
+from ppo.envs import ArrayState, StepResult
+from ppo.envs.arrays import StepArrays, halves
+from ppo.envs.atari.block import AtariBlockInHalves
+from ppo.envs.atari.game import FRAME_SKIP, AtariGame, saved_episode
+from ppo.envs.atari.screens import SCREEN_SIZE, push
+from ppo.families import AtariSettings
+from ppo.random_streams import Purpose, derived_seed
+
+# Frames until ALE's own time limit, which never comes: a year of play.
+_NO_LIMIT = 2**31 - 8
+
+
+class AtariVectorEnvironments(AtariBlockInHalves):
+    """A block of games of one ROM, each half of it an `AtariVectorEnv`."""
+
+    def __init__(self, rom: str, world: AtariSettings, *, indices: range, seed: int, threads: int) -> None:
+        """Load one emulator per index; see `make_envs`.
+
+        Args:
+            rom: name of the ROM.
+            world: the protocol.
+            indices: global indices of the block.
+            seed: seed of the job.
+            threads: emulator threads of a group.
+        """
+        self._indices, self._seed, self._max_frames = indices, seed, world.max_frames
+        self._episodic_life = world.episodic_life
+        self._engines = {
+            group.start: _make_engine(rom, world, group.stop - group.start, threads) for group in halves(len(indices))
+        }
+        game = AtariGame(rom, world, index=indices[0], seed=seed)
+        self._fire = game.actions.index(ale_py.Action.FIRE.value) if game.presses_fire else None
+        super().__init__(StepArrays.empty(len(indices), world.frame_stack), len(game.actions))
+
+        self.uncompiled = ""  # ALE shrinks its screens itself
+        self._lives = np.zeros(self.num_envs, np.int32)
+        self._begins_life = np.zeros(self.num_envs, np.bool_)
+        self._returns = np.zeros(self.num_envs, np.float64)
+        self._lengths = np.zeros(self.num_envs, np.int64)
+        self._episodes = np.full(self.num_envs, -1)
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[Any], dict[str, Any]]:
+        """Start a new game everywhere; the seed was given once, at construction."""
+        self._episodes += 1
+        seeds = [
+            derived_seed(self._seed, Purpose.EMULATOR, index, episode)
+            for index, episode in zip(self._indices, self._episodes.tolist(), strict=True)
+        ]
+        self.arrays.stacks[:] = 0
+        for group in self.groups:
+            screens, info = self._engines[group.start].reset(seed=np.array(seeds[group]))
+            push(self.arrays.stacks[group], screens[:, 0])
+            self._lives[group] = info["lives"]
+        self._begins_life[:] = True
+        self._returns[:], self._lengths[:] = 0.0, 0
+        return self.observations, {}
+
+    def send(self, group: slice, actions: NDArray[Any]) -> None:
+        """Set the emulators of a group going."""
+        if self._fire is not None:
+            actions = np.where(self._begins_life[group], self._fire, actions)
+        self._engines[group.start].send(actions)
+
+    def recv(self, group: slice) -> StepResult:
+        """Wait for the emulators of a group."""
+        engine, arrays = self._engines[group.start], self.arrays[group]
+        screens, rewards, terminated, _, ale = engine.recv()
+        truncated = (ale["episode_frame_number"] >= self._max_frames) & ~terminated
+        lives = ale["lives"]  # of the next game where one is over
+        arrays.rewards[:], arrays.terminated[:], arrays.truncated[:] = rewards, terminated, truncated
+        life_lost = (lives > 0) & (lives < self._lives[group]) & ~terminated
+        arrays.life_lost[:] = life_lost & self._episodic_life
+        self._returns[group] += rewards
+        self._lengths[group] += 1
+        if terminated.any():
+            push(arrays.stacks, np.where(terminated[:, None, None], ale["final_obs"][:, 0], screens[:, 0]))
+        else:
+            push(arrays.stacks, screens[:, 0])
+        self._begins_life[group] = life_lost
+        ended = terminated | truncated
+        if ended.any():
+            if truncated.any():
+                screens, ale = engine.reset(options={"reset_mask": truncated})
+                lives = ale["lives"]
+            self._begin_after(group, ended, screens[:, 0])
+        self._lives[group] = lives
+        return arrays.result()
+
+    def get_states(self) -> list[dict[str, NDArray[Any]]]:
+        """Return which game each environment plays: all that is known of it."""
+        return [{"episode": np.array([episode], np.int64)} for episode in self._episodes.tolist()]
+
+    def set_states(self, states: Sequence[ArrayState]) -> list[int]:
+        """Begin the game after the saved one everywhere; see `Environments.set_states`."""
+        if len(states) != self.num_envs:
+            raise ValueError(f"there must be a state for each of {self.num_envs} environments, got {len(states)}")
+        self._episodes[:] = [saved_episode(state, index) for state, index in zip(states, self._indices, strict=True)]
+        self.reset()
+        return list(self._indices)
+
+    def close(self, **kwargs: Any) -> None:
+        """End the emulator threads."""
+        self._engines.clear()
+
+    def _begin_after(self, group: slice, ended: NDArray[np.bool_], screens: NDArray[np.uint8]) -> None:
+        """Note the ends in a group and show the first screens of the games that follow."""
+        arrays, positions = self.arrays, group.start + np.flatnonzero(ended)
+        for results, values in ((arrays.episode_return, self._returns), (arrays.episode_length, self._lengths)):
+            results[positions] = values[positions]
+            values[positions] = 0
+        arrays.final_stacks[positions] = arrays.stacks[positions]
+        arrays.stacks[positions] = 0
+        arrays.stacks[positions, ..., -1] = screens[ended]
+        self._episodes[positions] += 1
+        self._begins_life[positions] = True
+
+
+def _make_engine(rom: str, world: AtariSettings, num_envs: int, threads: int) -> AtariVectorEnv:
+    """Make the emulators of a group; what they answer is in the order of the environments."""
+    return AtariVectorEnv(
+        rom,
+        num_envs,
+        num_threads=min(threads, num_envs),
+        max_num_frames_per_episode=_NO_LIMIT,
+        repeat_action_probability=world.sticky_actions,
+        full_action_space=world.full_action_space,
+        autoreset_mode=AutoresetMode.SAME_STEP,
+        img_height=SCREEN_SIZE,
+        img_width=SCREEN_SIZE,
+        stack_num=1,
+        frameskip=FRAME_SKIP,
+        noop_max=world.noop_max + 1,
+        reward_clipping=False,
+        use_fire_reset=False,
+    )

@@ -1,0 +1,78 @@
+"""Kinds of worlds as data: which ids belong to a family, what can be set for it, and which preset it starts from.
+
+What acts for a family stands in the module or package of `ppo.envs` that has its name.
+"""
+
+import re
+from dataclasses import dataclass
+
+from ppo.settings import setting
+
+_MOST_FRAMES = 2**40
+
+
+@dataclass(frozen=True)
+class WorldSettings:
+    """The protocol of an environment; saved with the agent, reused by play, record and evaluate."""
+
+
+@dataclass(frozen=True)
+class AtariSettings(WorldSettings):
+    """The protocol of Atari 2600 games."""
+
+    sticky_actions: float = setting(0.0, at_least=0.0, below=1.0, of_playback=True)
+    """Probability that an emulated frame repeats the previous action (Machado et al. 2018 use 0.25). Atari only."""
+    full_action_space: bool = setting(False, of_playback=True)
+    """Offer all 18 joystick actions instead of those the game uses. Atari only."""
+    noop_max: int = setting(30, at_least=0, at_most=2**20, of_playback=True)
+    """A game begins with 1 to this many no-op frames; 0 for none. Atari only."""
+    fire_reset: bool = setting(True, of_playback=True)
+    """Press FIRE at the start and after a lost life in games that use FIRE. Atari only."""
+    episodic_life: bool = setting(True, training_only=True)
+    """A lost life ends the episode for the learner (the game plays on). Training only, Atari only."""
+    frame_stack: int = setting(4, at_least=1, at_most=16, of_playback=True)
+    """Screens an observation holds; 1 to switch stacking off. Atari only."""
+    max_frames: int = setting(108_000, at_least=4, at_most=_MOST_FRAMES, of_playback=True)
+    """Emulated frames after which a game is cut by the time limit (30 minutes of play). Atari only."""
+
+
+@dataclass(frozen=True)
+class GymnasiumSettings(WorldSettings):
+    """The protocol of worlds that are made by `gymnasium.make`."""
+
+    env_kwargs: str = setting("{}")
+    """Keyword arguments of the environment's constructor as JSON, e.g. '{"continuous": true}'. Not for Atari."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of world."""
+
+    name: str
+    """Also the name of its module in `ppo.envs`; checkpoints hold it."""
+    title: str
+    """Its worlds in words, for refusals."""
+    ids: str
+    """Regular expression that the whole id of each of its worlds matches."""
+    settings: type[WorldSettings]
+    preset: str
+    """The preset its worlds start from."""
+    engines: tuple[str, ...]
+    """What can step its worlds, of the values of `env_engine`."""
+
+
+FAMILIES = (
+    Family("atari", "Atari games", r"ALE/.*|.*NoFrameskip.*", AtariSettings, "atari", ("lean", "processes", "vector")),
+    # The general family comes last and takes every id.
+    Family("gymnasium", "worlds made by gymnasium.make", r".*", GymnasiumSettings, "classic", ("lean",)),
+)
+
+
+def family_of(env_name: str) -> Family:
+    """Return the family of an id: the first whose pattern matches."""
+    return next(family for family in FAMILIES if re.fullmatch(family.ids, env_name, re.DOTALL))
+
+
+def family_named(name: str) -> Family | None:
+    """Return the family with a name, as checkpoints hold it; None if this version knows no such family."""
+    return next((family for family in FAMILIES if family.name == name), None)

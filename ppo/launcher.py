@@ -1,0 +1,208 @@
+"""Run `python -m ppo` under mpirun with one rank per core, or per GPU; Ctrl-C lets the ranks save and leave.
+
+The job has fewer ranks than cores where it has fewer environments, and one rank to play or record. With
+`--max_restarts=N` a training job that dies is started again, up to N times, and resumes its newest checkpoint.
+"""
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ppo.__main__ import REFUSED, WENT_WRONG
+from ppo.command_line import parse_command_line
+from ppo.config import Config
+from ppo.machine import SEVERAL_CORES, cores_here
+from ppo.settings import Refusal
+from ppo.supervision.signals import AS_ASKED, INTERRUPTED, PREEMPTED
+
+# After these codes the job would do the same again, or was asked to leave.
+_FINAL_CODES = {0, REFUSED, WENT_WRONG, PREEMPTED, INTERRUPTED}
+_LONGEST_PAUSE = 60
+_PR_SET_PDEATHSIG = 1
+# Looked up here, since a process between fork and exec may not.
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def main() -> int:
+    """Launch the job and return its exit code."""
+    try:
+        max_restarts, arguments = take_max_restarts(sys.argv[1:])
+        if "--help" in arguments:
+            print("scripts/train takes --max_restarts=N (start a job that died again, up to N times), and:\n")
+        config = parse_command_line(arguments)
+    except Refusal as refusal:
+        print(f"ppo: {refusal}", file=sys.stderr)
+        return REFUSED
+    signals = Signals(saves=config.run.mode == "train")
+    signals.listen()
+    command = job_command(config, arguments)  # may take seconds
+    if signals.received:
+        return INTERRUPTED if signals.interrupted else PREEMPTED
+    if command[0] == sys.executable and max_restarts == 0:
+        signals.let_go()
+        os.execv(sys.executable, command)
+    restarts, launched = 0, time.time()
+    while True:
+        code = signals.run(command)
+        if code in _FINAL_CODES or signals.received or restarts == max_restarts or config.run.mode != "train":
+            break
+        restarts += 1
+        pause = min(2**restarts, _LONGEST_PAUSE)
+        if has_saved_since(launched, config):
+            # --fresh has done its work: what there is now is this run's own.
+            command = [argument for argument in command if argument.partition("=")[0] != "--fresh"]
+        print(f"the job died (exit code {code}); restart {restarts} of {max_restarts} in {pause} s", file=sys.stderr)
+        signals.wait(pause)
+        if signals.received:
+            break
+    if signals.received and code in (128 + signal.SIGUSR1, 128 + signal.SIGUSR2):
+        # The signal came before the ranks listened to it; there was nothing to save.
+        code = PREEMPTED if code == 128 + signal.SIGUSR1 else AS_ASKED
+    # After one Ctrl-C any code but 0 says more than 130 does, a save that failed above all.
+    if signals.interrupted and (code == 0 or signals.interrupted > 1):
+        return INTERRUPTED
+    return code
+
+
+def take_max_restarts(arguments: Sequence[str]) -> tuple[int, list[str]]:
+    """Split the launcher's own flag off a command line.
+
+    Raises:
+        Refusal: its value is not a number of restarts.
+    """
+    restarts, others = "0", []
+    remaining = iter(arguments)
+    for argument in remaining:
+        flag, equals, value = argument.partition("=")
+        if flag.replace("-", "_") == "__max_restarts":
+            restarts = value if equals else next(remaining, "")
+        else:
+            others.append(argument)
+    if not restarts.isdecimal():
+        raise Refusal(f"max_restarts must be a number of restarts, 0 or more, got {restarts!r}")
+    return int(restarts), others
+
+
+def has_saved_since(moment: float, config: Config) -> bool:
+    """Tell whether a checkpoint of this run is younger than a moment."""
+    return any(path.stat().st_mtime >= moment for path in config.checkpoint_folder.glob("step_*"))
+
+
+def job_command(config: Config, arguments: Sequence[str]) -> list[str]:
+    """Return what runs the job: one rank per core, or per GPU, as far as there is work for them."""
+    command = [sys.executable, "-m", "ppo", *arguments]
+    gpus = gpus_with_threads(config, len(cores_here()))
+    work = {"train": config.ppo.num_envs, "evaluate": config.episodes}.get(config.run.mode, 1)
+    ranks = max(1, min(gpus or cpus_here(), work))
+    if ranks == 1:
+        return command
+    # mpirun binds ranks to a core each, if there are few of them; those with GPUs shall share all cores.
+    unbound = ["--bind-to", "none"] if gpus else []
+    return [str(Path(sys.executable).with_name("mpirun")), "-np", str(ranks), *unbound, *command]
+
+
+def gpus_with_threads(config: Config, cores: int) -> int:
+    """Return the number of GPUs if each shall serve one rank whose environments have several cores, else 0.
+
+    Where ranks have one core each they share the GPUs.
+    """
+    if config.run.mode != "train" or config.machine.device == "cpu" or cores < SEVERAL_CORES:
+        return 0
+    if config.machine.env_engine == "lean" or "processes" not in config.family.engines:
+        return 0
+    if config.machine.device == "auto" and shutil.which("nvidia-smi") is None:
+        return 0
+    import torch  # seconds, which others shall not wait
+
+    from ppo.outputs.checkpoint import newest_manifest
+
+    saved = None
+    with contextlib.suppress(OSError):  # the program refuses what it cannot read
+        saved = None if config.run.fresh else newest_manifest(config.checkpoint_folder)
+    if config.machine.env_engine == "auto" and saved is not None and saved.config.machine.env_engine == "lean":
+        return 0  # it stays lean
+    gpus = min(torch.cuda.device_count() if torch.cuda.is_available() else 0, config.ppo.num_envs)
+    if len({torch.cuda.get_device_name(index) for index in range(gpus)}) > 1:
+        return 0  # it leaves GPUs of several kinds alone
+    return gpus if cores >= gpus * SEVERAL_CORES else 0
+
+
+def cpus_here() -> int:
+    """Return how many processors this process may use, hardware threads counted one by one."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Signals:
+    """Runs jobs and turns signals to this process into those that mpirun passes on without ending its ranks."""
+
+    def __init__(self, *, saves: bool) -> None:
+        """Forward signals to jobs that save when they are asked to leave, or that can just be ended."""
+        self._saves = saves
+        self._job: subprocess.Popen[bytes] | None = None
+        self._early: int | None = None
+        self._before: dict[int, Any] = {}
+        self.received = False
+        self.interrupted = 0
+
+    def listen(self) -> None:
+        """Install the handlers; before the job starts, so that no Ctrl-C leaves it behind."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+            self._before[number] = signal.signal(number, self._receive)
+
+    def let_go(self) -> None:
+        """Undo `listen`: what this process was started to ignore (nohup), its successor ignores too."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def run(self, command: Sequence[str]) -> int:
+        """Run a job to its end, passing signals on, and return its exit code."""
+        # A session of its own keeps the terminal's Ctrl-C from mpirun, which would end the ranks before they can save.
+        self._job = subprocess.Popen(command, start_new_session=True, preexec_fn=_ask_for_a_signal_at_parents_death)
+        if self._early is not None:
+            self._forward(self._early)
+        code = self._job.wait()
+        self._job, self._early = None, None
+        return code if code >= 0 else 128 - code
+
+    def wait(self, seconds: float) -> None:
+        """Wait between two jobs, or until a signal comes."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not self.received:
+            time.sleep(0.1)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
+        self.interrupted += number == signal.SIGINT
+        if self._job is None:
+            self._early = number
+        else:
+            self._forward(number)
+
+    def _forward(self, number: int) -> None:
+        assert self._job is not None
+        if not self._saves or self.interrupted > 1:
+            self._job.terminate()
+        elif number in (signal.SIGINT, signal.SIGUSR2):
+            print("\nsaving after this update; Ctrl-C again leaves without saving", file=sys.stderr, flush=True)
+            self._job.send_signal(signal.SIGUSR2)
+        else:
+            self._job.send_signal(signal.SIGUSR1)
+
+
+def _ask_for_a_signal_at_parents_death() -> None:
+    """Let the job save and leave when this launcher is killed in a way that it cannot pass on (Linux only)."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, int(signal.SIGUSR1))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

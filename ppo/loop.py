@@ -1,0 +1,254 @@
+"""The training loop: start reading here.
+
+    collect -> learn -> count -> log -> save, until env_steps are reached or a signal asks to stop.
+
+All ranks run this code in step. Rank 0 also has trackers that write and a folder to save to.
+"""
+
+import time
+from collections.abc import Sequence
+from datetime import datetime
+
+import numpy as np
+
+from ppo.algorithm.rollout import Episode
+from ppo.collectives import Collective
+from ppo.config import Config
+from ppo.device import CPU, Placement
+from ppo.outputs import checkpoint
+from ppo.outputs.display import make_display, tell
+from ppo.outputs.trackers import CsvFiles, FinishedEpisode, Metrics, TensorBoard, Trackers, write_config
+from ppo.run import Run, merge, save
+from ppo.start import started
+from ppo.supervision.replicas import compare_replicas
+from ppo.supervision.signals import StopRequest
+from ppo.supervision.stragglers import StragglerWatch, waiting_seconds
+from ppo.supervision.watchdog import Watchdog
+
+SAVE_FAILED = 1
+_FINISHED = "{name} is finished: {done:,} of {wanted:,} steps; a larger --env_steps goes on from there"
+
+
+def train(
+    config: Config,
+    comm: Collective,
+    stop: StopRequest,
+    watchdog: Watchdog,
+    cores: Sequence[int] | None = None,
+    placement: Placement = CPU,
+) -> int:
+    """Train until `env_steps`, resuming the newest checkpoint of this name.
+
+    Args:
+        config: the settings.
+        comm: the job.
+        stop: the signals that ask to stop.
+        watchdog: is told of every phase.
+        cores: how many cores each rank has to itself; default: one each.
+        placement: where this rank's network acts and learns.
+
+    Returns:
+        The exit code: 0 at the end, that of the signal after an early stop, SAVE_FAILED without a last checkpoint.
+
+    Raises:
+        Refusal: the folders, the settings or the checkpoints do not allow it; on all ranks, nothing written.
+        Halt: the training went wrong in a way that all ranks see alike.
+    """
+    with started(config, comm, watchdog, cores or [1] * comm.size, placement) as start:
+        run = start.run
+        if run.progress.env_steps >= config.run.env_steps:
+            _tell_that_it_is_finished(run, start.notes)
+            return 0
+        trackers = make_trackers(run)
+        for line in (*start.about, *start.notes):
+            trackers.say(line)
+        loop = Loop(run, trackers, stop, watchdog)
+        exit_code: int | None = None
+        while run.progress.env_steps < config.run.env_steps and exit_code is None:
+            exit_code = loop.advance()
+        loop.save()
+        trackers.say(farewell(run, saved=loop.saved, stopped_early=exit_code is not None))
+        trackers.close()
+        return (exit_code or 0) if loop.saved else SAVE_FAILED
+
+
+class Loop:
+    """A run together with what watches over it."""
+
+    def __init__(self, run: Run, trackers: Trackers, stop: StopRequest, watchdog: Watchdog) -> None:
+        """Begin where `run` stands; a new run is saved at once, since a full disk shows now or after the first hour."""
+        self.run, self._trackers, self._stop, self._watchdog = run, trackers, stop, watchdog
+        self._stragglers = StragglerWatch(watchdog.hosts)
+        self._last_tried = -1
+        self._save_seconds = 0.0
+        self.saved = True
+        """Whether the last save succeeded."""
+        if run.progress.update:
+            self._last_tried = run.progress.update  # this is the checkpoint that was resumed
+        else:
+            self.save()
+        self._save_seconds = 0.0
+        self._stopwatch = Stopwatch()
+
+    def advance(self) -> int | None:
+        """Collect a rollout, learn from it, count, log, and save when it is time.
+
+        Returns:
+            An exit code if all ranks shall leave.
+        """
+        run, progress, config = self.run, self.run.progress, self.run.config
+        steps_before = progress.env_steps
+        self._watchdog.enter("collecting", progress.update + 1)
+        rollout, episodes = run.collector.collect(progress.update)
+        self._watchdog.enter("learning", progress.update + 1)
+        learnt = run.learner.update(
+            rollout,
+            update=progress.update,
+            env_steps=steps_before,
+            progress=steps_before / config.run.env_steps,
+        )
+        self._watchdog.enter("logging", progress.update + 1)
+        everyone = run.comm.broadcast(merge(run.comm.gather(episodes)))
+        seconds, phases, exit_code = self._agree()
+        finished = self._count(seconds, everyone)
+        self._trackers.log(self._metrics(seconds, phases, learnt), finished)
+        if progress.update % config.run.checkpoint_interval == 0:
+            self.save()
+        elif progress.update % config.supervision.replica_check_interval == 0:
+            self._compare_replicas()
+        return exit_code
+
+    def save(self) -> None:
+        """Compare the replicas and write a checkpoint, unless one of this update has been tried already."""
+        progress = self.run.progress
+        if self._last_tried == progress.update:
+            return
+        self._watchdog.enter("saving", progress.update)
+        started_at = time.perf_counter()
+        self._compare_replicas()
+        self._trackers.sync()  # after a power cut, the logs hold what the checkpoint says
+        with self._stop.saving():
+            self.saved = save(self.run, self._trackers.say)
+        self._last_tried = progress.update
+        self._save_seconds = time.perf_counter() - started_at
+
+    def _count(self, seconds: float, episodes: Sequence[Episode]) -> list[FinishedEpisode]:
+        """Move the counters on by an update and return the games that ended in it, numbered."""
+        run, progress = self.run, self.run.progress
+        steps_before = progress.env_steps
+        progress.update += 1
+        progress.env_steps += run.config.steps_per_update
+        progress.seconds += seconds
+        finished = []
+        for episode in sorted(episodes, key=lambda e: (e.step, e.environment)):
+            progress.episodes += 1
+            progress.recent_returns.append(episode.episode_return)
+            finished.append(_numbered(episode, steps_before, run))
+        return finished
+
+    def _metrics(self, seconds: float, phases: dict[str, float], learnt: Metrics) -> Metrics:
+        """Return the row of the log."""
+        progress = self.run.progress
+        return {
+            "update": progress.update,
+            "env_steps": progress.env_steps,
+            "time/seconds": round(progress.seconds, 3),
+            "time/steps_per_second": round(self.run.config.steps_per_update / seconds, 2),
+            **{f"time/{phase}": round(spent, 4) for phase, spent in phases.items()},
+            "rollout/return_mean": progress.counters().return_mean,
+            "rollout/episodes": progress.episodes,
+            **learnt,
+        }
+
+    def _compare_replicas(self) -> None:
+        compare_replicas(self.run.replicated_tensors(), self.run.comm, self._watchdog.hosts)
+
+    def _agree(self) -> tuple[float, dict[str, float], int | None]:
+        """Exchange clocks and stop requests in one all-reduce.
+
+        Returns:
+            Mean wall seconds since the last call, mean seconds per phase (`wait` is a part of `communicate`), and the
+            exit code that any rank asks for.
+        """
+        comm, codes = self.run.comm, self._stop.codes
+        # A save counts with the update that it delays: the next one.
+        phases = {**self.run.collector.seconds, **self.run.learner.seconds, "save": self._save_seconds}
+        self._save_seconds = 0.0
+        of_each_rank = np.zeros((2, comm.size))
+        of_each_rank[0, comm.rank] = sum(phases[phase] for phase in ("env", "inference", "learn"))
+        of_each_rank[1, comm.rank] = phases["communicate"]
+        asked = [float(self._stop.exit_code == code) for code in codes]
+        shared = np.array([self._stopwatch.lap(), *phases.values(), *asked, *of_each_rank.flat])
+        comm.sum_in_place(shared)
+        seconds, *means = (shared[: 1 + len(phases)] / comm.size).tolist()
+        votes = shared[1 + len(phases) : -of_each_rank.size]
+        busy, communicating = shared[-of_each_rank.size :].reshape(of_each_rank.shape).tolist()
+        warning = self._stragglers.notice(busy)
+        if warning:
+            self._trackers.say(warning)
+        exit_code = max((code for code, count in zip(codes, votes, strict=True) if count), default=None)
+        spent = {**dict(zip(phases, means, strict=True)), "wait": waiting_seconds(communicating)}
+        return seconds, spent, exit_code
+
+
+class Stopwatch:
+    """Wall seconds between laps; saving and logging count with the update they delay."""
+
+    def __init__(self) -> None:
+        """Start the first lap."""
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        """End a lap, start the next and return the seconds of the one that ended."""
+        last, self._last = self._last, time.perf_counter()
+        return self._last - last
+
+
+def make_trackers(run: Run) -> Trackers:
+    """Return the trackers of rank 0; the other ranks have none."""
+    if run.comm.rank != 0:
+        return Trackers([])
+    config, progress = run.config, run.progress
+    folder = config.run_folder
+    notes = write_config(folder, config, ranks=run.comm.size, started=datetime.now().isoformat(timespec="seconds"))
+    ranks = "1 rank" if run.comm.size == 1 else f"{run.comm.size} ranks"
+    title = f"{config.model_name}: {config.ppo.num_envs} environments on {ranks}, preset {config.run.preset}"
+    trackers = Trackers(
+        [
+            CsvFiles(folder, progress.update),
+            TensorBoard(folder, progress.env_steps),
+            make_display(title, config.run.env_steps),
+        ]
+    )
+    for note in notes:
+        trackers.say(note)
+    return trackers
+
+
+def farewell(run: Run, *, saved: bool, stopped_early: bool) -> str:
+    """Return the last line of a run."""
+    steps, folder = run.progress.env_steps, run.config.checkpoint_folder
+    if not saved:
+        return f"ended at {steps:,} steps WITHOUT a last checkpoint; the same command goes on from the one before"
+    end = "stopped; the same command goes on from here" if stopped_early else "done"
+    return f"{end}: {run.config.model_name} at {steps:,} steps, saved in {folder / checkpoint.folder_name(steps)}"
+
+
+def _tell_that_it_is_finished(run: Run, notes: Sequence[str]) -> None:
+    if run.comm.rank == 0:
+        name, done, wanted = run.config.model_name, run.progress.env_steps, run.config.run.env_steps
+        for line in (*notes, _FINISHED.format(name=name, done=done, wanted=wanted)):
+            tell(line)
+
+
+def _numbered(episode: Episode, steps_before: int, run: Run) -> FinishedEpisode:
+    progress = run.progress
+    return FinishedEpisode(
+        episode=progress.episodes,
+        update=progress.update,
+        env_steps=steps_before + (episode.step + 1) * run.config.ppo.num_envs,
+        environment=episode.environment,
+        episode_return=episode.episode_return,
+        episode_length=episode.episode_length,
+        seconds=progress.seconds,
+    )

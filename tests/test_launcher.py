@@ -1,0 +1,182 @@
+"""The launcher behind scripts/train, tried as a user meets it."""
+
+import importlib.util
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import ppo.launcher
+from ppo.command_line import parse_command_line
+from ppo.config import Config
+from ppo.outputs.checkpoint import write_checkpoint
+from ppo.outputs.manifest import Counters
+from tests.faults.running import ENDLESS, RunningJob
+from tests.jobs import CARTPOLE, rows, separately
+
+LAUNCHER = Path(ppo.launcher.__file__)
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def launch(folder, *flags):
+    return separately([sys.executable, str(LAUNCHER), *flags], folder)
+
+
+def test_a_job_has_one_rank_per_core(tmp_path):
+    job = launch(tmp_path, *CARTPOLE, "--env_steps=64")
+    assert job.returncode == 0, job.stderr
+    assert f'"ranks": {min(CORES, 4)}' in (tmp_path / "runs/CartPole-v1/config.json").read_text()
+
+
+def test_a_job_has_no_more_ranks_than_environments(tmp_path):
+    flags = [*CARTPOLE, "--num_envs=1", "--rollout_steps=64", "--env_steps=64"]
+    job = launch(tmp_path, *flags)
+    assert job.returncode == 0, job.stderr
+    assert '"ranks": 1' in (tmp_path / "runs/CartPole-v1/config.json").read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+def test_one_rank_ignores_the_hangup_that_its_launcher_was_told_to_ignore(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        job = launched(tmp_path, "--num_envs=1", "--rollout_steps=64")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    with job:
+        job.wait_for_updates(1)
+        status = Path(f"/proc/{job.process.pid}/status").read_text().splitlines()
+        ignored = next(int(line.split()[1], 16) for line in status if line.startswith("SigIgn"))
+        assert ignored >> (signal.SIGHUP - 1) & 1
+
+
+def as_a_module():
+    spec = importlib.util.spec_from_file_location("launch", LAUNCHER)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def launcher(tmp_path, monkeypatch):
+    """The launcher on a machine with a driver, whose GPUs the tests count."""
+    launcher = as_a_module()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launcher.shutil, "which", {"nvidia-smi": "/usr/bin/nvidia-smi"}.get)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "NVIDIA H200")
+    return launcher
+
+
+def command(launcher, cores, flags):
+    """Return ranks and flags of mpirun that a machine with hardware threads, two a core, gets."""
+    launcher.cores_here, launcher.cpus_here = lambda: range(cores), lambda: 2 * cores
+    words = launcher.job_command(parse_command_line(flags), flags)
+    return (1, []) if words[0] == sys.executable else (int(words[2]), words[3 : words.index(sys.executable)])
+
+
+UNBOUND = ["--bind-to", "none"]
+
+
+@pytest.mark.parametrize(
+    ("cores", "gpus", "flags", "ranks", "bound"),
+    [
+        pytest.param(8, 0, [], 16, [], id="no GPU"),
+        pytest.param(16, 1, [], 1, [], id="one"),
+        pytest.param(16, 2, [], 2, UNBOUND, id="two"),
+        pytest.param(15, 4, [], 30, [], id="too few cores a GPU"),
+        pytest.param(2, 1, [], 4, [], id="a laptop"),
+        pytest.param(8, 2, ["--env_engine=lean"], 16, [], id="one thread a rank"),
+        pytest.param(8, 2, ["--device=cpu"], 16, [], id="not wanted"),
+        pytest.param(8, 2, ["--mode=evaluate", "--episodes=10"], 10, [], id="evaluate"),
+        pytest.param(8, 2, ["--env_name=CartPole-v1"], 16, [], id="no emulators"),
+    ],
+)
+def test_a_gpu_has_one_rank_if_that_keeps_the_cores_busy(cores, gpus, flags, ranks, bound, launcher, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert command(launcher, cores, flags) == (ranks, bound)
+
+
+def test_gpus_of_several_kinds_are_left_alone_as_the_program_does(launcher, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", ["NVIDIA H200", "NVIDIA T4"].__getitem__)
+    assert command(launcher, 8, []) == (16, [])
+
+
+@pytest.mark.parametrize(
+    ("flags", "ranks"), [([], 16), (["--fresh"], 2), (["--env_engine=vector"], 2), (["--model_name=another"], 2)]
+)
+def test_a_run_with_one_thread_a_rank_keeps_its_ranks(flags, ranks, launcher, monkeypatch):
+    flags = ["--env_name=PongNoFrameskip-v4", *flags]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    config = Config().replace_settings({"env_engine": "lean"})
+    write_checkpoint(
+        config.checkpoint_folder, config, Counters(1, 64, 1.0, 0, ()), {"model/weight": torch.zeros(1)}, None
+    )
+    assert command(launcher, 8, flags)[0] == ranks
+
+
+def test_pytorch_is_not_asked_for_gpus_where_there_is_no_driver(launcher, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(launcher.shutil, "which", {}.get)
+    assert command(launcher, 16, [])[0] == 32
+    assert command(launcher, 16, ["--device=cuda"])[0] == 2
+
+
+def test_a_wrong_setting_is_refused_before_mpirun_starts(tmp_path):
+    job = launch(tmp_path, "--minibatch_size=100")
+    assert job.returncode == 2
+    assert job.stderr.count("try 128") == 1
+    assert "prterun" not in job.stderr
+
+
+def launched(folder, *flags):
+    return RunningJob(folder, *CARTPOLE, ENDLESS, *flags, launcher=[sys.executable, str(LAUNCHER)], program=None)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_to_the_launcher_saves_on_all_ranks(number, code, tmp_path):
+    with launched(tmp_path) as job:
+        job.wait_for_updates(2)
+        job.process.send_signal(number)
+        assert job.end(within=30)[0] == code, job.log
+        if number == signal.SIGINT:  # mpirun comments on any other code than 0, and 75 has to come from the ranks
+            assert "prterun" not in job.log
+    steps = int(rows(tmp_path / "runs/CartPole-v1/progress.csv")[-1]["env_steps"])
+    assert (tmp_path / f"checkpoints/CartPole-v1/step_{steps:012d}/manifest.json").exists()
+
+
+def test_a_job_that_died_is_started_again_as_often_as_asked(tmp_path):
+    with launched(tmp_path, "--max_restarts=1", "--checkpoint_interval=2") as job:
+        job.wait_for_updates(5)
+        os.kill(job.rank(1), signal.SIGKILL)
+        job.wait_until(lambda: "restart 1 of 1" in job.log)
+        job.wait_until(lambda: "resuming CartPole-v1 at" in job.log)
+        updates = len(rows(tmp_path / "runs/CartPole-v1/progress.csv"))
+        job.wait_for_updates(updates + 5)
+        os.kill(job.rank(0), signal.SIGKILL)
+        code, _ = job.end(within=20, since=time.time())
+        assert code not in (0, 2, 75)
+        assert job.log.count("the job died") == 1
+
+
+def test_a_job_whose_launcher_is_killed_saves_and_leaves(tmp_path):
+    with launched(tmp_path, "--checkpoint_interval=1000") as job:
+        job.wait_for_updates(3)
+        job.process.kill()
+        job.process.wait()
+        deadline = time.monotonic() + 30
+        while job.processes() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert job.processes() == []
+    steps = int(rows(tmp_path / "runs/CartPole-v1/progress.csv")[-1]["env_steps"])
+    assert (tmp_path / f"checkpoints/CartPole-v1/step_{steps:012d}/manifest.json").exists()
+
+
+def test_a_number_of_restarts_that_is_none_is_refused(tmp_path):
+    job = launch(tmp_path, *CARTPOLE, "--max_restarts=often")
+    assert job.returncode == 2
+    assert "max_restarts must be a number of restarts, 0 or more, got 'often'" in job.stderr
