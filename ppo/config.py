@@ -59,11 +59,43 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """The network."""
+    """The agent: network, action distribution and input statistics; saved with it."""
 
     model_size: Literal["small", "large", "impala"] = "small"
     """Images: small is the two-layer CNN of A3C, large the Nature CNN, impala the residual network of IMPALA. Vectors:
     64 or 256 units a layer (small or large)."""
+    network: str = "auto"
+    """The encoder: auto (by the observations and model_size), a3c, nature, impala, mlp, or module:Name for a class of
+    your own."""
+    hidden_sizes: str = "auto"
+    """Units of each layer of an mlp, as 64,64. auto: two layers of 64 or 256 units (model_size small or large)."""
+    activation: Literal["tanh", "relu", "leaky_relu"] = "tanh"
+    """Nonlinearity of an mlp."""
+    trunk: Literal["auto", "shared", "separate"] = "auto"
+    """Whether policy and values share one encoder. auto: images do, vectors do not."""
+    initialization: Literal["orthogonal", "default"] = "orthogonal"
+    """Initial weights: orthogonal with a small policy head, or PyTorch's default for every layer."""
+    policy: str = "auto"
+    """The action distribution: auto (by the action space), categorical, multi_categorical, bernoulli, gaussian, beta
+    (bounded boxes), or module:Name for a class of your own."""
+    log_deviation_init: float = setting(0.0, at_least=-10.0, at_most=10.0)
+    """Logarithm of a gaussian policy's first standard deviation."""
+    state_dependent_deviation: bool = False
+    """Let a gaussian policy's deviation depend on the observation instead of being one parameter per dimension."""
+    pixel_normalization: bool = False
+    """Centre and scale pixels by the running mean and deviation of all of them, instead of dividing by 255."""
+    observation_normalization: bool = False
+    """Centre and scale each entry of a vector by its running mean and deviation. A new run's first rollout only
+    initialises them."""
+    observation_clip: float | None = setting(10.0, above=0.0, at_most=_LARGEST)
+    """Bound of normalised entries. None: no bound."""
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Units of each layer of an mlp."""
+        if self.hidden_sizes == "auto":
+            return (256, 256) if self.model_size == "large" else (64, 64)
+        return tuple(int(width) for width in self.hidden_sizes.split(","))
 
 
 @dataclass(frozen=True)
@@ -115,8 +147,6 @@ class PPOSettings:
     """Clip the change of a value prediction to this (Schulman's code does, the paper does not). Default: no clip."""
     value_normalization: bool = False
     """Learn values in units of the running mean and deviation of the returns."""
-    pixel_normalization: bool = False
-    """Centre and scale pixels by the running mean and deviation of all of them, instead of dividing by 255."""
     advantage_normalization: Literal["batch", "minibatch", "none"] = "batch"
     """Scale advantages to mean 0 and deviation 1 over the whole rollout of all ranks, or over each minibatch."""
     max_gradient_norm: float | None = setting(0.5, above=0.0, at_most=_LARGEST)
@@ -226,6 +256,7 @@ class Config:
         _check_model_name(self.run.model_name)
         _check_learning_rate(self.ppo)
         _check_minibatch_size(self.ppo)
+        _check_hidden_sizes(self.model.hidden_sizes)
         which = self.playback.checkpoint
         require(
             which in ("best", "latest") or which.isdecimal(), "checkpoint", "best, latest or a number of steps", which
@@ -335,6 +366,12 @@ def _check_model_name(name: str | None) -> None:
         )
     if name is not None and name.lower() == SHIPPED:  # disks may not tell the cases apart
         raise Refusal(f"model_name must not be {name!r}, which holds the shipped agents; try 'my-{name}'")
+
+
+def _check_hidden_sizes(sizes: str) -> None:
+    widths = sizes.split(",")
+    valid = len(widths) <= 16 and all(re.fullmatch(r"[1-9][0-9]{0,3}", width) for width in widths)
+    require(sizes == "auto" or valid, "hidden_sizes", "auto or up to 16 numbers below 10000, as 64,64", repr(sizes))
 
 
 def _check_learning_rate(ppo: PPOSettings) -> None:

@@ -53,6 +53,15 @@ def moments_of_integers(sums: NDArray[np.float64], comm: Collective) -> Moments:
     return Moments(np.array(count, np.float64), np.array(first / count), np.array(squares))
 
 
+def merged(old: Moments, new: Moments) -> Moments:
+    """Return the moments of two batches together, Chan et al. 1979, eq. 2.1."""
+    count = old.count + new.count
+    difference = new.mean - old.mean
+    mean = old.mean + difference * new.count / count
+    squares = old.squares + new.squares + np.square(difference) * old.count * new.count / count
+    return Moments(count, mean, squares)
+
+
 def standardize(samples: Tensor, moments: Moments) -> Tensor:
     """Scale samples (..., B) to mean 0 and deviation 1 by moments of shape (...)."""
     mean = torch.as_tensor(moments.mean, dtype=samples.dtype, device=samples.device).unsqueeze(-1)
@@ -78,13 +87,8 @@ class RunningMoments:
         return max(float(self._moments.deviation), 1e-4) if self._moments.count else 1.0
 
     def update(self, new: Moments) -> None:
-        """Merge the moments of a batch, Chan et al. 1979, eq. 2.1."""
-        old = self._moments
-        count = old.count + new.count
-        difference = new.mean - old.mean
-        mean = old.mean + difference * new.count / count
-        squares = old.squares + new.squares + np.square(difference) * old.count * new.count / count
-        self._moments = Moments(count, mean, squares)
+        """Merge the moments of a batch."""
+        self._moments = merged(self._moments, new)
 
     def normalize(self, samples: Tensor) -> Tensor:
         """Map raw units to normalised ones."""

@@ -1,37 +1,49 @@
-"""The actor-critic network: a policy head and a value head over an encoder.
+"""The actor-critic network: a policy head and a value head over encoders of the observation.
 
 Images share one encoder between actor and critic, as in the PPO paper's Atari experiments; vectors have one each.
 """
 
 import contextlib
-import functools
+import importlib
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, NamedTuple
 
 import gymnasium
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from ppo.models.encoders import MLP, ImpalaResNet, NatureCNN, PixelConv2d, SmallCNN, orthogonal
+from ppo.config import ModelSettings
+from ppo.models.distributions import ActionDistribution, make_distribution
+from ppo.models.encoders import ENCODERS, Encoder, PixelConv2d, orthogonal
+from ppo.models.inputs import InputStatistics, PixelStatistics, VectorStatistics
+from ppo.settings import Refusal, did_you_mean
 
-_ENCODERS: dict[str, type[SmallCNN | NatureCNN | ImpalaResNet]] = {
-    "small": SmallCNN,
-    "large": NatureCNN,
-    "impala": ImpalaResNet,
-}
-_WIDTHS = {"small": 64, "large": 256}
+_IMAGE_NETWORKS = {"small": "a3c", "large": "nature", "impala": "impala"}
+# Their state would change while they act, or differ between acting and learning.
+_REFUSED_LAYERS = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
+
+Space = gymnasium.Space[Any]
+
+
+class Prediction(NamedTuple):
+    """What a network says of observations."""
+
+    action: Tensor
+    """Outputs of the policy head, (B, K), which the action distribution interprets."""
+    values: Tensor
+    """State values, (B,), in the units of the value normaliser."""
 
 
 class ActorCritic(nn.Module):
-    """Policy logits and state values."""
+    """A policy and state values."""
 
     def __init__(
         self,
+        distribution: ActionDistribution,
+        inputs: InputStatistics,
         actor: nn.Module,
         critic: nn.Module | None,
         num_features: int,
-        num_actions: int,
         precision: torch.dtype = torch.float32,
     ) -> None:
         """Put heads on an actor's encoder and a critic's; None lets both share the actor's.
@@ -39,31 +51,28 @@ class ActorCritic(nn.Module):
         With another `precision` than float32 the encoders compute in it; weights and heads are float32 all the same.
         """
         super().__init__()
+        self.distribution = distribution
+        self.inputs = inputs
         self.actor = actor
         self.critic = critic
         self.precision = precision
         # A nearly uniform first policy, and values near 0 (Andrychowicz et al. 2021, arXiv:2006.05990, section 3.2).
-        self.policy_head = orthogonal(nn.Linear(num_features, num_actions), gain=0.01)
+        self.policy_head = distribution.head(num_features)
         self.value_head = orthogonal(nn.Linear(num_features, 1), gain=1.0)
-        if precision != torch.float32 and self.pixel_layer is not None:
-            self.pixel_layer.in_16_bits = True
+        pixel_layer = self.pixel_layer
+        self._inputs_are_absorbed = pixel_layer is not None and isinstance(inputs, PixelStatistics)
+        if pixel_layer is not None and isinstance(inputs, PixelStatistics):
+            pixel_layer.absorb(inputs)
+            pixel_layer.in_16_bits = precision != torch.float32
 
-    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """Map observations (B, ...) to logits (B, A) and values (B,); values are in the value normaliser's units."""
+    def forward(self, observations: Tensor) -> Prediction:
+        """Predict for observations (B, ...)."""
+        if not self._inputs_are_absorbed:
+            observations = self.inputs(observations)
         with _arithmetic(self.device, self.precision):
             features = self.actor(observations)
             value_features = features if self.critic is None else self.critic(observations)
-        return self.policy_head(features.float()), self.value_head(value_features.float()).squeeze(-1)
-
-    def frozen(self) -> "ActorCritic | FrozenCNN":
-        """Return the network with its weights as they are now, as fast as it can be evaluated many times.
-
-        On a GPU that is the network itself: recorded kernels read the weights where they are.
-        """
-        prepared = self.critic is None and self.precision == torch.float32 and self.device.type == "cpu"
-        if prepared and isinstance(self.actor, SmallCNN | NatureCNN):
-            return FrozenCNN(self.actor, self.policy_head, self.value_head)
-        return self
+        return Prediction(self.policy_head(features.float()), self.value_head(value_features.float()).squeeze(-1))
 
     @property
     def precision_name(self) -> str:
@@ -73,150 +82,107 @@ class ActorCritic(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the network lives."""
-        return self.policy_head.get_parameter("weight").device
+        return self.value_head.get_parameter("weight").device
 
     @property
     def pixel_layer(self) -> PixelConv2d | None:
-        """The layer that sees pixels; None for vector observations."""
-        return next((module for module in self.modules() if isinstance(module, PixelConv2d)), None)
-
-
-class FrozenCNN:
-    """The network for images without what need not be done again as long as no weight changes."""
-
-    def __init__(self, encoder: SmallCNN | NatureCNN, policy_head: nn.Module, value_head: nn.Module) -> None:
-        """Copy the weights of convolutions, pixel moments folded in, and of the heads; the large layer is shared."""
-        self._convolutions = [
-            FrozenConvolution(*layer.folded(), layer.stride)
-            if isinstance(layer, PixelConv2d)
-            else FrozenConvolution(layer.weight, layer.bias, layer.stride)
-            for layer in encoder
-            if isinstance(layer, nn.Conv2d)
-        ]
-        (linear,) = (layer for layer in encoder if isinstance(layer, nn.Linear))
-        self._linear = FrozenLinear(linear.weight, linear.bias)
-        heads = (policy_head, value_head)
-        self._head_weight, self._head_bias = (
-            torch.cat([head.get_parameter(name) for head in heads]) for name in ("weight", "bias")
-        )
-
-    def __call__(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """Map observations to logits and values as `ActorCritic` does, float rounding apart."""
-        features = observations.to(torch.float32)
-        for convolution in self._convolutions:
-            features = convolution(features)
-        features = self._linear(features.flatten(1))
-        heads = functional.linear(features, self._head_weight, self._head_bias)
-        return heads[:, :-1], heads[:, -1]
-
-
-class FrozenConvolution:
-    """A convolution without padding and the ReLU behind it, on a processor.
-
-    With oneDNN both are one call, on a weight in the order that it likes best, as `torch.compile` does it. Nature CNN,
-    4 observations between steps of their emulators: 1.3 ms instead of 1.6, the same to the last bit.
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...]) -> None:
-        """Copy a weight (O, I, K, K)."""
-        self._weight = weight.detach().clone(memory_format=torch.channels_last)
-        self._bias, self._stride = None if bias is None else bias.detach().clone(), list(stride)
-        # The best order depends on the number of observations.
-        self._reordered: dict[torch.Size, Tensor] = {}
-
-    def __call__(self, features: Tensor) -> Tensor:
-        """Map (B, I, H, W) float to (B, O, H', W')."""
-        if not onednn_is_usable():
-            return functional.conv2d(features, self._weight, self._bias, self._stride).relu_()
-        if features.shape not in self._reordered:
-            self._reordered[features.shape] = _reordered(self._weight, self._stride, features.shape)
-        return _convolution_and_relu(features, self._reordered[features.shape], self._bias, self._stride)
-
-
-class FrozenLinear:
-    """A linear layer and the ReLU behind it, on a processor; one call of oneDNN as `FrozenConvolution` is.
-
-    Its sums are those of PyTorch's own call up to rounding. Most of its time is that of reading the weight: 4
-    observations 0.15 ms instead of 0.31 (Nature CNN) and 0.08 instead of 0.13 (small CNN).
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        """Share a weight (O, I), which nobody must change as long as this is used."""
-        self._weight, self._bias = weight.detach(), bias.detach()
-        self._reordered: dict[int, Tensor] = {}
-
-    def __call__(self, features: Tensor) -> Tensor:
-        """Map (B, I) to (B, O)."""
-        if not onednn_is_usable():
-            return functional.linear(features, self._weight, self._bias).relu_()
-        if len(features) not in self._reordered:
-            self._reordered[len(features)] = torch.ops.mkldnn._reorder_linear_weight(self._weight, len(features))
-        return _linear_and_relu(features, self._reordered[len(features)], self._bias)
-
-
-@functools.cache
-def onednn_is_usable() -> bool:
-    """Tell whether this PyTorch has the calls below: they are its own, and no version promises them to the next."""
-    pixels, weight, bias = torch.zeros(1, 4, 8, 8), torch.zeros(2, 4, 4, 4), torch.zeros(2)
-    features, matrix = torch.zeros(1, 4), torch.zeros(2, 4)
-    try:
-        _convolution_and_relu(pixels, _reordered(weight, [1, 1], pixels.shape), bias, [1, 1])
-        _linear_and_relu(features, torch.ops.mkldnn._reorder_linear_weight(matrix, 1), bias)
-    except (AttributeError, TypeError, RuntimeError):
-        return False
-    return True
-
-
-def _reordered(weight: Tensor, stride: list[int], shape: torch.Size) -> Tensor:
-    """Return a weight in the order that is best for features of a shape."""
-    result: Tensor = torch._C._nn.mkldnn_reorder_conv2d_weight(  # type: ignore[call-arg]
-        weight.to_mkldnn(), [0, 0], stride, [1, 1], 1, shape
-    )
-    return result
-
-
-def _convolution_and_relu(features: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int]) -> Tensor:
-    """Map features by a reordered weight."""
-    result: Tensor = torch.ops.mkldnn._convolution_pointwise(
-        features, weight, bias, [0, 0], stride, [1, 1], 1, "relu", [], ""
-    )
-    return result
-
-
-def _linear_and_relu(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Map features by a reordered weight."""
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(features, weight, bias, "relu", [], "")
-    return result
+        """The layer that sees pixels and absorbs their statistics; None where there is none."""
+        return next((module for module in self.actor.modules() if isinstance(module, PixelConv2d)), None)
 
 
 def build_model(
-    observation_space: gymnasium.Space[object],
-    action_space: gymnasium.Space[object],
-    model_size: Literal["small", "large", "impala"],
+    observation_space: Space,
+    action_space: Space,
+    settings: ModelSettings,
     *,
     seed: int,
     precision: torch.dtype = torch.float32,
 ) -> ActorCritic:
     """Build the network for a pair of spaces, on the processor; its weights depend on the seed alone.
 
+    Args:
+        observation_space: uint8 images (C, H, W) or float32 vectors (D,).
+        action_space: any space that an action distribution serves.
+        settings: the network, the policy and the input statistics.
+        seed: of the weights.
+        precision: arithmetic of encoders that gain from another than float32.
+
     Raises:
-        ValueError: no network is known for these spaces.
+        Refusal: the settings do not fit the spaces.
     """
-    if not isinstance(observation_space, gymnasium.spaces.Box):
-        raise ValueError(f"no network for observations of {observation_space}")
-    if not isinstance(action_space, gymnasium.spaces.Discrete):
-        raise ValueError(f"no network for actions of {action_space}")
-    shape, num_actions = observation_space.shape, int(action_space.n)
+    assert isinstance(observation_space, gymnasium.spaces.Box)
+    shape = observation_space.shape
+    is_image = len(shape) == 3
+    distribution = make_distribution(action_space, settings)
+    inputs: InputStatistics
+    if is_image:
+        inputs = PixelStatistics(follows=settings.pixel_normalization)
+    else:
+        inputs = VectorStatistics(
+            shape[0], follows=settings.observation_normalization, clip=settings.observation_clip
+        )
+    encoder_type = _encoder_type(settings, is_image)
+    is_shared = is_image if settings.trunk == "auto" else settings.trunk == "shared"
     with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(seed)
-        if len(shape) == 3 and shape[1:] == (84, 84):
-            cnn = _ENCODERS[model_size](shape[0])
-            return ActorCritic(cnn, None, cnn.num_features, num_actions, precision)
-        if len(shape) == 1 and model_size in _WIDTHS:
-            width = _WIDTHS[model_size]
-            # Eight bits of an angle or a speed are too few, and there is no time to gain.
-            return ActorCritic(MLP(shape[0], width), MLP(shape[0], width), width, num_actions)
-    raise ValueError(f"no network for observations of shape {shape} of size {model_size}")
+        try:
+            actor = encoder_type(shape, settings)
+            critic = None if is_shared else encoder_type(shape, settings)
+        except ValueError as error:
+            setting = "model_size" if settings.network == "auto" else "network"
+            value = settings.model_size if settings.network == "auto" else settings.network
+            raise Refusal(f"{setting} must fit the observations: {value} needs {error}") from error
+        assert isinstance(actor, nn.Module) and (critic is None or isinstance(critic, nn.Module))
+        # Eight bits of an angle or a speed are too few, and there is no time to gain.
+        used = precision if is_image else torch.float32
+        model = ActorCritic(distribution, inputs, actor, critic, actor.num_features, used)
+        if settings.initialization == "default":
+            _initialise_as_torch_does(model)
+    _refuse_layers(model)
+    return model
+
+
+def _encoder_type(settings: ModelSettings, is_image: bool) -> type[Encoder]:
+    """Return the class that `network`, or `model_size` where that is auto, names."""
+    name = settings.network
+    if name == "auto":
+        name = _IMAGE_NETWORKS[settings.model_size] if is_image else "mlp"
+        if not is_image and settings.model_size == "impala":
+            raise Refusal("model_size must be small or large where observations are no images, got impala")
+    if ":" in name:
+        return _imported(name)
+    if name not in ENCODERS:
+        choices = ("auto", *ENCODERS)
+        raise Refusal(
+            f"network must be one of {', '.join(choices)} or module:Name, got {name!r}{did_you_mean(name, choices)}"
+        )
+    return ENCODERS[name]
+
+
+def _imported(name: str) -> Any:
+    """Import a class that the command line names as module:Name."""
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise Refusal(f"network must name a class that can be imported, got {name!r}: {error}") from error
+
+
+def _refuse_layers(model: ActorCritic) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, _REFUSED_LAYERS):
+            raise Refusal(
+                f"network must act as it learns: {type(module).__name__} ({name}) would not; leave it out"
+            )
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            raise Refusal(f"network must have no parameters without a gradient, got {name}; make it a buffer")
+
+
+def _initialise_as_torch_does(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.reset_parameters()
 
 
 @contextlib.contextmanager

@@ -1,14 +1,21 @@
-"""Encoders: an observation in, a vector of features out.
+"""Encoders: an observation in, a vector of features out. Each is a class with a line in `ENCODERS`.
 
-Shapes: B minibatch, C stacked screens, 84x84 pixels. Images are numbers from 0 to 255 until an encoder scales them.
+An encoder takes its sizes from the observation's shape and refuses what is too small. Shapes: B minibatch, C channels,
+H x W pixels. Images are numbers from 0 to 255 until an encoder scales them.
 """
 
 import math
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from ppo.config import ModelSettings
+from ppo.models.inputs import PixelStatistics
 
 # cuDNN 9 has no tensor cores for fewer: 5.8 ms of the 24 that a gradient of 1,024 samples took went to 4 channels.
 _CHANNELS_OF_16_BITS = 8
@@ -24,27 +31,23 @@ def orthogonal(layer: nn.Module, gain: float = math.sqrt(2.0)) -> nn.Module:
 
 
 class PixelConv2d(nn.Conv2d):
-    """A convolution over uint8 pixels that shifts and scales them by changing its own, far smaller weight and bias.
-
-    It starts with pixels / 255. `set_pixel_moments` centres and scales them instead: conv((x - mean) / deviation).
-    """
-
-    pixel_moments: Tensor
+    """A convolution over uint8 pixels that absorbs the input statistics into its own, far smaller weight and bias."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, padding: int = 0) -> None:
         """Build a convolution; `padding` is a border of average pixels, zeros once they are centred."""
         super().__init__(in_channels, out_channels, kernel_size, stride, padding)
         self.in_16_bits = False
         """Whether the convolution is computed in bfloat16."""
-        self.register_buffer("pixel_moments", torch.tensor([0.0, 255.0]))
+        self.absorb(PixelStatistics(follows=False))
 
-    def set_pixel_moments(self, mean: float, deviation: float) -> None:
-        """Centre and scale pixels by these from now on; they are saved with the weights."""
-        self.pixel_moments.copy_(torch.tensor([mean, deviation]))
+    def absorb(self, statistics: PixelStatistics) -> None:
+        """Centre and scale pixels by these statistics from now on, whatever they become."""
+        # Not a child: the statistics are the agent's, which saves and moves them.
+        self._statistics = (statistics,)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Map (B, C, H, W), uint8 or the same numbers as float32, to (B, out_channels, H', W')."""
-        mean, deviation = self.pixel_moments
+        mean, deviation = self._statistics[0].applied
         if self.padding != (0, 0):
             # A border of zeros is one of average pixels only where the average has been taken away.
             centred, weight = (pixels - mean) / deviation, self.weight
@@ -61,11 +64,12 @@ class PixelConv2d(nn.Conv2d):
         """Return the weight and bias for pixels that have not been centred yet, by default raw ones.
 
         Args:
-            mean: what they lie too high by on average.
+            mean: the average that they still hold.
         """
         assert self.bias is not None
-        weight = self.weight / self.pixel_moments[1]
-        return weight, self.bias - (self.pixel_moments[0] if mean is None else mean) * weight.sum((1, 2, 3))
+        own_mean, deviation = self._statistics[0].applied
+        weight = self.weight / deviation
+        return weight, self.bias - (own_mean if mean is None else mean) * weight.sum((1, 2, 3))
 
 
 class Flatten(nn.Module):
@@ -102,42 +106,61 @@ def _with_channels(tensor: Tensor, multiple: int) -> Tensor:
     return functional.pad(tensor.to(torch.bfloat16), (0, 0, 0, 0, 0, missing))
 
 
-class SmallCNN(nn.Sequential):
+class Encoder(Protocol):
+    """What the table below holds, and what `--network=module:Name` names."""
+
+    num_features: int
+    """F."""
+
+    def __init__(self, shape: tuple[int, ...], settings: ModelSettings) -> None:
+        """Build for observations of a shape: (C, H, W) uint8 images or (D,) float32 vectors.
+
+        Raises:
+            ValueError: it cannot serve the shape; says what it needs.
+        """
+
+    def __call__(self, observations: Tensor) -> Tensor:
+        """Map observations (B, *shape) to features (B, F)."""
+
+
+class CNN(nn.Sequential):
+    """Convolutions without padding, each behind a ReLU, and a linear layer."""
+
+    LAYERS: ClassVar[Sequence[tuple[int, int, int]]]
+    """Channels, kernel size and stride of each convolution."""
+    num_features: int
+
+    def __init__(self, shape: tuple[int, ...], settings: ModelSettings) -> None:
+        """Build for images of a shape (C, H, W)."""
+        channels, height, width = _image(shape)
+        layers: list[nn.Module] = []
+        for number, kernel, stride in self.LAYERS:
+            if min(height, width) < kernel:
+                least = _least_size(self.LAYERS)
+                raise ValueError(f"images of at least {least}x{least} pixels, got {shape[2]}x{shape[1]}")
+            kind = nn.Conv2d if layers else PixelConv2d
+            layers += [orthogonal(kind(channels, number, kernel, stride=stride)), nn.ReLU(inplace=True)]
+            channels, height, width = number, (height - kernel) // stride + 1, (width - kernel) // stride + 1
+        super().__init__(
+            *layers,
+            Flatten(),
+            orthogonal(nn.Linear(channels * height * width, self.num_features)),
+            nn.ReLU(inplace=True),
+        )
+
+
+class SmallCNN(CNN):
     """The network of Mnih et al. 2013 and of A3C (arXiv:1602.01783, section 8): 16 8x8/4, 32 4x4/2, 256 units."""
 
+    LAYERS = ((16, 8, 4), (32, 4, 2))
     num_features = 256
 
-    def __init__(self, num_screens: int) -> None:
-        """Build for observations of (num_screens, 84, 84)."""
-        super().__init__(
-            orthogonal(PixelConv2d(num_screens, 16, 8, stride=4)),
-            nn.ReLU(inplace=True),
-            orthogonal(nn.Conv2d(16, 32, 4, stride=2)),
-            nn.ReLU(inplace=True),
-            Flatten(),
-            orthogonal(nn.Linear(32 * 9 * 9, self.num_features)),
-            nn.ReLU(inplace=True),
-        )
 
-
-class NatureCNN(nn.Sequential):
+class NatureCNN(CNN):
     """The network of Mnih et al. 2015 (Nature 518): 32 8x8/4, 64 4x4/2, 64 3x3/1, 512 units."""
 
+    LAYERS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
     num_features = 512
-
-    def __init__(self, num_screens: int) -> None:
-        """Build for observations of (num_screens, 84, 84)."""
-        super().__init__(
-            orthogonal(PixelConv2d(num_screens, 32, 8, stride=4)),
-            nn.ReLU(inplace=True),
-            orthogonal(nn.Conv2d(32, 64, 4, stride=2)),
-            nn.ReLU(inplace=True),
-            orthogonal(nn.Conv2d(64, 64, 3, stride=1)),
-            nn.ReLU(inplace=True),
-            Flatten(),
-            orthogonal(nn.Linear(64 * 7 * 7, self.num_features)),
-            nn.ReLU(inplace=True),
-        )
 
 
 class ResidualBlock(nn.Module):
@@ -165,37 +188,77 @@ class ImpalaResNet(nn.Sequential):
 
     num_features = 256
 
-    def __init__(self, num_screens: int) -> None:
-        """Build for observations of (num_screens, 84, 84)."""
+    def __init__(self, shape: tuple[int, ...], settings: ModelSettings) -> None:
+        """Build for images of a shape (C, H, W)."""
+        channels, height, width = _image(shape)
         stages: list[nn.Module] = []
-        channels = num_screens
-        for width in (16, 32, 32):
+        for number in (16, 32, 32):
             kind = nn.Conv2d if stages else PixelConv2d
             stages += [
-                orthogonal(kind(channels, width, 3, stride=1, padding=1), gain=1.0),
+                orthogonal(kind(channels, number, 3, stride=1, padding=1), gain=1.0),
                 nn.MaxPool2d(3, stride=2, padding=1),
-                ResidualBlock(width),
-                ResidualBlock(width),
+                ResidualBlock(number),
+                ResidualBlock(number),
             ]
-            channels = width
+            channels, height, width = number, (height + 1) // 2, (width + 1) // 2
         super().__init__(
             *stages,
             nn.ReLU(inplace=True),
             Flatten(),
-            orthogonal(nn.Linear(32 * 11 * 11, self.num_features)),
+            orthogonal(nn.Linear(channels * height * width, self.num_features)),
             nn.ReLU(inplace=True),
         )
 
 
 class MLP(nn.Sequential):
-    """Two tanh layers, the network of Schulman et al. 2017 for vector observations."""
+    """Linear layers, by default the two tanh layers of Schulman et al. 2017; images are flattened."""
 
-    def __init__(self, num_inputs: int, num_features: int) -> None:
-        """Build for observations of (num_inputs,)."""
-        super().__init__(
-            orthogonal(nn.Linear(num_inputs, num_features)),
-            nn.Tanh(),
-            orthogonal(nn.Linear(num_features, num_features)),
-            nn.Tanh(),
-        )
-        self.num_features = num_features
+    def __init__(self, shape: tuple[int, ...], settings: ModelSettings) -> None:
+        """Build for observations of any shape."""
+        activation = _ACTIVATIONS[settings.activation]
+        layers: list[nn.Module] = [nn.Flatten()] if len(shape) > 1 else []
+        width = math.prod(shape)
+        for number in settings.widths:
+            layers += [orthogonal(nn.Linear(width, number), activation.gain), activation.make()]
+            width = number
+        super().__init__(*layers)
+        self.num_features = width
+
+
+@dataclass(frozen=True)
+class _Activation:
+    make: Callable[[], nn.Module]
+    gain: float
+    """Of the layer before it (He et al. 2015, arXiv:1502.01852, for ReLUs)."""
+
+
+_ACTIVATIONS = {
+    # Not 5/3, torch's gain for tanh: PPO's reference code and its comparisons have the root of 2.
+    "tanh": _Activation(nn.Tanh, math.sqrt(2.0)),
+    "relu": _Activation(nn.ReLU, math.sqrt(2.0)),
+    "leaky_relu": _Activation(partial(nn.LeakyReLU, 0.1), math.sqrt(2.0 / 1.01)),
+}
+
+ENCODERS: Mapping[str, type[Encoder]] = {
+    "a3c": SmallCNN,
+    "nature": NatureCNN,
+    "impala": ImpalaResNet,
+    "mlp": MLP,
+}
+"""The networks that the setting `network` names."""
+
+
+def _image(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return the channels, height and width of images."""
+    if len(shape) != 3:
+        raise ValueError(f"images, got vectors of {math.prod(shape)} entries")
+    channels, height, width = shape
+    return channels, height, width
+
+
+def _least_size(layers: Sequence[tuple[int, int, int]]) -> int:
+    """Return the smallest side of an image from which each convolution has a pixel to see."""
+    size = 1
+    for _, kernel, stride in reversed(layers):
+        size = (size - 1) * stride + kernel
+    return size
