@@ -10,6 +10,7 @@ from ppo.collectives.moments import RunningMoments
 from ppo.config import SHIPPED, Config, default_model_name
 from ppo.envs import Environments, check_environment, make_envs, same_world
 from ppo.models.actor_critic import ActorCritic, build_model
+from ppo.models.distributions import ActionDistribution, Rule
 from ppo.outputs import checkpoint
 from ppo.outputs.manifest import MODEL_FILE, Counters, Manifest, OtherFormatError
 from ppo.outputs.tensor_file import Specification, Tensors, specification
@@ -27,6 +28,8 @@ class Agent:
     config: Config
     counters: Counters
     model_tensors: Tensors
+    rule: Rule
+    """Which action it takes: the mean, the mode or a sample of its distribution."""
     frames_per_second: float
     """Speed of the game on a screen."""
     notes: tuple[str, ...] = ()
@@ -76,10 +79,11 @@ def _load(name: str, folder: Path, manifest: Manifest, config: Config, explicit:
         raise Refusal(f"{folder} cannot be played: {error}") from error
     settings = manifest.config.replace_settings(_changes_for_playback(config, explicit))
     envs = make_envs(env_name, settings.world, indices=range(1), seed=0)
-    expected = _expected(_build(settings, envs))
+    model = _build(settings, envs)
+    rule, expected = _rule(config.playback.act, settings.playback.act, model.distribution), _expected(model)
     envs.close()
     tensors = checkpoint.read_tensors(folder, manifest, MODEL_FILE, expected)
-    return Agent(name, settings, manifest.counters, tensors, envs.frames_per_second, tuple(notes))
+    return Agent(name, settings, manifest.counters, tensors, rule, envs.frames_per_second, tuple(notes))
 
 
 def _changes_for_playback(config: Config, explicit: set[str]) -> dict[str, Any]:
@@ -89,7 +93,24 @@ def _changes_for_playback(config: Config, explicit: set[str]) -> dict[str, Any]:
 
 
 def _build(config: Config, envs: Environments) -> ActorCritic:
-    return build_model(envs.single_observation_space, envs.single_action_space, config.model.model_size, seed=0)
+    return build_model(envs.single_observation_space, envs.single_action_space, config.model, seed=0)
+
+
+def _rule(wish: str, saved: str, distribution: ActionDistribution) -> Rule:
+    """Return which action an agent takes: as the command line says, else as was saved, else the distribution's default.
+
+    Raises:
+        Refusal: the distribution has no such rule.
+    """
+    if wish == "saved":
+        wish = saved
+    if wish == "saved":
+        return distribution.default_rule
+    for rule in distribution.rules:
+        if rule == wish:
+            return rule
+    choices = ", ".join(("saved", *distribution.rules))
+    raise Refusal(f"act must be one of {choices} for {distribution.name} actions, got {wish}")
 
 
 def _expected(model: ActorCritic) -> Specification:

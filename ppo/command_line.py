@@ -41,6 +41,7 @@ def parse_command_line(arguments: Sequence[str], *, speak: bool = True) -> Confi
         SystemExit: with code 0, after --help.
         Refusal: from tyro or `Config.validate`, or an unknown setting or preset.
     """
+    arguments = _replace_old_names(arguments)
     explicit = explicit_settings(arguments)
     _refuse_unknown_flags(explicit)
     arguments = _spell_out_booleans(arguments)
@@ -129,6 +130,17 @@ def _peek(arguments: Sequence[str], names: Sequence[str]) -> dict[str, str]:
                 value = arguments[position + 1]
             found[name] = value
     return found
+
+
+def _replace_old_names(arguments: Sequence[str]) -> list[str]:
+    """Accept `--deterministic`, which `--act` has replaced."""
+    new = {"deterministic": "mode", "deterministic=true": "mode", "deterministic=false": "saved"}
+    new |= {"no_deterministic": "saved"}
+    replaced = []
+    for argument in arguments:
+        rule = new.get(argument.removeprefix("--").replace("-", "_").lower()) if argument.startswith("--") else None
+        replaced.append(argument if rule is None else f"--act={rule}")
+    return replaced
 
 
 def _spell_out_booleans(arguments: Sequence[str]) -> list[str]:

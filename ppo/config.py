@@ -121,6 +121,12 @@ class PPOSettings:
     """Agent steps at which lambda has become gae_lambda_late; it moves in a straight line from half of them on."""
     clip_rewards: bool = False
     """Train on the sign of the reward. Logged returns are always raw."""
+    reward_scale: float = setting(1.0, above=0.0, at_most=_LARGEST)
+    """Train on rewards multiplied by this."""
+    reward_normalization: bool = False
+    """Train on rewards divided by the running deviation of the discounted return."""
+    reward_clip: float | None = setting(None, above=0.0, at_most=_LARGEST)
+    """Bound of the rewards that are trained on, after scaling. None: no bound."""
     learning_rate: float = setting(2.5e-4, above=0.0, at_most=_LARGEST)
     """Adam step size at the start."""
     learning_rate_schedule: Literal["linear", "constant", "kl_adaptive"] = "linear"
@@ -159,8 +165,9 @@ class PlaybackSettings:
 
     episodes: int | None = setting(None, at_least=1, at_most=_MOST)
     """Games to play. Default: 3 for play, 1 for record, 100 for evaluate."""
-    deterministic: bool = False
-    """Take the most probable action instead of sampling."""
+    act: Literal["saved", "mean", "mode", "sample"] = "saved"
+    """Which action is taken: the mean, the mode or a sample of the policy; saved: as the agent was saved to act (a run
+    trained with --act=mean, say), or else the policy's own default. --deterministic is --act=mode."""
     checkpoint: str = "best"
     """Which checkpoint of the model: best, latest or a number of steps."""
 

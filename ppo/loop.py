@@ -107,6 +107,7 @@ class Loop:
             env_steps=steps_before,
             progress=steps_before / config.run.env_steps,
         )
+        run.model.inputs.follow(rollout.observations, run.comm)
         self._watchdog.enter("logging", progress.update + 1)
         everyone = run.comm.broadcast(merge(run.comm.gather(episodes)))
         seconds, phases, exit_code = self._agree()

@@ -12,15 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.spaces import Discrete
 from numpy.typing import NDArray
 
 from ppo.agents import Agent, find_agent, restore_model
 from ppo.collectives import Collective, decided_by_root, share
 from ppo.config import Config
 from ppo.envs import Environments, FrameListener, make_envs, world_of
-from ppo.models import distributions
 from ppo.models.actor_critic import ActorCritic
+from ppo.models.distributions import Rule
 from ppo.outputs import checkpoint
 from ppo.outputs.display import tell
 from ppo.outputs.folders import require_writable, write_whole
@@ -114,7 +113,7 @@ def play_games(
 
     Args:
         agent: the policy.
-        config: the settings of this invocation: games, seed and determinism.
+        config: the settings of this invocation: games and seed.
         slots: the slots of this rank.
         num_slots: the slots of all ranks.
         on_frame: receives the screens of the first slot.
@@ -125,7 +124,7 @@ def play_games(
     numbers = {slot: iter(range(slot, config.episodes, num_slots)) for slot in slots}
     current = {slot: next(numbers[slot], None) for slot in slots}
     envs.reset()
-    actions = _actions(model, envs, slots, seed, deterministic=config.playback.deterministic)
+    actions = _actions(model, envs, slots, seed, agent.rule)
     while any(number is not None for number in current.values()):
         _, _, terminated, truncated, info = envs.step(next(actions))
         for position in np.flatnonzero(terminated | truncated):
@@ -154,7 +153,7 @@ def statistics_of(games: Sequence[Game], agent: Agent, config: Config) -> dict[s
         "return_min": min(returns),
         "return_max": max(returns),
         "episode_length_mean": statistics.fmean(game.episode_length for game in games),
-        "deterministic": config.playback.deterministic,
+        "act": agent.rule,
         "rng_seed": config.run.rng_seed,
         "protocol": agent.config.to_dict()["world"],
         **world_of(env_name).facts(env_name, agent.config.world, mean),
@@ -193,24 +192,22 @@ def _find_with_folder(config: Config, explicit: set[str], setting: str) -> tuple
     return agent, parent / agent.name
 
 
-def _actions(
-    model: ActorCritic, envs: Environments, slots: range, seed: int, *, deterministic: bool
-) -> Iterator[NDArray[np.int64]]:
-    """Yield the policy's actions for the current observations, with noise addressed by (slot, step)."""
-    assert isinstance(envs.single_action_space, Discrete)
-    shape = (_STEPS_OF_NOISE_AT_ONCE, int(envs.single_action_space.n))
+def _actions(model: ActorCritic, envs: Environments, slots: range, seed: int, rule: Rule) -> Iterator[NDArray[Any]]:
+    """Yield the agent's actions for the current observations, with noise addressed by (slot, step)."""
+    distribution = model.distribution
     step = 0
     while True:
+        block, position = divmod(step, _STEPS_OF_NOISE_AT_ONCE)
+        if position == 0 and rule == "sample":
+            streams = [stream(seed, Purpose.ACTIONS, slot, block) for slot in slots]
+            draws = [distribution.noise(generator, _STEPS_OF_NOISE_AT_ONCE) for generator in streams]
+            noise = torch.from_numpy(np.stack(draws, axis=1))
         with torch.inference_mode():
-            logits = model(torch.from_numpy(envs.observations))[0]
-            block, position = divmod(step, _STEPS_OF_NOISE_AT_ONCE)
-            if position == 0:
-                streams = [stream(seed, Purpose.ACTIONS, slot, block) for slot in slots]
-                noise = np.stack([distributions.gumbel_noise(generator, shape) for generator in streams], axis=1)
-            chosen = (
-                distributions.mode(logits)
-                if deterministic
-                else distributions.sample(logits, torch.from_numpy(noise[position]))
+            outputs = model(torch.from_numpy(envs.observations)).action
+            raw = (
+                distribution.sample(outputs, noise[position])
+                if rule == "sample"
+                else getattr(distribution, rule)(outputs)
             )
         step += 1
-        yield chosen.numpy()
+        yield distribution.to_environment(raw.numpy())

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -95,7 +96,7 @@ def build_run(config: Config, comm: Collective, engine: Engine = LEAN, placement
     model = build_model(
         envs.single_observation_space,
         envs.single_action_space,
-        config.model.model_size,
+        config.model,
         seed=derived_seed(seed, Purpose.WEIGHTS),
         precision=placement.precision,
     ).to(placement.device)
@@ -120,7 +121,6 @@ def build_run(config: Config, comm: Collective, engine: Engine = LEAN, placement
         value_normalizer,
         indices=indices,
         rollout_steps=config.ppo.rollout_steps,
-        clip_rewards=config.ppo.clip_rewards,
         seed=seed,
     )
     return Run(config, comm, indices, envs, model, value_normalizer, collector, learner, Progress())
@@ -159,7 +159,8 @@ def save(run: Run, say: Callable[[str], None]) -> bool:
     Raises:
         Halt: on all ranks: what would be saved is not finite.
     """
-    gathered = run.comm.gather(run.envs.get_states())
+    states = zip(run.envs.get_states(), run.learner.rewards.environment_states(), strict=True)
+    gathered = run.comm.gather([{**world, **learner} for world, learner in states])
     return decided_by_root(run.comm, lambda: _write_and_prune(run, merge(gathered), say))
 
 
@@ -187,7 +188,9 @@ def _restore(run: Run, parts: dict[str, dict[str, Tensor]]) -> list[int]:
         for name, tensor in parts["environment"].items():
             index, _, key = name.partition("/")
             states.setdefault(int(index), {})[key] = tensor.numpy()
-        return run.envs.set_states([states[index] for index in run.indices])
+        own = [states[index] for index in run.indices]
+        run.learner.rewards.set_environment_states(np.concatenate([state.pop("running_return") for state in own]))
+        return run.envs.set_states(own)
     except (ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise Refusal(
@@ -266,7 +269,6 @@ def _refuse_other_run(config: Config, manifest: Manifest, folder: Path) -> None:
         ("rng_seed", old.run.rng_seed, config.run.rng_seed),
         ("num_envs", old.ppo.num_envs, config.ppo.num_envs),
         # What the network's inputs and outputs mean.
-        ("pixel_normalization", old.ppo.pixel_normalization, config.ppo.pixel_normalization),
         ("value_normalization", old.ppo.value_normalization, config.ppo.value_normalization),
     )
     changed |= {name: (before, now) for name, before, now in pairs if before != now}

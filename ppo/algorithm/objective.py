@@ -12,7 +12,6 @@ from torch import Tensor
 from ppo.algorithm import compiled, equations
 from ppo.algorithm.samples import Samples
 from ppo.config import PPOSettings
-from ppo.models import distributions
 
 LOGGED = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
 
@@ -82,11 +81,11 @@ def derivatives_by_torch(
     logits: Tensor, values: Tensor, samples: Samples, settings: PPOSettings, clip_range: float | Tensor
 ) -> tuple[Tensor, Tensor]:
     """Do what `derivatives` does, on any device, float rounding apart."""
-    log_probs = distributions.log_probabilities(logits)
-    log_ratios = distributions.log_prob(log_probs, samples.actions) - samples.log_probs
+    log_probs = _log_probabilities(logits)
+    log_ratios = _log_prob(log_probs, samples.actions) - samples.log_probs
     by_log_ratios = equations.clipped_surrogate_derivative(log_ratios, samples.advantages, clip_range)
-    by_logits = distributions.log_prob_derivative(log_probs, samples.actions, by_log_ratios)
-    by_logits.add_(distributions.entropy_derivative(log_probs), alpha=-settings.entropy_coefficient)
+    by_logits = _log_prob_derivative(log_probs, samples.actions, by_log_ratios)
+    by_logits.add_(_entropy_derivative(log_probs), alpha=-settings.entropy_coefficient)
     by_values = equations.value_loss_derivative(values, samples.values, samples.returns, settings.value_clip_range)
     return (
         by_logits.div_(settings.minibatch_size),
@@ -96,14 +95,37 @@ def derivatives_by_torch(
 
 def logged_sums(logits: Tensor, values: Tensor, samples: Samples, settings: PPOSettings, clip_range: float) -> Tensor:
     """Return the sums over samples (B,) of what is LOGGED, in that order."""
-    log_probs = distributions.log_probabilities(logits)
-    log_ratios = distributions.log_prob(log_probs, samples.actions) - samples.log_probs
+    log_probs = _log_probabilities(logits)
+    log_ratios = _log_prob(log_probs, samples.actions) - samples.log_probs
     return torch.stack(
         [
             equations.clipped_surrogate_loss(log_ratios, samples.advantages, clip_range).sum(),
             equations.value_loss(values, samples.values, samples.returns, settings.value_clip_range).sum(),
-            distributions.entropy(log_probs).sum(),
+            _entropy(log_probs).sum(),
             equations.approximate_kl(log_ratios).sum(),
             equations.clipped(log_ratios, clip_range).sum(),
         ]
     )
+
+
+def _log_probabilities(logits: Tensor) -> Tensor:
+    return torch.log_softmax(logits, dim=-1)
+
+
+def _log_prob(log_probs: Tensor, actions: Tensor) -> Tensor:
+    return log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+
+
+def _log_prob_derivative(log_probs: Tensor, actions: Tensor, upstream: Tensor) -> Tensor:
+    derivative = log_probs.exp() * -upstream.unsqueeze(-1)
+    return derivative.scatter_add_(-1, actions.unsqueeze(-1), upstream.unsqueeze(-1))
+
+
+def _entropy(log_probs: Tensor) -> Tensor:
+    return -(log_probs.exp() * log_probs).sum(-1)
+
+
+def _entropy_derivative(log_probs: Tensor) -> Tensor:
+    probabilities = log_probs.exp()
+    surprise = probabilities * log_probs
+    return probabilities * surprise.sum(-1, keepdim=True) - surprise

@@ -1,7 +1,7 @@
 """Collecting experience: T steps of this rank's N environments under the current policy.
 
-Row t holds what belongs together: the observation s_t, the action a_t taken in it, log pi(a_t|s_t), V(s_t), the reward
-r_{t+1} and whether the learner's episode ended with it.
+Row t holds what belongs together: the observation s_t, the raw action a_t taken in it, the policy head's output and
+log pi(a_t|s_t), V(s_t), the raw reward r_{t+1} and whether the learner's episode, or the game, ended with it.
 
 Environments that come in several groups are stepped in turns: while the emulators of one group run, the network acts
 for another. With one group that is a plain loop.
@@ -17,15 +17,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from gymnasium.spaces import Discrete
 from torch import Tensor
 
 from ppo.algorithm import compiled
 from ppo.algorithm.cuda_graph import CUDAGraph
 from ppo.collectives.moments import RunningMoments
 from ppo.envs import Environments
-from ppo.models import distributions
 from ppo.models.actor_critic import ActorCritic
+from ppo.models.frozen import freeze
 from ppo.random_streams import Purpose, stream
 
 # Bytes of so many observations, 28 KB each, are still in the cache when they are made floats.
@@ -34,16 +33,24 @@ _ROWS_AT_ONCE = 32
 
 @dataclass(frozen=True)
 class Rollout:
-    """Tensors of (T, N), observations (T, N, ...), of one rank, on the network's device."""
+    """Tensors of (T, N), on one rank and on the network's device."""
 
     observations: Tensor
+    """(T, N, *observation shape)."""
     actions: Tensor
+    """Raw, (T, N, *action shape)."""
+    outputs: Tensor
+    """Of the policy head that acted, (T, N, K)."""
     log_probs: Tensor
     values: Tensor
     next_values: Tensor
     """V(s_{t+1}): 0 where the episode terminated, V(final observation) where a time limit cut it."""
     rewards: Tensor
+    """As the environment gives them."""
     dones: Tensor
+    """The learner's episode ended: a life may do, and so does a time limit."""
+    game_ends: Tensor
+    """The whole game ended."""
 
     def observations_at(self, indices: Tensor) -> Tensor:
         """Gather observations (B, ...) by flat indices t * N + n, a whole row of memory at a time.
@@ -96,7 +103,6 @@ class Collector:
         *,
         indices: range,
         rollout_steps: int,
-        clip_rewards: bool,
         seed: int,
     ) -> None:
         """Allocate one rollout's memory.
@@ -107,31 +113,30 @@ class Collector:
             value_normalizer: the units the value head predicts in.
             indices: global indices of the block, the addresses of its random numbers.
             rollout_steps: T.
-            clip_rewards: train on the sign of the reward.
             seed: seed of the job.
         """
         self._envs, self._model, self._value_normalizer = envs, model, value_normalizer
         self._indices, self._seed = indices, seed
-        self._clip_rewards = clip_rewards
         self.seconds = {"env": 0.0, "inference": 0.0}
         self._clock = 0.0
-        self._network = model.frozen()
+        self._network = freeze(model)
 
         self._device = model.device
-        assert isinstance(envs.single_action_space, Discrete)
-        self._num_actions = int(envs.single_action_space.n)
+        self._distribution = model.distribution
+        action_shape, num_outputs = self._distribution.action_shape, self._distribution.num_outputs
         shape, sample = (rollout_steps, envs.num_envs), torch.from_numpy(envs.observations)
         # Rewards and ends are made here and follow as a whole.
         self._rollout = Rollout(
             observations=_empty_like_rows(rollout_steps, sample, self._device),
-            actions=torch.zeros(shape, dtype=torch.int64, device=self._device),
+            actions=torch.zeros(*shape, *action_shape, dtype=self._distribution.dtype, device=self._device),
+            outputs=torch.zeros(*shape, num_outputs, device=self._device),
             log_probs=torch.zeros(shape, device=self._device),
             values=torch.zeros(shape, device=self._device),
             next_values=torch.zeros(shape, device=self._device),
             rewards=torch.zeros(shape),
             dones=torch.zeros(shape, dtype=torch.bool),
+            game_ends=torch.zeros(shape, dtype=torch.bool),
         )
-        self._logits = torch.zeros(*shape, self._num_actions, device=self._device)
         # By the first environment of the group.
         self._graphs: dict[int, CUDAGraph] = {}
         # A GPU reads page-locked memory by itself.
@@ -153,24 +158,22 @@ class Collector:
         """
         rollout, envs = self._rollout, self._envs
         steps = len(rollout.actions)
-        shape = steps, self._num_actions
         streams = [stream(self._seed, Purpose.ACTIONS, i, update) for i in self._indices]
-        noise = np.stack([distributions.gumbel_noise(generator, shape) for generator in streams], axis=1)
+        noise = np.stack([self._distribution.noise(generator, steps) for generator in streams], axis=1)
         all_noise = torch.from_numpy(noise).to(self._device)
         episodes: list[Episode] = []
         self.seconds = {"env": 0.0, "inference": 0.0}
         self._clock = time.perf_counter()
-        self._network = self._model.frozen()
+        self._network = freeze(self._model)
         rollout.next_values.zero_()
         groups = [self._steps(group, all_noise[:, group], episodes) for group in envs.groups]
         for _ in range(steps + 1):
             for group in groups:
                 next(group, None)
         # What need not be done step by step is done here, once.
-        rewards = rollout.rewards.sign() if self._clip_rewards else rollout.rewards
-        rollout = dataclasses.replace(rollout, rewards=rewards.to(self._device), dones=rollout.dones.to(self._device))
-        log_probs = distributions.log_probabilities(self._logits)
-        rollout.log_probs.copy_(distributions.log_prob(log_probs, rollout.actions))
+        made_here = {name: getattr(rollout, name).to(self._device) for name in ("rewards", "dones", "game_ends")}
+        rollout = dataclasses.replace(rollout, **made_here)
+        rollout.log_probs.copy_(self._distribution.log_prob(rollout.outputs, rollout.actions))
         rollout.values.copy_(self._value_normalizer.denormalize(rollout.values))
         last_values = self._values(torch.from_numpy(envs.observations).to(self._device))
         following = torch.cat([rollout.values[1:], last_values.unsqueeze(0)])
@@ -183,19 +186,19 @@ class Collector:
 
         Args:
             group: the environments.
-            all_noise: their action noise, (T, group, A).
+            all_noise: their action noise, (T, group, *noise shape).
             episodes: receives the games that end.
         """
         rollout, envs, indices = self._rollout, self._envs, self._indices[group]
         # Rows of the rollout, all made by one call each: one by one they would take longer than what is done to them.
-        tensors = (rollout.observations, rollout.actions, self._logits, rollout.values)
+        tensors = (rollout.observations, rollout.actions, rollout.outputs, rollout.values)
         rows = zip(*(tensor[:, group].unbind(0) for tensor in tensors), all_noise.unbind(0), strict=True)
-        all_rewards, all_dones = rollout.rewards.numpy(), rollout.dones.numpy()
+        all_rewards, all_dones, all_ends = (a.numpy() for a in (rollout.rewards, rollout.dones, rollout.game_ends))
         for t, (observations, *decided, noise) in enumerate(rows):
             decisions = self._decide(group, self._upload(observations, group), noise)
             for row, decision in zip(decided, decisions, strict=True):
                 row.copy_(decision)
-            chosen = decisions[0].cpu().numpy()  # waits for the device
+            chosen = self._distribution.to_environment(decisions[0].cpu().numpy())  # waits for the device
             self._lap("inference")
 
             envs.send(group, chosen)
@@ -209,12 +212,13 @@ class Collector:
                     raise ValueError(f"{len(indices)} environments returned {name} of shape {array.shape}")
             terminal = terminated | info["life_lost"]
             all_rewards[t, group], all_dones[t, group] = rewards, terminal | truncated
+            all_ends[t, group] = ended = terminated | truncated
             cut = np.flatnonzero(truncated & ~terminal)
             if cut.size:
                 # A time limit ends the game but not the future: what follows is worth V(final observation).
                 final_values = self._values(torch.from_numpy(info["final_obs"][cut]).to(self._device))
                 rollout.next_values[t, group][cut] = final_values
-            for n in np.flatnonzero(terminated | truncated):
+            for n in np.flatnonzero(ended):
                 returns, lengths = info["episode_return"], info["episode_length"]
                 episodes.append(Episode(indices[n], t, float(returns[n]), int(lengths[n])))
 
@@ -235,18 +239,18 @@ class Collector:
         return self._graphs[group.start](observations, noise)
 
     def _decisions(self, observations: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
-        """Return actions (N,), the logits (N, A) they were drawn from, and values (N,) in the units of the value head.
+        """Return raw actions (N, ...), the outputs (N, K) they were drawn from, and values in the value head's units.
 
         Args:
             observations: (N, ...).
-            noise: their action noise, (N, A).
+            noise: their action noise, (N, ...).
         """
-        logits, values = self._network(observations)
-        return distributions.sample(logits, noise), logits, values
+        outputs, values = self._network(observations)
+        return self._distribution.sample(outputs, noise), outputs, values
 
     def _values(self, observations: Tensor) -> Tensor:
         """Return values in raw units."""
-        return self._value_normalizer.denormalize(self._network(observations)[1])
+        return self._value_normalizer.denormalize(self._network(observations).values)
 
     def _lap(self, phase: str) -> None:
         last, self._clock = self._clock, time.perf_counter()

@@ -1,6 +1,5 @@
 """From a rollout to the samples that gradients are made of: advantages, returns and their normalisation over ranks."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -8,11 +7,8 @@ from torch import Tensor
 
 from ppo.algorithm import equations
 from ppo.algorithm.rollout import Rollout
-from ppo.collectives.moments import Moments, RunningMoments, standardize
+from ppo.collectives.moments import Moments, MomentsOverRanks, RunningMoments, standardize
 from ppo.config import PPOSettings
-
-MomentsOverRanks = Callable[[Tensor], Moments]
-"""Returns the moments of samples (B,), or of each row of (K, B), over all ranks."""
 
 
 class Samples(NamedTuple):
@@ -38,6 +34,7 @@ class Samples(NamedTuple):
 
 def prepare(
     rollout: Rollout,
+    rewards: Tensor,
     value_normalizer: RunningMoments,
     settings: PPOSettings,
     moments_of: MomentsOverRanks,
@@ -48,6 +45,7 @@ def prepare(
 
     Args:
         rollout: this rank's experience.
+        rewards: what to learn from, (T, N).
         value_normalizer: the units of the value head.
         settings: the discount and what is normalised.
         moments_of: returns moments over all ranks.
@@ -58,7 +56,7 @@ def prepare(
         so is the share.
     """
     advantages = equations.gae(
-        rollout.rewards,
+        rewards,
         rollout.values,
         rollout.next_values,
         rollout.dones,

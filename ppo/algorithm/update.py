@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from ppo.algorithm import objective
 from ppo.algorithm.adam import Adam
@@ -25,6 +24,7 @@ from ppo.algorithm.flat_parameters import FlatParameters, num_parameters
 from ppo.algorithm.minibatches import minibatch_indices
 from ppo.algorithm.noise_scale import GradientNoiseScale
 from ppo.algorithm.objective import LOGGED
+from ppo.algorithm.rewards import RewardTransform
 from ppo.algorithm.rollout import Rollout
 from ppo.algorithm.samples import Samples, gather_minibatches, prepare
 from ppo.algorithm.schedules import Schedules
@@ -32,15 +32,12 @@ from ppo.algorithm.statistics import UpdateStatistics, measures_noise
 from ppo.collectives import Collective, share
 from ppo.collectives.device_sum import make_device_sum
 from ppo.collectives.gradient_sum import shard_of, share_memory
-from ppo.collectives.moments import Moments, RunningMoments, moments_of_integers, moments_over_ranks
+from ppo.collectives.moments import Moments, RunningMoments, moments_over_ranks
 from ppo.config import MachineSettings, PPOSettings
 from ppo.models.actor_critic import ActorCritic
 
 # Behind the gradient: the mean over ranks of each one's squared gradient norm.
 _NUM_SUMS = 1
-
-# The pixels of every 64th step give their mean and deviation to far more digits than matter.
-_STEPS_PER_PIXEL_SAMPLE = 64
 
 # Activations of more samples than this fall out of the cache; larger shares are accumulated in parts.
 _MAX_SAMPLES_AT_ONCE = 256
@@ -80,6 +77,7 @@ class Learner:
         self._settings, self._comm = settings, comm
         self._indices, self._seed = indices, seed
         self._schedules = Schedules(settings)
+        self.rewards = RewardTransform(settings, len(indices))
         self._device = model.device
         count = num_parameters(model)
         shared = share_memory(machine, comm, count, _NUM_SUMS) if self._device.type == "cpu" else None
@@ -102,7 +100,6 @@ class Learner:
         shares = [len(share(settings.num_envs, rank, comm.size)) * steps for rank in range(comm.size)]
         self._minibatch_per_share = sum(shares) / shares[comm.rank]
         self._noise_scale = GradientNoiseScale(shares)
-        self._pixel_moments = RunningMoments()
         # By the number of samples; they read the observations at one place in memory.
         self._graphs: dict[int, CUDAGraph] = {}
         self._graphs_read = 0
@@ -132,7 +129,12 @@ class Learner:
         scheduled = self._schedules.at(env_steps=env_steps, progress=progress)
         learning_rate, clip_range = scheduled.learning_rate, scheduled.clip_range
         samples, explained_variance = prepare(
-            rollout, self._value_normalizer, settings, self._moments, gae_lambda=scheduled.gae_lambda
+            rollout,
+            self.rewards(rollout, self._moments),
+            self._value_normalizer,
+            settings,
+            self._moments,
+            gae_lambda=scheduled.gae_lambda,
         )
         statistics = UpdateStatistics(LOGGED, self._noise_scale)
         self._is_not_finite.zero_()
@@ -150,7 +152,6 @@ class Learner:
             if settings.kl_stop is not None and kl > settings.kl_stop:
                 break
         self._flat.check_gradient()
-        self._follow_pixels(rollout)
         self.seconds["learn"] = time.perf_counter() - started - self.seconds["communicate"]
         return {
             **statistics.metrics(),
@@ -176,7 +177,7 @@ class Learner:
         return {
             **self._optimizer.state_dict(),
             **self._schedules.state_dict(),
-            "pixel_moments": self._pixel_moments.state_dict()["moments"],
+            **self.rewards.state_dict(),
             **self._noise_scale.state_dict(),
         }
 
@@ -193,7 +194,7 @@ class Learner:
         """
         self._optimizer.load_state_dict(state)
         self._schedules.load_state_dict(state)
-        self._pixel_moments.load_state_dict({"moments": state["pixel_moments"]})
+        self.rewards.load_state_dict(state)
         self._noise_scale.load_state_dict(state)
 
     def _add_gradients(
@@ -305,17 +306,6 @@ class Learner:
             self._comm.sum_in_place(sums)
         return of_steps, sums
 
-    def _follow_pixels(self, rollout: Rollout) -> None:
-        """Let the network centre pixels by all it has seen; between updates, so that no ratio is moved by it."""
-        layer = self._model.pixel_layer
-        if self._settings.pixel_normalization and layer is not None:
-            pixels = rollout.observations[::_STEPS_PER_PIXEL_SAMPLE]
-            sums = np.array([pixels.numel(), *_sums_of_powers(pixels).cpu().tolist()], np.float64)
-            with self._communicating():
-                moments = moments_of_integers(sums, self._comm)
-            self._pixel_moments.update(moments)
-            layer.set_pixel_moments(self._pixel_moments.mean, max(self._pixel_moments.deviation, 1.0))
-
     def _moments(self, samples: Tensor) -> Moments:
         with self._communicating():
             return moments_over_ranks(samples, self._comm)
@@ -326,11 +316,3 @@ class Learner:
         started = time.perf_counter()
         yield
         self.seconds["communicate"] += time.perf_counter() - started
-
-
-def _sums_of_powers(pixels: Tensor) -> Tensor:
-    """Return the sum of uint8 pixels and that of their squares, exactly, (2,) float64."""
-    # 255^2 * 256 < 2^24: these rows are added without rounding in float32, in a third of the time of integers.
-    rows = pixels.flatten().to(torch.float32)
-    rows = functional.pad(rows, (0, -len(rows) % 256)).view(-1, 256)
-    return torch.stack([rows.sum(-1), rows.square().sum(-1)]).double().sum(-1)

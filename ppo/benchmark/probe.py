@@ -157,7 +157,7 @@ def bare_emulators(config: Config, indices: range) -> Work:
 def build_network(config: Config) -> ActorCritic:
     """Return the network that the program would train."""
     envs = make_envs(config.run.env_name, config.world, indices=range(1), seed=config.run.rng_seed)
-    return build_model(envs.single_observation_space, envs.single_action_space, config.model.model_size, seed=0)
+    return build_model(envs.single_observation_space, envs.single_action_space, config.model, seed=0)
 
 
 def inference(model: ActorCritic, config: Config, num_samples: int) -> Work:

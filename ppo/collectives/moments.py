@@ -4,6 +4,7 @@ Ranks exchange (count, sum) and sums of squares about the common mean, in float6
 variances. Pixels are integers, whose squares are summed as they are.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,10 @@ class Moments:
     def deviation(self) -> NDArray[np.float64]:
         """The population standard deviation."""
         return np.sqrt(self.squares / np.maximum(self.count, 1.0))
+
+
+MomentsOverRanks = Callable[[Tensor], Moments]
+"""Returns the moments of samples (B,), or of each row of (K, B), over all ranks."""
 
 
 def moments_over_ranks(samples: Tensor, comm: Collective) -> Moments:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ppo.config import ModelSettings
-from ppo.models.distributions import ActionDistribution, make_distribution
+from ppo.models.distributions import ActionDistribution, Gaussian, make_distribution
 from ppo.models.encoders import ENCODERS, Encoder, PixelConv2d, orthogonal
 from ppo.models.inputs import InputStatistics, PixelStatistics, VectorStatistics
 from ppo.settings import Refusal, did_you_mean
@@ -113,14 +113,12 @@ def build_model(
     assert isinstance(observation_space, gymnasium.spaces.Box)
     shape = observation_space.shape
     is_image = len(shape) == 3
-    distribution = make_distribution(action_space, settings)
+    distribution = build_distribution(action_space, settings)
     inputs: InputStatistics
     if is_image:
         inputs = PixelStatistics(follows=settings.pixel_normalization)
     else:
-        inputs = VectorStatistics(
-            shape[0], follows=settings.observation_normalization, clip=settings.observation_clip
-        )
+        inputs = VectorStatistics(shape[0], follows=settings.observation_normalization, clip=settings.observation_clip)
     encoder_type = _encoder_type(settings, is_image)
     is_shared = is_image if settings.trunk == "auto" else settings.trunk == "shared"
     with torch.random.fork_rng(devices=[]), _one_thread():
@@ -142,6 +140,23 @@ def build_model(
     return model
 
 
+def build_distribution(action_space: Space, settings: ModelSettings) -> ActionDistribution:
+    """Return the action distribution for a space.
+
+    Raises:
+        Refusal: the setting `policy` does not fit the space.
+    """
+    if ":" in settings.policy:
+        distribution: ActionDistribution = _imported("policy", settings.policy)(action_space)
+        return distribution
+    is_gaussian = settings.policy in ("auto", Gaussian.name) and Gaussian.refusal(action_space) is None
+    options = {name: getattr(settings, name) for name in Gaussian.options} if is_gaussian else {}
+    try:
+        return make_distribution(action_space, settings.policy, **options)
+    except ValueError as error:
+        raise Refusal(str(error)) from error
+
+
 def _encoder_type(settings: ModelSettings, is_image: bool) -> type[Encoder]:
     """Return the class that `network`, or `model_size` where that is auto, names."""
     name = settings.network
@@ -150,7 +165,7 @@ def _encoder_type(settings: ModelSettings, is_image: bool) -> type[Encoder]:
         if not is_image and settings.model_size == "impala":
             raise Refusal("model_size must be small or large where observations are no images, got impala")
     if ":" in name:
-        return _imported(name)
+        return _imported("network", name)  # type: ignore[no-any-return]
     if name not in ENCODERS:
         choices = ("auto", *ENCODERS)
         raise Refusal(
@@ -159,21 +174,19 @@ def _encoder_type(settings: ModelSettings, is_image: bool) -> type[Encoder]:
     return ENCODERS[name]
 
 
-def _imported(name: str) -> Any:
+def _imported(setting: str, name: str) -> Any:
     """Import a class that the command line names as module:Name."""
     module, _, attribute = name.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise Refusal(f"network must name a class that can be imported, got {name!r}: {error}") from error
+        raise Refusal(f"{setting} must name a class that can be imported, got {name!r}: {error}") from error
 
 
 def _refuse_layers(model: ActorCritic) -> None:
     for name, module in model.named_modules():
         if isinstance(module, _REFUSED_LAYERS):
-            raise Refusal(
-                f"network must act as it learns: {type(module).__name__} ({name}) would not; leave it out"
-            )
+            raise Refusal(f"network must act as it learns: {type(module).__name__} ({name}) would not; leave it out")
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             raise Refusal(f"network must have no parameters without a gradient, got {name}; make it a buffer")

@@ -112,10 +112,10 @@ def flaw_in(name: str, tensor: Tensor) -> str | None:
     last = name.rpartition("/")[2]
     if last in ("second_moment", "gradient_steps", "adaptive_rate"):
         negative = tensor
-    elif last in ("moments", "pixel_moments") and tensor.shape == (3,):  # count, mean, squares
+    elif last.endswith("moments") and tensor.shape[:1] == (3,):  # count, mean, squares
         negative = tensor[::2]
-    elif last.endswith("pixel_moments") and tensor.shape == (2,):  # mean, deviation: a divisor
-        return None if float(tensor[1]) > 0.0 else "has a deviation of 0 or less"
+    elif last == "applied" and tensor.shape[:1] == (2,):  # mean, deviation: a divisor
+        return None if bool((tensor[1] > 0.0).all()) else "has a deviation of 0 or less"
     else:
         return None
     return "is negative" if bool((negative < 0).any()) else None

@@ -1,0 +1,69 @@
+"""What the learner makes of raw rewards: their sign, a fixed scale, or units of the deviation of discounted returns.
+
+The rollout and the logs keep raw rewards. Running returns belong to an environment: they end with its games, not with
+lives, and are saved with its state.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ppo.algorithm.rollout import Rollout
+from ppo.collectives.moments import MomentsOverRanks, RunningMoments
+from ppo.config import PPOSettings
+
+
+class RewardTransform:
+    """Transforms the rewards of successive rollouts of this rank's N environments."""
+
+    def __init__(self, settings: PPOSettings, num_envs: int) -> None:
+        """Start with no experience."""
+        self._settings = settings
+        self._moments = RunningMoments()
+        self._returns = np.zeros(num_envs)
+
+    def __call__(self, rollout: Rollout, moments_of: MomentsOverRanks) -> Tensor:
+        """Return the rewards to learn from, (T, N); by all ranks together.
+
+        The moments of this rollout's discounted returns are merged over ranks before its rewards are scaled by them
+        (Engstrom et al. 2020, arXiv:2005.12729, section 3).
+        """
+        settings = self._settings
+        rewards = rollout.rewards.sign() if settings.clip_rewards else rollout.rewards
+        if settings.reward_scale != 1.0:
+            rewards = rewards * settings.reward_scale
+        if settings.reward_normalization:
+            returns = self._discounted_returns(rewards, rollout.game_ends)
+            self._moments.update(moments_of(torch.from_numpy(returns).flatten()))
+            rewards = rewards / self._moments.deviation
+        if settings.reward_clip is not None:
+            rewards = rewards.clamp(-settings.reward_clip, settings.reward_clip)
+        return rewards
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the moments of discounted returns."""
+        return {"return_moments": self._moments.state_dict()["moments"]}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore a `state_dict`."""
+        self._moments.load_state_dict({"moments": state["return_moments"]})
+
+    def environment_states(self) -> list[dict[str, NDArray[np.float64]]]:
+        """Return each environment's running return."""
+        return [{"running_return": self._returns[n : n + 1].copy()} for n in range(len(self._returns))]
+
+    def set_environment_states(self, running_returns: NDArray[np.float64]) -> None:
+        """Restore the running returns, (N,)."""
+        self._returns[:] = running_returns
+
+    def _discounted_returns(self, rewards: Tensor, game_ends: Tensor) -> NDArray[np.float64]:
+        """Return R_t = r_t + discount * R_{t-1}, begun anew behind the end of a game, (T, N), and keep the last."""
+        returns: NDArray[np.float64] = rewards.cpu().double().numpy().copy()
+        ends = game_ends.cpu().numpy()
+        running = self._returns
+        for t in range(len(returns)):
+            running = returns[t] = returns[t] + self._settings.discount * running
+            running = np.where(ends[t], 0.0, running)
+        self._returns = running
+        return returns

@@ -1,0 +1,145 @@
+"""Networks prepared for acting: work that depends on weights alone is done once per rollout.
+
+A network is prepared only if every layer of it is recognised by its exact type; otherwise it acts itself.
+"""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ppo.models.actor_critic import ActorCritic, Prediction
+from ppo.models.encoders import CNN, Flatten, PixelConv2d
+
+Policy = Callable[[Tensor], Prediction]
+"""Maps observations (B, ...) to a prediction."""
+_KNOWN_LAYERS = (PixelConv2d, nn.Conv2d, nn.ReLU, Flatten, nn.Linear)
+
+
+def freeze(model: ActorCritic) -> Policy:
+    """Return the network with its weights as they are now, as fast as it can be evaluated many times.
+
+    On a GPU that is the network itself: recorded kernels read the weights where they are.
+    """
+    encoder, policy_head, value_head = model.actor, model.policy_head, model.value_head
+    on_processor = model.device.type == "cpu" and model.precision == torch.float32
+    if (
+        on_processor
+        and model.critic is None
+        and isinstance(encoder, CNN)
+        and all(type(layer) in _KNOWN_LAYERS for layer in encoder)
+        and type(policy_head) is nn.Linear
+        and type(value_head) is nn.Linear
+    ):
+        return FrozenCNN(encoder, policy_head, value_head)
+    return model
+
+
+class FrozenCNN:
+    """An image network with weight-only work precomputed; valid until weights or input statistics change."""
+
+    def __init__(self, encoder: CNN, policy_head: nn.Linear, value_head: nn.Linear) -> None:
+        """Copy the weights of convolutions, pixel statistics folded in, and of the heads; the large layer is shared."""
+        self._convolutions = [
+            FrozenConvolution(*layer.folded(), layer.stride)
+            if isinstance(layer, PixelConv2d)
+            else FrozenConvolution(layer.weight, layer.bias, layer.stride)
+            for layer in encoder
+            if isinstance(layer, nn.Conv2d)
+        ]
+        (linear,) = (layer for layer in encoder if isinstance(layer, nn.Linear))
+        self._linear = FrozenLinear(linear.weight, linear.bias)
+        heads = (policy_head, value_head)
+        self._head_weight, self._head_bias = (
+            torch.cat([head.get_parameter(name) for head in heads]) for name in ("weight", "bias")
+        )
+
+    def __call__(self, observations: Tensor) -> Prediction:
+        """Predict what `ActorCritic` does, float rounding apart."""
+        features = observations.to(torch.float32)
+        for convolution in self._convolutions:
+            features = convolution(features)
+        features = self._linear(features.flatten(1))
+        heads = functional.linear(features, self._head_weight, self._head_bias)
+        return Prediction(heads[:, :-1], heads[:, -1])
+
+
+class FrozenConvolution:
+    """A convolution without padding and the ReLU behind it, on a processor.
+
+    With oneDNN both are one call, on a weight in the order that it likes best, as `torch.compile` does it. Nature CNN,
+    4 observations between steps of their emulators: 1.3 ms instead of 1.6, the same to the last bit.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, stride: tuple[int, ...]) -> None:
+        """Copy a weight (O, I, K, K)."""
+        self._weight = weight.detach().clone(memory_format=torch.channels_last)
+        self._bias, self._stride = None if bias is None else bias.detach().clone(), list(stride)
+        # The best order depends on the number of observations.
+        self._reordered: dict[torch.Size, Tensor] = {}
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Map (B, I, H, W) float to (B, O, H', W')."""
+        if not onednn_is_usable():
+            return functional.conv2d(features, self._weight, self._bias, self._stride).relu_()
+        if features.shape not in self._reordered:
+            self._reordered[features.shape] = _reordered(self._weight, self._stride, features.shape)
+        return _convolution_and_relu(features, self._reordered[features.shape], self._bias, self._stride)
+
+
+class FrozenLinear:
+    """A linear layer and the ReLU behind it, on a processor; one call of oneDNN as `FrozenConvolution` is.
+
+    Its sums are those of PyTorch's own call up to rounding. Most of its time is that of reading the weight: 4
+    observations 0.15 ms instead of 0.31 (Nature CNN) and 0.08 instead of 0.13 (small CNN).
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        """Share a weight (O, I), which nobody must change as long as this is used."""
+        self._weight, self._bias = weight.detach(), bias.detach()
+        self._reordered: dict[int, Tensor] = {}
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Map (B, I) to (B, O)."""
+        if not onednn_is_usable():
+            return functional.linear(features, self._weight, self._bias).relu_()
+        if len(features) not in self._reordered:
+            self._reordered[len(features)] = torch.ops.mkldnn._reorder_linear_weight(self._weight, len(features))
+        return _linear_and_relu(features, self._reordered[len(features)], self._bias)
+
+
+@functools.cache
+def onednn_is_usable() -> bool:
+    """Tell whether this PyTorch has the calls below: they are its own, and no version promises them to the next."""
+    pixels, weight, bias = torch.zeros(1, 4, 8, 8), torch.zeros(2, 4, 4, 4), torch.zeros(2)
+    features, matrix = torch.zeros(1, 4), torch.zeros(2, 4)
+    try:
+        _convolution_and_relu(pixels, _reordered(weight, [1, 1], pixels.shape), bias, [1, 1])
+        _linear_and_relu(features, torch.ops.mkldnn._reorder_linear_weight(matrix, 1), bias)
+    except (AttributeError, TypeError, RuntimeError):
+        return False
+    return True
+
+
+def _reordered(weight: Tensor, stride: list[int], shape: torch.Size) -> Tensor:
+    """Return a weight in the order that is best for features of a shape."""
+    result: Tensor = torch._C._nn.mkldnn_reorder_conv2d_weight(  # type: ignore[call-arg]
+        weight.to_mkldnn(), [0, 0], stride, [1, 1], 1, shape
+    )
+    return result
+
+
+def _convolution_and_relu(features: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int]) -> Tensor:
+    """Map features by a reordered weight."""
+    result: Tensor = torch.ops.mkldnn._convolution_pointwise(
+        features, weight, bias, [0, 0], stride, [1, 1], 1, "relu", [], ""
+    )
+    return result
+
+
+def _linear_and_relu(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Map features by a reordered weight."""
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(features, weight, bias, "relu", [], "")
+    return result
