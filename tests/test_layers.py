@@ -13,7 +13,7 @@ from tests.jobs import CARTPOLE
 
 LAYERS = (
     *("config", "presets", "random_streams", "scores", "versions", "collectives", "machine", "device", "supervision"),
-    *("envs", "models", "algorithm", "outputs", "agents", "evaluate", "run", "train", "benchmark", "__main__"),
+    *("envs", "models", "algorithm", "outputs", "agents", "evaluate", "run", "train", "__main__"),
 )
 ROOT = Path(ppo.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
@@ -61,6 +61,11 @@ def test_imports_inside_functions_are_seen() -> None:
 
 def test_the_package_itself_imports_nothing() -> None:
     assert list(imports(ROOT / "__init__.py")) == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_no_file_of_the_package_imports_from_the_scripts(path: Path) -> None:
+    assert "scripts" not in packages_imported(path)
 
 
 def test_only_one_module_of_the_collectives_imports_mpi4py() -> None:

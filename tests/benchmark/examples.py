@@ -1,11 +1,11 @@
 """A benchmark with numbers that can be worked out by hand: an update of 4,096 steps and 3 epochs."""
 
-from ppo.benchmark.limits import Limits
-from ppo.benchmark.machine import Machine
-from ppo.benchmark.plan import Settings, make_cases
-from ppo.benchmark.processes import Rank
-from ppo.benchmark.programs import ProgramRun
-from ppo.benchmark.results import Benchmark, CaseResult, Round
+from scripts.benchmarking.limits import Limits
+from scripts.benchmarking.machine import Machine
+from scripts.benchmarking.plan import Settings, make_cases
+from scripts.benchmarking.processes import Rank
+from scripts.benchmarking.programs import ProgramRun
+from scripts.benchmarking.results import Benchmark, CaseResult, Round
 
 CASES = make_cases(Settings(presets=("atari",), ranks=(1, 2), stable_baselines3=False), 2, [])
 

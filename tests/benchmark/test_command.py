@@ -8,12 +8,12 @@ import time
 
 import pytest
 
-from ppo.benchmark.__main__ import main
-from ppo.benchmark.jobs import ROOT
-from ppo.benchmark.processes import available_cores, descendants, is_running
+from scripts.benchmarking.__main__ import main
+from scripts.benchmarking.jobs import ROOT
+from scripts.benchmarking.processes import available_cores, descendants, is_running
 from tests.jobs import environment, separately
 
-COMMAND = [sys.executable, "-m", "ppo.benchmark"]
+COMMAND = [sys.executable, "-m", "scripts.benchmarking"]
 TINY = ["--", "--num_envs=2", "--rollout_steps=16", "--minibatch_size=32", "--num_epochs=1"]
 SHORT = ["--seconds=0.5", "--warm_up_seconds=0", "--limit_seconds=0.02"]
 
@@ -21,8 +21,8 @@ SHORT = ["--seconds=0.5", "--warm_up_seconds=0", "--limit_seconds=0.02"]
 @pytest.mark.parametrize("extent", [("--quick",), ("--presets", "atari", "--repeats=1", "--no-stable_baselines3")])
 def test_a_run_measures_and_writes_what_it_measured(tmp_path, extent):
     ranks = min(2, len(available_cores()))
-    flags = [*extent, f"--ranks={ranks}", *SHORT, "--output=results", *TINY]
-    job = separately([*COMMAND, *flags], tmp_path)
+    flags = [*extent, f"--ranks={ranks}", *SHORT, f"--output={tmp_path}/results", *TINY]
+    job = separately([*COMMAND, *flags], ROOT)
     assert job.returncode == 0, job.stderr
     assert "| steps per second over the ideal" in job.stdout
     assert sorted(str(p.relative_to(tmp_path / "results")) for p in (tmp_path / "results").rglob("*.*")) == [
@@ -72,19 +72,19 @@ def test_a_flag_that_there_is_not_is_refused_with_code_2():
     assert "--repeat" in job.stderr
 
 
-def test_a_program_that_fails_ends_the_benchmark_with_what_it_said(tmp_path):
+def test_a_program_that_fails_ends_the_benchmark_with_what_it_said():
     broken = {"PRTE_MCA_rmaps_default_mapping_policy": "nonsense"}
-    job = separately([*COMMAND, "--quick", "--ranks=1", *TINY], tmp_path, **broken)
+    job = separately([*COMMAND, "--quick", "--ranks=1", *TINY], ROOT, **broken)
     assert job.returncode == 1
     assert "ended by itself" in job.stderr
     assert "nonsense" in job.stderr
     assert "Traceback" not in job.stderr
 
 
-def test_a_benchmark_that_is_ended_leaves_no_job_behind(tmp_path):
+def test_a_benchmark_that_is_ended_leaves_no_job_behind():
     process = subprocess.Popen(
         [*COMMAND, "--quick", "--ranks=1", *TINY],
-        cwd=tmp_path,
+        cwd=ROOT,
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ppo.benchmark.jobs import ROOT, Job, JobError, mpirun
-from ppo.benchmark.processes import available_cores, descendants, describe, is_running, numbers_in, variable_of
+from scripts.benchmarking.jobs import ROOT, Job, JobError, mpirun
+from scripts.benchmarking.processes import available_cores, descendants, describe, is_running, numbers_in, variable_of
 from tests.jobs import MPI_ENVIRONMENT
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from ppo.benchmark.limits import Limits, ideal_steps_per_second
+from scripts.benchmarking.limits import Limits, ideal_steps_per_second
 
 
 def test_the_ideal_is_the_sum_of_the_times_of_a_step_shared_out_over_the_ranks():

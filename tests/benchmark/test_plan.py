@@ -1,7 +1,7 @@
 import pytest
 
-from ppo.benchmark.plan import QUICK, Settings, judged_cases, make_cases
 from ppo.settings import Refusal
+from scripts.benchmarking.plan import QUICK, Settings, judged_cases, make_cases
 
 ALONE = {"stable_baselines3": False}
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from ppo.benchmark import probe
 from ppo.collectives import Alone
 from ppo.command_line import parse_command_line
+from scripts.benchmarking import probe
 
 SMALL = ["--num_envs=4", "--rollout_steps=16", "--minibatch_size=32"]
 

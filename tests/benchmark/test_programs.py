@@ -2,9 +2,9 @@ import time
 
 import pytest
 
-from ppo.benchmark import programs
-from ppo.benchmark.jobs import Job, JobError
-from ppo.benchmark.programs import PHASES, Follower, Window, phases, summarize, watch
+from scripts.benchmarking import programs
+from scripts.benchmarking.jobs import Job, JobError
+from scripts.benchmarking.programs import PHASES, Follower, Window, phases, summarize, watch
 
 
 def row(env_steps=0, **columns):

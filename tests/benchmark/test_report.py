@@ -1,10 +1,10 @@
 import pytest
 
-from ppo.benchmark import figure
-from ppo.benchmark.plan import Settings, make_cases
-from ppo.benchmark.reach import find_targets
-from ppo.benchmark.report import BEGIN, END, insert, markdown, reach_table
 from ppo.settings import Refusal
+from scripts.benchmarking import figure
+from scripts.benchmarking.plan import Settings, make_cases
+from scripts.benchmarking.reach import find_targets
+from scripts.benchmarking.report import BEGIN, END, insert, markdown, reach_table
 from tests.benchmark.examples import benchmark
 
 THEIRS = {"cleanrl": 250.0, "published": 260.0}

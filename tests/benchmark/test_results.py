@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from ppo.benchmark.plan import Settings, make_cases
-from ppo.benchmark.reach import find_targets
-from ppo.benchmark.results import Spread
+from scripts.benchmarking.plan import Settings, make_cases
+from scripts.benchmarking.reach import find_targets
+from scripts.benchmarking.results import Spread
 from tests.benchmark.examples import CASES, benchmark
 
 ONE, TWO, WEAK = CASES

@@ -4,14 +4,14 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from ppo.benchmark import stable_baselines3
-from ppo.benchmark.jobs import ROOT
-from ppo.benchmark.plan import Settings
-from ppo.benchmark.stable_baselines3 import WAYS, Way
 from ppo.presets import PRESETS
 from ppo.settings import Refusal
+from scripts.benchmarking import stable_baselines3
+from scripts.benchmarking.jobs import ROOT
+from scripts.benchmarking.plan import Settings
+from scripts.benchmarking.stable_baselines3 import WAYS, Way
 
-SCRIPT = ROOT / "scripts/train_stable_baselines3.py"
+SCRIPT = ROOT / "scripts/benchmarking/train_stable_baselines3.py"
 
 
 @pytest.fixture

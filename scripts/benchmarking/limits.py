@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ppo.benchmark.jobs import Job, mpirun
-from ppo.benchmark.plan import Case
+from scripts.benchmarking.jobs import Job, mpirun
+from scripts.benchmarking.plan import Case
 
 Ways = dict[str, list[float]]
 """Every rank's rate, in rank order, by the way in which the work was done."""
@@ -82,7 +82,7 @@ def measure_limits(case: Case, cores: Sequence[int], seconds: float) -> Limits:
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        arguments = ["-m", "ppo.benchmark.probe", str(folder / "limits.json"), str(seconds), *case.flags]
+        arguments = ["-m", "scripts.benchmarking.probe", str(folder / "limits.json"), str(seconds), *case.flags]
         with Job(mpirun(cores[: case.ranks], arguments), folder, OMP_NUM_THREADS="1") as job:
             job.wait()
         return Limits(json.loads((folder / "limits.json").read_text()))

@@ -6,9 +6,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from ppo.benchmark.jobs import ROOT
 from ppo.outputs.manifest import machine_here
 from ppo.versions import version_of, versions_here
+from scripts.benchmarking.jobs import ROOT
 
 _QUIET_LOAD = 0.3
 

@@ -3,11 +3,11 @@
 import statistics
 from collections.abc import Callable, Iterable, Iterator
 
-from ppo.benchmark.plan import Case, judged_cases
-from ppo.benchmark.programs import PHASES
-from ppo.benchmark.reach import Target, find_targets
-from ppo.benchmark.results import Benchmark, CaseResult, Spread
 from ppo.settings import Refusal
+from scripts.benchmarking.plan import Case, judged_cases
+from scripts.benchmarking.programs import PHASES
+from scripts.benchmarking.reach import Target, find_targets
+from scripts.benchmarking.results import Benchmark, CaseResult, Spread
 
 BEGIN = "<!-- ./scripts/benchmark writes from here -->"
 END = "<!-- to here -->"

@@ -1,6 +1,6 @@
-"""`python -m ppo.benchmark`: measure this machine's limits, the program and Stable-Baselines3, and write the report.
+"""`./scripts/benchmark`: measure this machine's limits, the program and Stable-Baselines3, and write the report.
 
-Flags after `--` go to the program: python -m ppo.benchmark --quick -- --num_envs=128
+Flags after `--` go to the program: ./scripts/benchmark --quick -- --num_envs=128
 """
 
 import dataclasses
@@ -16,18 +16,18 @@ from pathlib import Path
 
 import tyro
 
-from ppo.benchmark import figure, report, stable_baselines3
-from ppo.benchmark.jobs import JobError
-from ppo.benchmark.limits import measure_limits
-from ppo.benchmark.machine import commit, describe_machine, software, stolen_seconds, warn_of_load
-from ppo.benchmark.plan import QUICK, RIVALS, Case, Settings, judged_cases, make_cases
-from ppo.benchmark.processes import available_cores
-from ppo.benchmark.programs import measure_program, seconds_to_first_update
-from ppo.benchmark.reach import find_targets
-from ppo.benchmark.results import Benchmark, CaseResult, Round
-from ppo.benchmark.stable_baselines3 import Way
 from ppo.outputs.folders import require_writable
 from ppo.settings import Refusal
+from scripts.benchmarking import figure, report, stable_baselines3
+from scripts.benchmarking.jobs import JobError
+from scripts.benchmarking.limits import measure_limits
+from scripts.benchmarking.machine import commit, describe_machine, software, stolen_seconds, warn_of_load
+from scripts.benchmarking.plan import QUICK, RIVALS, Case, Settings, judged_cases, make_cases
+from scripts.benchmarking.processes import available_cores
+from scripts.benchmarking.programs import measure_program, seconds_to_first_update
+from scripts.benchmarking.reach import find_targets
+from scripts.benchmarking.results import Benchmark, CaseResult, Round
+from scripts.benchmarking.stable_baselines3 import Way
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 DOCUMENT, DATA, PICTURE = "benchmark.md", "measurements/benchmark.json", "figures/benchmark.png"

@@ -1,4 +1,4 @@
-"""Run Python on one core a rank: `mpirun -np 2 python -m ppo.benchmark.pinned 0,1 -m ppo ...`.
+"""Run Python on one core a rank: `mpirun -np 2 python -m scripts.benchmarking.pinned 0,1 -m ppo ...`.
 
 mpirun can bind its ranks itself, but chooses among all cores of the machine: of those that were left to its caller
 (by taskset, say) it takes no notice.

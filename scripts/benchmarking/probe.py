@@ -1,6 +1,6 @@
 """Measure the limits of the machine, on every rank of a job at once; see `limits.py`.
 
-    mpirun -np 2 python -m ppo.benchmark.probe limits.json 1.5 --preset=atari
+    mpirun -np 2 python -m scripts.benchmarking.probe limits.json 1.5 --preset=atari
 
 The arguments are the file to write, the seconds for each measurement and flags of `python -m ppo`.
 """

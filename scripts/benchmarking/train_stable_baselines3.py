@@ -38,7 +38,7 @@ SETTINGS = {
 NUM_ENVS = 8
 
 
-class Progress(BaseCallback):
+class Progress(BaseCallback):  # type: ignore[misc]  # the library is not installed here
     """Appends the number of steps to a CSV file at the end of each update."""
 
     def __init__(self, path: Path) -> None:

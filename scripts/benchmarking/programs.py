@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ppo.benchmark.jobs import Job, mpirun
-from ppo.benchmark.plan import Case, Settings
-from ppo.benchmark.processes import Rank
+from scripts.benchmarking.jobs import Job, mpirun
+from scripts.benchmarking.plan import Case, Settings
+from scripts.benchmarking.processes import Rank
 
 PHASES = ("env", "inference", "learn", "communicate", "wait", "save", "else")
 """What an update's time is spent on; `else` is what no clock of the program measures."""

@@ -12,11 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-import ppo
-from ppo.benchmark.processes import Rank, descendants, describe, is_running, variable_of
 from ppo.settings import Refusal
+from scripts.benchmarking.processes import Rank, descendants, describe, is_running, variable_of
 
-ROOT = Path(ppo.__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 """The repository."""
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _RANK_VARIABLE = "OMPI_COMM_WORLD_RANK"
@@ -98,7 +97,7 @@ class Job:
 
 def mpirun(cores: Sequence[int], arguments: Sequence[str]) -> list[str]:
     """Return the command that runs Python with these arguments as one rank on each core."""
-    pinned = ["-m", "ppo.benchmark.pinned", ",".join(map(str, cores))]
+    pinned = ["-m", "scripts.benchmarking.pinned", ",".join(map(str, cores))]
     return [_find_mpirun(), "-np", str(len(cores)), "--bind-to", "none", sys.executable, *pinned, *arguments]
 
 

@@ -12,14 +12,14 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from ppo.benchmark.jobs import ROOT, Job
-from ppo.benchmark.plan import Settings, SettingsName
-from ppo.benchmark.programs import Follower, watch
 from ppo.settings import Refusal
+from scripts.benchmarking.jobs import ROOT, Job
+from scripts.benchmarking.plan import Settings, SettingsName
+from scripts.benchmarking.programs import Follower, watch
 
 _PYTHON = ROOT / ".venv-stable-baselines3" / "bin" / "python"
-_SET_UP = ROOT / "scripts" / "set_up_stable_baselines3"
-_TRAIN = ROOT / "scripts" / "train_stable_baselines3.py"
+_SET_UP = Path(__file__).with_name("set_up_stable_baselines3")
+_TRAIN = Path(__file__).with_name("train_stable_baselines3.py")
 _VERSIONED = ("stable_baselines3", "torch", "numpy", "gymnasium", "ale-py", "opencv-python-headless")
 _SHARE_OF_TIME_FOR_A_TRIAL = 0.5
 

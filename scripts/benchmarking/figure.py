@@ -8,9 +8,9 @@ import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ppo.benchmark.programs import PHASES
-from ppo.benchmark.results import Benchmark, share_of_time
 from ppo.settings import Refusal
+from scripts.benchmarking.programs import PHASES
+from scripts.benchmarking.results import Benchmark, share_of_time
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ppo.benchmark.plan import Case, judged_cases
-from ppo.benchmark.results import Benchmark, Round, Spread, share_of_time
+from scripts.benchmarking.plan import Case, judged_cases
+from scripts.benchmarking.results import Benchmark, Round, Spread, share_of_time
 
 _SHARE_OF_IDEAL = {"atari": 0.90, "paper": 0.90, "cleanrl": 0.90}
 _OVER_STABLE_BASELINES3 = 1.7

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from ppo.benchmark.limits import Limits
-from ppo.benchmark.machine import Machine
-from ppo.benchmark.plan import Case, Settings, SettingsName, case_name
-from ppo.benchmark.programs import ProgramRun
+from scripts.benchmarking.limits import Limits
+from scripts.benchmarking.machine import Machine
+from scripts.benchmarking.plan import Case, Settings, SettingsName, case_name
+from scripts.benchmarking.programs import ProgramRun
 
 
 @dataclass(frozen=True)
