@@ -46,11 +46,6 @@ def set_up() -> None:
     Raises:
         Refusal: it cannot be made here.
     """
-    if not _SET_UP.exists():
-        raise Refusal(
-            f"stable_baselines3 needs {_SET_UP}, which is not installed with the package; run ./scripts/benchmark "
-            "in a clone of the repository or add --no-stable_baselines3"
-        )
     if subprocess.run([_SET_UP, sys.executable], check=False).returncode != 0:
         raise Refusal("stable_baselines3 could not be installed (see above); add --no-stable_baselines3 to go without")
 

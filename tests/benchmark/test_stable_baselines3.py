@@ -111,16 +111,10 @@ def test_the_fastest_way_comes_first(monkeypatch):
     assert str(next(reversed(found))) == "SubprocVecEnv, 1 thread"
 
 
-def test_a_package_without_its_scripts_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr(stable_baselines3, "_SET_UP", tmp_path / "nowhere")
-    with pytest.raises(Refusal, match="--no-stable_baselines3"):
-        stable_baselines3.set_up()
-
-
 def test_an_installation_that_fails_is_refused(monkeypatch, tmp_path):
     script = tmp_path / "set_up"
     script.write_text("#!/bin/sh\nexit 1\n")
     script.chmod(0o755)
     monkeypatch.setattr(stable_baselines3, "_SET_UP", script)
-    with pytest.raises(Refusal, match="could not be installed"):
+    with pytest.raises(Refusal, match=r"could not be installed.*--no-stable_baselines3"):
         stable_baselines3.set_up()
