@@ -103,12 +103,15 @@ class Loop:
         self._watchdog.enter("collecting", progress.update + 1)
         rollout, episodes = run.collector.collect(progress.update)
         self._watchdog.enter("learning", progress.update + 1)
-        learnt = run.learner.update(
-            rollout,
-            update=progress.update,
-            env_steps=steps_before,
-            progress=steps_before / config.run.env_steps,
-        )
+        if run.model.inputs.waits_for_first_rollout:
+            learnt = run.learner.no_update()
+        else:
+            learnt = run.learner.update(
+                rollout,
+                update=progress.update,
+                env_steps=steps_before,
+                progress=steps_before / config.run.env_steps,
+            )
         run.model.inputs.follow(rollout.observations, run.comm)
         self._watchdog.enter("logging", progress.update + 1)
         everyone = run.comm.broadcast(merge(run.comm.gather(episodes)))

@@ -1,6 +1,7 @@
 """Which versions of what a process runs: recorded in checkpoints, compared between ranks."""
 
 import hashlib
+import importlib.util
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -14,6 +15,16 @@ def versions_here() -> dict[str, str]:
     """Return the version of Python, of this program and of each library that can change a result."""
     versions = {"python": platform.python_version()}
     return versions | {package: version_of(package) for package in ("ppo", *_LIBRARIES)}
+
+
+def module_version(name: str) -> str:
+    """Return a short hash of the source of a module, `missing` if there is none; imports the packages it is in."""
+    try:
+        spec = importlib.util.find_spec(name)
+        source = Path(spec.origin).read_bytes() if spec is not None and spec.origin is not None else None
+    except (ImportError, OSError, ValueError):
+        source = None
+    return "missing" if source is None else hashlib.sha256(source).hexdigest()[:16]
 
 
 def version_of(package: str) -> str:
