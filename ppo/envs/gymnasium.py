@@ -10,6 +10,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
@@ -28,11 +29,9 @@ def check(env_name: str, world: WorldSettings) -> None:
     Raises:
         Refusal: says which of these it is.
     """
-    if env_name not in gymnasium.registry:
-        from ppo.envs import atari
-
-        known = [i for i, spec in gymnasium.registry.items() if not str(spec.entry_point).startswith("ale_py")]
-        raise unknown_environment(env_name, [*known, *atari.accepted_names()])
+    spec = gymnasium.registry.get(env_name)
+    if spec is None or _is_of_ale(spec):
+        raise _refusal(env_name)
     try:
         env = gymnasium.make(env_name)
     except (gymnasium.error.Error, ImportError, TypeError) as error:
@@ -66,6 +65,20 @@ def same_world(first: str, second: str) -> bool:
 def facts(env_name: str, world: WorldSettings, return_mean: float) -> dict[str, Any]:
     """Return nothing: no published scores are known here."""
     return {}
+
+
+def _refusal(env_name: str) -> Refusal:
+    """Return why there is no such world here: unknown, or one of ALE's under another protocol than this package's."""
+    from ppo.envs import atari  # registers ALE's ids
+
+    if env_name in gymnasium.registry:
+        return atari.other_protocol(env_name)
+    known = [i for i, spec in gymnasium.registry.items() if not _is_of_ale(spec)]
+    return unknown_environment(env_name, [*known, *atari.accepted_names()])
+
+
+def _is_of_ale(spec: EnvSpec) -> bool:
+    return str(spec.entry_point).startswith("ale_py")
 
 
 class GymnasiumEnvironments(Environments):
