@@ -10,11 +10,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+REFUSED = 2
+"""Exit code after a Refusal."""
+
 
 class Refusal(ValueError):
     """The user's input cannot be served; the message names the setting, the rule and the nearest valid choice.
 
-    The program prints it once for the whole job and ends with exit code 2.
+    The program prints it once for the whole job and ends with exit code REFUSED.
     """
 
 
