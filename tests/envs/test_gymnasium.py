@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from ppo.command_line import parse_command_line
 from ppo.envs import check_environment, make_envs
 from ppo.envs.gymnasium import GymnasiumEnvironments
-from ppo.families import WorldSettings
+from ppo.families import GymnasiumSettings
 from ppo.settings import Refusal
 
 CART_POLE = "CartPole-v1"
@@ -109,7 +110,7 @@ def test_nothing_ever_loses_a_life() -> None:
 def test_a_frame_listener_receives_pictures_of_the_first_environment() -> None:
     shapes: list[tuple[int, ...]] = []
     envs = make_envs(
-        CART_POLE, WorldSettings(), indices=range(2), seed=0, on_frame=lambda frame: shapes.append(frame.shape)
+        CART_POLE, GymnasiumSettings(), indices=range(2), seed=0, on_frame=lambda frame: shapes.append(frame.shape)
     )
     envs.reset()
     envs.step(np.array([0, 0]))
@@ -229,7 +230,7 @@ def test_actions_that_go_on_past_the_end_are_not_exact() -> None:
 
 def test_a_frame_listener_is_not_shown_an_episode_that_is_played_again() -> None:
     frames: list[NDArray[np.uint8]] = []
-    envs = make_envs(CART_POLE, WorldSettings(), indices=range(4, 5), seed=0, on_frame=frames.append)
+    envs = make_envs(CART_POLE, GymnasiumSettings(), indices=range(4, 5), seed=0, on_frame=frames.append)
     assert envs.set_states(saved_after_three_steps(CART_POLE)) == []
     assert frames == []
     envs.step(np.array([0]))
@@ -274,6 +275,11 @@ def test_states_for_another_number_of_environments_are_refused(number: int) -> N
 # ------------------------------------------------------------------------------------------------------------- names
 
 
+def check(env_name: str, *flags: str) -> None:
+    """Check a command line that names a world."""
+    check_environment(parse_command_line([f"--env_name={env_name}", *flags]))
+
+
 class Pictures(gymnasium.Env[NDArray[np.uint8], int]):
     """A world of pictures."""
 
@@ -291,17 +297,17 @@ def pictures() -> Iterator[str]:
 
 def test_image_observations_are_refused(pictures: str) -> None:
     with pytest.raises(Refusal, match=r"vector observations.*try CartPole-v1"):
-        check_environment(pictures)
+        check(pictures)
 
 
 def test_continuous_actions_are_refused() -> None:
     with pytest.raises(Refusal, match=r"discrete actions.*try CartPole-v1"):
-        check_environment("Pendulum-v1")
+        check("Pendulum-v1")
 
 
 def test_an_unknown_world_is_refused_with_the_nearest_known_one() -> None:
     with pytest.raises(Refusal, match="did you mean 'CartPole-v1'"):
-        check_environment("CartPol-v1")
+        check("CartPol-v1")
 
 
 @pytest.fixture
@@ -314,20 +320,20 @@ def broken() -> Iterator[str]:
 
 def test_a_world_whose_package_is_missing_is_refused_saying_which(broken: str) -> None:
     with pytest.raises(Refusal, match=r"cannot be made here.*no_such_package"):
-        check_environment(broken)
+        check(broken)
 
 
 @pytest.mark.parametrize("setting", ["sticky_actions", "full_action_space", "noop_max", "frame_stack"])
 def test_settings_that_only_atari_has_are_refused(setting: str) -> None:
-    with pytest.raises(Refusal, match=setting):
-        check_environment(CART_POLE, {setting, "env_name"})
+    with pytest.raises(Refusal, match=f"{setting} must not be set for CartPole-v1: it applies to Atari games only"):
+        check(CART_POLE, f"--{setting}=1")
 
 
 def test_a_world_that_is_served_is_accepted() -> None:
-    check_environment(CART_POLE)
+    check(CART_POLE)
 
 
 def test_a_network_for_images_is_refused():
-    check_environment(CART_POLE, model_size="large")
+    check(CART_POLE, "--model_size=large")
     with pytest.raises(Refusal, match="model_size must be small or large for CartPole-v1, which shows no images"):
-        check_environment(CART_POLE, model_size="impala")
+        check(CART_POLE, "--model_size=impala")
