@@ -27,7 +27,7 @@ setup(
             depends=["setup.py"],
             optional=True,
         )
-        for name in ("ppo.algorithm._minibatch", "ppo.envs.atari._blended_colours", "ppo.envs.atari._screens")
+        for name in ("ppo.algorithm._pixels", "ppo.envs.atari._blended_colours", "ppo.envs.atari._screens")
     ],
     # The files of C are a part of the version that ranks compare.
     package_data={"ppo": ["envs/atari/human_random_57.csv", "*/_*.c", "*/*/_*.c"]},

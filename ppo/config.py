@@ -260,6 +260,7 @@ class Config:
         """
         for section in dataclasses.fields(self):
             check_bounds(getattr(self, section.name))
+        self.world.check()
         _check_model_name(self.run.model_name)
         _check_learning_rate(self.ppo)
         _check_minibatch_size(self.ppo)

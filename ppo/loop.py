@@ -36,6 +36,7 @@ def train(
     watchdog: Watchdog,
     cores: Sequence[int] | None = None,
     placement: Placement = CPU,
+    notes: Sequence[str] = (),
 ) -> int:
     """Train until `env_steps`, resuming the newest checkpoint of this name.
 
@@ -46,6 +47,7 @@ def train(
         watchdog: is told of every phase.
         cores: how many cores each rank has to itself; default: one each.
         placement: where this rank's network acts and learns.
+        notes: what the log should say of the world.
 
     Returns:
         The exit code: 0 at the end, that of the signal after an early stop, SAVE_FAILED without a last checkpoint.
@@ -60,7 +62,7 @@ def train(
             _tell_that_it_is_finished(run, start.notes)
             return 0
         trackers = make_trackers(run)
-        for line in (*start.about, *start.notes):
+        for line in (*start.about, *notes, *start.notes):
             trackers.say(line)
         loop = Loop(run, trackers, stop, watchdog)
         exit_code: int | None = None

@@ -156,7 +156,7 @@ def statistics_of(games: Sequence[Game], agent: Agent, config: Config) -> dict[s
         "act": agent.rule,
         "rng_seed": config.run.rng_seed,
         "protocol": agent.config.to_dict()["world"],
-        **world_of(env_name).facts(env_name, agent.config.world, mean),
+        **world_of(env_name).facts(env_name, mean),
     }
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ppo.algorithm import compiled
+from ppo.algorithm import pixels
 from ppo.collectives import Collective, decided_by_root
 from ppo.config import Config
 from ppo.device import Placement
@@ -114,7 +114,7 @@ def decide_engine(config: Config, comm: Collective, cores: Sequence[int]) -> Eng
 def uncompiled(run: Run) -> list[str]:
     """Return what is slow where the package was installed without a compiler, as a message."""
     slow = [run.envs.uncompiled] if run.envs.uncompiled else []
-    if run.model.device.type == "cpu" and run.model.pixel_layer is not None and not compiled.IS_COMPILED:
+    if run.model.device.type == "cpu" and run.model.pixel_layer is not None and not pixels.IS_COMPILED:
         slow.append("minibatches are gathered by PyTorch")
     return [f"{' and '.join(slow)}: pip install -e . where cc and Python.h are makes faster code"] if slow else []
 

@@ -1,7 +1,6 @@
 """The equations of PPO as pure functions: tensors in, tensors out, no state, no ranks.
 
-Shapes: T steps, N environments, B minibatch. Time is the first axis. Every loss is per sample, to be minimised, and has
-its derivative beside it: a tape for autograd costs more than these small tensors (tests hold each against autograd).
+Shapes: T steps, N environments, B minibatch. Time is the first axis. Every loss is per sample, to be minimised.
 """
 
 import torch
@@ -31,20 +30,9 @@ def clipped_surrogate_loss(log_ratios: Tensor, advantages: Tensor, clip_range: f
 
     `log_ratios` is log pi(a|s) - log pi_old(a|s).
     """
-    return -torch.minimum(*_surrogates(log_ratios, advantages, clip_range))
-
-
-def clipped_surrogate_derivative(log_ratios: Tensor, advantages: Tensor, clip_range: float | Tensor) -> Tensor:
-    """Return the derivative of `clipped_surrogate_loss` by the log-ratios, (B,): -r A, but 0 where the clip decides."""
-    unclipped, clipped = _surrogates(log_ratios, advantages, clip_range)
-    return -unclipped.masked_fill(unclipped > clipped, 0.0)
-
-
-def _surrogates(log_ratios: Tensor, advantages: Tensor, clip_range: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Return r A and clip(r) A, (B,) each."""
     ratios = log_ratios.exp()
     clipped = ratios.clamp(1.0 - clip_range, 1.0 + clip_range)  # type: ignore[arg-type]
-    return ratios * advantages, clipped * advantages
+    return -torch.minimum(ratios * advantages, clipped * advantages)
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float | None) -> Tensor:
@@ -58,18 +46,6 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: 
         clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
         errors = torch.maximum(errors, (clipped - returns).square())
     return 0.5 * errors
-
-
-def value_loss_derivative(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float | None) -> Tensor:
-    """Return the derivative of `value_loss` by the values, (B,): the error, but 0 where the clipped one decides."""
-    errors = values - returns
-    if clip_range is not None:
-        changes = values - old_values
-        clipped = old_values + changes.clamp(-clip_range, clip_range)
-        decides = (clipped - returns).square() > errors.square()
-        # Within the range both errors are the same but for rounding.
-        errors = errors.masked_fill(decides & (changes.abs() > clip_range), 0.0)
-    return errors
 
 
 def approximate_kl(log_ratios: Tensor) -> Tensor:

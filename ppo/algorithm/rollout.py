@@ -19,16 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppo.algorithm import compiled
 from ppo.algorithm.cuda_graph import CUDAGraph
+from ppo.algorithm.pixels import gather_pixels
 from ppo.collectives.moments import RunningMoments
 from ppo.envs import Environments
 from ppo.models.actor_critic import ActorCritic
 from ppo.models.frozen import freeze
 from ppo.random_streams import Purpose, stream
-
-# Bytes of so many observations, 28 KB each, are still in the cache when they are made floats.
-_ROWS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -65,21 +62,6 @@ class Rollout:
         rows = pixels.flatten(1)
         gathered = gather_pixels(rows, indices) if rows.device.type == "cpu" else rows.index_select(0, indices)
         return gathered.view(-1, *pixels.shape[1:]).permute(0, 3, 1, 2)
-
-
-def gather_pixels(rows: Tensor, indices: Tensor) -> Tensor:
-    """Return rows (R, W) of uint8 at indices (B,) as float32 (B, W), on a processor.
-
-    Raises:
-        IndexError: an index is none of R.
-    """
-    gathered = torch.empty(len(indices), rows.shape[1])
-    if compiled.code is not None and torch.get_num_threads() == 1:
-        compiled.code.gather_pixels(gathered.numpy(), rows.numpy(), indices.numpy())
-        return gathered
-    for part, chosen in zip(torch.split(gathered, _ROWS_AT_ONCE), torch.split(indices, _ROWS_AT_ONCE), strict=True):
-        part.copy_(rows.index_select(0, chosen))
-    return gathered
 
 
 @dataclass(frozen=True)

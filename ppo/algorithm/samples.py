@@ -12,9 +12,12 @@ from ppo.config import PPOSettings
 
 
 class Samples(NamedTuple):
-    """What the loss depends on besides the network's prediction: one entry for each sample, all of one shape."""
+    """What the loss depends on besides the network's prediction: one entry for each of B samples, (B,) if not said."""
 
     actions: Tensor
+    """Raw, (B, *action shape)."""
+    outputs: Tensor
+    """Of the policy head that acted, (B, K)."""
     log_probs: Tensor
     """Of the actions, from the policy that acted."""
     values: Tensor
@@ -26,10 +29,6 @@ class Samples(NamedTuple):
     def at(self, indices: Tensor) -> "Samples":
         """Gather flat samples by indices of any shape."""
         return Samples(*(numbers[indices] for numbers in self))
-
-    def flatten(self) -> "Samples":
-        """Return minibatches (K, B) as (K * B,)."""
-        return Samples(*(numbers.flatten(0, 1) for numbers in self))
 
 
 def prepare(
@@ -77,8 +76,8 @@ def prepare(
         returns = value_normalizer.normalize(returns)
     if settings.advantage_normalization == "batch":
         advantages = standardize(advantages, advantage_moments)
-    actions, log_probs = rollout.actions.flatten(0, 1), rollout.log_probs.flatten()
-    return Samples(actions, log_probs, values, returns, advantages), explained
+    actions, outputs, log_probs = (a.flatten(0, 1) for a in (rollout.actions, rollout.outputs, rollout.log_probs))
+    return Samples(actions, outputs, log_probs, values, returns, advantages), explained
 
 
 def gather_minibatches(

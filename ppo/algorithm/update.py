@@ -17,13 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ppo.algorithm import objective
 from ppo.algorithm.adam import Adam
 from ppo.algorithm.cuda_graph import CUDAGraph
 from ppo.algorithm.flat_parameters import FlatParameters, num_parameters
+from ppo.algorithm.loss import TERMS, ppo_loss
 from ppo.algorithm.minibatches import minibatch_indices
 from ppo.algorithm.noise_scale import GradientNoiseScale
-from ppo.algorithm.objective import LOGGED
 from ppo.algorithm.rewards import RewardTransform
 from ppo.algorithm.rollout import Rollout
 from ppo.algorithm.samples import Samples, gather_minibatches, prepare
@@ -136,17 +135,17 @@ class Learner:
             self._moments,
             gae_lambda=scheduled.gae_lambda,
         )
-        statistics = UpdateStatistics(LOGGED, self._noise_scale)
+        statistics = UpdateStatistics(TERMS, self._noise_scale)
         self._is_not_finite.zero_()
         for epoch in range(settings.num_epochs):
             indices = minibatch_indices(settings, self._indices, seed=self._seed, update=update, epoch=epoch)
             indices = indices.to(self._device)
             minibatches = gather_minibatches(samples, indices, settings, self._moments)
-            steps, outputs = [], []
+            steps, sums = [], []
             for number, (index, *minibatch) in enumerate(zip(indices, *minibatches, strict=True)):
-                outputs += self._add_gradients(rollout, index, Samples(*minibatch), clip_range)
+                sums += self._add_gradients(rollout, index, Samples(*minibatch), clip_range)
                 steps.append(self._step(learning_rate, with_noise=measures_noise(number)))
-            of_steps, means = self._read(steps, outputs, minibatches.flatten(), clip_range)
+            of_steps, means = self._read(steps, sums)
             kl = statistics.add_epoch(of_steps, means, update)
             learning_rate = self._schedules.after_epoch(learning_rate, kl)
             if settings.kl_stop is not None and kl > settings.kl_stop:
@@ -197,10 +196,8 @@ class Learner:
         self.rewards.load_state_dict(state)
         self._noise_scale.load_state_dict(state)
 
-    def _add_gradients(
-        self, rollout: Rollout, index: Tensor, samples: Samples, clip_range: float
-    ) -> list[tuple[Tensor, ...]]:
-        """Compute this rank's gradient of a minibatch, part by part; return the network's outputs of each.
+    def _add_gradients(self, rollout: Rollout, index: Tensor, samples: Samples, clip_range: float) -> list[Tensor]:
+        """Compute this rank's gradient of a minibatch, part by part; return the sums of the loss's terms of each.
 
         Args:
             rollout: where the observations are.
@@ -210,20 +207,17 @@ class Learner:
         """
         self._flat.start_gradient()
         at_once = _MAX_SAMPLES_AT_ONCE if self._device.type == "cpu" else _MAX_SAMPLES_AT_ONCE_ON_A_GPU
-        parts = list(zip(*(torch.split(numbers, at_once) for numbers in (index, *samples)), strict=True))
-        outputs = []
-        for part in parts:
-            outputs.append(self._add_gradient(rollout, part[0], Samples(*part[1:]), clip_range))
-        return outputs
+        parts = zip(*(torch.split(numbers, at_once) for numbers in (index, *samples)), strict=True)
+        return [self._add_gradient(rollout, part[0], Samples(*part[1:]), clip_range) for part in parts]
 
-    def _add_gradient(self, rollout: Rollout, index: Tensor, samples: Samples, clip_range: float) -> tuple[Tensor, ...]:
+    def _add_gradient(self, rollout: Rollout, index: Tensor, samples: Samples, clip_range: float) -> Tensor:
         """Do what `_accumulate` does; on a GPU by the recorded kernels."""
         if self._device.type != "cuda":
             return self._accumulate(rollout, index, samples, clip_range)
 
         def accumulate(index: Tensor, *numbers: Tensor) -> tuple[Tensor, ...]:
             *samples, clip_range = numbers
-            return self._accumulate(rollout, index, Samples(*samples), clip_range)
+            return (self._accumulate(rollout, index, Samples(*samples), clip_range),)
 
         if self._graphs_read != rollout.observations.data_ptr():
             self._graphs.clear()
@@ -233,25 +227,21 @@ class Learner:
             before = self._flat.buffer.clone()
             self._graphs[len(index)] = CUDAGraph(accumulate, inputs)
             self._flat.buffer.copy_(before)
-        return tuple(output.clone() for output in self._graphs[len(index)](*inputs))
+        return self._graphs[len(index)](*inputs)[0].clone()
 
-    def _accumulate(
-        self, rollout: Rollout, index: Tensor, samples: Samples, clip_range: float | Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Add the gradient of samples, divided by the job's minibatch size.
+    def _accumulate(self, rollout: Rollout, index: Tensor, samples: Samples, clip_range: float | Tensor) -> Tensor:
+        """Add the gradient of samples, divided by the job's minibatch size; return the sums of the loss's terms.
 
         Args:
             rollout: where their observations are.
             index: their flat indices in it, (B,).
-            samples: the minibatch, (B,).
+            samples: the samples, (B,).
             clip_range: of the ratios; () if it is a tensor.
-
-        Returns:
-            The network's logits (B, A) and values (B,).
         """
-        logits, values = self._model(rollout.observations_at(index))
-        torch.autograd.backward(objective.stand_in(logits, values, samples, self._settings, clip_range))
-        return logits.detach(), values.detach()
+        prediction = self._model(rollout.observations_at(index))
+        loss, terms = ppo_loss(prediction, samples, self._model.distribution, self._settings, clip_range)
+        (loss / self._settings.minibatch_size).backward()  # type: ignore[no-untyped-call]
+        return torch.stack([terms[name].detach().sum(dtype=torch.float32) for name in TERMS])
 
     def _step(self, rate: float, *, with_noise: bool = True) -> Tensor:
         """Sum the gradient over ranks, clip it and take an Adam step.
@@ -282,29 +272,24 @@ class Learner:
                 self._neighbours.barrier()  # until the other shards are updated too
         return torch.cat([norm.view(1), summed[flat.count :]])
 
-    def _read(
-        self, steps: list[Tensor], outputs: list[tuple[Tensor, ...]], samples: Samples, clip_range: float
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _read(self, steps: list[Tensor], sums: list[Tensor]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Wait for the device at the end of an epoch of K minibatches.
 
         Args:
             steps: the results of `_step`.
-            outputs: the network's outputs for the samples.
-            samples: the epoch's minibatches, (K * B,).
-            clip_range: of the ratios.
+            sums: this rank's sums of the loss's terms.
 
         Returns:
-            The results of `_step`, (K, 2), and the sums over minibatches of the LOGGED terms, each a mean over the
-            minibatch of the whole job.
+            The results of `_step`, (K, 2), and the sums over minibatches of the terms, each a mean over the minibatch
+            of the whole job.
         """
-        logits, values = (torch.cat(parts) for parts in zip(*outputs, strict=True))
-        own_sums = objective.logged_sums(logits, values, samples, self._settings, clip_range)
-        numbers = torch.cat([*steps, own_sums]).double().cpu().numpy()
-        of_steps, sums = numbers[: -len(LOGGED)].reshape(len(steps), -1), numbers[-len(LOGGED) :]
-        sums /= self._settings.minibatch_size
+        own_sums = torch.stack(sums).double().sum(0)
+        numbers = torch.cat([torch.cat(steps).double(), own_sums]).cpu().numpy()
+        of_steps, of_terms = numbers[: -len(TERMS)].reshape(len(steps), -1), numbers[-len(TERMS) :]
+        of_terms /= self._settings.minibatch_size
         with self._communicating():
-            self._comm.sum_in_place(sums)
-        return of_steps, sums
+            self._comm.sum_in_place(of_terms)
+        return of_steps, of_terms
 
     def _moments(self, samples: Tensor) -> Moments:
         with self._communicating():

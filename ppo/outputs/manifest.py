@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ppo.algorithm import compiled
+from ppo.algorithm import pixels
 from ppo.config import Config, section_types
 from ppo.families import Family, family_named
 from ppo.outputs.tensor_file import MAX_FILE_BYTES
@@ -139,7 +139,7 @@ def machine_here() -> dict[str, str]:
 
 def rounding_here() -> dict[str, str]:
     """Return what else the rounding of this process depends on: PyTorch's threads, and whether code is compiled."""
-    return {"threads": str(torch.get_num_threads()), "compiled": str(compiled.IS_COMPILED)}
+    return {"threads": str(torch.get_num_threads()), "compiled": str(pixels.IS_COMPILED)}
 
 
 def _check_format(data: Any) -> None:

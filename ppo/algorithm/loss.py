@@ -1,0 +1,53 @@
+"""The loss of PPO: what a gradient step minimises, and what the log says of it.
+
+Another loss is another function of this form (docs/extending.md): the learner differentiates it by autograd, sums over
+ranks and divides by the size of the minibatch. The names of the terms become columns of the log.
+"""
+
+from torch import Tensor
+
+from ppo.algorithm import equations
+from ppo.algorithm.samples import Samples
+from ppo.config import PPOSettings
+from ppo.models.actor_critic import Prediction
+from ppo.models.distributions import ActionDistribution
+
+TERMS = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
+"""Names of the terms; `approx_kl` steers the learning rate."""
+
+
+def ppo_loss(
+    prediction: Prediction,
+    samples: Samples,
+    distribution: ActionDistribution,
+    settings: PPOSettings,
+    clip_range: float | Tensor,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the sum over samples of the loss, and its terms per sample.
+
+    The loss is policy_loss + value_coefficient * value_loss - entropy_coefficient * entropy, to be minimised: Schulman
+    et al. 2017, eq. 9 (arXiv:1707.06347), with its sign turned.
+
+    Args:
+        prediction: of the network for the observations of the samples.
+        samples: a minibatch, or a rank's part of one, (B,).
+        distribution: interprets the outputs of the policy head.
+        settings: coefficients and the clip range of values.
+        clip_range: of the probability ratios.
+
+    Returns:
+        The loss, (), and by the names of TERMS what the log has the means of, (B,) each.
+    """
+    log_ratios = distribution.log_prob(prediction.action, samples.actions) - samples.log_probs
+    entropy = distribution.entropy(prediction.action)
+    policy_loss = equations.clipped_surrogate_loss(log_ratios, samples.advantages, clip_range)
+    value_loss = equations.value_loss(prediction.values, samples.values, samples.returns, settings.value_clip_range)
+    loss = policy_loss + settings.value_coefficient * value_loss - settings.entropy_coefficient * entropy
+    log_ratios = log_ratios.detach()
+    return loss.sum(), {
+        "policy_loss": policy_loss,
+        "value_loss": value_loss,
+        "entropy": entropy,
+        "approx_kl": equations.approximate_kl(log_ratios),
+        "clip_fraction": equations.clipped(log_ratios, clip_range),
+    }
