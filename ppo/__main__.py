@@ -18,18 +18,16 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 # Where a rank has several threads after all, those that wait leave the cores to the emulators instead of spinning.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from ppo.collectives import Collective, Halt
+from ppo.collectives import WENT_WRONG, Collective, Halt
 from ppo.collectives.abort_guard import AbortGuard
 from ppo.collectives.mpi import connect, launched_rank, was_launched
 from ppo.command_line import explicit_settings, parse_command_line
 from ppo.config import Config
-from ppo.settings import Refusal
+from ppo.settings import REFUSED, Refusal
 
 if TYPE_CHECKING:
     from ppo.envs import Spaces
 
-REFUSED = 2
-WENT_WRONG = 70
 # A rank that ended first would make the launcher stop rank 0 before it has said why.
 _SECONDS_FOR_ROOT_TO_SPEAK = 5.0
 

@@ -13,7 +13,7 @@ from ppo.collectives import Alone
 from ppo.collectives.moments import RunningMoments
 from ppo.config import MachineSettings, PPOSettings
 from ppo.envs import make_envs
-from ppo.families import WorldSettings
+from ppo.families import AtariSettings
 from ppo.models.actor_critic import build_model
 from tests.jobs import PONG, ppo, rows, weights
 
@@ -37,15 +37,13 @@ def convolutions_in_full_precision():
 
 
 def build(device, size="small", precision=torch.float32, settings=SETTINGS):
-    envs = make_envs(NAME, WorldSettings(), indices=range(4), seed=3)
+    envs = make_envs(NAME, AtariSettings(), indices=range(4), seed=3)
     model = build_model(envs.single_observation_space, envs.single_action_space, size, seed=1, precision=precision)
     with torch.no_grad():
         model.policy_head.weight.mul_(100.0)  # far from uniform, so that a wrong observation would show
     model, normalizer = model.to(device), RunningMoments()
     learner = Learner(model, normalizer, settings, Alone(), machine=MachineSettings(), indices=range(4), seed=5)
-    collector = Collector(
-        envs, model, normalizer, indices=range(4), rollout_steps=32, clip_rewards=True, episodic_life=True, seed=5
-    )
+    collector = Collector(envs, model, normalizer, indices=range(4), rollout_steps=32, seed=5)
     collector.reset()
     return model, learner, collector
 
@@ -93,7 +91,7 @@ def test_the_gradient_is_the_same(device, size):
         samples, _ = learner._prepare(moved(rollout, where), gae_lambda=0.95)
         index = torch.arange(64, device=where)
         learner._add_gradients(moved(rollout, where), index, samples.at(index), 0.2)
-        found.append(learner._flat.exchanged.cpu())
+        found.append(learner._flat.buffer.cpu())
     expected, got = found
     assert (got - expected).norm() < 2e-3 * expected.norm()
 
@@ -150,7 +148,7 @@ def test_recorded_kernels_add_the_gradient_of_the_samples_they_are_given(size, p
                     samples.at(index[part])._replace(advantages=advantages[index[part]]),
                     clip_range,
                 )
-            found.append(learner._flat.exchanged.clone())
+            found.append(learner._flat.buffer.clone())
         torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5 if precision == torch.float32 else 1e-3)
         assert found[0].norm() > 0.01
         learner.update(rollout, update=update, env_steps=0, progress=0.0)  # the weights are other ones now

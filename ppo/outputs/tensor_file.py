@@ -114,7 +114,7 @@ def flaw_in(name: str, tensor: Tensor) -> str | None:
         negative = tensor
     elif last.endswith("moments") and tensor.shape[:1] == (3,):  # count, mean, squares
         negative = tensor[::2]
-    elif last == "applied" and tensor.shape[:1] == (2,):  # mean, deviation: a divisor
+    elif last.rpartition(".")[2] == "applied" and tensor.shape[:1] == (2,):  # mean, deviation: a divisor
         return None if bool((tensor[1] > 0.0).all()) else "has a deviation of 0 or less"
     else:
         return None

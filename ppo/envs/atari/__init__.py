@@ -103,12 +103,18 @@ def rom_name(env_name: str) -> str:
         raise unknown_environment(env_name, accepted)
     rom = str(spec.kwargs["game"])
     if env_name not in accepted:
-        same_game = [i for i in accepted if gymnasium.registry[i].kwargs["game"] == rom]
-        raise Refusal(
-            f"env_name must be a ...NoFrameskip-v4 or ALE/...-v5 id for Atari, got {env_name}; try {same_game[0]} "
-            "(for sticky actions add --sticky_actions=0.25)"
-        )
+        raise other_protocol(env_name)
     path = roms.get_rom_path(rom)
     if path is None or ale_py.ALEInterface.isSupportedROM(path) is None:
         raise Refusal(f"env_name {env_name!r} names the ROM {rom!r}, which this version of ALE cannot load")
     return rom
+
+
+def other_protocol(env_name: str) -> Refusal:
+    """Return the refusal of a registered id whose own protocol is not this package's; it names the id to use."""
+    rom = gymnasium.registry[env_name].kwargs["game"]
+    same_game = [i for i in accepted_names() if gymnasium.registry[i].kwargs["game"] == rom]
+    return Refusal(
+        f"env_name must be a ...NoFrameskip-v4 or ALE/...-v5 id for Atari, got {env_name}; try {same_game[0]} "
+        "(for sticky actions add --sticky_actions=0.25)"
+    )
