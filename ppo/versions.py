@@ -36,7 +36,7 @@ def version_of(package: str) -> str:
 
 
 def code_version() -> str:
-    """Return a short hash of the package's source, which tells two working copies of one version apart."""
+    """Return a short hash of the package's source, which differs between working copies of one version."""
     digest = hashlib.sha256()
     root = Path(ppo.__file__).parent
     for path in sorted([*root.rglob("*.py"), *root.rglob("*.c")]):

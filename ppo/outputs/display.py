@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live table on a terminal, a plain line every few seconds elsewhere."""
+"""What a person sees during a run: a live table on a terminal, a plain line every few seconds elsewhere."""
 
 import contextlib
 import errno
@@ -62,7 +62,7 @@ def make_display(title: str, total_steps: int) -> Tracker:
     return LiveTable(title, total_steps, terminal) if terminal else PlainLines(total_steps)
 
 
-def tell(text: str) -> None:
+def print_line(text: str) -> None:
     """Print a line at once, on standard error if standard output has gone: no reader is worth ending the work for."""
     try:
         StandardOutput().use(lambda: print(text, flush=True))
@@ -104,7 +104,7 @@ class StandardOutput:
         """Raise the trouble there was when it was last used."""
         if self._trouble:
             raise OutputError(
-                f"standard output cannot be written ({self._trouble}); the work goes on, events are told here",
+                f"standard output cannot be written ({self._trouble}); the work continues, events are printed here",
                 relief="standard output can be written again",
             )
 

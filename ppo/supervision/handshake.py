@@ -1,4 +1,4 @@
-"""The handshake: before any work, every rank tells rank 0 what it was started with, and one verdict comes back.
+"""The handshake: before any work, rank 0 compares what all ranks were started with and sends one verdict back.
 
 Ranks that disagree about a buffer's size would wait for each other for ever, and ranks that disagree about a learning
 rate would train something nobody asked for.
