@@ -1,7 +1,7 @@
 """Tensors in a safetensors file: https://github.com/huggingface/safetensors#format, the part this program writes.
 
 A file is 8 bytes with the length of the header, the header as JSON, and the data. The header is checked against the
-file's size and the caller's rules before the data is read; the bytes that were hashed are the bytes that become tensors.
+file's size and the caller's rules before the data is read. The bytes that were hashed become the tensors.
 """
 
 import hashlib
