@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +9,10 @@ import torch
 
 from ppo.algorithm.rewards import RewardTransform
 from ppo.algorithm.rollout import Rollout
-from ppo.collectives import Alone
+from ppo.collectives import Alone, share
 from ppo.collectives.moments import moments_over_ranks
 from tests.algorithm.learners import SETTINGS, build, weights_of
-from tests.jobs import mpirun
+from tests.ranks import on_ranks
 
 STEPS, NUM_ENVS = 12, 3
 
@@ -150,34 +149,24 @@ def test_a_state_that_was_taken_does_not_change_with_later_rollouts():
     assert [e["running_return"].tolist() for e in environments] == [returns.tolist() for returns in taken[1]]
 
 
-TWO_RANKS = """
-import torch
-from ppo.collectives import share
-from ppo.collectives.moments import moments_over_ranks
-from ppo.collectives.mpi import connect
-from tests.algorithm.test_rewards import NUM_ENVS, a_rollout, moments_of, part_of, transform
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_scale_by_the_deviation_of_one_with_all_environments(ranks):
+    rollouts = [a_rollout(number) for number in range(3)]
 
-comm = connect()
-own = share(NUM_ENVS, comm.rank, comm.size)
-whole, part = transform(reward_normalization=True), transform(len(own), reward_normalization=True)
-for number in range(3):
-    rollout = a_rollout(number)
-    expected = whole(rollout, moments_of)[:, own.start : own.stop]
-    got = part(part_of(rollout, slice(own.start, own.stop)), lambda samples: moments_over_ranks(samples, comm))
-    torch.testing.assert_close(got, expected)
-    moments = [transform.state_dict()["return_moments"] for transform in (part, whole)]
-    torch.testing.assert_close(*moments, rtol=1e-12, atol=0.0)
-    everyone = comm.gather(moments[0].numpy().tobytes())
-    assert comm.rank or len(set(everyone)) == 1
-print("rank", comm.rank, "agrees")
-"""
+    def work(comm):
+        own = share(NUM_ENVS, comm.rank, comm.size)
+        normalise = transform(len(own), reward_normalization=True)
+        parts = [part_of(rollout, slice(own.start, own.stop)) for rollout in rollouts]
+        scaled = [normalise(part, lambda samples: moments_over_ranks(samples, comm)) for part in parts]
+        return scaled, normalise.state_dict()["return_moments"]
 
-
-def test_two_ranks_scale_by_the_deviation_of_one_with_all_environments(tmp_path):
-    here = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r})"
-    job = mpirun(2, ["-c", f"{here}\n{TWO_RANKS}"], tmp_path)
-    assert job.returncode == 0, job.stderr
-    assert job.stdout.count("agrees") == 2
+    whole = transform(reward_normalization=True)
+    expected = [whole(rollout, moments_of) for rollout in rollouts]
+    scaled, moments = zip(*on_ranks(ranks, work), strict=True)
+    for number in range(3):
+        torch.testing.assert_close(torch.cat([parts[number] for parts in scaled], 1), expected[number])
+    assert all(torch.equal(one, moments[0]) for one in moments)
+    torch.testing.assert_close(moments[0], whole.state_dict()["return_moments"], rtol=1e-12, atol=0.0)
 
 
 def test_an_update_learns_from_transformed_rewards():
