@@ -59,11 +59,12 @@ class ActorCritic(nn.Module):
         # A nearly uniform first policy, and values near 0 (Andrychowicz et al. 2021, arXiv:2006.05990, section 3.2).
         self.policy_head = distribution.head(num_features)
         self.value_head = orthogonal(nn.Linear(num_features, 1), gain=1.0)
-        pixel_layer = self.pixel_layer
-        self._inputs_are_absorbed = pixel_layer is not None and isinstance(inputs, PixelStatistics)
-        if pixel_layer is not None and isinstance(inputs, PixelStatistics):
-            pixel_layer.absorb(inputs)
-            pixel_layer.in_16_bits = precision != torch.float32
+        self._inputs_are_absorbed = self.pixel_layer is not None and isinstance(inputs, PixelStatistics)
+        if isinstance(inputs, PixelStatistics):
+            for layer in self.modules():
+                if isinstance(layer, PixelConv2d):
+                    layer.absorb(inputs)
+                    layer.in_16_bits = precision != torch.float32
 
     def forward(self, observations: Tensor) -> Prediction:
         """Predict for observations (B, ...)."""
