@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import gymnasium
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -111,9 +112,10 @@ def build_model(
     Raises:
         Refusal: the settings do not fit the spaces.
     """
-    assert isinstance(observation_space, gymnasium.spaces.Box)
     shape = observation_space.shape
-    is_image = len(shape) == 3
+    is_image = shape is not None and len(shape) == 3 and observation_space.dtype == np.uint8
+    if not isinstance(observation_space, gymnasium.spaces.Box) or not shape or not (is_image or len(shape) == 1):
+        raise Refusal(f"no network for observations of {observation_space}: they must be uint8 images or vectors")
     distribution = build_distribution(action_space, settings)
     inputs: InputStatistics
     if is_image:
@@ -148,8 +150,11 @@ def build_distribution(action_space: Space, settings: ModelSettings) -> ActionDi
         Refusal: the setting `policy` does not fit the space.
     """
     if ":" in settings.policy:
-        distribution: ActionDistribution = _imported("policy", settings.policy)(action_space)
-        return distribution
+        kind: type[ActionDistribution] = _imported("policy", settings.policy)
+        reason = kind.refusal(action_space)
+        if reason is not None:
+            raise Refusal(f"policy={settings.policy} {reason}, got {action_space}")
+        return kind(action_space)  # type: ignore[call-arg]
     is_gaussian = settings.policy in ("auto", Gaussian.name) and Gaussian.refusal(action_space) is None
     options = {name: getattr(settings, name) for name in Gaussian.options} if is_gaussian else {}
     try:
