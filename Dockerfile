@@ -21,7 +21,7 @@ RUN pip install --constraint scripts/constraints.txt --index-url https://downloa
 COPY setup.py pyproject.toml README.md ./
 COPY ppo/__init__.py ppo/
 COPY ppo/algorithm/_minibatch.c ppo/algorithm/
-COPY ppo/envs/_blended_colours.c ppo/envs/_screens.c ppo/envs/
+COPY ppo/envs/atari/_blended_colours.c ppo/envs/atari/_screens.c ppo/envs/atari/
 # Editable: the shipped agents are found beside the package.
 RUN pip install --constraint scripts/constraints.txt --editable ".[mpi]"
 COPY . .

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 # One thread per rank: the ranks share the cores out among themselves. Read by the libraries when they are imported.
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -17,15 +18,16 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 # Where a rank has several threads after all, those that wait leave the cores to the emulators instead of spinning.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from ppo.collectives import Collective, Halt
+from ppo.collectives import WENT_WRONG, Collective, Halt
 from ppo.collectives.abort_guard import AbortGuard
 from ppo.collectives.mpi import connect, launched_rank, was_launched
 from ppo.command_line import explicit_settings, parse_command_line
 from ppo.config import Config
-from ppo.settings import Refusal
+from ppo.settings import REFUSED, Refusal
 
-REFUSED = 2
-WENT_WRONG = 70
+if TYPE_CHECKING:
+    from ppo.envs import Spaces
+
 # A rank that ended first would make the launcher stop rank 0 before it has said why.
 _SECONDS_FOR_ROOT_TO_SPEAK = 5.0
 
@@ -38,12 +40,13 @@ def main(arguments: Sequence[str]) -> int:
     explicit = explicit_settings(arguments)
     config: Config | None = None
     refusal: str | None = None
+    spaces: Spaces | None = None
     try:
         config = parse_command_line(arguments, speak=speaks)
         if config.run.mode == "train" or "env_name" in explicit:
             from ppo.envs import check_environment
 
-            check_environment(config, explicit)
+            spaces = check_environment(config, explicit)
     except Refusal as error:
         refusal = str(error)
     except (SystemExit, BrokenPipeError):  # --help has been printed, or as much of it as `head` wanted to read
@@ -69,7 +72,8 @@ def main(arguments: Sequence[str]) -> int:
             assert config is not None
             guard.where = lambda: f"in --mode={config.run.mode}"
             if config.run.mode == "train":
-                return run_training(config, collective, guard, hosts)
+                assert spaces is not None
+                return run_training(config, collective, guard, hosts, spaces)
             return run_playback(config, collective, explicit)
         except (Refusal, Halt) as error:
             if collective.rank == 0:
@@ -98,7 +102,7 @@ def _end_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def run_training(config: Config, collective: Collective, guard: AbortGuard, hosts: list[str]) -> int:
+def run_training(config: Config, collective: Collective, guard: AbortGuard, hosts: list[str], spaces: "Spaces") -> int:
     """Import what training needs and train under the watchdog.
 
     Raises:
@@ -118,14 +122,16 @@ def run_training(config: Config, collective: Collective, guard: AbortGuard, host
         from ppo.device import choose_placement
         from ppo.loop import train
         from ppo.machine import cores_per_rank
+        from ppo.models.actor_critic import check_model
         from ppo.supervision.watchdog import Watchdog
+    check_model(spaces.observation_space, spaces.action_space, config.model)
     cores = cores_per_rank(collective, hosts)
     world = f"{config.run.env_name}, rng_seed {config.run.rng_seed}"
     seconds = config.supervision.watchdog_seconds
     with Watchdog(collective, seconds=seconds, hosts=hosts) as watchdog:
         guard.where = lambda: f"in {watchdog.describe()}, {world}"
         placement = choose_placement(config.machine, collective, hosts)
-        return train(config, collective, stop, watchdog, cores, placement)
+        return train(config, collective, stop, watchdog, cores, placement, notes=spaces.notes)
 
 
 @contextlib.contextmanager

@@ -3,17 +3,26 @@
 What acts for a family stands in the module or package of `ppo.envs` that has its name.
 """
 
+import json
 import re
 from dataclasses import dataclass
 
-from ppo.settings import setting
+from ppo.settings import require, setting
 
 _MOST_FRAMES = 2**40
+_MOST_CHARACTERS = 10_000
 
 
 @dataclass(frozen=True)
 class WorldSettings:
     """The protocol of an environment; saved with the agent, reused by play, record and evaluate."""
+
+    def check(self) -> None:
+        """Refuse what no bound can.
+
+        Raises:
+            Refusal: names the setting and the rule.
+        """
 
 
 @dataclass(frozen=True)
@@ -40,8 +49,16 @@ class AtariSettings(WorldSettings):
 class GymnasiumSettings(WorldSettings):
     """The protocol of worlds that are made by `gymnasium.make`."""
 
-    env_kwargs: str = setting("{}")
-    """Keyword arguments of the environment's constructor as JSON, e.g. '{"continuous": true}'. Not for Atari."""
+    env_kwargs: str = "{}"
+    """Arguments of the environment's constructor as JSON, as '{"continuous": true}'. Not for Atari."""
+
+    def check(self) -> None:
+        """Refuse constructor arguments that are no JSON object."""
+        try:
+            is_object = len(self.env_kwargs) <= _MOST_CHARACTERS and isinstance(json.loads(self.env_kwargs), dict)
+        except (ValueError, RecursionError):
+            is_object = False
+        require(is_object, "env_kwargs", 'a JSON object such as {"continuous": true}', repr(self.env_kwargs))
 
 
 @dataclass(frozen=True)
@@ -59,12 +76,41 @@ class Family:
     """The preset its worlds start from."""
     engines: tuple[str, ...]
     """What can step its worlds, of the values of `env_engine`."""
+    extra: str = ""
+    """The extra of setup.py that its worlds need."""
 
 
 FAMILIES = (
     Family("atari", "Atari games", r"ALE/.*|.*NoFrameskip.*", AtariSettings, "atari", ("lean", "processes", "vector")),
+    Family(
+        "control",
+        "classic control",
+        r"(CartPole|MountainCar|MountainCarContinuous|Pendulum|Acrobot)-v\d+|ppo/(ContinuousCartPole|ReachingDot)-v\d+",
+        GymnasiumSettings,
+        "classic",
+        ("lean", "processes"),
+    ),
+    Family(
+        "box2d",
+        "Box2D worlds",
+        r"(LunarLander|LunarLanderContinuous|BipedalWalker|BipedalWalkerHardcore|CarRacing)-v\d+",
+        GymnasiumSettings,
+        "classic",
+        ("lean", "processes"),
+        extra="box2d",
+    ),
+    Family(
+        "mujoco",
+        "MuJoCo worlds",
+        r"(Reacher|Pusher|InvertedPendulum|InvertedDoublePendulum|HalfCheetah|Hopper|Swimmer|Walker2d|Ant|Humanoid"
+        r"|HumanoidStandup)-v\d+",
+        GymnasiumSettings,
+        "continuous",
+        ("lean", "processes"),
+        extra="mujoco",
+    ),
     # The general family comes last and takes every id.
-    Family("gymnasium", "worlds made by gymnasium.make", r".*", GymnasiumSettings, "classic", ("lean",)),
+    Family("gymnasium", "worlds made by gymnasium.make", r".*", GymnasiumSettings, "classic", ("lean", "processes")),
 )
 
 

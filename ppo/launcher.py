@@ -17,11 +17,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ppo.__main__ import REFUSED, WENT_WRONG
+from ppo.collectives import WENT_WRONG
 from ppo.command_line import parse_command_line
 from ppo.config import Config
 from ppo.machine import SEVERAL_CORES, cores_here
-from ppo.settings import Refusal
+from ppo.settings import REFUSED, Refusal
 from ppo.supervision.signals import AS_ASKED, INTERRUPTED, PREEMPTED
 
 # After these codes the job would do the same again, or was asked to leave.
@@ -93,7 +93,7 @@ def take_max_restarts(arguments: Sequence[str]) -> tuple[int, list[str]]:
 
 
 def has_saved_since(moment: float, config: Config) -> bool:
-    """Tell whether a checkpoint of this run is younger than a moment."""
+    """Return whether a checkpoint of this run is younger than a moment."""
     return any(path.stat().st_mtime >= moment for path in config.checkpoint_folder.glob("step_*"))
 
 

@@ -25,7 +25,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "learning_rate_max": 1e-3,
         "clip_range": 0.2,
         "gae_lambda": 0.95,
-        # Long returns tell Pong what earned a point while the values know nothing; Breakout needs shorter ones later.
+        # Pong needs long returns to assign credit before values are learnt; Breakout needs shorter ones later.
         "gae_lambda_late": 0.9,
         "gae_lambda_late_steps": 1_000_000,
         "value_coefficient": 1.0,
@@ -83,6 +83,47 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "value_normalization": True,
         "max_gradient_norm": 0.5,
         "checkpoint_interval": 200,
+    },
+    # Vectors of unknown scale and bounded or unbounded actions: MuJoCo, BipedalWalker and their like. The code-level
+    # optimisations of Engstrom et al. 2020 (arXiv:2005.12729); not tuned for any of these worlds yet.
+    "continuous": {
+        "env_steps": 1_000_000,
+        "model_size": "small",
+        "observation_normalization": True,
+        "reward_normalization": True,
+        "reward_clip": 10.0,
+        "num_envs": 16,
+        "rollout_steps": 256,
+        "minibatch_size": 256,
+        "num_epochs": 10,
+        "learning_rate": 3e-4,
+        "learning_rate_schedule": "linear",
+        "clip_range": 0.2,
+        "gae_lambda": 0.95,
+        "entropy_coefficient": 0.0,
+        "value_coefficient": 0.5,
+        "max_gradient_norm": 0.5,
+        "checkpoint_interval": 25,
+    },
+    # The defaults of the program that this one answers to first (lucaslingle/ppo1 and pytorch_ppo_atari), whose sizes
+    # are per rank; here they are those of its 8 ranks. Its value loss is the whole squared error.
+    "ppo1": {
+        "clip_rewards": True,
+        "model_size": "large",
+        "env_steps": 11_000_000,
+        "num_envs": 8,
+        "rollout_steps": 256,
+        "minibatch_size": 512,
+        "num_epochs": 3,
+        "learning_rate": 1e-3,
+        "learning_rate_schedule": "linear",
+        "clip_range": 0.2,
+        "clip_range_schedule": "linear",
+        "gae_lambda": 0.95,
+        "entropy_coefficient": 0.01,
+        "value_coefficient": 2.0,
+        "max_gradient_norm": None,
+        "checkpoint_interval": 10,
     },
 }
 

@@ -127,7 +127,7 @@ def build_run(config: Config, comm: Collective, engine: Engine = LEAN, placement
 
 
 def resume(run: Run) -> list[str]:
-    """Bring every rank to the newest checkpoint, or to the beginning where there is none; return what to tell.
+    """Bring every rank to the newest checkpoint, or to the beginning where there is none; return the messages.
 
     Raises:
         Refusal: there are checkpoints but none can be continued with these settings.
@@ -154,7 +154,7 @@ def resume(run: Run) -> list[str]:
 
 
 def save(run: Run, say: Callable[[str], None]) -> bool:
-    """Write a checkpoint with the state of every rank's environments and prune old ones; tell whether it was saved.
+    """Write a checkpoint with the state of every rank's environments and prune old ones; return whether it was saved.
 
     Raises:
         Halt: on all ranks: what would be saved is not finite.
@@ -233,7 +233,7 @@ def _log_lengths(folder: Path) -> dict[str, int]:
 def _read_for_resume(
     run: Run,
 ) -> tuple[list[str], Manifest | None, dict[str, NDArray[Any]] | None]:
-    """Read the newest whole checkpoint on rank 0 and hold it against the settings of this run."""
+    """Read the newest whole checkpoint on rank 0 and compare it with the settings of this run."""
     notes: list[str] = []
     config = run.config
     found = checkpoint.newest_valid(
@@ -288,11 +288,11 @@ def _what_is_not_exact(manifest: Manifest, saved: MachineSettings, machine: Mach
     if manifest.ranks != ranks:
         before = f"{manifest.ranks} rank" + ("s" if manifest.ranks > 1 else "")
         notes.append(
-            f"saved by {before}, goes on with {ranks}: the same environments where they stood, shared out anew; "
+            f"saved by {before}, resumes with {ranks}: the same environments where they stood, shared out anew; "
             "equal to the run that was never stopped up to the order of sums, not bit for bit"
         )
     there = {**manifest.versions, **manifest.machine}
-    # Older checkpoints do not tell.
+    # Older checkpoints do not say.
     rounding = {name: value for name, value in rounding_here().items() if name in there}
     here = {**versions_here(), **machine_here(), **rounding}
     changed = [f"{name} {there.get(name)} -> {now}" for name, now in here.items() if there.get(name) != now]
@@ -303,5 +303,5 @@ def _what_is_not_exact(manifest: Manifest, saved: MachineSettings, machine: Mach
         (saved.env_engine, machine.env_engine, saved.env_engine != machine.env_engine),
     ):
         if matters:
-            notes.append(f"saved with {before}, goes on with {now}: not bit for bit the run that was never stopped")
+            notes.append(f"saved with {before}, resumes with {now}: not bit for bit the run that was never stopped")
     return notes

@@ -10,11 +10,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+REFUSED = 2
+"""Exit code after a Refusal."""
+
 
 class Refusal(ValueError):
     """The user's input cannot be served; the message names the setting, the rule and the nearest valid choice.
 
-    The program prints it once for the whole job and ends with exit code 2.
+    The program prints it once for the whole job and ends with exit code REFUSED.
     """
 
 
@@ -28,9 +31,9 @@ class Bound:
     below: float | None = None
 
     def holds(self, value: float) -> bool:
-        """Tell whether a number lies in the interval; what is not finite never does."""
+        """Return whether a number lies in the interval; what is not finite never does."""
         return (
-            math.isfinite(value)
+            (isinstance(value, int) or math.isfinite(value))
             and (self.at_least is None or value >= self.at_least)
             and (self.above is None or value > self.above)
             and (self.at_most is None or value <= self.at_most)
@@ -40,11 +43,9 @@ class Bound:
     def __str__(self) -> str:
         """Return the rule in words: `between 1 and 16`, `at least 0 and below 1`."""
         if self.at_least is not None and self.at_most is not None:
-            return f"between {self.at_least:.16g} and {self.at_most:.16g}"
-        if self.at_least == 0 and self.below is None:
-            return "0 or more"
+            return f"between {_digits(self.at_least)} and {_digits(self.at_most)}"
         words = (("at least", self.at_least), ("above", self.above), ("at most", self.at_most), ("below", self.below))
-        return " and ".join(f"{word} {limit:.16g}" for word, limit in words if limit is not None)
+        return " and ".join(f"{word} {_digits(limit)}" for word, limit in words if limit is not None)
 
 
 def setting(
@@ -89,6 +90,11 @@ def require(condition: bool, name: str, rule: str, value: Any) -> None:
     """Refuse a setting's value unless a condition holds."""
     if not condition:
         raise Refusal(f"{name} must be {rule}, got {value}")
+
+
+def _digits(limit: float) -> str:
+    """Return a limit as it can be typed: whole numbers to the last digit, which no float has."""
+    return str(limit) if isinstance(limit, int) else f"{limit:.16g}"
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

@@ -1,6 +1,7 @@
 """Which versions of what a process runs: recorded in checkpoints, compared between ranks."""
 
 import hashlib
+import importlib.util
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +17,16 @@ def versions_here() -> dict[str, str]:
     return versions | {package: version_of(package) for package in ("ppo", *_LIBRARIES)}
 
 
+def module_version(name: str) -> str:
+    """Return a short hash of the source of a module, `missing` if there is none; imports the packages it is in."""
+    try:
+        spec = importlib.util.find_spec(name)
+        source = Path(spec.origin).read_bytes() if spec is not None and spec.origin is not None else None
+    except (ImportError, OSError, ValueError):
+        source = None
+    return "missing" if source is None else hashlib.sha256(source).hexdigest()[:16]
+
+
 def version_of(package: str) -> str:
     """Return the version of an installed package; `unknown` if it is not installed."""
     try:
@@ -25,7 +36,7 @@ def version_of(package: str) -> str:
 
 
 def code_version() -> str:
-    """Return a short hash of the package's source, which tells two working copies of one version apart."""
+    """Return a short hash of the package's source, which differs between working copies of one version."""
     digest = hashlib.sha256()
     root = Path(ppo.__file__).parent
     for path in sorted([*root.rglob("*.py"), *root.rglob("*.c")]):

@@ -27,8 +27,10 @@ import tyro
 from numpy.typing import NDArray
 
 from ppo.envs import ArrayState
-from ppo.envs.atari import FRAME_SKIP, AtariEnvironments, accepted_names, rom_name
-from ppo.families import WorldSettings
+from ppo.envs.atari import accepted_names, rom_name
+from ppo.envs.atari.block import AtariEnvironments
+from ppo.envs.atari.game import FRAME_SKIP
+from ppo.families import AtariSettings
 
 STICKY_ACTIONS = (0.0, 0.25)
 SAVE_INTERVAL = 10
@@ -62,7 +64,7 @@ class Recording:
     """A game that was never stopped."""
 
     rom: str
-    world: WorldSettings
+    world: AtariSettings
     actions: NDArray[np.int64]
     moments: list[Moment]
     states: dict[int, dict[str, NDArray[Any]]]
@@ -139,7 +141,7 @@ def all_games() -> list[str]:
     return sorted({rom_name(name) for name in accepted_names()})
 
 
-def make(kind: type[AtariEnvironments], rom: str, world: WorldSettings) -> AtariEnvironments:
+def make(kind: type[AtariEnvironments], rom: str, world: AtariSettings) -> AtariEnvironments:
     """Make a block of one environment, the same everywhere."""
     return kind(rom, world, indices=range(INDEX, INDEX + 1), seed=SEED)
 
@@ -164,7 +166,7 @@ def moments(envs: AtariEnvironments, actions: NDArray[np.int64]) -> Iterator[Mom
 
 def record(rom: str, sticky_actions: float, steps: int, max_frames: int) -> Recording:
     """Play a game and save it over and over."""
-    world = WorldSettings(sticky_actions=sticky_actions, max_frames=max_frames)
+    world = AtariSettings(sticky_actions=sticky_actions, max_frames=max_frames)
     envs = make(AtariEnvironments, rom, world)
     actions = np.random.default_rng(0).integers(0, envs.single_action_space.n, steps)
     recording = Recording(rom, world, actions, [], {}, {})
@@ -191,7 +193,7 @@ def choose_save_points(recording: Recording) -> tuple[int, ...]:
 
 def verify(
     rom: str,
-    world: WorldSettings,
+    world: AtariSettings,
     state: ArrayState,
     actions: NDArray[np.int64],
     expected: list[Moment],
@@ -209,7 +211,7 @@ def verify(
 
 def verify_copies(
     rom: str,
-    world: WorldSettings,
+    world: AtariSettings,
     copies: dict[int, dict[str, NDArray[Any]]],
     actions: NDArray[np.int64],
     expected: list[Moment],

@@ -48,13 +48,25 @@ def test_a_job_of_two_ranks_is_refused_once(flags, message, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("flag", ["--env_engine=vector", "--env_engine=lean", "--precision=float32"])
-def test_a_choice_that_a_world_without_emulators_does_not_have_is_refused(flag, tmp_path):
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--env_engine=vector", "env_engine must be auto or lean for CartPole-v1, got vector"),
+        ("--sticky_actions=0.25", "sticky_actions must not be set for CartPole-v1: it applies to Atari games only"),
+        ("--model_size=impala", "model_size must be small or large"),
+    ],
+)
+def test_a_choice_that_a_world_without_emulators_does_not_have_is_refused(flag, message, tmp_path):
     job = ppo(tmp_path, *CARTPOLE, flag)
     assert job.returncode == 2
-    setting = flag.strip("-").partition("=")[0]
-    assert f"{setting} must not be set for CartPole-v1: it applies to Atari games only" in job.stderr
+    assert message in job.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flag", ["--env_engine=lean", "--precision=float32"])
+def test_a_choice_that_every_world_has_may_be_made_for_each(flag, tmp_path):
+    job = ppo(tmp_path, *CARTPOLE, flag, "--env_steps=64")
+    assert job.returncode == 0, job.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

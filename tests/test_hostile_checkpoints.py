@@ -22,6 +22,7 @@ import torch
 
 import ppo as package
 from ppo.collectives import Alone
+from ppo.families import family_of
 from ppo.outputs import checkpoint
 from tests.forgery import (
     MANIFEST,
@@ -271,8 +272,13 @@ def text(content):
 
 
 def world(env_name):
+    """Name another world, and the family it belongs to with its default protocol if that is another."""
+
     def change(data):
         data["env_name"] = data["config"]["run"]["env_name"] = env_name
+        family = family_of(env_name).name
+        if data["family"] != family:
+            data["family"], data["config"]["world"] = family, {}
 
     return manifest(change)
 
@@ -313,19 +319,21 @@ READ_BY_ALL = {
     "forged wider network": (rewritten(MODEL, larger(POLICY)), POLICY),
     "forged deeper network": (rewritten(MODEL, lambda t: {"model/actor.9.weight": torch.zeros(2)}), "model/actor.9"),
     "forged tensor of the learner among the weights": (rewritten(MODEL, lambda t: {FIRST: torch.zeros(2)}), FIRST),
-    "forged newer format": (manifest(lambda data: data.update(format=3)), "format 3"),
+    "forged newer format": (manifest(lambda data: data.update(format=4)), "format 4"),
     "forged older format": (manifest(lambda data: data.update(format=1)), "format 1"),
     "pipe for the model": (fifo(MODEL), MODEL),
     "pipe for the manifest": (fifo(MANIFEST), MANIFEST),
     "device for the model": (link_to_device(MODEL), MODEL),
     "device for the manifest": (link_to_device(MANIFEST), MANIFEST),
     "deep manifest": (text('{"a":' * 100_000), MANIFEST),
-    "forged deep member": (text('{"format": 3, "a": ' + "[" * 50_000 + "]" * 50_000 + "}"), MANIFEST),
+    "forged deep member": (text('{"format": 4, "a": ' + "[" * 50_000 + "]" * 50_000 + "}"), MANIFEST),
     "forged endless rollouts": (manifest(lambda d: d["config"]["ppo"].update(rollout_steps=10**18)), MANIFEST),
     "forged infinite steps": (manifest(lambda d: d["counters"].update(env_steps=10**18)), MANIFEST),
     "forged module for a world": (world("os:system"), "os:system"),
     "forged path for a world": (world("../../etc"), "../../etc"),
     "forged unknown game": (world("ALE/Nothing-v5"), "ALE/Nothing-v5"),
+    "forged family": (manifest(lambda data: data.update(family="os")), MANIFEST),
+    "forged family of other worlds": (manifest(lambda data: data.update(family="atari")), MANIFEST),
 }
 READ_TO_TRAIN = {
     "pickle for the training state": (pickled(TRAINING, forged=False), TRAINING),
@@ -450,6 +458,7 @@ import json, time
 from pathlib import Path
 import torch
 from ppo.settings import Refusal
+from ppo.families import family_of
 from ppo.outputs import checkpoint
 from ppo.outputs.tensor_file import specification
 from ppo.outputs.untrusted import DamagedCheckpointError

@@ -19,10 +19,14 @@ from ppo.settings import Refusal
 T = TypeVar("T")
 
 
-class Halt(RuntimeError):
-    """The job cannot go on, and every rank raises this at the same point: a result of its own work is wrong.
+WENT_WRONG = 70
+"""Exit code after a Halt."""
 
-    The program prints it once for the whole job and ends with exit code 70; starting it again would not help.
+
+class Halt(RuntimeError):
+    """The job cannot continue because its own results are wrong; every rank raises this at the same point.
+
+    The program prints it once for the whole job and ends with exit code WENT_WRONG; starting it again would not help.
     """
 
 

@@ -15,19 +15,23 @@ same arrays. Between the two the emulators of an engine with several groups run 
 
 import abc
 import importlib
-import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import gymnasium
 import numpy as np
+from gymnasium import Space
+from gymnasium.spaces import Box
+from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from ppo.config import Config, MachineSettings
 from ppo.families import WorldSettings, family_of
 from ppo.machine import SEVERAL_CORES
 from ppo.settings import Refusal, did_you_mean
+
+if TYPE_CHECKING:
+    from ppo.envs.arrays import StepArrays
 
 FrameListener = Callable[[NDArray[np.uint8]], None]
 ArrayState = Mapping[str, NDArray[Any]]
@@ -47,19 +51,19 @@ class Engine:
         if self.name == "vector":
             threads = "1 thread" if self.workers == 1 else f"{self.workers} threads"
             return (
-                f"env_engine: vector, {threads}; it cannot resume exactly: a run that is stopped goes on with new "
+                f"env_engine: vector, {threads}; it cannot resume exactly: a stopped run resumes with new "
                 "games (with --env_engine=processes or lean it resumes exactly)"
             )
         if self.name == "processes":
             processes = "1 process" if self.workers == 1 else f"{self.workers} processes"
-            return f"env_engine: processes, {processes}; the games of a run that is stopped go on exactly"
+            return f"env_engine: processes, {processes}; a run that is stopped resumes exactly"
         return "env_engine: lean, 1 thread; a run that is stopped resumes exactly"
 
 
 LEAN = Engine("lean", workers=1)
 
 
-class Environments(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], abc.ABC):
+class Environments(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], abc.ABC):
     """A block of environments whose state can be taken out and put back, by most kinds exactly."""
 
     frames_per_second: float
@@ -87,7 +91,14 @@ class Environments(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArra
 
     @abc.abstractmethod
     def get_states(self) -> list[dict[str, NDArray[Any]]]:
-        """Return one dict of arrays per environment: what is needed to go on as if never stopped, as far as it can."""
+        """Return one dict of arrays per environment: all that continuing exactly needs, as far as it can be had."""
+
+    def check_states(self, states: Sequence[ArrayState]) -> None:
+        """Refuse what `set_states` would, and leave every environment as it is.
+
+        Raises:
+            ValueError: a state does not belong to this kind of environment.
+        """
 
     @abc.abstractmethod
     def set_states(self, states: Sequence[ArrayState]) -> list[int]:
@@ -104,11 +115,22 @@ class Environments(gymnasium.vector.VectorEnv[NDArray[Any], NDArray[Any], NDArra
         """
 
 
-class World(Protocol):
-    """What acts for a family: the module of this package that has the family's name."""
+@dataclass(frozen=True)
+class Spaces:
+    """What is known of a world before a block of it is made."""
 
-    def check(self, env_name: str, world: WorldSettings) -> None:
-        """Refuse an id that cannot be made."""
+    observation_space: Box
+    """Of what a block shows: uint8 images (C, H, W) or float32 vectors (D,)."""
+    action_space: Space[Any]
+    notes: tuple[str, ...] = ()
+    """What the log should say."""
+
+
+class World(Protocol):
+    """What acts for a family: `WORLD` of the module of this package that has the family's name."""
+
+    def check(self, env_name: str, world: WorldSettings) -> Spaces:
+        """Refuse an id that cannot be made, and return its spaces."""
 
     def make_block(
         self,
@@ -117,25 +139,27 @@ class World(Protocol):
         *,
         indices: range,
         seed: int,
-        engine: Engine,
-        on_frame: FrameListener | None,
+        engine: Engine = LEAN,
+        on_frame: FrameListener | None = None,
+        arrays: "StepArrays | None" = None,
     ) -> Environments:
-        """Make the environments with these global indices."""
+        """Make the environments with these global indices; `arrays` receives the results of a lean engine's steps."""
 
     def same_world(self, first: str, second: str) -> bool:
-        """Tell whether two ids of the family name the same world under this program's protocol."""
+        """Return whether two ids of the family name the same world under this program's protocol."""
 
-    def facts(self, env_name: str, world: WorldSettings, return_mean: float) -> dict[str, Any]:
+    def facts(self, env_name: str, return_mean: float) -> dict[str, Any]:
         """Return what an evaluation says of the world besides returns."""
 
 
 def world_of(env_name: str) -> World:
     """Return what acts for the family of an id."""
-    return typing.cast(World, importlib.import_module(f"ppo.envs.{family_of(env_name).name}"))
+    world: World = importlib.import_module(f"ppo.envs.{family_of(env_name).name}").WORLD
+    return world
 
 
-def check_environment(config: Config, explicit: Collection[str] = ()) -> None:
-    """Refuse an environment that cannot be made, before any is.
+def check_environment(config: Config, explicit: Collection[str] = ()) -> Spaces:
+    """Refuse an environment that cannot be made, before a block of it is, and return its spaces.
 
     Args:
         config: its id and settings.
@@ -145,11 +169,11 @@ def check_environment(config: Config, explicit: Collection[str] = ()) -> None:
         Refusal: an unknown id (with the nearest known one), an unsupported kind, or settings that do not apply.
     """
     env_name, engines = config.run.env_name, config.family.engines
-    world_of(env_name).check(env_name, config.world)
     engine = config.machine.env_engine
     if "env_engine" in explicit and engine not in ("auto", *engines):
         names = " or ".join(("auto", *engines))
         raise Refusal(f"env_engine must be {names} for {env_name}, got {engine}")
+    return world_of(env_name).check(env_name, config.world)
 
 
 def choose_engine(
@@ -193,7 +217,7 @@ def make_envs(
 
 
 def same_world(first: str, second: str) -> bool:
-    """Tell whether two ids name the same environment under this program's protocol."""
+    """Return whether two ids name the same environment under this program's protocol."""
     same_family = family_of(first) == family_of(second)
     return first == second or (same_family and world_of(first).same_world(first, second))
 

@@ -1,106 +1,125 @@
-"""Worlds with vector observations and discrete actions: CartPole and its like, made by Gymnasium.
+"""Any Gymnasium environment, by its id.
 
-An episode is its seed and its actions: that pair is saved of it, and replaying it restores any environment that is
-deterministic after `reset(seed=...)`, whether its inner state can be copied or not. The observation and the return so
-far are saved beside it, to tell an environment that is not.
+An episode is its seed and its actions: that is saved of it, and replaying it restores any environment that is
+deterministic after `reset(seed=...)`, whether its inner state can be copied or not. The last observation and the return
+so far are saved beside it, to find environments that are not.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
-import gymnasium
 import numpy as np
-from gymnasium.vector.utils import batch_space
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from numpy.typing import NDArray
 
-from ppo.envs import ArrayState, Engine, Environments, FrameListener, unknown_environment
-from ppo.families import WorldSettings
+from ppo.envs import LEAN, ArrayState, Engine, Environments, FrameListener, Spaces, StepResult
+from ppo.envs.action_log import ActionLog, ActionSpace, saved_length
+from ppo.envs.arrays import StepArrays
+from ppo.envs.blocks import Block
+from ppo.envs.frames import find_render_mode, render
+from ppo.envs.making import Environment, cause, make_environment
+from ppo.envs.observations import ObservationConverter
+from ppo.envs.own_worlds import register_own_worlds
+from ppo.envs.processes import ProcessEnvironments
+from ppo.families import GymnasiumSettings, WorldSettings
 from ppo.random_streams import Purpose, derived_seed
 from ppo.settings import Refusal
 
 # Far above what any run counts, far below what overflows.
-_EPISODE_LIMIT = 2**48
+_COUNTER_LIMIT = 2**48
+_STEPS_BETWEEN_SIGNS_OF_LIFE = 500
+_DEFAULT_FRAMES_PER_SECOND = 30
 
 
-def check(env_name: str, world: WorldSettings) -> None:
-    """Refuse a registered id that cannot be made or has other spaces than this module serves.
+class GymnasiumEnvironments(Block):
+    """A block of Gymnasium environments of one id.
 
-    Raises:
-        Refusal: says which of these it is.
+    A family of worlds that needs more overrides `make_env`, `before_reset`, `observe` or `to_actions`.
     """
-    if env_name not in gymnasium.registry:
-        from ppo.envs import atari
 
-        known = [i for i, spec in gymnasium.registry.items() if not str(spec.entry_point).startswith("ale_py")]
-        raise unknown_environment(env_name, [*known, *atari.accepted_names()])
-    try:
-        env = gymnasium.make(env_name)
-    except (gymnasium.error.Error, ImportError, TypeError) as error:
-        raise Refusal(f"env_name {env_name!r} cannot be made here: {error}") from error
-    observations, actions = env.observation_space, env.action_space
-    env.close()
-    if not (isinstance(observations, gymnasium.spaces.Box) and len(observations.shape) == 1):
-        raise Refusal(f"env_name must have vector observations, {env_name} has {observations}; try CartPole-v1")
-    if not isinstance(actions, gymnasium.spaces.Discrete):
-        raise Refusal(f"env_name must have discrete actions, {env_name} has {actions}; try CartPole-v1")
+    rendering_hint = ""
+    """Ends the message that says that an environment cannot be drawn."""
 
+    @classmethod
+    def check(cls, env_name: str, env_kwargs: Mapping[str, Any] = MappingProxyType({})) -> Spaces:
+        """Make one environment to see what it is.
 
-def make_block(
-    env_name: str,
-    world: WorldSettings,
-    *,
-    indices: range,
-    seed: int,
-    engine: Engine,
-    on_frame: FrameListener | None,
-) -> Environments:
-    """Make a block of environments; see `ppo.envs.make_envs`."""
-    return GymnasiumEnvironments(env_name, indices=indices, seed=seed, on_frame=on_frame)
+        Raises:
+            Refusal: there is no such id, it cannot be made here, or its spaces cannot be served.
+        """
+        env = cls.make_env(env_name, env_kwargs)
+        try:
+            converter = _converter(env_name, env)
+            text = ", ".join(converter.left_out)
+            notes = (f"{env_name}: the text of its observations is left out: {text}",) if text else ()
+            return Spaces(converter.space, _action_space(env_name, env), notes)
+        finally:
+            env.close()
 
+    @classmethod
+    def make_env(cls, env_name: str, env_kwargs: Mapping[str, Any], render_mode: str | None = None) -> Environment:
+        """Make one environment; see `make_environment`."""
+        return make_environment(env_name, env_kwargs, render_mode)
 
-def same_world(first: str, second: str) -> bool:
-    """Tell whether two ids name the same world: every id has its own."""
-    return first == second
+    def __init__(
+        self,
+        env_name: str,
+        *,
+        indices: range,
+        seed: int,
+        env_kwargs: Mapping[str, Any] = MappingProxyType({}),
+        on_frame: FrameListener | None = None,
+        arrays: StepArrays | None = None,
+    ) -> None:
+        """Make one environment per index.
 
+        Args:
+            env_name: a registered id, `module:id` to import the module first.
+            indices: global indices of the block, the addresses of its random numbers.
+            seed: seed of the job.
+            env_kwargs: arguments for the constructor of the environment.
+            on_frame: receives every frame that the first environment draws after a step.
+            arrays: receives the results of steps, if it is given.
 
-def facts(env_name: str, world: WorldSettings, return_mean: float) -> dict[str, Any]:
-    """Return nothing: no published scores are known here."""
-    return {}
-
-
-class GymnasiumEnvironments(Environments):
-    """A block of Gymnasium environments with vector observations."""
-
-    def __init__(self, env_name: str, *, indices: range, seed: int, on_frame: FrameListener | None = None) -> None:
-        """Make one environment per index; see `ppo.envs.make_envs`."""
-        self._indices, self._seed, self._on_frame = indices, seed, on_frame
-        self._envs = [
-            gymnasium.make(env_name, render_mode="rgb_array" if on_frame and position == 0 else None)
-            for position in range(len(indices))
-        ]
-        self.num_envs = len(indices)
-        self.frames_per_second = float(self._envs[0].metadata.get("render_fps", 30))
-        self.metadata = {"autoreset_mode": gymnasium.vector.AutoresetMode.SAME_STEP}
-        box, discrete = self._envs[0].observation_space, self._envs[0].action_space
-        assert isinstance(box, gymnasium.spaces.Box) and isinstance(discrete, gymnasium.spaces.Discrete)
-        self.single_observation_space, self.single_action_space = box, discrete
-        self._first_action, self._num_actions = int(discrete.start), int(discrete.n)
-        self.observation_space = batch_space(box, self.num_envs)
-        self.action_space = batch_space(discrete, self.num_envs)
-
-        self.observations = np.zeros((self.num_envs, *box.shape), np.float32)
-        self._rewards = np.zeros(self.num_envs, np.float64)
-        self._terminated, self._truncated = np.zeros((2, self.num_envs), np.bool_)
+        Raises:
+            Refusal: as from `check`, or `on_frame` is given and the environment cannot be drawn.
+        """
+        self._name, self._indices, self._seed, self._on_frame = env_name, indices, seed, on_frame
+        self._envs = [self.make_env(env_name, env_kwargs) for _ in indices]
+        if on_frame:
+            render_mode = find_render_mode(env_name, self._envs[0])
+            self._envs[0].close()
+            self._envs[0] = self.make_env(env_name, env_kwargs, render_mode)
+        self._step_one = [env.step for env in self._envs]
+        self._converter = _converter(env_name, self._envs[0])
+        shown, actions = self._converter.space, _action_space(env_name, self._envs[0])
+        super().__init__(
+            StepArrays.empty(len(indices), shown.shape, shown.dtype) if arrays is None else arrays,
+            shown,
+            actions,
+            frames_per_second=float(self._envs[0].metadata.get("render_fps") or _DEFAULT_FRAMES_PER_SECOND),
+        )
+        self._rows = list(self.observations)
+        self._log = ActionLog(self.num_envs, actions)
         self._returns = np.zeros(self.num_envs, np.float64)
         self._episodes = [-1] * self.num_envs
-        self._actions: list[list[int]] = [[] for _ in range(self.num_envs)]
-        self._muted = False
-        self._info = {
-            "life_lost": np.zeros(self.num_envs, np.bool_),
-            "final_obs": np.zeros_like(self.observations),
-            "episode_return": np.zeros(self.num_envs, np.float64),
-            "episode_length": np.zeros(self.num_envs, np.int64),
-        }
+
+    def before_reset(self, env: Environment) -> None:
+        """Prepare an environment for `reset`, so that its seed and its actions alone decide what follows."""
+
+    def observe(self, observation: Any, out: NDArray[Any]) -> None:
+        """Write what an environment returned into its row of `observations`."""
+        self._converter.convert(observation, out)
+
+    def to_actions(self, actions: NDArray[Any]) -> list[Any]:
+        """Return what every environment is sent for a batch of actions, (N, *action_shape)."""
+        if isinstance(self.single_action_space, Discrete):
+            return list(actions.tolist())
+        # A copy: environments may keep what they were sent, or change it.
+        copied = np.array(actions, self.single_action_space.dtype)
+        return list(copied) if copied.ndim > 1 else [np.asarray(number) for number in copied]
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
@@ -110,45 +129,71 @@ class GymnasiumEnvironments(Environments):
             self._begin(position, self._episodes[position] + 1)
         return self.observations, {}
 
-    def step(
-        self, actions: NDArray[Any]
-    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        """Take one step in every environment; see the package's docstring for what comes back."""
-        for position, action in enumerate(actions.tolist()):
-            terminated, truncated = self._advance(position, action)
-            self._terminated[position], self._truncated[position] = terminated, truncated
-            if terminated or truncated:
-                self._info["episode_return"][position] = self._returns[position]
-                self._info["episode_length"][position] = len(self._actions[position])
-                self._info["final_obs"][position] = self.observations[position]
-                self._begin(position, self._episodes[position] + 1)
-        return self.observations, self._rewards, self._terminated, self._truncated, self._info
+    def step(self, actions: NDArray[Any]) -> StepResult:
+        """Take one step in every environment; see `ppo.envs` for what comes back.
+
+        Args:
+            actions: (N, *action_shape), of `single_action_space`: others would be refused when they are restored.
+
+        Raises:
+            RuntimeError: an environment failed, or returned what is not finite or not of its space.
+        """
+        self._log.append(actions)
+        arrays, observe = self.arrays, self.observe
+        rewards: list[float] = []
+        terminated, truncated = [], []
+        try:
+            for step, row, action in zip(self._step_one, self._rows, self.to_actions(actions), strict=True):
+                observation, reward, over, cut, _ = step(action)
+                observe(observation, row)
+                terminated.append(over)
+                truncated.append(cut)
+                rewards.append(float(reward))
+        except Exception as error:
+            raise self._failed(len(rewards), cause(error)) from error
+        arrays.rewards[:], arrays.terminated[:], arrays.truncated[:] = rewards, terminated, truncated
+        arrays.truncated[arrays.terminated] = False
+        self._returns += arrays.rewards
+        self._require_finite(slice(None))
+        if self._on_frame:
+            for frame in render(self._name, self._envs[0], self.rendering_hint):
+                self._on_frame(frame)
+        for position in np.flatnonzero(arrays.terminated | arrays.truncated).tolist():
+            arrays.episode_return[position] = self._returns[position]
+            arrays.episode_length[position] = self._log.lengths[position]
+            arrays.final_obs[position] = self._rows[position]
+            self._begin(position, self._episodes[position] + 1)
+        return arrays.result()
 
     def get_states(self) -> list[dict[str, NDArray[Any]]]:
-        """Return each current episode's number, the actions taken in it and what they led to."""
+        """Return each current episode's number and length, the actions sent in it and what they led to."""
         return [
             {
                 "episode": np.array([self._episodes[position]], np.int64),
-                "actions": np.array(self._actions[position], np.int64),
-                "observation": self.observations[position].copy(),
+                "episode_length": self._log.lengths[position : position + 1].copy(),
                 "episode_return": self._returns[position : position + 1].copy(),
+                "actions": self._log.saved(position),
+                "observation": row.copy(order="C"),
             }
-            for position in range(self.num_envs)
+            for position, row in enumerate(self._rows)
         ]
 
     def set_states(self, states: Sequence[ArrayState]) -> list[int]:
         """Replay every current episode; see `Environments.set_states`."""
-        if len(states) != self.num_envs:
-            raise ValueError(f"there must be a state for each of {self.num_envs} environments, got {len(states)}")
-        for position, state in enumerate(states):
-            self._check(position, state)
+        self.check_states(states)
         restarted = []
         for position, state in enumerate(states):
-            self.on_replay()
             if not self._replay(position, state):
-                self._begin(position, self._episodes[position] + 1)
+                self._begin(position, int(state["episode"][0]) + 1)
                 restarted.append(self._indices[position])
         return restarted
+
+    def check_states(self, states: Sequence[ArrayState]) -> None:
+        """Refuse what `set_states` would, and leave every environment as it is."""
+        if len(states) != self.num_envs:
+            raise ValueError(f"there must be a state for each of {self.num_envs} environments, got {len(states)}")
+        for index, state in zip(self._indices, states, strict=True):
+            self._check(f"of environment {index}", state)
 
     def close(self, **kwargs: Any) -> None:
         """Close every environment."""
@@ -156,58 +201,149 @@ class GymnasiumEnvironments(Environments):
             env.close()
 
     def _begin(self, position: int, episode: int) -> None:
-        self._episodes[position] = episode
-        self._actions[position] = []
-        self._returns[position] = 0.0
-        seed = derived_seed(self._seed, Purpose.EPISODE_SEEDS, self._indices[position], episode)
-        self.observations[position], _ = self._envs[position].reset(seed=seed)
+        env = self._envs[position]
+        self._episodes[position], self._returns[position] = episode, 0.0
+        self._log.clear(position)
+        try:
+            self.before_reset(env)
+            observation, _ = env.reset(seed=self._episode_seed(position))
+            self.observe(observation, self._rows[position])
+        except Exception as error:
+            raise self._failed(position, cause(error)) from error
+        self._require_finite(slice(position, position + 1))
 
-    def _check(self, position: int, state: ArrayState) -> None:
+    def _episode_seed(self, position: int) -> int:
+        return derived_seed(self._seed, Purpose.EPISODE_SEEDS, self._indices[position], self._episodes[position])
+
+    def _check(self, of: str, state: ArrayState) -> None:
         """Refuse what no state of an environment can be."""
-        of = f"of environment {self._indices[position]}"
-        observation = self.observations[position]
-        expected = {"episode": ("int64", (1,)), "actions": ("int64", None), "episode_return": ("float64", (1,))}
-        expected |= {"observation": (observation.dtype.name, observation.shape)}
-        if set(state) != set(expected):
-            raise ValueError(f"the saved state {of} must be {sorted(expected)}, got {sorted(state)}")
-        for name, (dtype, shape) in expected.items():
-            array = state[name]
-            if array.dtype.name != dtype or array.shape != (shape or (array.size,)):
-                raise ValueError(f"the saved {name} {of} must be {dtype} {shape}, got {array.dtype} {array.shape}")
-        if not 0 <= state["episode"][0] <= _EPISODE_LIMIT:
-            raise ValueError(f"the saved episode {of} must be from 0 to 2^48, got {state['episode'][0]}")
-        actions, spec = state["actions"], self._envs[position].spec
-        if (actions < 0).any() or (actions >= self._num_actions).any():
-            raise ValueError(f"the saved actions {of} must be from 0 to {self._num_actions - 1}")
-        if spec and spec.max_episode_steps and actions.size >= spec.max_episode_steps:
-            raise ValueError(f"{actions.size} saved actions {of} are more than the time limit allows")
+        counters = {"episode", "episode_length"}
+        others = {"episode_return", "actions", "observation"}
+        if set(state) != counters | others:
+            raise ValueError(f"the saved state {of} must be {sorted(counters | others)}, got {sorted(state)}")
+        for name in sorted(counters):
+            _require(state, name, of, np.dtype(np.int64), (1,))
+            if not 0 <= state[name][0] <= _COUNTER_LIMIT:
+                raise ValueError(f"the saved {name} {of} must be from 0 to 2^48, got {state[name][0]}")
+        length, spec = int(state["episode_length"][0]), self._envs[0].spec
+        if spec and spec.max_episode_steps and length >= spec.max_episode_steps:
+            raise ValueError(f"the saved {length} steps {of} are more than the time limit allows")
+        _require(state, "episode_return", of, np.dtype(np.float64), (1,))
+        _require(state, "observation", of, self.observations.dtype, self.observations.shape[1:])
+        space = self.single_action_space
+        assert space.shape is not None
+        _require(state, "actions", of, self._log.saved_dtype, (saved_length(length), *space.shape))
+        if not self._log.could_be_sent(state["actions"]):
+            raise ValueError(f"the saved actions {of} must be of {space}")
 
     def _replay(self, position: int, state: ArrayState) -> bool:
-        """Play an episode again; tell whether it led to where it was saved."""
-        self._muted, ended = True, False
+        """Play an episode again; return whether it led to where it was saved."""
+        if len(state["actions"]) < state["episode_length"][0]:
+            return False
         self._begin(position, int(state["episode"][0]))
-        for action in state["actions"].tolist():
-            if ended := any(self._advance(position, action)):
-                break
-        self._muted = False
-        observation, episode_return = self.observations[position], self._returns[position : position + 1]
+        row, step = self._rows[position], self._step_one[position]
+        for number, action in enumerate(self.to_actions(self._log.restore(position, state["actions"]))):
+            if number % _STEPS_BETWEEN_SIGNS_OF_LIFE == 0:
+                self.on_replay()
+            observation, reward, terminated, truncated, _ = step(action)
+            self.observe(observation, row)
+            self._returns[position] += float(reward)
+            if terminated or truncated:
+                return False
+        episode_return = self._returns[position : position + 1]
         return (
-            not ended
-            and observation.tobytes() == state["observation"].tobytes()
+            row.tobytes() == state["observation"].tobytes()
             and episode_return.tobytes() == state["episode_return"].tobytes()
         )
 
-    def _advance(self, position: int, action: int) -> tuple[bool, bool]:
-        observation, reward, terminated, truncated, _ = self._envs[position].step(action + self._first_action)
-        self.observations[position] = observation
-        self._rewards[position] = reward
-        self._returns[position] += float(reward)
-        self._actions[position].append(action)
-        self._show(position)
-        return terminated, truncated and not terminated
+    def _require_finite(self, part: slice) -> None:
+        """Raise an error for the first environment of a part whose observation or reward is not finite."""
+        for name, values in (("reward", self.arrays.rewards), ("observation", self.observations)):
+            if values.dtype != np.uint8 and not np.isfinite(values[part]).all():
+                position = next(i for i in range(*part.indices(self.num_envs)) if not np.isfinite(values[i]).all())
+                raise self._failed(position, f"the {name} is not finite: {values[position]}")
 
-    def _show(self, position: int) -> None:
-        if self._on_frame and position == 0 and not self._muted:
-            frame = self._envs[0].render()
-            assert isinstance(frame, np.ndarray)
-            self._on_frame(frame)
+    def _failed(self, position: int, why: str) -> RuntimeError:
+        """Return the error that says how an environment can be made to fail again."""
+        return RuntimeError(
+            f"environment {self._indices[position]} of {self._name} failed at step {self._log.lengths[position]} of "
+            f"episode {self._episodes[position]}, begun by reset(seed={self._episode_seed(position)}): {why}"
+        )
+
+
+class GymnasiumWorld:
+    """Acts for a family of worlds that are made by Gymnasium; see `ppo.envs.World`."""
+
+    def __init__(self, block: type[GymnasiumEnvironments]) -> None:
+        """Make blocks of this type."""
+        self._block = block
+
+    def check(self, env_name: str, world: WorldSettings) -> Spaces:
+        """Refuse an id that cannot be made here or whose spaces cannot be served, and return its spaces."""
+        register_own_worlds()
+        return self._block.check(env_name, _kwargs(world))
+
+    def make_block(
+        self,
+        env_name: str,
+        world: WorldSettings,
+        *,
+        indices: range,
+        seed: int,
+        engine: Engine = LEAN,
+        on_frame: FrameListener | None = None,
+        arrays: StepArrays | None = None,
+    ) -> Environments:
+        """Make a block of environments in this process, or shared out among others."""
+        register_own_worlds()
+        if engine.name == "processes":
+            spaces = self._block.check(env_name, _kwargs(world))
+            return ProcessEnvironments(
+                env_name, world, spaces, indices=indices, seed=seed, num_processes=engine.workers
+            )
+        return self._block(
+            env_name, indices=indices, seed=seed, env_kwargs=_kwargs(world), on_frame=on_frame, arrays=arrays
+        )
+
+    def same_world(self, first: str, second: str) -> bool:
+        """Return whether two ids are the same: each names a world of its own."""
+        return first == second
+
+    def facts(self, env_name: str, return_mean: float) -> dict[str, Any]:
+        """Return nothing: no published scores are known here."""
+        return {}
+
+
+def _kwargs(world: WorldSettings) -> Mapping[str, Any]:
+    assert isinstance(world, GymnasiumSettings)
+    kwargs: dict[str, Any] = json.loads(world.env_kwargs)
+    return kwargs
+
+
+def _converter(env_name: str, env: Environment) -> ObservationConverter:
+    try:
+        return ObservationConverter(env.observation_space)
+    except ValueError as error:
+        raise Refusal(f"env_name {env_name!r} cannot be served: {error}") from error
+
+
+def _action_space(env_name: str, env: Environment) -> ActionSpace:
+    space = env.action_space
+    if not isinstance(space, Discrete | MultiDiscrete | MultiBinary | Box):
+        raise Refusal(
+            f"env_name {env_name!r} cannot be served: its actions must be Discrete, MultiDiscrete, MultiBinary or Box, "
+            f"got {space}"
+        )
+    return space
+
+
+def _require(state: ArrayState, name: str, of: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    """Refuse a part of a state that is not of this type and shape, or not finite."""
+    array = state[name]
+    if array.dtype != dtype or array.shape != shape:
+        raise ValueError(f"the saved {name} {of} must be {dtype} {shape}, got {array.dtype} {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"the saved {name} {of} must be finite")
+
+
+WORLD = GymnasiumWorld(GymnasiumEnvironments)

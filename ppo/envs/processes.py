@@ -1,8 +1,8 @@
-"""Atari 2600 games on all cores of a rank, stepped by processes that each have some of the emulators.
+"""Environments on all cores of a rank, stepped by processes that each have some of them.
 
-Games, pixels, ends and saved states are those of `ppo.envs.atari` to the last bit, whatever the number of processes:
-each of them has blocks of that module's games (`ppo.envs.worker`), which leave the results of their steps in
-memory that all share.
+Observations, ends and saved states are those of the lean engine to the last bit, whatever the number of processes: each
+of them has blocks of that engine's environments (`ppo.envs.worker`), which leave the results of their steps in memory
+that all share.
 
 Threads of the rank would hand the interpreter's lock to and fro. ALE's own, `ppo.envs.atari.vector`, take longer to
 make a picture of a screen, cannot be saved, and load their emulators one after the other.
@@ -22,44 +22,48 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ppo.envs import ArrayState, StepResult
-from ppo.envs.arrays import halves
-from ppo.envs.atari.block import AtariBlockInHalves
-from ppo.envs.worker import ANSWER, ERROR, REQUEST, SIGN_OF_LIFE, SIGNALS_TO_THE_JOB, SharedMemory, Work
-from ppo.families import AtariSettings
+from ppo.envs import ArrayState, Spaces, StepResult
+from ppo.envs.blocks import BlockInHalves, halves
+from ppo.envs.worker import ANSWER, ERROR, REQUEST, SIGN_OF_LIFE, SIGNALS_TO_THE_JOB, Layout, SharedMemory, Work
+from ppo.families import WorldSettings
 
 _SECONDS_TO_END = 5.0
 _PROGRAM = "from ppo.envs.worker import main; main()"
 
 
-class AtariProcessEnvironments(AtariBlockInHalves):
-    """A block of games of one ROM, shared out among processes."""
+class ProcessEnvironments(BlockInHalves):
+    """A block of environments, shared out among processes."""
 
-    def __init__(self, rom: str, world: AtariSettings, *, indices: range, seed: int, num_processes: int) -> None:
-        """Load one emulator per index; see `make_envs`.
+    def __init__(
+        self, env_name: str, world: WorldSettings, spaces: Spaces, *, indices: range, seed: int, num_processes: int
+    ) -> None:
+        """Make one environment per index; see `ppo.envs.make_envs`.
 
         Args:
-            rom: name of the ROM.
+            env_name: a Gymnasium id.
             world: the protocol.
+            spaces: the shape and type of its observations and actions.
             indices: global indices of the block.
             seed: seed of the job.
-            num_processes: how many share the games out among themselves; at most one for each game is started.
+            num_processes: how many share the environments out among themselves; at most one for each is started.
 
         Raises:
             ChildProcessError: a process has ended. So does every method that needs it.
         """
-        memory = SharedMemory.make(len(indices), world.frame_stack)
+        layout = Layout.of(spaces, len(indices))
+        memory = SharedMemory.make(layout)
         self._actions = memory.actions
         self._processes = [
-            _Process(Work(rom, world, indices, seed, blocks), memory)
+            _Process(Work(env_name, world, indices, seed, blocks, layout), memory)
             for blocks in shared_out(len(indices), min(num_processes, len(indices)))
         ]
-        super().__init__(memory.arrays, self._ask("num_actions")[0])
+        described = self._ask("describe")[0]
+        super().__init__(memory.arrays, spaces.observation_space, **described)
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[Any], dict[str, Any]]:
-        """Start a new game everywhere; the seed was given once, at construction."""
+        """Start a new episode everywhere; the seed was given once, at construction."""
         self._ask("reset")
         return self.observations, {}
 
@@ -71,21 +75,21 @@ class AtariProcessEnvironments(AtariBlockInHalves):
             process.begin_step(position)
 
     def recv(self, group: slice) -> StepResult:
-        """Wait until all processes have stepped their games of a group."""
+        """Wait until all processes have stepped their environments of a group."""
         position = self.groups.index(group)
         for process in self._processes:
             process.finish_step(position)
         return self.arrays[group].result()
 
     def get_states(self) -> list[dict[str, NDArray[Any]]]:
-        """Return what `AtariEnvironments` does."""
+        """Return what the lean engine does."""
         states: dict[int, dict[str, NDArray[Any]]] = {}
         for process, own in zip(self._processes, self._ask("get_states"), strict=True):
             states |= dict(zip(process.positions, own, strict=True))
         return [states[position] for position in range(self.num_envs)]
 
     def set_states(self, states: Sequence[ArrayState]) -> list[int]:
-        """Play every current game again, each process its own; see `Environments.set_states`."""
+        """Play every current episode again, each process its own; see `Environments.set_states`."""
         if len(states) != self.num_envs:
             raise ValueError(f"there must be a state for each of {self.num_envs} environments, got {len(states)}")
         own = [[states[position] for position in process.positions] for process in self._processes]
@@ -112,7 +116,7 @@ class AtariProcessEnvironments(AtariBlockInHalves):
 
 
 def shared_out(num_envs: int, num_processes: int) -> list[tuple[range, ...]]:
-    """Return for every process the positions of its games, by group: of each group, and of all, as many to one.
+    """Return for every process the positions of its environments, by group: of each group, and of all, as many to one.
 
     What is left over of the first group goes to the first processes, and of the second to the last.
     """
@@ -126,10 +130,10 @@ def shared_out(num_envs: int, num_processes: int) -> list[tuple[range, ...]]:
 
 
 class _Process:
-    """A process with some of a rank's games, as the rank sees it."""
+    """A process with some of a rank's environments, as the rank sees it."""
 
     def __init__(self, work: Work, memory: SharedMemory) -> None:
-        """Start it; it loads its games while this goes on."""
+        """Start it; it makes its environments while this goes on."""
         self.positions = [position for block in work.blocks for position in block]
         ours, theirs = socket.socketpair()
         with theirs:
@@ -145,23 +149,23 @@ class _Process:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._descriptor = ours.detach()
         self._channel = Connection(self._descriptor)
-        self._games = ", ".join(str(work.indices[position]) for position in self.positions)
-        self._has_games = [len(block) > 0 for block in work.blocks]
+        self._environments = ", ".join(str(work.indices[position]) for position in self.positions)
+        self._has_any = [len(block) > 0 for block in work.blocks]
         self.end = weakref.finalize(self, _end, self._process, self._channel)
         self._send(work)
 
     def begin_step(self, group: int) -> None:
-        """Let it step its games of a group."""
-        if self._has_games[group]:
+        """Let it step its environments of a group."""
+        if self._has_any[group]:
             self._write(group)
 
     def finish_step(self, group: int) -> None:
         """Wait until it has."""
-        if self._has_games[group]:
+        if self._has_any[group]:
             self._read(group)
 
     def request(self, name: str, *arguments: Any) -> None:
-        """Let it do something with all of its games."""
+        """Let it do something with all of its environments."""
         self._write(REQUEST)
         self._send((name, *arguments))
 
@@ -207,11 +211,13 @@ class _Process:
             while byte != bytes((ERROR,)) and (byte := os.read(self._descriptor, 1)):
                 pass
             if byte:
-                return ChildProcessError(f"the process that steps games {self._games} failed:\n{self._channel.recv()}")
+                return ChildProcessError(
+                    f"the process that steps environments {self._environments} failed:\n{self._channel.recv()}"
+                )
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_SECONDS_TO_END)
         return ChildProcessError(
-            f"the process {self._process.pid} that steps games {self._games} has ended (exit code "
+            f"the process {self._process.pid} that steps environments {self._environments} has ended (exit code "
             f"{self._process.returncode})"
         )
 

@@ -1,14 +1,15 @@
-"""A process that steps some of a rank's games for it; `ppo.envs.processes` is the rank's side.
+"""A process that steps some of a rank's environments for it; `ppo.envs.processes` is the rank's side.
 
-Both are at the ends of a socket. One byte, the number of a group, asks for a step of its games in that group, whose
-actions are in the shared memory, and the same byte answers when the results are there. For all that is rare a byte goes
-before a pickled message: the rank and its processes are one program and trust each other.
+Both are at the ends of a socket. One byte, the number of a group, asks for a step of the environments in that group:
+their actions are in the shared memory, and the same byte answers when the results are there. For all that is rare a
+byte goes before a pickled message: the rank and its processes are one program and trust each other.
 
 The process ends when it can no longer read from its rank, however that has ended. Signals to the whole job are the
 rank's to answer, who may want to save first.
 """
 
 import ctypes
+import math
 import mmap
 import os
 import signal
@@ -19,91 +20,127 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from typing import Any
 
 import numpy as np
 
-from ppo.envs import ArrayState
+from ppo.envs import ArrayState, Environments, Spaces, world_of
 from ppo.envs.arrays import StepArrays
-from ppo.envs.atari.block import AtariEnvironments
-from ppo.families import AtariSettings
+from ppo.families import WorldSettings
 
 # Bytes on the socket that are not the number of a group.
 REQUEST, ANSWER, ERROR, SIGN_OF_LIFE = 252, 253, 254, 255
 SIGNALS_TO_THE_JOB = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _PR_SET_PDEATHSIG = 1
-_ACTION = np.dtype(np.int64)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the memory that a rank shares with its processes holds."""
+
+    num_envs: int
+    observation_shape: tuple[int, ...]
+    observation_dtype: str
+    action_shape: tuple[int, ...]
+    action_dtype: str
+
+    @classmethod
+    def of(cls, spaces: Spaces, num_envs: int) -> "Layout":
+        """Return the layout for environments of these spaces."""
+        shown, actions = spaces.observation_space, spaces.action_space
+        assert actions.shape is not None and actions.dtype is not None
+        return cls(num_envs, shown.shape, np.dtype(shown.dtype).str, actions.shape, np.dtype(actions.dtype).str)
+
+    @property
+    def bytes_of_arrays(self) -> int:
+        """Return how much memory the results of steps take."""
+        return StepArrays.bytes_needed(self.num_envs, self.observation_shape, self.observation_dtype)
+
+    @property
+    def bytes_needed(self) -> int:
+        """Return how much memory it is, with the actions behind the results."""
+        return (
+            self.bytes_of_arrays + self.num_envs * math.prod(self.action_shape) * np.dtype(self.action_dtype).itemsize
+        )
 
 
 @dataclass(frozen=True)
 class Work:
     """What a process is to do."""
 
-    rom: str
-    world: AtariSettings
+    env_name: str
+    world: WorldSettings
     indices: range
-    """Global indices of all games of the rank."""
+    """Global indices of all environments of the rank."""
     seed: int
     blocks: tuple[range, ...]
-    """Positions of its own games among them, by the number of the group; some may be empty."""
+    """Positions of its own environments among them, by the number of the group; some may be empty."""
+    layout: Layout
 
 
 class SharedMemory:
-    """The actions and the results of all games of a rank, in memory that its processes map too."""
+    """The actions and the results of all environments of a rank, in memory that its processes map too."""
 
-    def __init__(self, descriptor: int, num_envs: int, depth: int) -> None:
+    def __init__(self, descriptor: int, layout: Layout) -> None:
         """Map the memory behind a descriptor."""
         self.descriptor = descriptor
-        mapped = memoryview(mmap.mmap(descriptor, self.bytes_needed(num_envs, depth)))
-        self.arrays = StepArrays.over(mapped, num_envs, depth)
-        self.actions = np.frombuffer(mapped, _ACTION, num_envs, StepArrays.bytes_needed(num_envs, depth))
+        mapped = memoryview(mmap.mmap(descriptor, layout.bytes_needed))
+        self.arrays = StepArrays.over(mapped, layout.num_envs, layout.observation_shape, layout.observation_dtype)
+        shape = (layout.num_envs, *layout.action_shape)
+        actions = np.frombuffer(mapped, layout.action_dtype, math.prod(shape), layout.bytes_of_arrays)
+        self.actions = actions.reshape(shape)
 
     @classmethod
-    def make(cls, num_envs: int, depth: int) -> "SharedMemory":
+    def make(cls, layout: Layout) -> "SharedMemory":
         """Return new memory, all zeros, without a name that could be left behind."""
         if hasattr(os, "memfd_create"):
             descriptor = os.memfd_create("ppo")
         else:  # not Linux
             with tempfile.TemporaryFile() as file:
                 descriptor = os.dup(file.fileno())
-        os.truncate(descriptor, cls.bytes_needed(num_envs, depth))
-        memory = cls(descriptor, num_envs, depth)
+        os.truncate(descriptor, layout.bytes_needed)
+        memory = cls(descriptor, layout)
         weakref.finalize(memory, os.close, descriptor)
         return memory
 
-    @staticmethod
-    def bytes_needed(num_envs: int, depth: int) -> int:
-        """Return how much memory it is."""
-        return StepArrays.bytes_needed(num_envs, depth) + num_envs * _ACTION.itemsize
-
 
 class Worker:
-    """The games of a process, by group."""
+    """The environments of a process, by group."""
 
     def __init__(self, work: Work, memory: SharedMemory, on_replay: Callable[[], None]) -> None:
-        """Load one emulator for each game."""
+        """Make its environments."""
         self._work, self._actions = work, memory.actions
-        self._blocks: dict[int, AtariEnvironments] = {}
+        self._blocks: dict[int, Environments] = {}
         for group, positions in enumerate(work.blocks):
             if len(positions) > 0:
                 part = slice(positions.start, positions.stop)
-                self._blocks[group] = AtariEnvironments(
-                    work.rom, work.world, indices=work.indices[part], seed=work.seed, arrays=memory.arrays[part]
+                self._blocks[group] = world_of(work.env_name).make_block(
+                    work.env_name,
+                    work.world,
+                    indices=work.indices[part],
+                    seed=work.seed,
+                    arrays=memory.arrays[part],
                 )
                 self._blocks[group].on_replay = on_replay
 
     def step(self, group: int) -> None:
-        """Step the games of a group."""
+        """Step the environments of a group."""
         positions = self._work.blocks[group]
         self._blocks[group].step(self._actions[positions.start : positions.stop])
 
-    # What a rank may ask for: its arguments and answers have one item for each game, in the order of `Work.blocks`.
+    # What a rank may ask for: arguments and answers have one item for each environment, in the order of `Work.blocks`.
 
-    def num_actions(self) -> int:
-        """Return how many actions a game has."""
-        return next(iter(self._blocks.values())).num_actions
+    def describe(self) -> dict[str, Any]:
+        """Return what a rank does not know of its environments before one is made."""
+        block = next(iter(self._blocks.values()))
+        return {
+            "action_space": block.single_action_space,
+            "frames_per_second": block.frames_per_second,
+            "uncompiled": block.uncompiled,
+        }
 
     def reset(self) -> None:
-        """Start a new game everywhere."""
+        """Start a new episode everywhere."""
         for block in self._blocks.values():
             block.reset()
 
@@ -117,10 +154,10 @@ class Worker:
             block.check_states(own)
 
     def set_states(self, states: Sequence[ArrayState]) -> list[int]:
-        """Play all games again; return which could not be brought back."""
+        """Play all episodes again; return which could not be brought back."""
         return [index for block, own in self._split(states) for index in block.set_states(own)]
 
-    def _split(self, states: Sequence[ArrayState]) -> Iterator[tuple[AtariEnvironments, Sequence[ArrayState]]]:
+    def _split(self, states: Sequence[ArrayState]) -> Iterator[tuple[Environments, Sequence[ArrayState]]]:
         start = 0
         for block in self._blocks.values():
             yield block, states[start : start + block.num_envs]
@@ -157,7 +194,7 @@ def _serve(channel: Connection, memory: int) -> None:
     work = channel.recv()
     worker = Worker(
         work,
-        SharedMemory(memory, len(work.indices), work.world.frame_stack),
+        SharedMemory(memory, work.layout),
         on_replay=lambda: _write(descriptor, SIGN_OF_LIFE),
     )
     os.close(memory)

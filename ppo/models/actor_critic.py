@@ -143,6 +143,16 @@ def build_model(
     return model
 
 
+def check_model(observation_space: Space, action_space: Space, settings: ModelSettings) -> None:
+    """Refuse settings that do not fit the spaces, before any folder or environment is made.
+
+    Raises:
+        Refusal: see `build_model`.
+    """
+    with torch.device("meta"):
+        build_model(observation_space, action_space, settings, seed=0)
+
+
 def build_distribution(action_space: Space, settings: ModelSettings) -> ActionDistribution:
     """Return the action distribution for a space.
 

@@ -119,7 +119,7 @@ class FrozenLinear:
 
 @functools.cache
 def onednn_is_usable() -> bool:
-    """Tell whether this PyTorch has the calls below: they are its own, and no version promises them to the next."""
+    """Return whether this PyTorch has the calls below: they are its own, and no version promises them to the next."""
     pixels, weight, bias = torch.zeros(1, 4, 8, 8), torch.zeros(2, 4, 4, 4), torch.zeros(2)
     features, matrix = torch.zeros(1, 4), torch.zeros(2, 4)
     try:

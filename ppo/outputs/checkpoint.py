@@ -5,8 +5,8 @@
         training.safetensors    optimiser and per-environment state: what an exact resume needs besides
         manifest.json           format, config, counters, versions, size and sha256 of each file, sha256 of itself
 
-Nothing in a checkpoint is believed before it has been held against what this program writes: hashes find what disks
-and copies do to it, but whoever makes one can make them fit.
+Nothing in a checkpoint is trusted before it has been compared with what this program writes: hashes detect what disks
+and copies do to it, but a forger can make them fit.
 """
 
 import contextlib
@@ -177,7 +177,7 @@ def verify(folder: Path) -> Manifest:
 
 
 def is_whole(folder: Path) -> bool:
-    """Tell whether a checkpoint can be read by this version."""
+    """Return whether a checkpoint can be read by this version."""
     try:
         verify(folder)
     except (DamagedCheckpointError, Refusal):

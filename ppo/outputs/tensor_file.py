@@ -1,7 +1,7 @@
 """Tensors in a safetensors file: https://github.com/huggingface/safetensors#format, the part this program writes.
 
-A file is 8 bytes with the length of the header, the header as JSON, and the data. The header is held against the file's
-size and the caller's rules before the data is read; the bytes that were hashed are the bytes that become tensors.
+A file is 8 bytes with the length of the header, the header as JSON, and the data. The header is checked against the
+file's size and the caller's rules before the data is read. The bytes that were hashed become the tensors.
 """
 
 import hashlib
@@ -57,7 +57,7 @@ def encode_tensors(tensors: Mapping[str, Tensor]) -> bytes:
     """Return tensors as the content of a file.
 
     Raises:
-        FloatingPointError: a tensor holds numbers that no training should go on with; names it.
+        FloatingPointError: a tensor holds numbers that no training should continue with; names it.
     """
     for name, tensor in tensors.items():
         flaw = flaw_in(name, tensor)
@@ -114,7 +114,7 @@ def flaw_in(name: str, tensor: Tensor) -> str | None:
         negative = tensor
     elif last.endswith("moments") and tensor.shape[:1] == (3,):  # count, mean, squares
         negative = tensor[::2]
-    elif last == "applied" and tensor.shape[:1] == (2,):  # mean, deviation: a divisor
+    elif last.rpartition(".")[2] == "applied" and tensor.shape[:1] == (2,):  # mean, deviation: a divisor
         return None if bool((tensor[1] > 0.0).all()) else "has a deviation of 0 or less"
     else:
         return None

@@ -60,6 +60,6 @@ def test_gpus_sum_by_themselves_where_every_rank_has_one(comm, device, meeting_h
     monkeypatch.setattr(GroupSum, "__init__", lambda self, *how: backends.append(how[2:]))
     settings = MachineSettings(all_reduce="flat")
     assert (
-        type(make_device_sum(settings, comm, torch.zeros(3, device=device), [], meeting_host=meeting_host)) is expected
+        type(make_device_sum(settings, comm, torch.zeros(3, device=device), 3, meeting_host=meeting_host)) is expected
     )
     assert backends == ([("nccl", "here")] if expected is GroupSum else [])

@@ -6,15 +6,13 @@ from ppo.algorithm.flat_parameters import FlatParameters
 from ppo.collectives import Alone, Hosts
 from ppo.collectives.gradient_sum import (
     BFloat16Sum,
-    BucketedSum,
     FlatSum,
     HierarchicalSum,
     SharedMemorySum,
     SharedVectors,
     chosen_all_reduce,
-    cut_into_buckets,
     make_gradient_sum,
-    piece_of,
+    shard_of,
     share_memory,
 )
 from ppo.collectives.mpi import MPIRanks
@@ -25,7 +23,7 @@ CONTRACT = """
 import threading, time
 import numpy as np
 import torch
-from ppo.collectives.gradient_sum import BFloat16Sum, BucketedSum, FlatSum, HierarchicalSum, SharedMemorySum
+from ppo.collectives.gradient_sum import BFloat16Sum, FlatSum, HierarchicalSum, SharedMemorySum
 from ppo.algorithm.flat_parameters import FlatParameters
 from ppo.collectives import Alone, Hosts
 from ppo.collectives.shared_memory import share_vectors
@@ -34,19 +32,17 @@ NUM_SUMS = 5
 
 class Case:
     # A network whose gradient is there after `run`, the same for every way to sum it.
-    def __init__(self, rank, scale=1.0, exchanged=None):
+    def __init__(self, rank, scale=1.0, buffer=None):
         torch.manual_seed(7)
         self.model = torch.nn.Sequential(torch.nn.Linear(19, 30), torch.nn.Tanh(), torch.nn.Linear(30, 3))
-        self.flat = FlatParameters(self.model, NUM_SUMS, exchanged)
+        self.flat = FlatParameters(self.model, NUM_SUMS, buffer)
         self.inputs = torch.randn(2, 11, 19, generator=torch.Generator().manual_seed(rank)) * scale
         self.sums = torch.randn(NUM_SUMS, generator=torch.Generator().manual_seed(100 + rank))
 
     def run(self, way):
         # Two passes add to one gradient, as for a minibatch too large for one.
         self.flat.start_gradient()
-        for number, part in enumerate(self.inputs):
-            if number == 1:
-                way.begin()
+        for part in self.inputs:
             self.model(part).square().sum().backward()
         self.flat.sums.add_(self.sums)
         summed = way.finish()
@@ -64,15 +60,12 @@ def two_hosts(comm):
 
 def ways(comm, hosts, case):
     flat = case.flat
-    parameters = list(case.model.parameters())
     between = hosts.between
     return {
-        "flat": FlatSum(comm, flat.exchanged),
-        "hierarchical": HierarchicalSum(hosts, flat.exchanged, between and FlatSum(between, flat.exchanged)),
-        "bfloat16": BFloat16Sum(comm, flat.exchanged, flat.count),
-        "both": HierarchicalSum(hosts, flat.exchanged, between and BFloat16Sum(between, flat.exchanged, flat.count)),
-        "buckets": BucketedSum(comm, flat.exchanged, parameters, 2),
-        "many buckets": BucketedSum(comm, flat.exchanged, parameters, 64),
+        "flat": FlatSum(comm, flat.buffer),
+        "hierarchical": HierarchicalSum(hosts, flat.buffer, between and FlatSum(between, flat.buffer)),
+        "bfloat16": BFloat16Sum(comm, flat.buffer, flat.count),
+        "both": HierarchicalSum(hosts, flat.buffer, between and BFloat16Sum(between, flat.buffer, flat.count)),
     }
 
 def equal_on_all_ranks(comm, array):
@@ -84,7 +77,7 @@ def check(comm):
     single = []
     for rank in range(comm.size):
         case = Case(rank)
-        single.append(case.run(FlatSum(Alone(), case.flat.exchanged)))
+        single.append(case.run(FlatSum(Alone(), case.flat.buffer)))
     count = case.flat.count
     exact = np.sum([one.astype(np.float64) for one in single], 0)
     magnitude = np.sum([np.abs(one) for one in single], 0)
@@ -105,8 +98,8 @@ def check(comm):
             continue  # there is no wire
         def case_and_way():
             if name in in_memory:
-                exchanged, way = in_memory[name]
-                return Case(comm.rank, exchanged=exchanged), way
+                buffer, way = in_memory[name]
+                return Case(comm.rank, buffer=buffer), way
             case = Case(comm.rank)
             return case, ways(comm, hosts, case)[name]
         for attempt in range(2):
@@ -219,72 +212,11 @@ def test_no_gradient_is_changed_before_all_ranks_have_added_it(ranks, tmp_path):
     assert job.stdout.count(f"of {ranks} agrees") == ranks
 
 
-class Recording(Alone):
-    """Notes what is begun, and what a vector holds at that moment."""
-
-    def __init__(self, watched):
-        self._watched = watched
-        self.begun = []
-
-    def start_sum(self, buffer):
-        self.begun.append((len(buffer), self._watched.clone()))
-        return super().start_sum(buffer)
-
-
 def network():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Tanh(), torch.nn.Linear(4, 6))
     flat = FlatParameters(model, num_sums=2)
-    return model, flat, Recording(flat.gradient)
-
-
-def test_a_bucket_is_begun_before_the_backward_pass_has_come_to_the_first_layer():
-    model, flat, comm = network()
-    way = BucketedSum(comm, flat.exchanged, list(model.parameters()), 3)
-    loss = model(torch.ones(1, 8)).sum()
-    way.begin()
-    loss.backward()
-    way.finish()
-    assert [size for size, _ in comm.begun] == [30, 36, 2]
-    first, second = (gradient for _, gradient in comm.begun[:2])
-    assert first[36:].any() and not first[:36].any()
-    assert second.equal(flat.gradient) and second[:36].any()
-
-
-def test_only_the_last_backward_pass_begins_buckets():
-    model, flat, comm = network()
-    way = BucketedSum(comm, flat.exchanged, list(model.parameters()), 3)
-    for _ in range(2):  # a second minibatch is as the first
-        model(torch.ones(1, 8)).sum().backward()
-        assert comm.begun == []
-        way.begin()
-        model(torch.ones(1, 8)).sum().backward()
-        assert len(comm.begun) == 2
-        way.finish()
-        comm.begun.clear()
-
-
-def test_buckets_are_begun_in_one_order_whatever_comes_first():
-    model, flat, comm = network()
-    way = BucketedSum(comm, flat.exchanged, list(model.parameters()), 3)
-    way.begin()
-    model[0](torch.ones(1, 8)).sum().backward()  # the last layer takes no part
-    assert comm.begun == []
-    way.finish()
-    assert [size for size, _ in comm.begun] == [30, 36, 2]
-
-
-@pytest.mark.parametrize(
-    ("sizes", "num_buckets", "expected"),
-    [
-        ([5, 5, 5, 5], 2, [range(2, 4), range(0, 2)]),
-        ([5, 5, 5, 5], 64, [range(3, 4), range(2, 3), range(1, 2), range(0, 1)]),
-        ([1, 2, 90, 3, 4], 2, [range(2, 5), range(0, 2)]),
-        ([90, 1, 1], 2, [range(0, 3)]),
-    ],
-)
-def test_buckets_go_from_the_last_parameter_to_the_first(sizes, num_buckets, expected):
-    assert cut_into_buckets(sizes, num_buckets) == expected
+    return flat
 
 
 def test_the_settings_choose_the_way():
@@ -292,23 +224,22 @@ def test_the_settings_choose_the_way():
         size = 4
 
     def way(**settings):
-        model, flat, _ = network()
-        return make_gradient_sum(MachineSettings(**settings), Ranks(), flat.exchanged, list(model.parameters()))
+        flat = network()
+        return make_gradient_sum(MachineSettings(**settings), Ranks(), flat.buffer, flat.count)
 
     assert isinstance(way(), FlatSum)  # no memory to share
     shared = SharedVectors(
         Hosts(1, Ranks(), None), torch.zeros(4, 68), torch.zeros(68), torch.zeros(66), torch.zeros(2, 66)
     )
-    assert isinstance(make_gradient_sum(MachineSettings(), Ranks(), shared.gradients[0], [], shared), SharedMemorySum)
+    assert isinstance(make_gradient_sum(MachineSettings(), Ranks(), shared.gradients[0], 66, shared), SharedMemorySum)
     assert isinstance(way(all_reduce="hierarchical"), HierarchicalSum)
     assert isinstance(way(gradient_wire="bfloat16"), BFloat16Sum)
-    assert isinstance(way(gradient_buckets=3), BucketedSum)
 
 
 def test_one_rank_sums_nothing_and_rounds_nothing():
-    model, flat, _ = network()
+    flat = network()
     settings = MachineSettings(all_reduce="hierarchical", gradient_wire="bfloat16")
-    assert isinstance(make_gradient_sum(settings, Alone(), flat.exchanged, list(model.parameters())), FlatSum)
+    assert isinstance(make_gradient_sum(settings, Alone(), flat.buffer, flat.count), FlatSum)
 
 
 @pytest.mark.parametrize(
@@ -340,7 +271,7 @@ def train(folder, *flags):
     return job
 
 
-@pytest.mark.parametrize("flag", ["--all_reduce=flat", "--all_reduce=hierarchical", "--gradient_buckets=3"])
+@pytest.mark.parametrize("flag", ["--all_reduce=flat", "--all_reduce=hierarchical"])
 def test_two_ranks_train_to_the_same_weights_however_they_sum(flag, flat_run, tmp_path):
     assert train(tmp_path, flag).stdout.count("gradients: summed by MPI") == 1
     got = weights(tmp_path, "CartPole-v1", 256)
@@ -354,10 +285,7 @@ def test_two_ranks_train_in_16_bits_and_stay_equal(flat_run, tmp_path):
     assert 0.0 < difference < 0.02
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{"all_reduce": "flat"}, {"all_reduce": "hierarchical"}, {"gradient_buckets": 2}],
-)
+@pytest.mark.parametrize("settings", [{"all_reduce": "flat"}, {"all_reduce": "hierarchical"}])
 def test_memory_is_shared_unless_another_way_is_asked_for(settings):
     class Ranks(Alone):
         size = 2
@@ -373,12 +301,12 @@ def test_memory_is_shared_unless_another_way_is_asked_for(settings):
 
 @pytest.mark.parametrize("length", [0, 5, 16, 100, 677_191])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 64])
-def test_the_pieces_of_the_ranks_are_the_whole_and_begin_with_a_line_of_the_cache(length, ranks):
-    pieces = [piece_of(length, Rank(rank, ranks)) for rank in range(ranks)]
-    assert [index for piece in pieces for index in range(length)[piece]] == list(range(length))
-    assert all(piece.start % 16 == 0 or piece.start == length for piece in pieces)
+def test_the_shards_of_the_ranks_are_the_whole_and_begin_with_a_line_of_the_cache(length, ranks):
+    shards = [shard_of(length, Rank(rank, ranks)) for rank in range(ranks)]
+    assert [index for shard in shards for index in range(length)[shard]] == list(range(length))
+    assert all(shard.start % 16 == 0 or shard.start == length for shard in shards)
     if length > 10_000:
-        sizes = [piece.stop - piece.start for piece in pieces]
+        sizes = [shard.stop - shard.start for shard in shards]
         assert max(sizes) - min(sizes) <= 32
 
 

@@ -12,19 +12,19 @@ import pytest
 from numpy.typing import NDArray
 
 from ppo.envs import Environments, StepResult
-from ppo.envs.atari import AtariEnvironments
+from ppo.envs.atari.block import AtariEnvironments
 from ppo.envs.processes import AtariProcessEnvironments, shared_out
 from ppo.envs.worker import SharedMemory, Work, Worker
-from ppo.families import WorldSettings
+from ppo.families import AtariSettings
 
-STICKY = WorldSettings(sticky_actions=0.25, max_frames=400)
+STICKY = AtariSettings(sticky_actions=0.25, max_frames=400)
 
 
-def processes(world: WorldSettings = STICKY, *, indices: range = range(3, 8), number: int = 3):
+def processes(world: AtariSettings = STICKY, *, indices: range = range(3, 8), number: int = 3):
     return AtariProcessEnvironments("breakout", world, indices=indices, seed=1, num_processes=number)
 
 
-def lean(world: WorldSettings = STICKY, *, indices: range = range(3, 8)) -> AtariEnvironments:
+def lean(world: AtariSettings = STICKY, *, indices: range = range(3, 8)) -> AtariEnvironments:
     return AtariEnvironments("breakout", world, indices=indices, seed=1)
 
 
@@ -74,7 +74,7 @@ def test_games_are_those_of_the_lean_engine_whatever_the_number_of_processes(num
 
 
 def test_spaces_and_memory_order_are_those_of_the_lean_engine() -> None:
-    world = WorldSettings(full_action_space=True, frame_stack=3)
+    world = AtariSettings(full_action_space=True, frame_stack=3)
     ours, reference = processes(world, number=1), lean(world)
     assert ours.single_observation_space == reference.single_observation_space
     assert ours.single_action_space == reference.single_action_space
@@ -176,7 +176,7 @@ def test_a_state_that_is_refused_leaves_the_games_of_other_processes_alone_too()
 
 
 def test_processes_that_play_long_games_again_give_signs_of_life() -> None:
-    envs = processes(WorldSettings(), number=2)
+    envs = processes(AtariSettings(), number=2)
     envs.reset()
     envs.step(np.zeros(5, np.int64))
     signs = []
@@ -229,7 +229,7 @@ def test_what_goes_wrong_in_one_half_is_told_where_the_other_is_sent_after_it() 
 
 
 def test_states_that_are_larger_than_what_a_socket_holds_get_there() -> None:
-    envs = AtariProcessEnvironments("pong", WorldSettings(noop_max=0), indices=range(12), seed=1, num_processes=1)
+    envs = AtariProcessEnvironments("pong", AtariSettings(noop_max=0), indices=range(12), seed=1, num_processes=1)
     envs.reset()
     states = [{**state, "actions": np.zeros(26_000, np.uint8)} for state in envs.get_states()]
     assert envs.set_states(states) == list(range(12))  # nobody plays for so long without losing
@@ -280,9 +280,9 @@ def test_close_ends_the_processes_and_so_does_losing_the_environments() -> None:
 def test_processes_end_with_a_rank_that_is_killed(tmp_path: Path) -> None:
     program = (
         "import time\n"
-        "from ppo.config import WorldSettings\n"
+        "from ppo.config import AtariSettings\n"
         "from ppo.envs.processes import AtariProcessEnvironments\n"
-        "envs = AtariProcessEnvironments('pong', WorldSettings(), indices=range(4), seed=0, num_processes=2)\n"
+        "envs = AtariProcessEnvironments('pong', AtariSettings(), indices=range(4), seed=0, num_processes=2)\n"
         "envs.reset()\n"
         "print(*(process._process.pid for process in envs._processes), flush=True)\n"
         "time.sleep(60)\n"

@@ -68,7 +68,7 @@ class RunningJob:
         """Return the process id of a rank."""
         for pid in self.processes():
             of_rank = f"OMPI_COMM_WORLD_RANK={number}".encode() in variables_of(pid)
-            if of_rank and b"atari_worker" not in command_of(pid):
+            if of_rank and b"ppo.envs.worker" not in command_of(pid):
                 return pid
         raise AssertionError(f"rank {number} does not run:\n{self.log}")
 

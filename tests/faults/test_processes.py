@@ -17,7 +17,7 @@ FLAGS = [
 
 
 def workers(job):
-    return [pid for pid in job.processes() if b"atari_worker" in command_of(pid)]
+    return [pid for pid in job.processes() if b"ppo.envs.worker" in command_of(pid)]
 
 
 def test_a_job_with_processes_is_told_to_save_and_leave(tmp_path, fault_report):

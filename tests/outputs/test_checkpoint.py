@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ppo.config import Config
+from ppo.families import GymnasiumSettings
 from ppo.outputs import checkpoint, whole_folder
 from ppo.outputs.manifest import MODEL_FILE, TRAINING_FILE, Counters, Manifest, OtherFormatError
 from ppo.outputs.tensor_file import specification
@@ -20,7 +21,9 @@ from ppo.settings import Refusal
 from tests.forgery import edit_manifest, replace_file
 
 MANIFEST_FILE = checkpoint.MANIFEST_FILE
-CONFIG = Config().replace_settings({"env_name": "CartPole-v1", "num_envs": 2, "minibatch_size": 64, "kl_stop": 0.03})
+CONFIG = Config(world=GymnasiumSettings()).replace_settings(
+    {"env_name": "CartPole-v1", "num_envs": 2, "minibatch_size": 64, "kl_stop": 0.03}
+)
 MODEL = {
     "model/weight": torch.arange(6.0).reshape(2, 3),
     "value_normalizer/moments": torch.tensor([3.0, 0.1, 2.0], dtype=torch.float64),
@@ -338,11 +341,11 @@ def test_only_damaged_checkpoints_are_a_refusal_not_a_fresh_start(tmp_path: Path
     assert len(warnings) == 2
 
 
-@pytest.mark.parametrize(("version", "age"), [(1, "an older"), (3, "a newer")])
+@pytest.mark.parametrize(("version", "age"), [(1, "an older"), (4, "a newer")])
 def test_another_format_is_refused_and_not_passed_over(tmp_path: Path, version: int, age: str) -> None:
     write(tmp_path, 10)
     edit_manifest(write(tmp_path, 20), lambda data: data.update(format=version))
-    expected = rf"020/manifest.json was written by {age} version of ppo: .* {version}, .* reads format 2; .*--fresh"
+    expected = rf"020/manifest.json was written by {age} version of ppo: .* {version}, .* reads format 3; .*--fresh"
     for read in (
         lambda: checkpoint.newest_valid(tmp_path, print),
         lambda: checkpoint.choose(tmp_path, "best", read_model, print),

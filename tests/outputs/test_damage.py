@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppo.config import Config
+from ppo.families import GymnasiumSettings
 from ppo.outputs import checkpoint
 from ppo.outputs.manifest import MODEL_FILE, TRAINING_FILE, Counters, Manifest, decode_manifest
 from ppo.outputs.untrusted import DamagedCheckpointError
@@ -22,7 +23,9 @@ Files = dict[str, bytes]
 Content = tuple[Manifest, dict[str, torch.Tensor], dict[str, torch.Tensor]]
 NAMES = [MANIFEST, MODEL, TRAINING]
 FOLDER = checkpoint.folder_name(20)
-CONFIG = Config().replace_settings({"env_name": "CartPole-v1", "num_envs": 2, "minibatch_size": 64})
+CONFIG = Config(world=GymnasiumSettings()).replace_settings(
+    {"env_name": "CartPole-v1", "num_envs": 2, "minibatch_size": 64}
+)
 # A hang fails the test; a slow machine does not.
 bounded = settings(max_examples=100, deadline=timedelta(seconds=5))
 

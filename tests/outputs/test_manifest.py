@@ -13,7 +13,7 @@ from ppo.outputs.tensor_file import MAX_FILE_BYTES
 from ppo.outputs.untrusted import DamagedCheckpointError
 from tests.forgery import sealed
 
-CONFIG = Config().replace_settings({"env_name": "CartPole-v1", "num_envs": 8, "kl_stop": 0.03})
+CONFIG = Config().replace_settings({"env_name": "PongNoFrameskip-v4", "num_envs": 8, "kl_stop": 0.03})
 MANIFEST = Manifest(
     config=CONFIG,
     counters=Counters(update=12, env_steps=120, seconds=1.5, episodes=3, recent_returns=(1.0, -21.0, 0.1)),
@@ -21,6 +21,7 @@ MANIFEST = Manifest(
     ranks=2,
     versions={"torch": "2.13.0+cpu"},
     machine={"architecture": "x86_64"},
+    logs={"progress.csv": 517, "episodes.csv": 0},
 )
 CONTENT = manifest.encode_manifest(MANIFEST)
 
@@ -52,26 +53,41 @@ def test_an_edited_digit_anywhere_is_found() -> None:
 
 def test_a_format_that_was_only_edited_is_damage_and_not_another_version() -> None:
     with pytest.raises(DamagedCheckpointError, match="sha256"):
-        manifest.decode_manifest(CONTENT.replace(b'"format": 2', b'"format": 3'))
+        manifest.decode_manifest(CONTENT.replace(b'"format": 3', b'"format": 4'))
 
 
-@pytest.mark.parametrize("change", [lambda d: d.update(format=3), lambda d: d.pop("files")])
+@pytest.mark.parametrize("change", [lambda d: d.update(format=4), lambda d: d.pop("files")])
 def test_a_newer_format_is_recognised_whatever_it_consists_of(change: Callable[[dict[str, Any]], Any]) -> None:
     data = json.loads(CONTENT)
-    data["format"] = 3
+    data["format"] = 4
     change(data)
     data["manifest_sha256"] = "made in another way"
-    with pytest.raises(OtherFormatError, match="newer version of ppo: it has format 3, this version reads format 2"):
+    with pytest.raises(OtherFormatError, match="newer version of ppo: it has format 4, this version reads format 3"):
         manifest.decode_manifest(json.dumps(data).encode())
 
 
-def test_the_first_format_is_recognised_as_older() -> None:
+@pytest.mark.parametrize(
+    ("version", "lacks"),
+    [(1, ("manifest_sha256", "ranks", "machine", "family", "logs")), (2, ("family", "logs"))],
+)
+def test_a_format_before_this_one_is_recognised_as_older(version: int, lacks: tuple[str, ...]) -> None:
     data = json.loads(CONTENT)
-    data["format"] = 1
-    for key in ("manifest_sha256", "ranks", "machine"):
+    data["format"] = version
+    for key in lacks:
         del data[key]
-    with pytest.raises(OtherFormatError, match="older version of ppo: it has format 1"):
+    data = data if version == 1 else sealed(data)
+    with pytest.raises(OtherFormatError, match=f"older version of ppo: it has format {version}"):
         manifest.decode_manifest(json.dumps(data).encode())
+
+
+def test_the_worlds_of_a_family_this_version_does_not_know_are_no_damage() -> None:
+    with pytest.raises(OtherFormatError, match="another version of ppo: it has worlds of chess"):
+        manifest.decode_manifest(forged(put("family", value="chess")))
+
+
+def test_settings_of_another_family_are_not_those_of_this_one() -> None:
+    with pytest.raises(OtherFormatError, match=r"it has the setting world\.sticky_actions"):
+        manifest.decode_manifest(forged(put("family", value="gymnasium")))
 
 
 def test_a_setting_this_version_does_not_know_is_no_damage() -> None:
@@ -104,6 +120,9 @@ FORGERIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "no environments": put("config", "ppo", "num_envs", value=0),
     "words for an environment": lambda d: (put("config", "run", "env_name", value="a b")(d), d.update(env_name="a b")),
     "two environments": put("env_name", value="Acrobot-v1"),
+    "other family": lambda d: (put("config", "run", "env_name", value="Go-v0")(d), d.update(env_name="Go-v0")),
+    "number for a family": put("family", value=1),
+    "list for a family": put("family", value=["atari"]),
     "list for an environment": lambda d: (put("config", "run", "env_name", value=["a"])(d), d.update(env_name=["a"])),
     "line break in a name": lambda d: (put("config", "run", "env_name", value="a\nb")(d), d.update(env_name="a\nb")),
     "counters a list": put("counters", value=[1, 2]),
@@ -123,6 +142,11 @@ FORGERIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "number for a version": put("versions", value={"torch": 2}),
     "line break in a version": put("versions", value={"torch": "2\n3"}),
     "endless version": put("machine", value={"cpu": "x" * 1000}),
+    "logs a list": put("logs", value=["progress.csv"]),
+    "log outside": put("logs", "../../secret", value=10),
+    "negative length of a log": put("logs", "progress.csv", value=-1),
+    "true for a length": put("logs", "progress.csv", value=True),
+    "real number for a length": put("logs", "progress.csv", value=517.0),
     "no files": put("files", value={}),
     "files a list": put("files", value=[]),
     "no model": lambda d: d["files"].pop("model.safetensors"),
@@ -171,7 +195,7 @@ TEXTS: dict[str, bytes] = {
     "duplicate key": CONTENT.replace(b'"ranks": 2', b'"ranks": 2, "ranks": 2'),
     "lone surrogate": forged(put("versions", value={"torch": "\ud800"})),
     "format true": forged(put("format", value=True)),
-    "format text": forged(put("format", value="2")),
+    "format text": forged(put("format", value="3")),
     "no format": forged(lambda d: d.pop("format")),
     "hash a list": CONTENT.replace(b'"manifest_sha256": "', b'"manifest_sha256": [], "x": "'),
 }

@@ -134,9 +134,11 @@ def test_a_header_beyond_the_cap_is_not_parsed(tmp_path: Path) -> None:
         ("learner/second_moment", torch.tensor([1.0, -1e-30]), "is negative"),
         ("learner/gradient_steps", torch.tensor(-1.0), "is negative"),
         ("learner/adaptive_rate", torch.tensor(-1e-4), "is negative"),
-        ("learner/pixel_moments", torch.tensor([-1.0, 0.0, 1.0]), "is negative"),
+        ("model/inputs.moments", torch.tensor([-1.0, 0.0, 1.0]), "is negative"),
+        ("model/inputs.moments", torch.tensor([[1.0, 1.0], [0.0, 0.0], [1.0, -1.0]]), "is negative"),
         ("value_normalizer/moments", torch.tensor([1.0, 0.0, -1.0]), "is negative"),
-        ("model/actor.0.pixel_moments", torch.tensor([100.0, 0.0]), "deviation of 0 or less"),
+        ("model/inputs.applied", torch.tensor([100.0, 0.0]), "deviation of 0 or less"),
+        ("model/inputs.applied", torch.tensor([[0.0, 0.0], [1.0, 0.0]]), "deviation of 0 or less"),
     ],
 )
 def test_numbers_that_no_training_leaves_are_neither_written_nor_read(

@@ -629,4 +629,4 @@ def test_config_json_holds_the_settings_and_facts(tmp_path: Path) -> None:
     write_config(tmp_path / "run", Config(), ranks=4)
     data = json.loads((tmp_path / "run" / "config.json").read_text())
     assert data.pop("ranks") == 4
-    assert Config.from_dict(data) == Config()
+    assert Config.from_dict(data, Config().family) == Config()

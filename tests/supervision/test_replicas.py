@@ -47,5 +47,9 @@ def test_what_all_ranks_share_is_not_compared_and_everything_else_is():
     run.learner.is_one_replica = True  # as where all ranks share one host's memory
     shared = {f"model/{name}" for name, _ in run.model.named_parameters()}
     assert saved - run.replicated_tensors().keys() == shared | {"learner/first_moment", "learner/second_moment"}
-    assert {"model/actor.0.pixel_moments", "value_normalizer/moments"} <= run.replicated_tensors().keys()
+    assert {
+        "model/inputs.moments",
+        "model/inputs.applied",
+        "value_normalizer/moments",
+    } <= run.replicated_tensors().keys()
     run.close()

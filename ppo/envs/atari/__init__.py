@@ -8,57 +8,80 @@ leave_out_blended_colours()  # before any module of this package imports ALE
 
 import ale_py
 import gymnasium
+import numpy as np
 from ale_py import roms
+from gymnasium.spaces import Box, Discrete
 
-from ppo.envs import Engine, Environments, FrameListener, unknown_environment
+from ppo.envs import LEAN, Engine, Environments, FrameListener, Spaces, unknown_environment
+from ppo.envs.arrays import StepArrays
+from ppo.envs.atari.scores import human_normalised_score
+from ppo.envs.atari.screens import SCREEN_SIZE
 from ppo.families import AtariSettings, WorldSettings
 from ppo.settings import Refusal
+
+_NUM_JOYSTICK_ACTIONS = 18
 
 gymnasium.register_envs(ale_py)
 ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
 
 
-def check(env_name: str, world: WorldSettings) -> None:
-    """Refuse an id that names no game of this version of ALE."""
-    rom_name(env_name)
+class AtariWorld:
+    """Acts for Atari games; see `ppo.envs.World`."""
+
+    def check(self, env_name: str, world: WorldSettings) -> Spaces:
+        """Refuse an id that names no game of this version of ALE; of the actions only a bound is known without one."""
+        rom_name(env_name)
+        return Spaces(screen_space(_atari(world).frame_stack), Discrete(_NUM_JOYSTICK_ACTIONS))
+
+    def make_block(
+        self,
+        env_name: str,
+        world: WorldSettings,
+        *,
+        indices: range,
+        seed: int,
+        engine: Engine = LEAN,
+        on_frame: FrameListener | None = None,
+        arrays: StepArrays | None = None,
+    ) -> Environments:
+        """Make a block of games in this process, shared out among others, or stepped by ALE's threads."""
+        from ppo.envs.atari.block import AtariEnvironments
+        from ppo.envs.atari.vector import AtariVectorEnvironments
+        from ppo.envs.processes import ProcessEnvironments
+
+        rom, settings = rom_name(env_name), _atari(world)
+        if engine.name == "processes":
+            spaces = self.check(env_name, world)
+            return ProcessEnvironments(
+                env_name, world, spaces, indices=indices, seed=seed, num_processes=engine.workers
+            )
+        if engine.name == "vector":
+            return AtariVectorEnvironments(rom, settings, indices=indices, seed=seed, threads=engine.workers)
+        return AtariEnvironments(rom, settings, indices=indices, seed=seed, on_frame=on_frame, arrays=arrays)
+
+    def same_world(self, first: str, second: str) -> bool:
+        """Return whether two ids name the same game: it has the same protocol then."""
+        try:
+            return rom_name(first) == rom_name(second)
+        except Refusal:  # one of them names no game at all
+            return False
+
+    def facts(self, env_name: str, return_mean: float) -> dict[str, Any]:
+        """Return the human-normalised score, None for a game without published scores."""
+        return {"human_normalised_score": human_normalised_score(rom_name(env_name), return_mean)}
 
 
-def make_block(
-    env_name: str,
-    world: WorldSettings,
-    *,
-    indices: range,
-    seed: int,
-    engine: Engine,
-    on_frame: FrameListener | None,
-) -> Environments:
-    """Make a block of games; see `ppo.envs.make_envs`."""
-    from ppo.envs.atari.block import AtariEnvironments
-    from ppo.envs.atari.vector import AtariVectorEnvironments
-    from ppo.envs.processes import AtariProcessEnvironments
+WORLD = AtariWorld()
 
+
+def _atari(world: WorldSettings) -> AtariSettings:
     assert isinstance(world, AtariSettings)
-    rom = rom_name(env_name)
-    if engine.name == "lean":
-        return AtariEnvironments(rom, world, indices=indices, seed=seed, on_frame=on_frame)
-    if engine.name == "processes":
-        return AtariProcessEnvironments(rom, world, indices=indices, seed=seed, num_processes=engine.workers)
-    return AtariVectorEnvironments(rom, world, indices=indices, seed=seed, threads=engine.workers)
+    return world
 
 
-def same_world(first: str, second: str) -> bool:
-    """Tell whether two ids name the same game: it has the same protocol then."""
-    try:
-        return rom_name(first) == rom_name(second)
-    except Refusal:  # one of them names no game at all
-        return False
-
-
-def facts(env_name: str, world: WorldSettings, return_mean: float) -> dict[str, Any]:
-    """Return the human-normalised score, None for a game without published scores."""
-    from ppo.envs.atari.scores import human_normalised_score
-
-    return {"human_normalised_score": human_normalised_score(rom_name(env_name), return_mean)}
+def screen_space(frame_stack: int) -> Box:
+    """Return the space of stacked screens."""
+    return Box(0, 255, (frame_stack, SCREEN_SIZE, SCREEN_SIZE), np.uint8)
 
 
 def accepted_names() -> list[str]:
@@ -80,12 +103,18 @@ def rom_name(env_name: str) -> str:
         raise unknown_environment(env_name, accepted)
     rom = str(spec.kwargs["game"])
     if env_name not in accepted:
-        same_game = [i for i in accepted if gymnasium.registry[i].kwargs["game"] == rom]
-        raise Refusal(
-            f"env_name must be a ...NoFrameskip-v4 or ALE/...-v5 id for Atari, got {env_name}; try {same_game[0]} "
-            "(for sticky actions add --sticky_actions=0.25)"
-        )
+        raise other_protocol(env_name)
     path = roms.get_rom_path(rom)
     if path is None or ale_py.ALEInterface.isSupportedROM(path) is None:
         raise Refusal(f"env_name {env_name!r} names the ROM {rom!r}, which this version of ALE cannot load")
     return rom
+
+
+def other_protocol(env_name: str) -> Refusal:
+    """Return the refusal of a registered id whose own protocol is not this package's; it names the id to use."""
+    rom = gymnasium.registry[env_name].kwargs["game"]
+    same_game = [i for i in accepted_names() if gymnasium.registry[i].kwargs["game"] == rom]
+    return Refusal(
+        f"env_name must be a ...NoFrameskip-v4 or ALE/...-v5 id for Atari, got {env_name}; try {same_game[0]} "
+        "(for sticky actions add --sticky_actions=0.25)"
+    )

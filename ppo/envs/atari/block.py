@@ -1,4 +1,4 @@
-"""Blocks of Atari games with stacked screens: what all engines have in common, and the lean engine's own.
+"""A block of Atari games with stacked screens, stepped by one thread.
 
 Pixels, rewards and ends are those of `ale_py.vector_env.AtariVectorEnv`; `ppo.envs.atari.game` has the protocol.
 """
@@ -6,58 +6,23 @@ Pixels, rewards and ends are those of `ale_py.vector_env.AtariVectorEnv`; `ppo.e
 from collections.abc import Sequence
 from typing import Any
 
-import gymnasium
 import numpy as np
-from gymnasium.vector import AutoresetMode
-from gymnasium.vector.utils import batch_space
+from gymnasium.spaces import Discrete
 from numpy.typing import NDArray
 
-from ppo.envs import ArrayState, Environments, FrameListener, StepResult
-from ppo.envs.arrays import StepArrays, halves
-from ppo.envs.atari import screens
+from ppo.envs import ArrayState, FrameListener, StepResult
+from ppo.envs.arrays import StepArrays
+from ppo.envs.atari import screen_space, screens
 from ppo.envs.atari.game import VECTOR_STATE_PARTS, AtariGame, saved_episode
-from ppo.envs.atari.screens import SCREEN_SIZE, push_screens
+from ppo.envs.atari.screens import push_screens
+from ppo.envs.blocks import Block
 from ppo.families import AtariSettings
 
 FRAMES_PER_SECOND = 60.0
 _STEPS_BETWEEN_SIGNS_OF_LIFE = 500
 
 
-class AtariBlock(Environments):
-    """A block of games of one ROM with stacked screens."""
-
-    def __init__(self, arrays: StepArrays, num_actions: int) -> None:
-        """Describe games that have so many actions and leave the results of their steps in `arrays`."""
-        self.arrays, self.num_actions = arrays, num_actions
-        self.uncompiled = "" if screens.IS_COMPILED else "screens are shrunk by OpenCV"
-        self.num_envs, depth = len(arrays.stacks), arrays.stacks.shape[-1]
-        self.observations = arrays.observations
-        self.frames_per_second = FRAMES_PER_SECOND
-        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
-        self.single_observation_space = gymnasium.spaces.Box(0, 255, (depth, SCREEN_SIZE, SCREEN_SIZE), np.uint8)
-        self.single_action_space = gymnasium.spaces.Discrete(num_actions)
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
-
-
-class AtariBlockInHalves(AtariBlock):
-    """A block in two groups: the emulators of one run while the network acts for the other."""
-
-    @property
-    def groups(self) -> tuple[slice, ...]:
-        """Two halves, or one group if there is one game."""
-        return halves(self.num_envs)
-
-    def step(self, actions: NDArray[Any]) -> StepResult:
-        """Take one agent step in every game; see the package's docstring for what comes back."""
-        for group in self.groups:
-            self.send(group, actions[group])
-        for group in self.groups:
-            self.recv(group)
-        return self.arrays.result()
-
-
-class AtariEnvironments(AtariBlock):
+class AtariEnvironments(Block):
     """A block of games that this thread steps one after the other."""
 
     def __init__(
@@ -76,9 +41,16 @@ class AtariEnvironments(AtariBlock):
             AtariGame(rom, world, index=index, seed=seed, on_frame=on_frame if position == 0 else None)
             for position, index in enumerate(indices)
         ]
-        if arrays is None:
-            arrays = StepArrays.empty(len(indices), world.frame_stack)
-        super().__init__(arrays, len(self._games[0].actions))
+        space = screen_space(world.frame_stack)
+        super().__init__(
+            StepArrays.empty(len(indices), space.shape, space.dtype) if arrays is None else arrays,
+            space,
+            Discrete(len(self._games[0].actions)),
+            frames_per_second=FRAMES_PER_SECOND,
+            uncompiled="" if screens.IS_COMPILED else "screens are shrunk by OpenCV",
+        )
+        self._stacks = in_memory_order(self.arrays.observations)
+        self._final_stacks = in_memory_order(self.arrays.final_obs)
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
@@ -102,7 +74,7 @@ class AtariEnvironments(AtariBlock):
             game = self._games[position]
             arrays.episode_return[position] = game.episode_return
             arrays.episode_length[position] = game.episode_length
-            arrays.final_stacks[position] = arrays.stacks[position]
+            self._final_stacks[position] = self._stacks[position]
             self._begin(position)
         return arrays.result()
 
@@ -110,7 +82,7 @@ class AtariEnvironments(AtariBlock):
         """Return how the current games began, the actions since, and digests of where that led to."""
         return [
             {**game.state(), "digest": game.digest(stack)}
-            for game, stack in zip(self._games, self.arrays.stacks, strict=True)
+            for game, stack in zip(self._games, self._stacks, strict=True)
         ]
 
     def check_states(self, states: Sequence[ArrayState]) -> None:
@@ -131,7 +103,7 @@ class AtariEnvironments(AtariBlock):
         return restarted
 
     def _replay(self, position: int, state: ArrayState) -> bool:
-        """Play a game again from its beginning; tell whether it led to where it was saved."""
+        """Play a game again from its beginning; return whether it led to where it was saved."""
         game = self._games[position]
         if set(state) == VECTOR_STATE_PARTS:
             game.episode = saved_episode(state, game.index)
@@ -147,15 +119,21 @@ class AtariEnvironments(AtariBlock):
                 break
             self._push(position)
         game.muted = False
-        return not over and bool(np.array_equal(game.digest(self.arrays.stacks[position]), state["digest"]))
+        return not over and bool(np.array_equal(game.digest(self._stacks[position]), state["digest"]))
 
     def _begin(self, position: int) -> None:
         # A new game's stack holds its first screen behind empty ones, as in AtariVectorEnv.
         self._games[position].reset()
-        self.arrays.stacks[position] = 0
+        self._stacks[position] = 0
         self._push(position)
 
     def _push(self, position: int) -> None:
         """Move a game's stack on by what its last two screens show."""
         game = self._games[position]
-        push_screens(self.arrays.stacks[position], game.screens, game.greys)
+        push_screens(self._stacks[position], game.screens, game.greys)
+
+
+def in_memory_order(observations: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return stacked screens (N, C, 84, 84) as they lie in memory, (N, 84, 84, C)."""
+    stacks: NDArray[np.uint8] = observations.transpose(0, 2, 3, 1)
+    return stacks

@@ -23,14 +23,17 @@ from typing import Any
 import ale_py
 import numpy as np
 from ale_py.vector_env import AtariVectorEnv
+from gymnasium.spaces import Discrete
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from ppo.envs import ArrayState, StepResult
-from ppo.envs.arrays import StepArrays, halves
-from ppo.envs.atari.block import AtariBlockInHalves
+from ppo.envs.arrays import StepArrays
+from ppo.envs.atari import screen_space
+from ppo.envs.atari.block import FRAMES_PER_SECOND, in_memory_order
 from ppo.envs.atari.game import FRAME_SKIP, AtariGame, saved_episode
 from ppo.envs.atari.screens import SCREEN_SIZE, push
+from ppo.envs.blocks import BlockInHalves, halves
 from ppo.families import AtariSettings
 from ppo.random_streams import Purpose, derived_seed
 
@@ -38,7 +41,7 @@ from ppo.random_streams import Purpose, derived_seed
 _NO_LIMIT = 2**31 - 8
 
 
-class AtariVectorEnvironments(AtariBlockInHalves):
+class AtariVectorEnvironments(BlockInHalves):
     """A block of games of one ROM, each half of it an `AtariVectorEnv`."""
 
     def __init__(self, rom: str, world: AtariSettings, *, indices: range, seed: int, threads: int) -> None:
@@ -58,9 +61,16 @@ class AtariVectorEnvironments(AtariBlockInHalves):
         }
         game = AtariGame(rom, world, index=indices[0], seed=seed)
         self._fire = game.actions.index(ale_py.Action.FIRE.value) if game.presses_fire else None
-        super().__init__(StepArrays.empty(len(indices), world.frame_stack), len(game.actions))
-
-        self.uncompiled = ""  # ALE shrinks its screens itself
+        space = screen_space(world.frame_stack)
+        # ALE shrinks its screens itself: nothing of ours is uncompiled.
+        super().__init__(
+            StepArrays.empty(len(indices), space.shape, space.dtype),
+            space,
+            Discrete(len(game.actions)),
+            frames_per_second=FRAMES_PER_SECOND,
+        )
+        self._stacks = in_memory_order(self.arrays.observations)
+        self._final_stacks = in_memory_order(self.arrays.final_obs)
         self._lives = np.zeros(self.num_envs, np.int32)
         self._begins_life = np.zeros(self.num_envs, np.bool_)
         self._returns = np.zeros(self.num_envs, np.float64)
@@ -76,10 +86,10 @@ class AtariVectorEnvironments(AtariBlockInHalves):
             derived_seed(self._seed, Purpose.EMULATOR, index, episode)
             for index, episode in zip(self._indices, self._episodes.tolist(), strict=True)
         ]
-        self.arrays.stacks[:] = 0
+        self._stacks[:] = 0
         for group in self.groups:
             screens, info = self._engines[group.start].reset(seed=np.array(seeds[group]))
-            push(self.arrays.stacks[group], screens[:, 0])
+            push(self._stacks[group], screens[:, 0])
             self._lives[group] = info["lives"]
         self._begins_life[:] = True
         self._returns[:], self._lengths[:] = 0.0, 0
@@ -103,9 +113,9 @@ class AtariVectorEnvironments(AtariBlockInHalves):
         self._returns[group] += rewards
         self._lengths[group] += 1
         if terminated.any():
-            push(arrays.stacks, np.where(terminated[:, None, None], ale["final_obs"][:, 0], screens[:, 0]))
+            push(self._stacks[group], np.where(terminated[:, None, None], ale["final_obs"][:, 0], screens[:, 0]))
         else:
-            push(arrays.stacks, screens[:, 0])
+            push(self._stacks[group], screens[:, 0])
         self._begins_life[group] = life_lost
         ended = terminated | truncated
         if ended.any():
@@ -138,9 +148,9 @@ class AtariVectorEnvironments(AtariBlockInHalves):
         for results, values in ((arrays.episode_return, self._returns), (arrays.episode_length, self._lengths)):
             results[positions] = values[positions]
             values[positions] = 0
-        arrays.final_stacks[positions] = arrays.stacks[positions]
-        arrays.stacks[positions] = 0
-        arrays.stacks[positions, ..., -1] = screens[ended]
+        self._final_stacks[positions] = self._stacks[positions]
+        self._stacks[positions] = 0
+        self._stacks[positions, ..., -1] = screens[ended]
         self._episodes[positions] += 1
         self._begins_life[positions] = True
 

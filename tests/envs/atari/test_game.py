@@ -15,13 +15,16 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
+from ppo.config import Config, RunSettings
 from ppo.envs import check_environment
-from ppo.envs.atari import AtariEnvironments, AtariGame, is_atari_name, rom_name
+from ppo.envs.atari import rom_name
+from ppo.envs.atari.block import AtariEnvironments
+from ppo.envs.atari.game import AtariGame
 from ppo.envs.atari.screens import push_screens
-from ppo.families import WorldSettings
+from ppo.families import AtariSettings, family_of
 from ppo.settings import Refusal
 
-BARE = WorldSettings(noop_max=0, fire_reset=False)
+BARE = AtariSettings(noop_max=0, fire_reset=False)
 NOOP = 0
 
 # ------------------------------------------------------------------------------------------- against AtariVectorEnv
@@ -128,7 +131,7 @@ def test_lost_lives_are_those_of_the_ale_vector_environment(rom: str, num_steps:
 
 def test_games_are_cut_where_the_ale_vector_environment_cuts_them() -> None:
     actions = random_actions("pong", 130)
-    world = WorldSettings(noop_max=0, fire_reset=False, max_frames=202)
+    world = AtariSettings(noop_max=0, fire_reset=False, max_frames=202)
     ours = play(AtariEnvironments("pong", world, indices=range(1), seed=7), actions)
     reference = play(reference_environment("pong", max_frames=202), actions)
     assert np.flatnonzero(ours.truncated).tolist() == [50, 101]
@@ -155,20 +158,20 @@ def test_noops_are_drawn_anew_for_every_environment() -> None:
 
 
 def test_fire_is_pressed_for_one_step_at_the_start_of_a_game_that_uses_it() -> None:
-    game = AtariGame("breakout", WorldSettings(noop_max=0), index=0, seed=0)
+    game = AtariGame("breakout", AtariSettings(noop_max=0), index=0, seed=0)
     game.reset()
     assert game._ale.getEpisodeFrameNumber() == 4
 
 
 def test_fire_is_not_pressed_in_a_game_that_does_not_use_it() -> None:
-    game = AtariGame("freeway", WorldSettings(noop_max=0), index=0, seed=0)
+    game = AtariGame("freeway", AtariSettings(noop_max=0), index=0, seed=0)
     game.reset()
     assert game._ale.getEpisodeFrameNumber() == 0
 
 
 def frames_before_play(*, noop_max: int, num_games: int, index: int = 0) -> list[int]:
     """Return how many frames each of an environment's first games begins with; Freeway does not use FIRE."""
-    game = AtariGame("freeway", WorldSettings(noop_max=noop_max), index=index, seed=0)
+    game = AtariGame("freeway", AtariSettings(noop_max=noop_max), index=index, seed=0)
     frames = []
     for _ in range(num_games):
         game.reset()
@@ -179,7 +182,7 @@ def frames_before_play(*, noop_max: int, num_games: int, index: int = 0) -> list
 @pytest.mark.parametrize("rom", ["breakout", "ms_pacman"])
 def test_an_environment_is_the_same_whatever_block_it_is_in(rom: str) -> None:
     # Games are cut, in steps of their own, and sizes are such that blocks of all sizes are resized together.
-    world, blocks = WorldSettings(sticky_actions=0.25, max_frames=150), [range(7), range(3), range(3, 5), range(5, 7)]
+    world, blocks = AtariSettings(sticky_actions=0.25, max_frames=150), [range(7), range(3), range(3, 5), range(5, 7)]
     whole, *parts = (AtariEnvironments(rom, world, indices=indices, seed=3) for indices in blocks)
     for envs in (whole, *parts):
         envs.reset()
@@ -196,13 +199,13 @@ def test_an_environment_is_the_same_whatever_block_it_is_in(rom: str) -> None:
 
 
 def test_environments_of_a_block_begin_differently() -> None:
-    envs = AtariEnvironments("freeway", WorldSettings(), indices=range(4), seed=0)
+    envs = AtariEnvironments("freeway", AtariSettings(), indices=range(4), seed=0)
     observations, _ = envs.reset()
     assert len({observation.tobytes() for observation in observations}) > 1
 
 
 def test_the_seed_changes_how_games_begin() -> None:
-    firsts = [AtariEnvironments("freeway", WorldSettings(), indices=range(2), seed=seed).reset()[0] for seed in (0, 1)]
+    firsts = [AtariEnvironments("freeway", AtariSettings(), indices=range(2), seed=seed).reset()[0] for seed in (0, 1)]
     assert not np.array_equal(firsts[0], firsts[1])
 
 
@@ -212,7 +215,7 @@ def test_the_seed_changes_how_games_begin() -> None:
 def breakout_without_pressing_fire(*, fire_reset: bool, num_steps: int) -> Played:
     """Move at random and never fire; the ball comes into play only if the environment fires."""
     moves = np.random.default_rng(0).choice([NOOP, 2, 3], (num_steps, 1))
-    world = WorldSettings(noop_max=0, fire_reset=fire_reset)
+    world = AtariSettings(noop_max=0, fire_reset=fire_reset)
     return play(AtariEnvironments("breakout", world, indices=range(1), seed=0), moves)
 
 
@@ -251,7 +254,7 @@ def test_rewards_are_not_clipped() -> None:
 
 
 def test_a_new_game_counts_from_zero() -> None:
-    envs = AtariEnvironments("pong", WorldSettings(noop_max=0, max_frames=40), indices=range(1), seed=0)
+    envs = AtariEnvironments("pong", AtariSettings(noop_max=0, max_frames=40), indices=range(1), seed=0)
     envs.reset()
     lengths = []
     for action in random_actions("pong", 40):
@@ -263,7 +266,7 @@ def test_a_new_game_counts_from_zero() -> None:
 
 
 def test_max_frames_truncates_and_does_not_terminate() -> None:
-    world = WorldSettings(noop_max=0, fire_reset=False, max_frames=100)
+    world = AtariSettings(noop_max=0, fire_reset=False, max_frames=100)
     played = play(AtariEnvironments("pong", world, indices=range(1), seed=0), random_actions("pong", 30))
     assert np.flatnonzero(played.truncated).tolist() == [24]
     assert not played.terminated.any()
@@ -272,7 +275,7 @@ def test_max_frames_truncates_and_does_not_terminate() -> None:
 def test_the_final_observation_of_a_cut_game_is_what_the_uncut_game_shows() -> None:
     # Here AtariVectorEnv differs: it stops at frame max_frames and does not read the screen of its last frame.
     actions = random_actions("pong", 30)
-    world = WorldSettings(noop_max=0, fire_reset=False, max_frames=100)
+    world = AtariSettings(noop_max=0, fire_reset=False, max_frames=100)
     cut = play(AtariEnvironments("pong", world, indices=range(1), seed=0), actions)
     uncut = play(AtariEnvironments("pong", BARE, indices=range(1), seed=0), actions)
     np.testing.assert_array_equal(cut.final_observations[0], uncut.observations[25])
@@ -289,13 +292,13 @@ def test_a_game_that_is_over_in_its_last_frame_is_not_also_cut() -> None:
     over = int(
         np.flatnonzero(play(AtariEnvironments("breakout", BARE, indices=range(1), seed=0), actions).terminated)[0]
     )
-    world = WorldSettings(noop_max=0, fire_reset=False, max_frames=4 * over + 1)
+    world = AtariSettings(noop_max=0, fire_reset=False, max_frames=4 * over + 1)
     played = play(AtariEnvironments("breakout", world, indices=range(1), seed=0), actions[: over + 1])
     assert played.terminated[over] and not played.truncated[over]
 
 
 def test_an_end_in_one_environment_leaves_the_others_playing() -> None:
-    envs = AtariEnvironments("freeway", WorldSettings(max_frames=80), indices=range(3), seed=0)
+    envs = AtariEnvironments("freeway", AtariSettings(max_frames=80), indices=range(3), seed=0)
     envs.reset()
     ends = [tuple(envs.step(np.full(3, NOOP))[3].tolist()) for _ in range(20)]
     # Different no-ops, so that each game is cut in a step of its own.
@@ -306,20 +309,20 @@ def test_an_end_in_one_environment_leaves_the_others_playing() -> None:
 
 
 def test_observations_are_channel_first_bytes() -> None:
-    envs = AtariEnvironments("pong", WorldSettings(), indices=range(2), seed=0)
+    envs = AtariEnvironments("pong", AtariSettings(), indices=range(2), seed=0)
     observations, _ = envs.reset()
     assert (observations.shape, observations.dtype) == ((2, 4, 84, 84), np.uint8)
     assert envs.observation_space.contains(observations)
 
 
 def test_observations_lie_channels_last_in_memory() -> None:
-    observations, _ = AtariEnvironments("pong", WorldSettings(), indices=range(2), seed=0).reset()
+    observations, _ = AtariEnvironments("pong", AtariSettings(), indices=range(2), seed=0).reset()
     assert observations.transpose(0, 2, 3, 1).flags.c_contiguous
 
 
 @pytest.mark.parametrize("depth", [3, 4])
 def test_the_stack_moves_on_by_one_screen_with_the_newest_last(depth: int) -> None:
-    world = WorldSettings(noop_max=0, fire_reset=False, frame_stack=depth)
+    world = AtariSettings(noop_max=0, fire_reset=False, frame_stack=depth)
     played = play(AtariEnvironments("freeway", world, indices=range(1), seed=0), np.full((20, 1), NOOP))
     stacks = played.observations
     np.testing.assert_array_equal(stacks[1:, :-1], stacks[:-1, 1:])
@@ -327,13 +330,13 @@ def test_the_stack_moves_on_by_one_screen_with_the_newest_last(depth: int) -> No
 
 
 def test_a_new_stack_holds_one_screen_behind_empty_ones() -> None:
-    observations, _ = AtariEnvironments("pong", WorldSettings(), indices=range(1), seed=0).reset()
+    observations, _ = AtariEnvironments("pong", AtariSettings(), indices=range(1), seed=0).reset()
     assert not observations[0, :3].any() and observations[0, 3].any()
 
 
 def test_frame_stack_one_shows_the_newest_screen_of_a_stack() -> None:
     actions = random_actions("pong", 20)
-    world = WorldSettings(noop_max=0, fire_reset=False, frame_stack=1)
+    world = AtariSettings(noop_max=0, fire_reset=False, frame_stack=1)
     single = play(AtariEnvironments("pong", world, indices=range(1), seed=0), actions).observations
     stacked = play(AtariEnvironments("pong", BARE, indices=range(1), seed=0), actions).observations
     assert single.shape == (21, 1, 84, 84)
@@ -384,7 +387,7 @@ def test_a_frame_listener_changes_nothing() -> None:
 
 def test_sticky_actions_change_the_game() -> None:
     actions = random_actions("breakout", 100)
-    world = WorldSettings(noop_max=0, fire_reset=False, sticky_actions=0.25)
+    world = AtariSettings(noop_max=0, fire_reset=False, sticky_actions=0.25)
     sticky = play(AtariEnvironments("breakout", world, indices=range(1), seed=0), actions)
     plain = play(AtariEnvironments("breakout", BARE, indices=range(1), seed=0), actions)
     assert not np.array_equal(sticky.observations, plain.observations)
@@ -392,7 +395,7 @@ def test_sticky_actions_change_the_game() -> None:
 
 def test_sticky_actions_are_the_same_again_with_the_same_seed_only() -> None:
     actions = random_actions("breakout", 100)
-    world = WorldSettings(noop_max=0, fire_reset=False, sticky_actions=0.25)
+    world = AtariSettings(noop_max=0, fire_reset=False, sticky_actions=0.25)
     first, again, other = (
         play(AtariEnvironments("breakout", world, indices=range(1), seed=seed), actions).observations
         for seed in (0, 0, 1)
@@ -402,7 +405,7 @@ def test_sticky_actions_are_the_same_again_with_the_same_seed_only() -> None:
 
 
 def test_sticky_actions_differ_between_environments() -> None:
-    world = WorldSettings(noop_max=0, fire_reset=False, sticky_actions=0.25)
+    world = AtariSettings(noop_max=0, fire_reset=False, sticky_actions=0.25)
     envs = AtariEnvironments("breakout", world, indices=range(2), seed=0)
     envs.reset()
     for action in random_actions("breakout", 60):
@@ -421,7 +424,7 @@ def test_sticky_actions_repeat_the_previous_action_with_their_probability() -> N
             self.actions.append(action)
             return 0
 
-    game = AtariGame("pong", WorldSettings(sticky_actions=0.25), index=0, seed=0)
+    game = AtariGame("pong", AtariSettings(sticky_actions=0.25), index=0, seed=0)
     emulator = CountingEmulator()
     game._ale = emulator  # type: ignore[assignment]
     for frame in range(8000):
@@ -434,20 +437,20 @@ def test_sticky_actions_repeat_the_previous_action_with_their_probability() -> N
 
 
 def test_the_full_action_space_has_18_actions() -> None:
-    envs = AtariEnvironments("pong", WorldSettings(full_action_space=True), indices=range(2), seed=0)
+    envs = AtariEnvironments("pong", AtariSettings(full_action_space=True), indices=range(2), seed=0)
     assert envs.single_action_space.n == 18
     assert envs.action_space.nvec.tolist() == [18, 18]
 
 
 def test_actions_are_those_the_game_uses_by_default() -> None:
-    assert AtariEnvironments("breakout", WorldSettings(), indices=range(1), seed=0).single_action_space.n == 4
+    assert AtariEnvironments("breakout", AtariSettings(), indices=range(1), seed=0).single_action_space.n == 4
 
 
 # ------------------------------------------------------------------------------------------------------------ states
 
 
 def one_game(rom: str, *, sticky_actions: float = 0.0, max_frames: int = 108_000, index: int = 3) -> AtariEnvironments:
-    world = WorldSettings(sticky_actions=sticky_actions, max_frames=max_frames)
+    world = AtariSettings(sticky_actions=sticky_actions, max_frames=max_frames)
     return AtariEnvironments(rom, world, indices=range(index, index + 1), seed=1)
 
 
@@ -542,11 +545,11 @@ def test_a_restored_game_saves_what_the_game_that_was_never_stopped_saves(saved_
 
 CONTINUE = """
 import sys, numpy as np
-from ppo.families import WorldSettings
-from ppo.envs.atari import AtariEnvironments
+from ppo.families import AtariSettings
+from ppo.envs.atari.block import AtariEnvironments
 saved = dict(np.load(sys.argv[1]))
 actions, observations = saved.pop("next_actions"), saved.pop("observations")
-envs = AtariEnvironments("berzerk", WorldSettings(sticky_actions=0.25), indices=range(3, 4), seed=1)
+envs = AtariEnvironments("berzerk", AtariSettings(sticky_actions=0.25), indices=range(3, 4), seed=1)
 assert envs.set_states([saved]) == []
 for action, expected in zip(actions, observations, strict=True):
     assert (envs.step(action)[0] == expected).all()
@@ -564,7 +567,7 @@ def test_another_process_goes_on_exactly(tmp_path: Path) -> None:
 
 def test_a_block_goes_back_to_a_state_of_its_own() -> None:
     # Sticky actions are drawn 4096 frames at a time: 1100 steps later the numbers of the state have been replaced.
-    envs = AtariEnvironments("freeway", WorldSettings(sticky_actions=0.25), indices=range(1), seed=1)
+    envs = AtariEnvironments("freeway", AtariSettings(sticky_actions=0.25), indices=range(1), seed=1)
     envs.reset()
     actions = random_actions("freeway", 1100)
     states, observations = envs.get_states(), []
@@ -577,11 +580,11 @@ def test_a_block_goes_back_to_a_state_of_its_own() -> None:
 
 def test_a_restored_game_ends_with_its_whole_return_and_length() -> None:
     actions = random_actions("breakout", 300)
-    original = AtariEnvironments("breakout", WorldSettings(), indices=range(1), seed=1)
+    original = AtariEnvironments("breakout", AtariSettings(), indices=range(1), seed=1)
     original.reset()
     for action in actions[:100]:
         original.step(action)
-    fresh = AtariEnvironments("breakout", WorldSettings(), indices=range(1), seed=1)
+    fresh = AtariEnvironments("breakout", AtariSettings(), indices=range(1), seed=1)
     fresh.set_states(original.get_states())
     for action in actions[100:]:
         over = original.step(action)[2][0]
@@ -594,7 +597,7 @@ def test_a_restored_game_ends_with_its_whole_return_and_length() -> None:
 
 
 def test_a_restored_game_is_cut_at_the_same_frame() -> None:
-    world = WorldSettings(max_frames=200)
+    world = AtariSettings(max_frames=200)
     original = AtariEnvironments("pong", world, indices=range(1), seed=1)
     original.reset()
     for _ in range(20):
@@ -606,7 +609,7 @@ def test_a_restored_game_is_cut_at_the_same_frame() -> None:
 
 
 def test_the_games_after_a_restored_one_begin_as_they_would_have() -> None:
-    world = WorldSettings(max_frames=100)
+    world = AtariSettings(max_frames=100)
     original = AtariEnvironments("pong", world, indices=range(1), seed=1)
     original.reset()
     fresh = AtariEnvironments("pong", world, indices=range(1), seed=1)
@@ -634,7 +637,7 @@ def test_taking_a_state_does_not_disturb_the_game(rom: str) -> None:
 def test_a_frame_listener_is_not_shown_a_game_that_is_played_again() -> None:
     frames: list[NDArray[np.uint8]] = []
     original = play_until(one_game("pong"), random_actions("pong", 20))
-    envs = AtariEnvironments("pong", WorldSettings(), indices=range(3, 4), seed=1, on_frame=frames.append)
+    envs = AtariEnvironments("pong", AtariSettings(), indices=range(3, 4), seed=1, on_frame=frames.append)
     assert envs.set_states(original.get_states()) == []
     assert frames == []
     envs.step(np.array([0]))
@@ -686,13 +689,13 @@ def test_actions_that_go_on_over_the_end_of_a_game_are_not_exact() -> None:
 
 
 def test_only_the_games_that_are_not_exact_are_restarted() -> None:
-    original = AtariEnvironments("pong", WorldSettings(), indices=range(4, 7), seed=0)
+    original = AtariEnvironments("pong", AtariSettings(), indices=range(4, 7), seed=0)
     original.reset()
     for action in random_actions("pong", 30):
         original.step(action.repeat(3))
     states = original.get_states()
     states[1]["actions"][:] = 2
-    fresh = AtariEnvironments("pong", WorldSettings(), indices=range(4, 7), seed=0)
+    fresh = AtariEnvironments("pong", AtariSettings(), indices=range(4, 7), seed=0)
     assert fresh.set_states(states) == [5]
     np.testing.assert_array_equal(fresh.observations[[0, 2]], original.observations[[0, 2]])
     assert not fresh.observations[1, :3].any()
@@ -730,7 +733,7 @@ MALFORMED: dict[str, Callable[[State], State]] = {
 @pytest.fixture(scope="module")
 def untouched() -> AtariEnvironments:
     """Environments that no test brings to a state."""
-    return AtariEnvironments("pong", WorldSettings(), indices=range(5, 7), seed=0)
+    return AtariEnvironments("pong", AtariSettings(), indices=range(5, 7), seed=0)
 
 
 @pytest.mark.parametrize("kind", MALFORMED)
@@ -750,10 +753,10 @@ def test_states_for_another_number_of_environments_are_refused(untouched: AtariE
 
 CORRUPT = """
 import numpy as np
-from ppo.families import WorldSettings
-from ppo.envs.atari import AtariEnvironments
+from ppo.families import AtariSettings
+from ppo.envs.atari.block import AtariEnvironments
 rng = np.random.default_rng(0)
-envs = AtariEnvironments("qbert", WorldSettings(sticky_actions=0.25), indices=range(1), seed=0)
+envs = AtariEnvironments("qbert", AtariSettings(sticky_actions=0.25), indices=range(1), seed=0)
 envs.reset()
 for _ in range(20):
     envs.step(np.array([1]))
@@ -787,7 +790,7 @@ def test_no_corruption_of_a_state_crashes_or_goes_unnoticed() -> None:
 
 @pytest.mark.parametrize("env_name", ["MsPacmanNoFrameskip-v4", "ALE/MsPacman-v5"])
 def test_both_spellings_name_the_same_rom(env_name: str) -> None:
-    assert is_atari_name(env_name)
+    assert family_of(env_name).name == "atari"
     assert rom_name(env_name) == "ms_pacman"
 
 
@@ -797,13 +800,13 @@ def test_both_spellings_name_the_same_rom(env_name: str) -> None:
 )
 def test_an_unknown_game_is_refused_with_the_nearest_known_one(env_name: str, nearest: str) -> None:
     with pytest.raises(Refusal, match=f"did you mean '{nearest}'"):
-        check_environment(env_name)
+        check_environment(Config(run=RunSettings(env_name=env_name)))
 
 
 @pytest.mark.parametrize("env_name", ["Pong-v4", "Pong-v0", "PongNoFrameskip-v0", "Pong-ram-v4"])
 def test_an_id_whose_own_protocol_would_be_ignored_is_refused_naming_one_that_is_served(env_name: str) -> None:
     with pytest.raises(Refusal, match=r"(try|did you mean) '?(PongNoFrameskip-v4|ALE/Pong-v5)"):
-        check_environment(env_name)
+        check_environment(Config(run=RunSettings(env_name=env_name)))
 
 
 @pytest.fixture
@@ -817,4 +820,4 @@ def combat() -> Iterator[str]:
 
 def test_a_game_that_ale_cannot_load_is_refused_without_ending_the_process(combat: str) -> None:
     with pytest.raises(Refusal, match="cannot load"):
-        check_environment(combat)
+        check_environment(Config(run=RunSettings(env_name=combat)))

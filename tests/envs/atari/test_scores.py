@@ -9,7 +9,7 @@ from ale_py import roms
 
 from ppo.envs.atari.scores import human_normalised_score
 
-TABLE = list(csv.DictReader(resources.files("ppo").joinpath("human_random_57.csv").read_text().splitlines()))
+TABLE = list(csv.DictReader(resources.files("ppo.envs.atari").joinpath("human_random_57.csv").read_text().splitlines()))
 
 
 def test_the_table_has_57_different_games() -> None:

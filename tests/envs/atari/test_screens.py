@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ppo.envs import atari, screens
-from ppo.envs.atari import AtariEnvironments, AtariGame, accepted_names, rom_name
+from ppo.envs.atari import accepted_names, game, rom_name, screens
+from ppo.envs.atari.block import AtariEnvironments
+from ppo.envs.atari.game import AtariGame
 from ppo.envs.atari.screens import GREYS_THEMSELVES, NTSC_GREYS, push_screens, push_screens_by_opencv
-from ppo.families import WorldSettings
+from ppo.families import AtariSettings
 
 GAMES = sorted({rom_name(name) for name in accepted_names()})
 # Of all games that ALE can load.
 HEIGHTS = (210, 214, 220, 230, 250)
-BARE = WorldSettings(noop_max=0, fire_reset=False)
+BARE = AtariSettings(noop_max=0, fire_reset=False)
 
 
 def noise(generator: np.random.Generator, height: int) -> NDArray[np.uint8]:
@@ -123,7 +124,7 @@ def test_the_greys_of_every_game_are_those_of_ale(rom: str) -> None:
 
 def test_a_palette_that_is_not_known_is_looked_up_by_ale(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = AtariEnvironments("pong", BARE, indices=range(1), seed=0)
-    monkeypatch.setattr(atari, "NTSC_GREYS", NTSC_GREYS[::-1].copy())
+    monkeypatch.setattr(game, "NTSC_GREYS", NTSC_GREYS[::-1].copy())
     unknown = AtariEnvironments("pong", BARE, indices=range(1), seed=0)
     np.testing.assert_array_equal(unknown.reset()[0], expected.reset()[0])
     assert unknown._games[0].greys is GREYS_THEMSELVES

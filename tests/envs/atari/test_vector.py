@@ -5,19 +5,19 @@ import pytest
 from numpy.typing import NDArray
 
 from ppo.envs import Engine, Environments, StepResult, make_envs
-from ppo.envs.atari import AtariEnvironments
+from ppo.envs.atari.block import AtariEnvironments
 from ppo.envs.atari.vector import AtariVectorEnvironments
-from ppo.families import WorldSettings
+from ppo.families import AtariSettings
 
-BARE = WorldSettings(noop_max=0, fire_reset=False)
+BARE = AtariSettings(noop_max=0, fire_reset=False)
 NOOP, FIRE, RIGHT = 0, 1, 2
 
 
-def vector(rom: str, world: WorldSettings = BARE, *, indices: range = range(3), seed: int = 0, threads: int = 2):
+def vector(rom: str, world: AtariSettings = BARE, *, indices: range = range(3), seed: int = 0, threads: int = 2):
     return AtariVectorEnvironments(rom, world, indices=indices, seed=seed, threads=threads)
 
 
-def lean(rom: str, world: WorldSettings = BARE, *, indices: range = range(3)) -> AtariEnvironments:
+def lean(rom: str, world: AtariSettings = BARE, *, indices: range = range(3)) -> AtariEnvironments:
     return AtariEnvironments(rom, world, indices=indices, seed=7)
 
 
@@ -79,7 +79,7 @@ def test_a_last_life_that_is_played_at_zero_lives_is_lost_as_in_the_lean_engine(
 def test_games_are_cut_as_in_the_lean_engine_and_show_their_last_screen(
     rom: str, max_frames: int, num_steps: int, games_over: int, games_cut: int
 ) -> None:
-    world = WorldSettings(noop_max=0, fire_reset=False, max_frames=max_frames)
+    world = AtariSettings(noop_max=0, fire_reset=False, max_frames=max_frames)
     happened = assert_play_alike(vector(rom, world), lean(rom, world), num_steps)
     assert (happened["terminated"], happened["truncated"]) == (games_over, games_cut)
 
@@ -89,7 +89,7 @@ def test_a_game_that_is_over_in_the_last_step_is_not_cut() -> None:
     uncut.reset()
     actions = random_actions(uncut, 300)
     over = next(t for t, action in enumerate(actions) if uncut.step(action)[2][0])
-    world = WorldSettings(noop_max=0, fire_reset=False, max_frames=4 * over + 1)
+    world = AtariSettings(noop_max=0, fire_reset=False, max_frames=4 * over + 1)
     happened = assert_play_alike(
         vector("breakout", world, indices=range(1)), lean("breakout", world, indices=range(1)), over + 1
     )
@@ -103,7 +103,7 @@ def test_what_ale_tells_of_the_game_after_one_that_is_over_neither_cuts_it_nor_l
             info = {"lives": np.array([3]), "episode_frame_number": np.array([30]), "final_obs": screens}
             return screens, np.zeros(1), np.array([True]), np.array([False]), info
 
-    envs = vector("breakout", WorldSettings(max_frames=20), indices=range(1))
+    envs = vector("breakout", AtariSettings(max_frames=20), indices=range(1))
     envs.reset()  # with 5 lives
     envs._engines[0] = Over()
     _, _, terminated, truncated, info = envs.recv(envs.groups[0])
@@ -112,12 +112,12 @@ def test_what_ale_tells_of_the_game_after_one_that_is_over_neither_cuts_it_nor_l
 
 @pytest.mark.parametrize("frame_stack", [1, 3])
 def test_stacks_of_other_depths_are_those_of_the_lean_engine(frame_stack: int) -> None:
-    world = WorldSettings(noop_max=0, fire_reset=False, frame_stack=frame_stack, max_frames=100)
+    world = AtariSettings(noop_max=0, fire_reset=False, frame_stack=frame_stack, max_frames=100)
     assert_play_alike(vector("freeway", world, indices=range(1)), lean("freeway", world, indices=range(1)), 60)
 
 
 def test_all_actions_mean_what_they_mean_in_the_lean_engine() -> None:
-    world = WorldSettings(noop_max=0, fire_reset=False, full_action_space=True)
+    world = AtariSettings(noop_max=0, fire_reset=False, full_action_space=True)
     envs = vector("seaquest", world, indices=range(1))
     assert envs.single_action_space.n == 18
     assert_play_alike(envs, lean("seaquest", world, indices=range(1)), 120)
@@ -136,7 +136,7 @@ def test_spaces_and_memory_order_are_those_of_the_lean_engine() -> None:
 
 
 def test_fire_is_a_step_of_its_own_before_every_life_of_a_game_that_is_else_that_of_the_lean_engine() -> None:
-    world = WorldSettings(noop_max=0)
+    world = AtariSettings(noop_max=0)
     ours, reference = vector("breakout", world, indices=range(1)), lean("breakout", world, indices=range(1))
     reference.reset()
     ours.reset()
@@ -164,7 +164,7 @@ def test_fire_is_a_step_of_its_own_before_every_life_of_a_game_that_is_else_that
 
 
 def test_the_first_step_of_a_life_takes_no_action() -> None:
-    still, moving = (vector("breakout", WorldSettings(noop_max=0), indices=range(1)) for _ in range(2))
+    still, moving = (vector("breakout", AtariSettings(noop_max=0), indices=range(1)) for _ in range(2))
     still.reset()
     moving.reset()
     for envs, action in ((still, NOOP), (moving, RIGHT)):
@@ -178,12 +178,12 @@ def test_the_first_step_of_a_life_takes_no_action() -> None:
 
 @pytest.mark.parametrize(("rom", "fire_reset"), [("freeway", True), ("breakout", False)])
 def test_fire_is_not_pressed_where_the_game_or_the_user_has_no_use_for_it(rom: str, fire_reset: bool) -> None:
-    world = WorldSettings(noop_max=0, fire_reset=fire_reset)
+    world = AtariSettings(noop_max=0, fire_reset=fire_reset)
     assert_play_alike(vector(rom, world, indices=range(1)), lean(rom, world, indices=range(1)), 30)
 
 
 def test_fire_is_found_among_all_actions_too() -> None:
-    world = WorldSettings(noop_max=0, full_action_space=True)
+    world = AtariSettings(noop_max=0, full_action_space=True)
     envs = vector("breakout", world, indices=range(1))
     envs.reset()
     for _ in range(200):
@@ -197,7 +197,7 @@ def test_fire_is_found_among_all_actions_too() -> None:
 
 
 def test_a_game_begins_with_up_to_noop_max_noops() -> None:
-    engines = vector("freeway", WorldSettings(noop_max=1), indices=range(6))._engines.values()
+    engines = vector("freeway", AtariSettings(noop_max=1), indices=range(6))._engines.values()
     frames = [engine.reset(seed=seed)[1]["episode_frame_number"] for seed, engine in enumerate(engines)]
     assert set(np.concatenate(frames).tolist()) == {0, 1}
 
@@ -209,7 +209,7 @@ def played(envs: Environments, num_steps: int, row: int = 0) -> NDArray[np.uint8
     return np.stack(shown)
 
 
-STICKY = WorldSettings(sticky_actions=0.5, max_frames=160)
+STICKY = AtariSettings(sticky_actions=0.5, max_frames=160)
 
 
 def test_an_environment_is_the_same_whatever_block_it_is_in() -> None:
@@ -230,7 +230,7 @@ def test_sticky_actions_repeat_the_action_before() -> None:
     actions = np.random.default_rng(1).choice([RIGHT, 3], (100, 1))
     shown = []
     for sticky_actions in (0.0, 0.5):
-        envs = vector("breakout", WorldSettings(noop_max=0, sticky_actions=sticky_actions), indices=range(1))
+        envs = vector("breakout", AtariSettings(noop_max=0, sticky_actions=sticky_actions), indices=range(1))
         envs.reset()
         shown.append(np.stack([envs.step(action)[0].copy() for action in actions]))
     assert not np.array_equal(*shown)
@@ -247,7 +247,7 @@ def test_a_block_is_stepped_in_two_halves(num_envs: int, groups: list[slice]) ->
 
 
 def test_groups_that_are_sent_and_received_in_any_order_step_as_the_block_does() -> None:
-    world = WorldSettings(max_frames=80)
+    world = AtariSettings(max_frames=80)
     block, parts = vector("breakout", world), vector("breakout", world)
     block.reset()
     parts.reset()
@@ -287,7 +287,7 @@ def test_a_group_that_is_on_its_way_leaves_the_others_as_they_are() -> None:
 
 
 def test_a_state_is_the_number_of_the_game() -> None:
-    envs = vector("pong", WorldSettings(max_frames=100), indices=range(2))
+    envs = vector("pong", AtariSettings(max_frames=100), indices=range(2))
     envs.reset()
     ended = np.zeros(2, np.int64)
     for actions in random_actions(envs, 60):

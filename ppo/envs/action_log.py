@@ -1,0 +1,84 @@
+"""The actions of the current episodes of a block, which are what is saved of them."""
+
+from typing import Any
+
+import numpy as np
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
+from numpy.typing import NDArray
+
+ActionSpace = Discrete | MultiDiscrete | MultiBinary | Box
+
+MAX_SAVED_ACTIONS = 100_000
+"""Longer episodes are not replayed: a resumed run begins new ones."""
+_FIRST_CAPACITY = 256
+
+
+class ActionLog:
+    """The actions that N environments were sent since their episodes began."""
+
+    def __init__(self, num_envs: int, space: ActionSpace) -> None:
+        """Begin with episodes of no actions."""
+        assert space.shape is not None
+        self._space = space
+        # The actions of environment i are the first lengths[i] of row i, unless there were too many.
+        self._actions = np.zeros((num_envs, _FIRST_CAPACITY, *space.shape), space.dtype)
+        self._positions = np.arange(num_envs)
+        self.lengths = np.zeros(num_envs, np.int64)
+        """Steps of the current episodes, (N,)."""
+
+    @property
+    def saved_dtype(self) -> np.dtype[Any]:
+        """The type that actions are saved in: a checkpoint has no small integers and no small floats."""
+        dtype = self._actions.dtype
+        if dtype.kind != "f":
+            return np.dtype(np.int64)
+        return np.dtype(np.float64 if dtype.itemsize > np.dtype(np.float32).itemsize else np.float32)
+
+    def append(self, actions: NDArray[Any]) -> None:
+        """Add one action for every environment, (N, *action_shape)."""
+        self._make_room(int(self.lengths.max()) + 1)
+        # Beyond MAX_SAVED_ACTIONS the last place is written again and again.
+        self._actions[self._positions, np.minimum(self.lengths, self._actions.shape[1] - 1)] = actions
+        self.lengths += 1
+
+    def clear(self, position: int) -> None:
+        """Forget the episode of an environment."""
+        self.lengths[position] = 0
+
+    def saved(self, position: int) -> NDArray[Any]:
+        """Return the actions of an episode, (L, *action_shape), or none if there were more than MAX_SAVED_ACTIONS."""
+        return self._actions[position, : saved_length(int(self.lengths[position]))].astype(self.saved_dtype)
+
+    def restore(self, position: int, saved: NDArray[Any]) -> NDArray[Any]:
+        """Take `saved` actions for the episode of an environment; return them in the type of the space."""
+        self._make_room(len(saved))
+        self._actions[position, : len(saved)] = saved
+        self.lengths[position] = len(saved)
+        return self._actions[position, : len(saved)]
+
+    def could_be_sent(self, saved: NDArray[Any]) -> bool:
+        """Return whether all of some actions, (L, *action_shape), are of the space."""
+        low, high = self._bounds()
+        return bool(((saved >= low) & (saved <= high) & np.isfinite(saved)).all())
+
+    def _bounds(self) -> tuple[Any, Any]:
+        space = self._space
+        if isinstance(space, Discrete):
+            return space.start, space.start + space.n - 1
+        if isinstance(space, MultiDiscrete):
+            return space.start, space.start + space.nvec - 1
+        return (0, 1) if isinstance(space, MultiBinary) else (space.low, space.high)
+
+    def _make_room(self, length: int) -> None:
+        """Let the memory grow until it holds an episode of this length or of MAX_SAVED_ACTIONS."""
+        before = self._actions
+        capacity = before.shape[1]
+        if capacity < min(length, MAX_SAVED_ACTIONS):
+            larger = min(max(2 * capacity, length), MAX_SAVED_ACTIONS)
+            self._actions = np.zeros((before.shape[0], larger, *before.shape[2:]), before.dtype)
+            self._actions[:, :capacity] = before
+
+
+def saved_length(episode_length: int) -> int:
+    """Return how many actions are saved of an episode."""
+    return episode_length if episode_length <= MAX_SAVED_ACTIONS else 0

@@ -1,0 +1,57 @@
+"""What blocks of environments of all kinds share: their spaces, and the arrays that steps leave their results in."""
+
+from typing import Any
+
+import gymnasium
+from gymnasium.spaces import Box
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from ppo.envs import Environments, StepResult
+from ppo.envs.arrays import StepArrays
+
+
+class Block(Environments):
+    """A block of environments with one observation space and one action space."""
+
+    def __init__(
+        self,
+        arrays: StepArrays,
+        observation_space: Box,
+        action_space: gymnasium.Space[Any],
+        *,
+        frames_per_second: float,
+        uncompiled: str = "",
+    ) -> None:
+        """Describe environments that leave the results of their steps in `arrays`."""
+        self.arrays, self.observations = arrays, arrays.observations
+        self.num_envs = len(arrays.rewards)
+        self.frames_per_second, self.uncompiled = frames_per_second, uncompiled
+        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
+        self.single_observation_space, self.single_action_space = observation_space, action_space
+        self.observation_space = batch_space(observation_space, self.num_envs)
+        self.action_space = batch_space(action_space, self.num_envs)
+
+
+class BlockInHalves(Block):
+    """A block in two groups: the environments of one are stepped while the network acts for the other."""
+
+    @property
+    def groups(self) -> tuple[slice, ...]:
+        """Two halves, or one group if there is one environment."""
+        return halves(self.num_envs)
+
+    def step(self, actions: NDArray[Any]) -> StepResult:
+        """Take one step in every environment; see the package's docstring for what comes back."""
+        for group in self.groups:
+            self.send(group, actions[group])
+        for group in self.groups:
+            self.recv(group)
+        return self.arrays.result()
+
+
+def halves(num_envs: int) -> tuple[slice, ...]:
+    """Return the groups of a block that is stepped in halves."""
+    half = num_envs // 2
+    return tuple(slice(*ends) for ends in ((0, half), (half, num_envs)) if ends[0] < ends[1])

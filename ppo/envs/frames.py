@@ -1,0 +1,53 @@
+"""Frames that Gymnasium environments draw, as RGB."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ppo.envs.making import Environment, cause
+from ppo.settings import Refusal
+
+_MODES = ("rgb_array", "rgb_array_list")
+_CHANNELS = (1, 3, 4)
+
+
+def find_render_mode(env_name: str, env: Environment) -> str:
+    """Return the render mode in which an environment returns frames.
+
+    Raises:
+        Refusal: it has none.
+    """
+    modes = env.metadata.get("render_modes") or []
+    for mode in _MODES:
+        if mode in modes:
+            return mode
+    raise Refusal(f"env_name {env_name!r} cannot be drawn: rgb_array must be among its render_modes, got {modes}")
+
+
+def render(env_name: str, env: Environment, hint: str = "") -> list[NDArray[np.uint8]]:
+    """Return what an environment draws since it was asked last, frames of (H, W, 3).
+
+    Args:
+        env_name: its id.
+        env: the environment.
+        hint: what to add if it cannot draw.
+
+    Raises:
+        Refusal: it cannot draw here, or draws something else.
+    """
+    try:
+        drawn = env.render()
+    except Exception as error:
+        raise Refusal(f"env_name {env_name!r} cannot be drawn here: {cause(error, env.spec)}{hint}") from error
+    return [_rgb(env_name, frame) for frame in (drawn if isinstance(drawn, list) else [drawn])]
+
+
+def _rgb(env_name: str, frame: Any) -> NDArray[np.uint8]:
+    """Return a frame that may be grey, or have an opacity, as (H, W, 3)."""
+    if isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim in (2, 3):
+        pixels: NDArray[np.uint8] = frame[..., np.newaxis] if frame.ndim == 2 else frame
+        if pixels.shape[2] in _CHANNELS:
+            return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels[..., :3]
+    got = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
+    raise Refusal(f"env_name {env_name!r} cannot be drawn: its render must return uint8 (H, W, 3) frames, got {got}")

@@ -1,0 +1,107 @@
+"""Makes a Gymnasium environment by its id, or says in one line why it cannot be made here."""
+
+import importlib
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+from gymnasium.envs.registration import EnvSpec, find_highest_version, get_env_id, parse_env_id
+from gymnasium.error import DependencyNotInstalled
+
+from ppo.envs import unknown_environment
+from ppo.settings import Refusal
+
+Environment = gymnasium.Env[Any, Any]
+
+# What this package says itself.
+_RESERVED_KWARGS = ("id", "render_mode", "disable_env_checker")
+_EXTRAS = {
+    "gymnasium.envs.box2d": "box2d",
+    "gymnasium.envs.classic_control": "classic-control",
+    "gymnasium.envs.mujoco": "mujoco",
+    "gymnasium.envs.phys2d": "jax",
+    "gymnasium.envs.tabular": "jax",
+    "gymnasium.envs.toy_text": "toy-text",
+}
+
+
+def make_environment(env_name: str, env_kwargs: Mapping[str, Any], render_mode: str | None = None) -> Environment:
+    """Make the environment of an id, without Gymnasium's checks of every step.
+
+    Args:
+        env_name: a registered id, `module:id` to import the module first.
+        env_kwargs: arguments for its constructor, or `max_episode_steps`.
+        render_mode: how it is drawn, if it is.
+
+    Raises:
+        Refusal: there is no such id, or the environment cannot be made here.
+    """
+    for name in _RESERVED_KWARGS:
+        if name in env_kwargs:
+            raise Refusal(f"env_kwargs must not set {name}, which follows from other settings")
+    spec, kwargs = find_spec(env_name), dict(env_kwargs)
+    if render_mode:
+        kwargs["render_mode"] = render_mode
+    try:
+        return gymnasium.make(spec, disable_env_checker=True, **kwargs)
+    except Exception as error:
+        raise Refusal(f"env_name {env_name!r} cannot be made here: {cause(error, spec)}") from error
+
+
+def find_spec(env_name: str) -> EnvSpec:
+    """Return what is registered under an id, after importing the module that stands before it.
+
+    Raises:
+        Refusal: nothing is registered; the message names the newest version of the environment, or the nearest id.
+    """
+    module, _, env_id = env_name.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except Exception as error:
+            raise Refusal(
+                f"env_name {env_name!r} names a module that cannot be imported here: {cause(error)}"
+            ) from error
+    if env_id in gymnasium.registry:
+        return gymnasium.registry[env_id]
+    newest, is_old = _newest_version(env_id)
+    if newest:
+        what = "has been retired by Gymnasium" if is_old else "is not registered"
+        raise Refusal(f"env_name {env_name!r} {what}; the newest version is {newest}")
+    unknown = unknown_environment(env_name, list(gymnasium.registry))
+    raise Refusal(f"{unknown} (ids of other packages are written module:id, e.g. minigrid:MiniGrid-Empty-5x5-v0)")
+
+
+def cause(error: Exception, spec: EnvSpec | None = None) -> str:
+    """Return why an environment failed and where, with the way out if it is known.
+
+    Args:
+        error: what was raised.
+        spec: of the environment, if it could not be made or drawn.
+    """
+    if isinstance(error, DependencyNotInstalled | ModuleNotFoundError):
+        module = str(spec.entry_point).partition(":")[0] if spec else ""
+        for package, extra in _EXTRAS.items():
+            if module.startswith(package):
+                # Behind the comma stands Gymnasium's advice, which is not always the shortest.
+                return f'{str(error).partition(",")[0]}; try pip install "gymnasium[{extra}]"'
+        missing = getattr(error, "name", None)
+        return f"{error}; try pip install {missing.partition('.')[0]}" if missing else str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    newest, is_old = _newest_version(spec.id) if spec else (None, False)
+    way_out = f"; the newest version is {newest}" if is_old else ""
+    return f"{type(error).__name__}: {error}{where}{way_out}"
+
+
+def _newest_version(env_id: str) -> tuple[str | None, bool]:
+    """Return the id of an environment's newest version, None if there is none, and whether this one is older."""
+    try:
+        namespace, name, version = parse_env_id(env_id)
+    except gymnasium.error.Error:  # no id at all
+        return None, False
+    newest = find_highest_version(namespace, name)
+    if newest is None:
+        return None, False
+    return get_env_id(namespace, name, newest), version is not None and version < newest

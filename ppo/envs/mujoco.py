@@ -1,0 +1,60 @@
+"""Gymnasium's MuJoCo worlds, which need a way to draw without a display.
+
+Their resets put back all that the engine keeps, its warm start too, so that a replayed episode is exact.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from ppo.envs.gymnasium import GymnasiumEnvironments, GymnasiumWorld
+from ppo.envs.making import Environment, cause
+from ppo.settings import Refusal
+
+
+class MujocoEnvironments(GymnasiumEnvironments):
+    """A block of environments that are drawn by EGL where there is no display."""
+
+    rendering_hint = (
+        "; without a display MuJoCo draws with MUJOCO_GL=egl, which needs libEGL (Debian, Ubuntu: apt install libegl1 "
+        "libgl1)"
+    )
+
+    @classmethod
+    def make_env(cls, env_name: str, env_kwargs: Mapping[str, Any], render_mode: str | None = None) -> Environment:
+        """Make one environment, without the warnings of MuJoCo's compiler about Gymnasium's models.
+
+        Raises:
+            Refusal: as from `make_environment`, or it is to be drawn by EGL and that does not work.
+        """
+        try:
+            import mujoco
+        except Exception:  # not installed, or MUJOCO_GL does not work
+            return super().make_env(env_name, env_kwargs, render_mode)  # says so
+        if render_mode:
+            cls._prepare_to_draw(env_name)
+        on_warning = mujoco.get_mju_user_warning()
+        mujoco.set_mju_user_warning(lambda text: None)
+        try:
+            return super().make_env(env_name, env_kwargs, render_mode)
+        finally:
+            mujoco.set_mju_user_warning(on_warning)
+
+    @classmethod
+    def _prepare_to_draw(cls, env_name: str) -> None:
+        """Choose EGL if there is no display and no choice yet, and try it: Gymnasium fails in more places than one."""
+        if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
+            os.environ.setdefault("MUJOCO_GL", "egl")
+        if os.environ.get("MUJOCO_GL") == "egl":
+            try:
+                from mujoco.egl import GLContext
+
+                GLContext(1, 1).free()
+            except Exception as error:
+                raise Refusal(
+                    f"env_name {env_name!r} cannot be drawn here: {cause(error)}{cls.rendering_hint}"
+                ) from error
+
+
+WORLD = GymnasiumWorld(MujocoEnvironments)

@@ -1,0 +1,175 @@
+"""What an environment shows, as arrays: images stay images, everything else becomes a vector of float32.
+
+An image is a uint8 Box of two or three axes; its channels are the smaller outer axis, the last if both are equal.
+Vectors are those of `gymnasium.spaces.utils.flatten`: boxes are flattened, discrete values are one-hot, and the parts
+of a Dict or Tuple stand one after the other. Text among those parts is left out.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from gymnasium.spaces import Box, Space
+from gymnasium.spaces.utils import flatten, flatten_space
+from numpy.typing import NDArray
+
+Writer = Callable[[Any, NDArray[Any]], None]
+Path = tuple[Any, ...]
+
+
+class ObservationConverter:
+    """Writes observations of a space into rows of an array."""
+
+    space: Box
+    """Of what is written: uint8 images (C, H, W) or float32 vectors."""
+    convert: Writer
+    """Takes an observation and the array to write it to; raises ValueError if the observation is not of the space."""
+    left_out: tuple[str, ...] = ()
+    """Where in the observation there is text, e.g. "mission"."""
+
+    def __init__(self, space: Space[Any]) -> None:
+        """Prepare for observations of a space.
+
+        Raises:
+            ValueError: they do not become images or vectors of a fixed length above 0.
+        """
+        if is_image(space):
+            assert space.shape is not None
+            self.space, self.convert = _image_space(space.shape), _image_writer(space.shape)
+            return
+        lows, highs, writers, left_out, length = [], [], [], [], 0
+        for path, leaf in _leaves(space):
+            if _is_text(leaf):
+                left_out.append("/".join(map(str, path)))
+                continue
+            flat = _flat(leaf)
+            part = slice(length, length := length + flat.shape[0])
+            writers.append((path, _leaf_writer(leaf, part)))
+            lows.append(flat.low)
+            highs.append(flat.high)
+        if length == 0:
+            raise ValueError(f"observations of {space} hold no numbers")
+        with np.errstate(over="ignore"):  # bounds beyond float32 become infinite
+            low, high = (np.concatenate(bounds).astype(np.float32) for bounds in (lows, highs))
+        self.space, self.left_out = Box(low, high, dtype=np.float32), tuple(left_out)
+        self.convert = writers[0][1] if not writers[0][0] else _composite_writer(writers)
+
+
+def is_image(space: Space[Any]) -> bool:
+    """Return whether observations of a space are images."""
+    return isinstance(space, Box) and space.dtype == np.uint8 and len(space.shape) in (2, 3)
+
+
+def _image_space(shape: tuple[int, ...]) -> Box:
+    if len(shape) == 2:
+        shape = (1, *shape)
+    elif _channels_are_last(shape):
+        shape = (shape[2], *shape[:2])
+    return Box(0, 255, shape, np.uint8)
+
+
+def _image_writer(shape: tuple[int, ...]) -> Writer:
+    last = len(shape) == 3 and _channels_are_last(shape)
+
+    def write(observation: Any, out: NDArray[Any]) -> None:
+        image = _shaped(observation, shape)
+        out[...] = image.transpose(2, 0, 1) if last else image
+
+    return write
+
+
+def _channels_are_last(shape: tuple[int, ...]) -> bool:
+    return shape[2] <= shape[0]
+
+
+def _leaves(space: Space[Any], path: Path = ()) -> Iterator[tuple[Path, Space[Any]]]:
+    """Yield the parts of a space that have none themselves, and the keys that lead there."""
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        parts = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
+        for key, part in parts:
+            yield from _leaves(part, (*path, key))
+    else:
+        yield path, space
+
+
+def _is_text(space: Space[Any]) -> bool:
+    # By type, since MiniGrid's missions are no `spaces.Text`.
+    return space.dtype is not None and space.dtype.kind == "U"
+
+
+def _flat(space: Space[Any]) -> Box:
+    with contextlib.suppress(NotImplementedError):  # of a kind of space that Gymnasium does not know
+        flat = flatten_space(space)
+        if isinstance(flat, Box):
+            return flat
+    raise ValueError(f"observations of {space} do not become vectors of a fixed length")
+
+
+def _composite_writer(parts: list[tuple[Path, Writer]]) -> Writer:
+    def write(observation: Any, out: NDArray[Any]) -> None:
+        for path, write_part in parts:
+            value = observation
+            for key in path:
+                value = value[key]
+            write_part(value, out)
+
+    return write
+
+
+def _leaf_writer(space: Space[Any], part: slice) -> Writer:
+    """Return what writes an observation to a part of a vector."""
+    if isinstance(space, Box | spaces.MultiBinary):
+        return _box_writer(space.shape, part)
+    if isinstance(space, spaces.Discrete):
+        return _discrete_writer(space, part)
+    if isinstance(space, spaces.MultiDiscrete):
+        return _multi_discrete_writer(space, part)
+
+    def write(observation: Any, out: NDArray[Any]) -> None:
+        out[part] = flatten(space, observation)
+
+    return write
+
+
+def _box_writer(shape: tuple[int, ...], part: slice) -> Writer:
+    def write(observation: Any, out: NDArray[Any]) -> None:
+        out[part] = _shaped(observation, shape).ravel()
+
+    return write
+
+
+def _discrete_writer(space: spaces.Discrete, part: slice) -> Writer:
+    first, size, start = int(space.start), int(space.n), part.start
+
+    def write(observation: Any, out: NDArray[Any]) -> None:
+        category = int(observation) - first
+        if not 0 <= category < size:
+            raise ValueError(f"the observation {observation} is not of {space}")
+        out[part] = 0
+        out[start + category] = 1
+
+    return write
+
+
+def _multi_discrete_writer(space: spaces.MultiDiscrete, part: slice) -> Writer:
+    sizes = space.nvec.ravel()
+    starts = part.start + np.cumsum(sizes) - sizes
+
+    def write(observation: Any, out: NDArray[Any]) -> None:
+        categories = (_shaped(observation, space.shape) - space.start).ravel()
+        if ((categories < 0) | (categories >= sizes)).any():
+            raise ValueError(f"the observation {observation} is not of {space}")
+        out[part] = 0
+        out[starts + categories] = 1
+
+    return write
+
+
+def _shaped(observation: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Return an observation as an array; numpy alone would repeat one that is too small."""
+    array = np.asarray(observation)
+    if array.shape != shape:
+        raise ValueError(f"the observation has shape {array.shape}, its space {shape}")
+    return array
