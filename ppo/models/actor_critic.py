@@ -134,6 +134,8 @@ def build_model(
             value = settings.model_size if settings.network == "auto" else settings.network
             raise Refusal(f"{setting} must fit the observations: {value} needs {error}") from error
         assert isinstance(actor, nn.Module) and (critic is None or isinstance(critic, nn.Module))
+        if not hasattr(actor, "num_features"):
+            raise Refusal(f"network must have num_features, the length of its features; {settings.network} has none")
         # Eight bits of an angle or a speed are too few, and there is no time to gain.
         used = precision if is_image else torch.float32
         model = ActorCritic(distribution, inputs, actor, critic, actor.num_features, used)
@@ -160,11 +162,12 @@ def build_distribution(action_space: Space, settings: ModelSettings) -> ActionDi
         Refusal: the setting `policy` does not fit the space.
     """
     if ":" in settings.policy:
-        kind: type[ActionDistribution] = _imported("policy", settings.policy)
+        kind = _imported("policy", settings.policy, ActionDistribution)
         reason = kind.refusal(action_space)
         if reason is not None:
             raise Refusal(f"policy={settings.policy} {reason}, got {action_space}")
-        return kind(action_space)  # type: ignore[call-arg]
+        distribution: ActionDistribution = kind(action_space)
+        return distribution
     is_gaussian = settings.policy in ("auto", Gaussian.name) and Gaussian.refusal(action_space) is None
     options = {name: getattr(settings, name) for name in Gaussian.options} if is_gaussian else {}
     try:
@@ -181,7 +184,7 @@ def _encoder_type(settings: ModelSettings, is_image: bool) -> type[Encoder]:
         if not is_image and settings.model_size == "impala":
             raise Refusal("model_size must be small or large where observations are no images, got impala")
     if ":" in name:
-        return _imported("network", name)  # type: ignore[no-any-return]
+        return _imported("network", name, nn.Module)  # type: ignore[no-any-return]
     if name not in ENCODERS:
         choices = ("auto", *ENCODERS)
         raise Refusal(
@@ -190,13 +193,16 @@ def _encoder_type(settings: ModelSettings, is_image: bool) -> type[Encoder]:
     return ENCODERS[name]
 
 
-def _imported(setting: str, name: str) -> Any:
-    """Import a class that the command line names as module:Name."""
+def _imported(setting: str, name: str, base: type) -> Any:
+    """Import a subclass of `base` that the command line names as module:Name."""
     module, _, attribute = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise Refusal(f"{setting} must name a class that can be imported, got {name!r}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise Refusal(f"{setting} must name a subclass of {base.__name__}, got {name!r}")
+    return found
 
 
 def _refuse_layers(model: ActorCritic) -> None:

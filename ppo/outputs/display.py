@@ -197,8 +197,9 @@ def summary_line(metrics: Metrics, total_steps: int) -> str:
     return (
         f"{steps:>11,} steps {done:6.1%}  {metrics['time/steps_per_second'] or 0:>7,.0f} steps/s  "
         f"{time_left(metrics, total_steps)} left  return {describe_return(metrics)}  "
-        f"entropy {_number(metrics['update/entropy'], '.3f')}  "
-        f"value loss {_number(metrics['update/value_loss'], '.4f')}  KL {_number(metrics['update/approx_kl'], '.4f')}"
+        f"entropy {_number(metrics.get('update/entropy'), '.3f')}  "
+        f"value loss {_number(metrics.get('update/value_loss'), '.4f')}  "
+        f"KL {_number(metrics['update/approx_kl'], '.4f')}"
     )
 
 
@@ -220,7 +221,7 @@ def live_table(title: str, metrics: Metrics, total_steps: int) -> Table:
         ("KL", "update/approx_kl"),
         ("learning rate", "update/learning_rate"),
     ):
-        table.add_row(label, _number(metrics[name], ".3g"))
+        table.add_row(label, _number(metrics.get(name), ".3g"))
     return table
 
 
@@ -234,7 +235,7 @@ def describe_return(metrics: Metrics) -> str:
 
 
 def _number(value: float | None, form: str) -> str:
-    """Return a number of an update, or a dash where nothing was learnt from it."""
+    """Return a number of an update, or a dash where nothing was learnt from it or the loss has no such term."""
     return "-" if value is None else format(value, form)
 
 

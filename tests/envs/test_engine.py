@@ -8,7 +8,7 @@ from ppo.config import MachineSettings
 from ppo.envs import LEAN, Engine, choose_engine, make_envs
 from ppo.envs.atari.block import AtariEnvironments
 from ppo.envs.atari.vector import AtariVectorEnvironments
-from ppo.envs.processes import AtariProcessEnvironments
+from ppo.envs.processes import ProcessEnvironments
 from ppo.families import AtariSettings
 from tests.jobs import CARTPOLE, mpirun, ppo, rows, weights
 from tests.jobs import PONG as SMALL
@@ -59,7 +59,7 @@ def test_games_are_made_by_the_engine_that_is_asked_for_and_by_the_exact_one_oth
         type(make_envs(PONG, AtariSettings(), indices=range(1), seed=0, **engine))
         for engine in ({}, {"engine": LEAN}, {"engine": Engine("processes", 1)}, {"engine": Engine("vector", 1)})
     ]
-    assert kinds == [AtariEnvironments, AtariEnvironments, AtariProcessEnvironments, AtariVectorEnvironments]
+    assert kinds == [AtariEnvironments, AtariEnvironments, ProcessEnvironments, AtariVectorEnvironments]
 
 
 def assert_ok(job):
@@ -209,7 +209,7 @@ def test_a_process_that_dies_ends_the_run_which_says_so_and_keeps_its_checkpoint
         "import os, signal, sys\n"
         "from ppo.__main__ import main\n"
         "from ppo.collectives.mpi import launched_rank\n"
-        "from ppo.envs.processes import AtariProcessEnvironments as Environments\n"
+        "from ppo.envs.processes import ProcessEnvironments as Environments\n"
         "plain = Environments.send\n"
         "def send(self, group, actions):\n"
         "    if launched_rank() == 1: os.kill(self._processes[0]._process.pid, signal.SIGKILL)\n"
