@@ -35,6 +35,7 @@ def a_rollout(seed=0):
         rewards=normal(),
         dones=dones,
         game_ends=dones,
+        last_observations=torch.randn(3, 4, generator=generator),
     )
 
 
