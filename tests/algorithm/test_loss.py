@@ -139,7 +139,7 @@ def _largest(log_ratios, advantages, clip_range):
 # The first two are those of an agent that was published with both signs turned and learnt to fail.
 BUGS = {
     "the surrogate is made small": ("clipped_surrogate_loss", lambda real: lambda *given: -real(*given)),
-    "the value error is made large": ("value_loss", lambda real: lambda *given: -real(*given)),
+    "the value error is made large": ("value_loss", lambda real: lambda *given, **kind: -real(*given, **kind)),
     "old and new probabilities are swapped": (
         "clipped_surrogate_loss",
         lambda real: lambda log_ratios, *given: real(-log_ratios, *given),
@@ -147,13 +147,15 @@ BUGS = {
     "the larger surrogate is taken": ("clipped_surrogate_loss", lambda real: _largest),
     "old values and returns are swapped": (
         "value_loss",
-        lambda real: lambda values, old, returns, clip: real(values, returns, old, clip),
+        lambda real: lambda values, old, returns, clip, **kind: real(values, returns, old, clip, **kind),
     ),
     "values and returns are swapped": (
         "value_loss",
-        lambda real: lambda values, old, returns, clip: real(returns, old, values.detach(), clip) + 0.0 * values,
+        lambda real: (
+            lambda values, old, returns, clip, **kind: real(returns, old, values.detach(), clip) + 0.0 * values
+        ),
     ),
-    "the value error is not halved": ("value_loss", lambda real: lambda *given: 2.0 * real(*given)),
+    "the value error is not halved": ("value_loss", lambda real: lambda *given, **kind: 2.0 * real(*given, **kind)),
 }
 
 
