@@ -201,7 +201,7 @@ def test_a_minibatch_larger_than_the_cache_gives_the_same_gradient_as_its_parts(
 
 
 def recorded_samples(settings, *, world):
-    """Learn from a rollout; return each epoch's samples with the weights of its beginning, the learner and the rollout."""
+    """Learn from a rollout; return each epoch's samples with its first weights, the learner and the rollout."""
     model, collector, learner = build(settings, world=world)
     rollout, _ = collector.collect(0)
     seen = []
