@@ -7,6 +7,7 @@ The closed forms are those of a paper and a pencil. With ratio r, advantage A, p
     value       d/d V = V - R, and 0 where the clipped error decides
 """
 
+import dataclasses
 import math
 
 import gymnasium
@@ -257,3 +258,13 @@ def test_ratios_far_from_one_give_finite_gradients(moved):
     loss, terms = loss_of("categorical", prediction, apart, 0.1)
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(loss, tuple(prediction)))
     assert terms["clip_fraction"].all() and terms["approx_kl"].isfinite().all()
+
+
+@BOTH_KINDS
+def test_a_smooth_value_loss_is_learnt_from_where_it_is_asked_for(kind):
+    prediction, samples = a_case(kind)
+    smooth = dataclasses.replace(settings(), value_loss="smooth_l1")
+    loss, terms = ppo_loss(prediction, samples, KINDS[kind], smooth, CLIP_RANGE)
+    errors = (prediction.values - samples.returns).detach()
+    torch.testing.assert_close(torch.autograd.grad(loss, prediction.values)[0], VALUE * errors.clamp(-1.0, 1.0))
+    assert (terms["value_loss"] < errors.square() / 2).any()
