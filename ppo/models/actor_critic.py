@@ -129,7 +129,9 @@ def build_model(
         except ValueError as error:
             setting = "model_size" if settings.network == "auto" else "network"
             value = settings.model_size if settings.network == "auto" else settings.network
-            raise Refusal(f"{setting} must fit the observations: {value} needs {error}") from error
+            raise Refusal(
+                f"{setting} must fit the observations: {value} needs {error}; try --network=mlp, which takes any"
+            ) from error
         assert isinstance(actor, nn.Module) and (critic is None or isinstance(critic, nn.Module))
         # Eight bits of an angle or a speed are too few, and there is no time to gain.
         used = precision if is_image else torch.float32
