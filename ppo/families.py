@@ -76,6 +76,8 @@ class Family:
     """The preset its worlds start from."""
     engines: tuple[str, ...]
     """What can step its worlds, of the values of `env_engine`."""
+    extra: str = ""
+    """The extra of setup.py that its worlds need."""
 
 
 FAMILIES = (
@@ -95,6 +97,7 @@ FAMILIES = (
         GymnasiumSettings,
         "classic",
         ("lean", "processes"),
+        extra="box2d",
     ),
     Family(
         "mujoco",
@@ -104,6 +107,7 @@ FAMILIES = (
         GymnasiumSettings,
         "continuous",
         ("lean", "processes"),
+        extra="mujoco",
     ),
     # The general family comes last and takes every id.
     Family("gymnasium", "worlds made by gymnasium.make", r".*", GymnasiumSettings, "classic", ("lean", "processes")),

@@ -16,7 +16,7 @@ from ppo.collectives import Collective
 from ppo.config import Config
 from ppo.device import CPU, Placement
 from ppo.outputs import checkpoint
-from ppo.outputs.display import make_display, tell
+from ppo.outputs.display import make_display, print_line
 from ppo.outputs.trackers import CsvFiles, FinishedEpisode, Metrics, TensorBoard, Trackers, write_config
 from ppo.run import Run, merge, save
 from ppo.start import started
@@ -26,7 +26,7 @@ from ppo.supervision.stragglers import StragglerWatch, waiting_seconds
 from ppo.supervision.watchdog import Watchdog
 
 SAVE_FAILED = 1
-_FINISHED = "{name} is finished: {done:,} of {wanted:,} steps; a larger --env_steps goes on from there"
+_FINISHED = "{name} is finished: {done:,} of {wanted:,} steps; a larger --env_steps resumes from there"
 
 
 def train(
@@ -44,7 +44,7 @@ def train(
         config: the settings.
         comm: the job.
         stop: the signals that ask to stop.
-        watchdog: is told of every phase.
+        watchdog: receives every phase.
         cores: how many cores each rank has to itself; default: one each.
         placement: where this rank's network acts and learns.
         notes: what the log should say of the world.
@@ -103,12 +103,15 @@ class Loop:
         self._watchdog.enter("collecting", progress.update + 1)
         rollout, episodes = run.collector.collect(progress.update)
         self._watchdog.enter("learning", progress.update + 1)
-        learnt = run.learner.update(
-            rollout,
-            update=progress.update,
-            env_steps=steps_before,
-            progress=steps_before / config.run.env_steps,
-        )
+        if run.model.inputs.waits_for_first_rollout:
+            learnt = run.learner.no_update()
+        else:
+            learnt = run.learner.update(
+                rollout,
+                update=progress.update,
+                env_steps=steps_before,
+                progress=steps_before / config.run.env_steps,
+            )
         run.model.inputs.follow(rollout.observations, run.comm)
         self._watchdog.enter("logging", progress.update + 1)
         everyone = run.comm.broadcast(merge(run.comm.gather(episodes)))
@@ -232,8 +235,8 @@ def farewell(run: Run, *, saved: bool, stopped_early: bool) -> str:
     """Return the last line of a run."""
     steps, folder = run.progress.env_steps, run.config.checkpoint_folder
     if not saved:
-        return f"ended at {steps:,} steps WITHOUT a last checkpoint; the same command goes on from the one before"
-    end = "stopped; the same command goes on from here" if stopped_early else "done"
+        return f"ended at {steps:,} steps WITHOUT a last checkpoint; the same command resumes from the one before"
+    end = "stopped; the same command resumes from here" if stopped_early else "done"
     return f"{end}: {run.config.model_name} at {steps:,} steps, saved in {folder / checkpoint.folder_name(steps)}"
 
 
@@ -241,7 +244,7 @@ def _tell_that_it_is_finished(run: Run, notes: Sequence[str]) -> None:
     if run.comm.rank == 0:
         name, done, wanted = run.config.model_name, run.progress.env_steps, run.config.run.env_steps
         for line in (*notes, _FINISHED.format(name=name, done=done, wanted=wanted)):
-            tell(line)
+            print_line(line)
 
 
 def _numbered(episode: Episode, steps_before: int, run: Run) -> FinishedEpisode:

@@ -1,7 +1,9 @@
 """Which versions of what a process runs: recorded in checkpoints, compared between ranks."""
 
 import hashlib
+import importlib.util
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -16,6 +18,25 @@ def versions_here() -> dict[str, str]:
     return versions | {package: version_of(package) for package in ("ppo", *_LIBRARIES)}
 
 
+def versions_outside(names: Mapping[str, str]) -> dict[str, str]:
+    """Return a hash of the file of each module outside this package that a setting names.
+
+    Args:
+        names: module:Name by setting, as from `config.outside_names`.
+    """
+    return {f"module of {setting}": module_version(name.partition(":")[0]) for setting, name in names.items()}
+
+
+def module_version(name: str) -> str:
+    """Return a short hash of the source of a module, `missing` if there is none; imports the packages it is in."""
+    try:
+        spec = importlib.util.find_spec(name)
+        source = Path(spec.origin).read_bytes() if spec is not None and spec.origin is not None else None
+    except (ImportError, OSError, ValueError):
+        source = None
+    return "missing" if source is None else hashlib.sha256(source).hexdigest()[:16]
+
+
 def version_of(package: str) -> str:
     """Return the version of an installed package; `unknown` if it is not installed."""
     try:
@@ -25,7 +46,7 @@ def version_of(package: str) -> str:
 
 
 def code_version() -> str:
-    """Return a short hash of the package's source, which tells two working copies of one version apart."""
+    """Return a short hash of the package's source, which differs between working copies of one version."""
     digest = hashlib.sha256()
     root = Path(ppo.__file__).parent
     for path in sorted([*root.rglob("*.py"), *root.rglob("*.c")]):

@@ -15,7 +15,13 @@ class Adam:
     """Names of the moments, here and in a `state_dict`."""
 
     def __init__(
-        self, count: int, epsilon: float, device: torch.device | None = None, moments: Tensor | None = None
+        self,
+        count: int,
+        epsilon: float,
+        device: torch.device | None = None,
+        moments: Tensor | None = None,
+        *,
+        l2_penalty: float = 0.0,
     ) -> None:
         """Start with empty moments for P parameters.
 
@@ -24,8 +30,9 @@ class Adam:
             epsilon: added to the root of the second moment.
             device: where the parameters are, by default the processor.
             moments: the memory for both, (2, P), zeros; by default it is made here.
+            l2_penalty: weight of half the squared norm of the parameters in what is minimised.
         """
-        self._epsilon = epsilon
+        self._epsilon, self._l2_penalty = epsilon, l2_penalty
         self.first_moment, self.second_moment = torch.zeros(2, count, device=device) if moments is None else moments
         self.gradient_steps = torch.zeros((), device=device)
 
@@ -59,7 +66,7 @@ class Adam:
             lr=rate,
             beta1=0.9,
             beta2=0.999,
-            weight_decay=0.0,
+            weight_decay=self._l2_penalty,
             eps=self._epsilon,
             amsgrad=False,
             maximize=False,

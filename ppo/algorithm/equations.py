@@ -5,6 +5,7 @@ Shapes: T steps, N environments, B minibatch. Time is the first axis. Every loss
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 def gae(
@@ -35,17 +36,24 @@ def clipped_surrogate_loss(log_ratios: Tensor, advantages: Tensor, clip_range: f
     return -torch.minimum(ratios * advantages, clipped * advantages)
 
 
-def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float | None) -> Tensor:
-    """Return half the squared error per sample, (B,).
+def value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float | None, *, smooth_l1: bool = False
+) -> Tensor:
+    """Return half the squared error per sample, (B,), or Huber's loss of it, which is linear where it exceeds 1.
 
-    With a clip range it is the larger of that and the error of the prediction kept within the range of the old one, as
+    With a clip range it is the larger of that and the loss of the prediction kept within the range of the old one, as
     in Schulman's code (described in Engstrom et al. 2020, arXiv:2005.12729, section 3).
     """
-    errors = (values - returns).square()
-    if clip_range is not None:
-        clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
-        errors = torch.maximum(errors, (clipped - returns).square())
-    return 0.5 * errors
+
+    def loss(predictions: Tensor) -> Tensor:
+        if smooth_l1:
+            return functional.smooth_l1_loss(predictions, returns, reduction="none")
+        return 0.5 * (predictions - returns).square()
+
+    if clip_range is None:
+        return loss(values)
+    clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
+    return torch.maximum(loss(values), loss(clipped))
 
 
 def approximate_kl(log_ratios: Tensor) -> Tensor:
@@ -66,6 +74,11 @@ def scheduled_lambda(env_steps: int, *, early: float, late: float, late_steps: i
     """
     moved = min(1.0, max(0.0, (2 * env_steps - late_steps) / late_steps))
     return early + (late - early) * moved
+
+
+def inverse_time_decay(start: float, env_steps: int, decay_steps: int) -> float:
+    """Return a value that is start / (1 + env_steps / decay_steps)."""
+    return start / (1.0 + env_steps / decay_steps)
 
 
 def linear_decay(start: float, progress: float) -> float:

@@ -41,7 +41,13 @@ def ppo_loss(
     log_ratios = distribution.log_prob(prediction.action, samples.actions) - samples.log_probs
     entropy = distribution.entropy(prediction.action)
     policy_loss = equations.clipped_surrogate_loss(log_ratios, samples.advantages, clip_range)
-    value_loss = equations.value_loss(prediction.values, samples.values, samples.returns, settings.value_clip_range)
+    value_loss = equations.value_loss(
+        prediction.values,
+        samples.values,
+        samples.returns,
+        settings.value_clip_range,
+        smooth_l1=settings.value_loss == "smooth_l1",
+    )
     loss = policy_loss + settings.value_coefficient * value_loss - settings.entropy_coefficient * entropy
     log_ratios = log_ratios.detach()
     return loss.sum(), {

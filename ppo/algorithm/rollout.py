@@ -13,7 +13,7 @@ come back. A GPU is given the kernels of a decision as one CUDA graph.
 import dataclasses
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -48,6 +48,10 @@ class Rollout:
     """The learner's episode ended: a life may do, and so does a time limit."""
     game_ends: Tensor
     """The whole game ended."""
+    last_observations: Tensor
+    """s_T, (N, *observation shape)."""
+    cuts: list[tuple[int, int, Tensor]] = field(default_factory=list)
+    """Step, environment and final observation of each episode that a time limit cut."""
 
     def observations_at(self, indices: Tensor) -> Tensor:
         """Gather observations (B, ...) by flat indices t * N + n, a whole row of memory at a time.
@@ -118,6 +122,7 @@ class Collector:
             rewards=torch.zeros(shape),
             dones=torch.zeros(shape, dtype=torch.bool),
             game_ends=torch.zeros(shape, dtype=torch.bool),
+            last_observations=torch.empty_like(sample, device=self._device),
         )
         # By the first environment of the group.
         self._graphs: dict[int, CUDAGraph] = {}
@@ -148,6 +153,7 @@ class Collector:
         self._clock = time.perf_counter()
         self._network = freeze(self._model)
         rollout.next_values.zero_()
+        rollout.cuts.clear()
         groups = [self._steps(group, all_noise[:, group], episodes) for group in envs.groups]
         for _ in range(steps + 1):
             for group in groups:
@@ -157,9 +163,8 @@ class Collector:
         rollout = dataclasses.replace(rollout, **made_here)
         rollout.log_probs.copy_(self._distribution.log_prob(rollout.outputs, rollout.actions))
         rollout.values.copy_(self._value_normalizer.denormalize(rollout.values))
-        last_values = self._values(torch.from_numpy(envs.observations).to(self._device))
-        following = torch.cat([rollout.values[1:], last_values.unsqueeze(0)])
-        rollout.next_values.copy_(torch.where(rollout.dones, rollout.next_values, following))
+        last_values = self._values(rollout.last_observations.copy_(torch.from_numpy(envs.observations)))
+        rollout.next_values.copy_(following_values(rollout, rollout.values, last_values, rollout.next_values))
         self._lap("inference")
         return rollout, episodes
 
@@ -198,8 +203,11 @@ class Collector:
             cut = np.flatnonzero(truncated & ~terminal)
             if cut.size:
                 # A time limit ends the game but not the future: what follows is worth V(final observation).
-                final_values = self._values(torch.from_numpy(info["final_obs"][cut]).to(self._device))
-                rollout.next_values[t, group][cut] = final_values
+                final_observations = torch.from_numpy(info["final_obs"][cut]).to(self._device)
+                rollout.next_values[t, group][cut] = self._values(final_observations)
+                rollout.cuts.extend(
+                    (t, group.start + n, final) for n, final in zip(cut.tolist(), final_observations, strict=True)
+                )
             for n in np.flatnonzero(ended):
                 returns, lengths = info["episode_return"], info["episode_length"]
                 episodes.append(Episode(indices[n], t, float(returns[n]), int(lengths[n])))
@@ -237,6 +245,19 @@ class Collector:
     def _lap(self, phase: str) -> None:
         last, self._clock = self._clock, time.perf_counter()
         self.seconds[phase] += self._clock - last
+
+
+def following_values(rollout: Rollout, values: Tensor, last_values: Tensor, at_ends: Tensor) -> Tensor:
+    """Return V(s_{t+1}), (T, N): of the next row, of the observations behind the last one, or as given at ends.
+
+    Args:
+        rollout: where episodes end.
+        values: V(s_t), (T, N).
+        last_values: V(s_T), (N,).
+        at_ends: what follows an end: 0, or V(final observation) where a time limit cut the episode, (T, N).
+    """
+    following = torch.cat([values[1:], last_values.unsqueeze(0)])
+    return torch.where(rollout.dones, at_ends, following)
 
 
 def _empty_like_rows(rows: int, sample: Tensor, device: torch.device) -> Tensor:

@@ -39,6 +39,7 @@ def prepare(
     moments_of: MomentsOverRanks,
     *,
     gae_lambda: float,
+    again: bool = False,
 ) -> tuple[Samples, float]:
     """Turn a rollout into flat samples, (T * N,), and update the value normaliser if the settings ask for it.
 
@@ -49,6 +50,7 @@ def prepare(
         settings: the discount and what is normalised.
         moments_of: returns moments over all ranks.
         gae_lambda: lambda of this update.
+        again: the rollout has been prepared before, with other values: the normaliser has seen its returns.
 
     Returns:
         The samples, and the share of the returns' variance that values explain. Returns are those of this lambda, and
@@ -72,7 +74,8 @@ def prepare(
     if settings.value_normalization:
         # What the value head predicted, in the units of that time: the reference of value clipping.
         values = value_normalizer.normalize(values)
-        value_normalizer.update(returns_moments)
+        if not again:
+            value_normalizer.update(returns_moments)
         returns = value_normalizer.normalize(returns)
     if settings.advantage_normalization == "batch":
         advantages = standardize(advantages, advantage_moments)

@@ -35,15 +35,15 @@ class Schedules:
         """Return the numbers of an update.
 
         Args:
-            env_steps: agent steps of the job before the update; the lambda schedule follows experience so far, not the
-                length of the run.
+            env_steps: agent steps of the job before the update, for lambda and the inverse-time rate, which follow
+                experience so far and not the length of the run.
             progress: env_steps divided by those of the whole run, for the linear schedules.
         """
         settings = self._settings
         clip_range = settings.clip_range
         if settings.clip_range_schedule == "linear":
             clip_range = equations.linear_decay(clip_range, progress)
-        return Scheduled(self._learning_rate(progress), clip_range, self._gae_lambda(env_steps))
+        return Scheduled(self._learning_rate(env_steps, progress), clip_range, self._gae_lambda(env_steps))
 
     def after_epoch(self, learning_rate: float, kl: float) -> float:
         """Return the learning rate that follows an epoch with this KL."""
@@ -67,10 +67,12 @@ class Schedules:
         """Restore a `state_dict`."""
         self._adaptive_rate = min(float(state["adaptive_rate"]), self._settings.learning_rate_max)
 
-    def _learning_rate(self, progress: float) -> float:
+    def _learning_rate(self, env_steps: int, progress: float) -> float:
         settings = self._settings
         if settings.learning_rate_schedule == "linear":
             return equations.linear_decay(settings.learning_rate, progress)
+        if settings.learning_rate_schedule == "inverse_time":
+            return equations.inverse_time_decay(settings.learning_rate, env_steps, settings.learning_rate_decay_steps)
         if settings.learning_rate_schedule == "kl_adaptive":
             return self._adaptive_rate
         return settings.learning_rate

@@ -14,7 +14,7 @@ _STEPS_PER_NOISE_SAMPLE = 4
 
 
 def measures_noise(minibatch: int) -> bool:
-    """Tell whether the noise of a minibatch of an epoch is measured."""
+    """Return whether the noise of a minibatch of an epoch is measured."""
     return minibatch % _STEPS_PER_NOISE_SAMPLE == 0
 
 
@@ -63,13 +63,12 @@ class UpdateStatistics:
         return float(means[self._terms.index("approx_kl")]) / len(norms)
 
     def metrics(self) -> dict[str, float | None]:
-        """Return the means over all minibatches of the update, by column of the log."""
+        """Return the means over all minibatches of the update, by column of the log; None where there were none."""
+        count = len(self._norms)
+        means = [float(total) / count if count else None for total in self._sums]
         return {
-            **{
-                f"update/{name}": float(total) / len(self._norms)
-                for name, total in zip(self._terms, self._sums, strict=True)
-            },
-            "update/grad_norm": float(np.mean(self._norms)),
+            **{f"update/{name}": mean for name, mean in zip(self._terms, means, strict=True)},
+            "update/grad_norm": float(np.mean(self._norms)) if count else None,
             "update/noise_scale": self._noise_scale.value,
             "update/epochs": self.num_epochs,
         }

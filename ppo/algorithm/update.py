@@ -11,6 +11,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import fields, replace
 
 import numpy as np
 import torch
@@ -24,9 +25,9 @@ from ppo.algorithm.loss import TERMS, ppo_loss
 from ppo.algorithm.minibatches import minibatch_indices
 from ppo.algorithm.noise_scale import GradientNoiseScale
 from ppo.algorithm.rewards import RewardTransform
-from ppo.algorithm.rollout import Rollout
+from ppo.algorithm.rollout import Rollout, following_values
 from ppo.algorithm.samples import Samples, gather_minibatches, prepare
-from ppo.algorithm.schedules import Schedules
+from ppo.algorithm.schedules import Scheduled, Schedules
 from ppo.algorithm.statistics import UpdateStatistics, measures_noise
 from ppo.collectives import Collective, share
 from ppo.collectives.device_sum import make_device_sum
@@ -93,7 +94,13 @@ class Learner:
         self._gradient_sum = make_device_sum(
             machine, comm, self._flat.buffer, count, meeting_host=meeting_host, shared=shared
         )
-        self._optimizer = Adam(count, settings.adam_epsilon, self._device, None if shared is None else shared.moments)
+        self._optimizer = Adam(
+            count,
+            settings.adam_epsilon,
+            self._device,
+            None if shared is None else shared.moments,
+            l2_penalty=settings.l2_penalty,
+        )
         self._shard = slice(count) if shared is None else shard_of(count, self._neighbours)
         steps = settings.minibatch_size // settings.num_envs
         shares = [len(share(settings.num_envs, rank, comm.size)) * steps for rank in range(comm.size)]
@@ -127,17 +134,18 @@ class Learner:
         settings = self._settings
         scheduled = self._schedules.at(env_steps=env_steps, progress=progress)
         learning_rate, clip_range = scheduled.learning_rate, scheduled.clip_range
-        samples, explained_variance = prepare(
-            rollout,
-            self.rewards(rollout, self._moments),
-            self._value_normalizer,
-            settings,
-            self._moments,
-            gae_lambda=scheduled.gae_lambda,
-        )
+        rewards = self.rewards(rollout, self._moments)
+
+        def prepared(rollout: Rollout, *, again: bool = False) -> tuple[Samples, float]:
+            normalizer, gae_lambda = self._value_normalizer, scheduled.gae_lambda
+            return prepare(rollout, rewards, normalizer, settings, self._moments, gae_lambda=gae_lambda, again=again)
+
+        samples, explained_variance = prepared(rollout)
         statistics = UpdateStatistics(TERMS, self._noise_scale)
         self._is_not_finite.zero_()
         for epoch in range(settings.num_epochs):
+            if epoch and settings.recompute_advantages:
+                samples, _ = prepared(self._revalued(rollout), again=True)
             indices = minibatch_indices(settings, self._indices, seed=self._seed, update=update, epoch=epoch)
             indices = indices.to(self._device)
             minibatches = gather_minibatches(samples, indices, settings, self._moments)
@@ -158,6 +166,15 @@ class Learner:
             "update/learning_rate": learning_rate,
             "update/clip_range": clip_range,
             "update/gae_lambda": scheduled.gae_lambda,
+        }
+
+    def no_update(self) -> dict[str, float | None]:
+        """Return the metrics of a rollout that nothing is learnt from."""
+        self.seconds = {"learn": 0.0, "communicate": 0.0}
+        statistics = UpdateStatistics(TERMS, self._noise_scale)
+        return {
+            **statistics.metrics(),
+            **dict.fromkeys(("update/explained_variance", *(f"update/{field.name}" for field in fields(Scheduled)))),
         }
 
     @property
@@ -195,6 +212,23 @@ class Learner:
         self._schedules.load_state_dict(state)
         self.rewards.load_state_dict(state)
         self._noise_scale.load_state_dict(state)
+
+    @torch.no_grad()
+    def _revalued(self, rollout: Rollout) -> Rollout:
+        """Return a rollout with the values that the network predicts now."""
+
+        def raw_values(observations: Tensor) -> Tensor:
+            return self._value_normalizer.denormalize(self._model(observations).values)
+
+        indices = torch.arange(rollout.rewards.numel(), device=self._device)
+        parts = torch.split(indices, _MAX_SAMPLES_AT_ONCE)
+        values = torch.cat([raw_values(rollout.observations_at(part)) for part in parts]).view_as(rollout.values)
+        at_ends = torch.zeros_like(values)
+        if rollout.cuts:
+            steps, environments, observations = zip(*rollout.cuts, strict=True)
+            at_ends[list(steps), list(environments)] = raw_values(torch.stack(observations))
+        next_values = following_values(rollout, values, raw_values(rollout.last_observations), at_ends)
+        return replace(rollout, values=values, next_values=next_values)
 
     def _add_gradients(self, rollout: Rollout, index: Tensor, samples: Samples, clip_range: float) -> list[Tensor]:
         """Compute this rank's gradient of a minibatch, part by part; return the sums of the loss's terms of each.

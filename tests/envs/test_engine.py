@@ -186,7 +186,7 @@ def test_an_exact_run_of_one_engine_goes_on_with_the_games_of_another_and_says_w
     job = ppo(tmp_path, *SMALL, "--env_engine=processes", "--env_steps=128")
     assert_ok(job)
     assert "env_engine: processes" in job.stdout and "WARNING" not in job.stdout
-    assert "saved with lean, goes on with processes: not bit for bit" in job.stdout
+    assert "saved with lean, resumes with processes: not bit for bit" in job.stdout
     assert "not bit for bit the run that was never stopped, since there changed: threads 1 -> 2" in job.stdout
     again = ppo(tmp_path, *SMALL, "--env_engine=processes", "--env_steps=192")
     assert_ok(again)
