@@ -119,7 +119,7 @@ class CopiedEnvironments(AtariEnvironments):
                 "counters": np.array(counters, np.int64),
                 "episode_return": np.array([game.episode_return]),
                 "screens": game.screens.copy(),
-                "stack": self.arrays.stacks[0].copy(),
+                "stack": self.observations[0].copy(),
             }
         ]
 
@@ -132,7 +132,7 @@ class CopiedEnvironments(AtariEnvironments):
         ].tolist()
         game.episode_return = float(state["episode_return"][0])
         game.screens[...] = state["screens"]
-        self.arrays.stacks[0] = state["stack"]
+        self.observations[0] = state["stack"]
         return []
 
 
