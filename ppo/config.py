@@ -38,7 +38,8 @@ class RunSettings:
     mode: Literal["train", "play", "record", "evaluate"] = "train"
     """train; play (watch games); record (write a video); evaluate (score many games)."""
     preset: str | None = None
-    """Named settings to start from: atari, paper, cleanrl or classic. Default: chosen from the environment."""
+    """Named settings to start from: atari, paper, cleanrl, ppo1, classic or continuous. Default: chosen from the
+    environment."""
     model_name: str | None = None
     """Folder name of this run under checkpoints, runs and assets. Default: the environment's name."""
     env_steps: int = setting(10_000_000, at_least=1, at_most=_MOST_STEPS)
@@ -210,7 +211,7 @@ class MachineSettings:
 
     env_engine: Literal["auto", "lean", "processes", "vector"] = "auto"
     """lean: one thread a rank. processes: a process for each core of a rank, the same games. vector: ALE's
-    AtariVectorEnv with a thread for each, goes on with new games when resumed. auto: processes for a new run where
+    AtariVectorEnv with a thread for each, begins new games when resumed. auto: processes for a new run where
     every rank has at least four cores, else lean. Training only, Atari only."""
     all_reduce: Literal["auto", "flat", "hierarchical"] = "auto"
     """How gradients are summed: flat over all ranks at once; hierarchical within each host first, so that only one rank

@@ -18,7 +18,7 @@ from ppo.config import Config
 from ppo.device import CPU, Placement
 from ppo.evaluation import Evaluation
 from ppo.outputs import checkpoint
-from ppo.outputs.display import make_display, tell
+from ppo.outputs.display import make_display, print_line
 from ppo.outputs.trackers import CsvFiles, FinishedEpisode, Metrics, TensorBoard, Trackers, write_config
 from ppo.run import Run, merge, save
 from ppo.start import started
@@ -28,7 +28,7 @@ from ppo.supervision.stragglers import StragglerWatch, waiting_seconds
 from ppo.supervision.watchdog import Watchdog
 
 SAVE_FAILED = 1
-_FINISHED = "{name} is finished: {done:,} of {wanted:,} steps; a larger --env_steps goes on from there"
+_FINISHED = "{name} is finished: {done:,} of {wanted:,} steps; a larger --env_steps resumes from there"
 
 
 def train(
@@ -46,7 +46,7 @@ def train(
         config: the settings.
         comm: the job.
         stop: the signals that ask to stop.
-        watchdog: is told of every phase.
+        watchdog: receives every phase.
         cores: how many cores each rank has to itself; default: one each.
         placement: where this rank's network acts and learns.
         notes: what the log should say of the world.
@@ -262,8 +262,8 @@ def farewell(run: Run, *, saved: bool, stopped_early: bool) -> str:
     """Return the last line of a run."""
     steps, folder = run.progress.env_steps, run.config.checkpoint_folder
     if not saved:
-        return f"ended at {steps:,} steps WITHOUT a last checkpoint; the same command goes on from the one before"
-    end = "stopped; the same command goes on from here" if stopped_early else "done"
+        return f"ended at {steps:,} steps WITHOUT a last checkpoint; the same command resumes from the one before"
+    end = "stopped; the same command resumes from here" if stopped_early else "done"
     return f"{end}: {run.config.model_name} at {steps:,} steps, saved in {folder / checkpoint.folder_name(steps)}"
 
 
@@ -271,7 +271,7 @@ def _tell_that_it_is_finished(run: Run, notes: Sequence[str]) -> None:
     if run.comm.rank == 0:
         name, done, wanted = run.config.model_name, run.progress.env_steps, run.config.run.env_steps
         for line in (*notes, _FINISHED.format(name=name, done=done, wanted=wanted)):
-            tell(line)
+            print_line(line)
 
 
 def _numbered(episode: Episode, steps_before: int, run: Run) -> FinishedEpisode:

@@ -15,7 +15,7 @@ from ppo.config import Config
 from ppo.envs import FrameListener, make_envs, world_of
 from ppo.games import Actor, Game, mean_and_error, number_of_slots, play_slots
 from ppo.outputs import checkpoint
-from ppo.outputs.display import tell
+from ppo.outputs.display import print_line
 from ppo.outputs.folders import require_writable, write_whole
 from ppo.outputs.trackers import say_on_standard_error
 from ppo.outputs.window import GameWindow, NoWindowError, WindowClosedError, has_display
@@ -31,9 +31,9 @@ def play(config: Config, comm: Collective, explicit: set[str]) -> int:
         window = _open_window(agent)
         try:
             for game in play_games(agent, config, range(1), 1, window.show if window else None):
-                tell(describe(game))
+                print_line(describe(game))
         except WindowClosedError:
-            tell("window closed")
+            print_line("window closed")
         except NoWindowError as error:  # the display has gone away
             say_on_standard_error(f"ppo: {error}")
             code = 1
@@ -55,8 +55,8 @@ def record(config: Config, comm: Collective, explicit: set[str]) -> int:
         try:
             with VideoRecorder(path, agent.frames_per_second) as video:
                 for game in play_games(agent, config, range(1), 1, video.write):
-                    tell(describe(game))
-            tell(f"wrote {path}.mp4 and {path}.gif")
+                    print_line(describe(game))
+            print_line(f"wrote {path}.mp4 and {path}.gif")
         except VideoError as error:
             say_on_standard_error(f"ppo: {error}")
             code = 1
@@ -76,7 +76,7 @@ def evaluate(config: Config, comm: Collective, explicit: set[str]) -> int:
     if gathered is not None:
         everyone = sorted((game for part in gathered for game in part), key=lambda game: game.number)
         result = statistics_of(everyone, agent, config)
-        tell(json.dumps(result))
+        print_line(json.dumps(result))
         try:
             write_whole(folder / "evaluation.json", (json.dumps(result, indent=1) + "\n").encode())
         except OSError as error:
@@ -137,8 +137,8 @@ def describe(game: Game) -> str:
 def announce(agent: Agent) -> None:
     """Say which agent plays."""
     for note in agent.notes:
-        tell(note)
-    tell(f"{agent.name}, trained for {agent.counters.env_steps:,} steps")
+        print_line(note)
+    print_line(f"{agent.name}, trained for {agent.counters.env_steps:,} steps")
 
 
 def _open_window(agent: Agent) -> GameWindow | None:
@@ -149,7 +149,7 @@ def _open_window(agent: Agent) -> GameWindow | None:
             return GameWindow(f"{agent.name} at {agent.counters.env_steps:,} steps", agent.frames_per_second)
         except NoWindowError as error:
             reason = str(error)
-    tell(f"{reason}: only the results are shown; --mode=record makes a video")
+    print_line(f"{reason}: only the results are shown; --mode=record makes a video")
     return None
 
 

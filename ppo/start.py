@@ -27,7 +27,7 @@ _SECONDS_FOR_ORPHANS = 5.0
 
 @dataclass(frozen=True)
 class Start:
-    """A run that is ready to go on, and what a person should know about it."""
+    """A run that is ready to train, and the messages about it."""
 
     run: Run
     about: list[str]
@@ -45,7 +45,7 @@ def started(
     Args:
         config: the settings.
         comm: the job.
-        watchdog: is told while games are played again.
+        watchdog: receives a sign of life while episodes are replayed.
         cores: how many cores each rank has to itself.
         placement: where this rank's network acts and learns.
 
@@ -76,7 +76,7 @@ def started(
 
 
 def prepare_folders(config: Config, lock: ModelLock) -> list[str]:
-    """Create the run's folders, lock them and move aside what must not be overwritten; return what to tell.
+    """Create the run's folders, lock them and move aside what must not be overwritten; return the messages.
 
     With --fresh that is the old run, and otherwise logs whose checkpoints are gone or elsewhere.
 

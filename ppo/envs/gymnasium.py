@@ -243,7 +243,7 @@ class GymnasiumEnvironments(Block):
             raise ValueError(f"the saved actions {of} must be of {space}")
 
     def _replay(self, position: int, state: ArrayState) -> bool:
-        """Play an episode again; tell whether it led to where it was saved."""
+        """Play an episode again; return whether it led to where it was saved."""
         if len(state["actions"]) < state["episode_length"][0]:
             return False
         self._begin(position, int(state["episode"][0]))
@@ -312,7 +312,7 @@ class GymnasiumWorld:
         )
 
     def same_world(self, first: str, second: str) -> bool:
-        """Tell whether two ids are the same: each names a world of its own."""
+        """Return whether two ids are the same: each names a world of its own."""
         return first == second
 
     def facts(self, env_name: str, return_mean: float) -> dict[str, Any]:

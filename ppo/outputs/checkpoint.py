@@ -5,8 +5,8 @@
         training.safetensors    optimiser and per-environment state: what an exact resume needs besides
         manifest.json           format, config, counters, versions, size and sha256 of each file, sha256 of itself
 
-Nothing in a checkpoint is believed before it has been held against what this program writes: hashes find what disks
-and copies do to it, but whoever makes one can make them fit.
+Nothing in a checkpoint is trusted before it has been compared with what this program writes: hashes detect what disks
+and copies do to it, but a forger can make them fit.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from ppo.config import Config
+from ppo.config import Config, outside_names
 from ppo.outputs.manifest import (
     MODEL_FILE,
     TRAINING_FILE,
@@ -35,7 +35,7 @@ from ppo.outputs.tensor_file import Specification, Tensors, byte_size, encode_te
 from ppo.outputs.untrusted import DamagedCheckpointError, brief, open_regular
 from ppo.outputs.whole_folder import PREFIX, remove_folder, remove_scratch, set_aside, write_folder
 from ppo.settings import Refusal
-from ppo.versions import versions_here
+from ppo.versions import versions_here, versions_outside
 
 KEPT_NEWEST = 5
 MANIFEST_FILE = "manifest.json"
@@ -96,7 +96,7 @@ def write_checkpoint(
         counters=counters,
         files={name: FileEntry(len(c), hashlib.sha256(c).hexdigest()) for name, c in contents.items()},
         ranks=ranks,
-        versions=versions_here(),
+        versions=versions_here() | versions_outside(outside_names(config)),
         machine=machine_here() | rounding_here(),
         logs=dict(logs or {}),
     )
@@ -178,7 +178,7 @@ def verify(folder: Path) -> Manifest:
 
 
 def is_whole(folder: Path) -> bool:
-    """Tell whether a checkpoint can be read by this version."""
+    """Return whether a checkpoint can be read by this version."""
     try:
         verify(folder)
     except (DamagedCheckpointError, Refusal):

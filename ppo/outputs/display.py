@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live table on a terminal, a plain line every few seconds elsewhere."""
+"""What a person sees during a run: a live table on a terminal, a plain line every few seconds elsewhere."""
 
 import contextlib
 import errno
@@ -62,7 +62,7 @@ def make_display(title: str, total_steps: int) -> Tracker:
     return LiveTable(title, total_steps, terminal) if terminal else PlainLines(total_steps)
 
 
-def tell(text: str) -> None:
+def print_line(text: str) -> None:
     """Print a line at once, on standard error if standard output has gone: no reader is worth ending the work for."""
     try:
         StandardOutput().use(lambda: print(text, flush=True))
@@ -104,7 +104,7 @@ class StandardOutput:
         """Raise the trouble there was when it was last used."""
         if self._trouble:
             raise OutputError(
-                f"standard output cannot be written ({self._trouble}); the work goes on, events are told here",
+                f"standard output cannot be written ({self._trouble}); the work continues, events are printed here",
                 relief="standard output can be written again",
             )
 
@@ -202,9 +202,9 @@ def summary_line(metrics: Metrics, total_steps: int) -> str:
     return (
         f"{steps:>11,} steps {done:6.1%}  {metrics['time/steps_per_second'] or 0:>7,.0f} steps/s  "
         f"{time_left(metrics, total_steps)} left  return {describe_return(metrics)}  "
-        f"entropy {_number(metrics['update/entropy'], '.3f')}  "
-        f"value loss {_number(metrics['update/value_loss'], '.4f')}  KL {_number(metrics['update/approx_kl'], '.4f')}"
-        + (f"  evaluation {evaluation}" if evaluation else "")
+        f"entropy {_number(metrics.get('update/entropy'), '.3f')}  "
+        f"value loss {_number(metrics.get('update/value_loss'), '.4f')}  "
+        f"KL {_number(metrics['update/approx_kl'], '.4f')}" + (f"  evaluation {evaluation}" if evaluation else "")
     )
 
 
@@ -228,7 +228,7 @@ def live_table(title: str, metrics: Metrics, total_steps: int, evaluation: str =
         ("KL", "update/approx_kl"),
         ("learning rate", "update/learning_rate"),
     ):
-        table.add_row(label, _number(metrics[name], ".3g"))
+        table.add_row(label, _number(metrics.get(name), ".3g"))
     return table
 
 
@@ -255,7 +255,7 @@ def describe_evaluation(metrics: Metrics) -> str:
 
 
 def _number(value: float | None, form: str) -> str:
-    """Return a number of an update, or a dash where nothing was learnt from it."""
+    """Return a number of an update, or a dash where nothing was learnt from it or the loss has no such term."""
     return "-" if value is None else format(value, form)
 
 

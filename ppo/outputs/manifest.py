@@ -1,7 +1,7 @@
 """The manifest of a checkpoint: what it says of itself, as JSON with a sha256 of its own.
 
-The hash finds what disks, copies and editors do to a manifest. It is no signature: whoever writes a manifest can make
-it fit, so every member is held against what this program writes.
+The hash detects what disks, copies and editors do to a manifest. It is no signature, since a forger can make it fit:
+every member is compared with what this program writes.
 """
 
 import dataclasses

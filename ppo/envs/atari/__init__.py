@@ -60,7 +60,7 @@ class AtariWorld:
         return AtariEnvironments(rom, settings, indices=indices, seed=seed, on_frame=on_frame, arrays=arrays)
 
     def same_world(self, first: str, second: str) -> bool:
-        """Tell whether two ids name the same game: it has the same protocol then."""
+        """Return whether two ids name the same game: it has the same protocol then."""
         try:
             return rom_name(first) == rom_name(second)
         except Refusal:  # one of them names no game at all

@@ -109,7 +109,7 @@ class AtariEnvironments(Block):
         return restarted
 
     def _replay(self, position: int, state: ArrayState) -> bool:
-        """Play a game again from its beginning; tell whether it led to where it was saved."""
+        """Play a game again from its beginning; return whether it led to where it was saved."""
         game = self._games[position]
         if set(state) == VECTOR_STATE_PARTS:
             game.episode = saved_episode(state, game.index)
