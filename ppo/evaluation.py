@@ -5,7 +5,7 @@ of a run plays the same games with the same noise, so that it is a function of t
 notice. The games are others than those of --mode=evaluate, which judges the agent that evaluations have chosen.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 
@@ -32,11 +32,6 @@ class Evaluation:
     return_stderr: float | None
     """None for a single game."""
     episodes: int
-
-    @classmethod
-    def of(cls, games: Sequence[Game]) -> "Evaluation":
-        """Return the statistics of games."""
-        return cls(*mean_and_error(games), len(games))
 
 
 class Evaluator:
@@ -91,9 +86,8 @@ class Evaluator:
             playing, stopped = votes.astype(bool).tolist()
         if stopped:
             return None
-        of_all_ranks = chain.from_iterable(done_by_all(self._comm, lambda: games))
-        # In the same order at any number of ranks: sums of floats depend on it.
-        return Evaluation.of(sorted(of_all_ranks, key=lambda game: game.number))
+        everyone = list(chain.from_iterable(done_by_all(self._comm, lambda: games)))
+        return Evaluation(*mean_and_error(everyone), len(everyone))
 
     def close(self) -> None:
         """Close the environments."""

@@ -109,7 +109,10 @@ def play_slots(
 
 
 def mean_and_error(games: Sequence[Game]) -> tuple[float, float | None]:
-    """Return the mean of the games' returns and its standard error; a single game has none."""
+    """Return the mean of the games' returns and its standard error, which a single game does not have.
+
+    Sums are exact, so that the order of the games, which depends on the number of ranks, does not matter.
+    """
     returns = [game.episode_return for game in games]
     error = statistics.stdev(returns) / len(returns) ** 0.5 if len(returns) > 1 else None
     return statistics.fmean(returns), error

@@ -212,14 +212,15 @@ def _config_of(data: dict[str, Any], family: Family) -> Config:
 
 
 def _counters_of(data: dict[str, Any]) -> Counters:
+    if data.keys() != {field.name for field in dataclasses.fields(Counters)}:
+        raise DamagedCheckpointError("has no valid counters")
     returns = _member(data, "recent_returns", list)
     if len(returns) > _MAX_RETURNS or not all(type(value) in (int, float) for value in returns):
         raise DamagedCheckpointError("has no valid recent_returns")
     numbers = {name: _member(data, name, int) for name in ("update", "env_steps", "episodes")}
     seconds = float(_member(data, "seconds", int, float))
     evaluated = _member(data, "evaluation_return", int, float, NoneType)
-    known = {*numbers, "seconds", "recent_returns", "evaluation_return"}
-    if data.keys() != known or min(seconds, *numbers.values()) < 0:
+    if min(seconds, *numbers.values()) < 0:
         raise DamagedCheckpointError("has no valid counters")
     return Counters(
         **numbers,
