@@ -201,7 +201,7 @@ def test_a_process_that_is_killed_is_noticed_and_named_with_its_games() -> None:
     envs.reset()
     os.kill(pids(envs)[0], signal.SIGKILL)
     with pytest.raises(
-        ChildProcessError, match=r"the process \d+ that steps environments 3, 5 has ended \(exit code -9\)"
+        ChildProcessError, match=r"the process \d+ that steps environments 3, 5 has ended \(exit code -9"
     ):
         for actions in random_actions(envs, 3):
             envs.step(actions)
@@ -220,9 +220,7 @@ def test_a_process_that_dies_while_games_are_played_again_is_no_state_that_is_re
 
 def test_what_goes_wrong_in_a_process_is_told() -> None:
     envs = processes(number=1)
-    with pytest.raises(
-        ChildProcessError, match=r"(?s)steps environments 3, 4, 5, 6, 7 failed:.*Error: no game has begun"
-    ):
+    with pytest.raises(ChildProcessError, match=r"(?s)environments 3, 4, 5, 6, 7 failed:.*Error: no game has begun"):
         envs.get_states()
 
 
