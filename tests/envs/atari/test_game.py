@@ -472,7 +472,7 @@ def assert_go_on_alike(original: AtariEnvironments, fresh: AtariEnvironments, ac
         np.testing.assert_array_equal(fresh._games[0]._ale.getRAM(), original._games[0]._ale.getRAM())
         if original.arrays.terminated[0] or original.arrays.truncated[0]:
             ends += 1
-            for key in ("final_stacks", "episode_return", "episode_length"):
+            for key in ("final_obs", "episode_return", "episode_length"):
                 np.testing.assert_array_equal(getattr(fresh.arrays, key), getattr(original.arrays, key))
     return ends
 
@@ -592,7 +592,7 @@ def test_a_restored_game_ends_with_its_whole_return_and_length() -> None:
         if over:
             break
     assert original.arrays.episode_length[0] > 100
-    for key in ("episode_return", "episode_length", "final_stacks"):
+    for key in ("episode_return", "episode_length", "final_obs"):
         np.testing.assert_array_equal(getattr(fresh.arrays, key), getattr(original.arrays, key))
 
 
