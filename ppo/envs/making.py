@@ -68,8 +68,8 @@ def find_spec(env_name: str) -> EnvSpec:
         return gymnasium.registry[env_id]
     from ppo.envs import atari  # registers ALE's ids
 
-    if _is_of_ale(env_id):
-        raise atari.other_protocol(env_id)
+    if refusal := atari.other_protocol(env_name):
+        raise refusal
     newest, is_old = _newest_version(env_id)
     if newest:
         what = "has been retired by Gymnasium" if is_old else "is not registered"

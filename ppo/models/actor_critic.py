@@ -132,7 +132,9 @@ def build_model(
         except ValueError as error:
             setting = "model_size" if settings.network == "auto" else "network"
             value = settings.model_size if settings.network == "auto" else settings.network
-            raise Refusal(f"{setting} must fit the observations: {value} needs {error}") from error
+            raise Refusal(
+                f"{setting} must fit the observations: {value} needs {error}; try --network=mlp, which takes any"
+            ) from error
         assert isinstance(actor, nn.Module) and (critic is None or isinstance(critic, nn.Module))
         if not hasattr(actor, "num_features"):
             raise Refusal(f"network must have num_features, the length of its features; {settings.network} has none")
@@ -151,8 +153,8 @@ def check_model(observation_space: Space, action_space: Space, settings: ModelSe
     Raises:
         Refusal: see `build_model`.
     """
-    with torch.device("meta"):
-        build_model(observation_space, action_space, settings, seed=0)
+    # Not on the meta device, which makes PyTorch import SymPy and its compiler.
+    build_model(observation_space, action_space, settings, seed=0)
 
 
 def build_distribution(action_space: Space, settings: ModelSettings) -> ActionDistribution:
