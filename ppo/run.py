@@ -21,6 +21,7 @@ from ppo.collectives.moments import RunningMoments
 from ppo.config import Config, MachineSettings, as_flags, differences, outside_names
 from ppo.device import CPU, Placement
 from ppo.envs import LEAN, Engine, Environments, make_envs
+from ppo.evaluation import Evaluator
 from ppo.models.actor_critic import ActorCritic, build_model
 from ppo.outputs import checkpoint
 from ppo.outputs.manifest import LOGS, Counters, Manifest, machine_here, rounding_here
@@ -40,15 +41,18 @@ class Progress:
     """Wall seconds of training since the run's first start."""
     episodes: int = 0
     recent_returns: deque[float] = field(default_factory=lambda: deque(maxlen=100))
+    evaluation_return: float | None = None
+    """Of the evaluation at this update; None where there was none."""
 
     def counters(self) -> Counters:
         """Return what a checkpoint stores of this."""
-        return Counters(self.update, self.env_steps, self.seconds, self.episodes, tuple(self.recent_returns))
+        returns = tuple(self.recent_returns)
+        return Counters(self.update, self.env_steps, self.seconds, self.episodes, returns, self.evaluation_return)
 
     def restore(self, counters: Counters) -> None:
         """Go on from a checkpoint's counters."""
         self.update, self.env_steps, self.seconds = counters.update, counters.env_steps, counters.seconds
-        self.episodes = counters.episodes
+        self.episodes, self.evaluation_return = counters.episodes, counters.evaluation_return
         self.recent_returns = deque(counters.recent_returns, maxlen=100)
 
 
@@ -64,6 +68,8 @@ class Run:
     value_normalizer: RunningMoments
     collector: Collector
     learner: Learner
+    evaluator: Evaluator | None
+    """None where there are no evaluations."""
     progress: Progress
 
     def model_tensors(self) -> dict[str, Tensor]:
@@ -85,6 +91,8 @@ class Run:
     def close(self) -> None:
         """Give back what was taken; by all ranks together."""
         self.learner.close()
+        if self.evaluator:
+            self.evaluator.close()
         self.envs.close()
         self.comm.barrier()
 
@@ -123,7 +131,8 @@ def build_run(config: Config, comm: Collective, engine: Engine = LEAN, placement
         rollout_steps=config.ppo.rollout_steps,
         seed=seed,
     )
-    return Run(config, comm, indices, envs, model, value_normalizer, collector, learner, Progress())
+    evaluator = Evaluator(config, comm, model) if config.run.evaluation_interval else None
+    return Run(config, comm, indices, envs, model, value_normalizer, collector, learner, evaluator, Progress())
 
 
 def resume(run: Run) -> list[str]:
@@ -220,7 +229,7 @@ def _write_and_prune(run: Run, states: list[dict[str, NDArray[Any]]], say: Calla
     except FloatingPointError as error:
         raise Halt(f"{error}; it was not saved and the last checkpoint stands") from error
     try:
-        checkpoint.prune(folder, written)
+        checkpoint.prune(folder, written, run.config.run.keep_checkpoints)
     except OSError as error:
         say(f"WARNING: old checkpoints could not be deleted: {error}")
     return True

@@ -13,17 +13,28 @@ class _Meeting:
 
 
 class Thread(Alone):
-    """One of several ranks that can sum."""
+    """One of several ranks that can sum, gather and broadcast."""
 
     def __init__(self, rank, size, meeting):
         self.rank, self.size, self._meeting = rank, size, meeting
 
     def sum_in_place(self, buffer):
-        self._meeting.parts[self.rank] = buffer.copy()
+        buffer[...] = sum(self._parts(buffer.copy()))
+
+    def gather(self, value):
+        parts = self._parts(value)
+        return parts if self.rank == 0 else None
+
+    def broadcast(self, value):
+        return self._parts(value)[0]
+
+    def _parts(self, own):
+        """Return what every rank has brought, in the order of ranks."""
+        self._meeting.parts[self.rank] = own
         self._meeting.barrier.wait()
-        total = sum(self._meeting.parts)
+        parts = list(self._meeting.parts)
         self._meeting.barrier.wait()
-        buffer[...] = total
+        return parts
 
 
 def on_ranks(size, work):

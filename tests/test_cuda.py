@@ -46,7 +46,8 @@ def build(device, size="small", precision=torch.float32, settings=SETTINGS):
 
 
 def moved(rollout, device):
-    return Rollout(**{field.name: getattr(rollout, field.name).to(device) for field in dataclasses.fields(rollout)})
+    tensors = {name: value for name, value in vars(rollout).items() if isinstance(value, torch.Tensor)}
+    return Rollout(**{name: tensor.to(device) for name, tensor in tensors.items()})
 
 
 def assert_ok(job):

@@ -89,6 +89,10 @@ class Environments(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], abc.ABC)
         """Wait for the step that `send` began and return its result."""
         return self.step(self._sent)
 
+    def end_episode(self, position: int) -> float:
+        """Begin the next episode of one environment and return the raw return of the one given up; of lean engines."""
+        raise NotImplementedError
+
     @abc.abstractmethod
     def get_states(self) -> list[dict[str, NDArray[Any]]]:
         """Return one dict of arrays per environment: all that continuing exactly needs, as far as it can be had."""

@@ -165,6 +165,12 @@ class GymnasiumEnvironments(Block):
             self._begin(position, self._episodes[position] + 1)
         return arrays.result()
 
+    def end_episode(self, position: int) -> float:
+        """Begin the next episode of one environment and return the raw return of the one given up."""
+        episode_return = float(self._returns[position])
+        self._begin(position, self._episodes[position] + 1)
+        return episode_return
+
     def get_states(self) -> list[dict[str, NDArray[Any]]]:
         """Return each current episode's number and length, the actions sent in it and what they led to."""
         return [

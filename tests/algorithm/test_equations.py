@@ -150,6 +150,30 @@ def test_clipped_counts_both_sides_of_the_range():
     assert equations.clipped(ratios.log(), 0.2).tolist() == [True, False, False, False, True]
 
 
+@pytest.mark.parametrize(
+    ("error", "loss", "slope"), [(0.5, 0.125, 0.5), (-3.0, 2.5, -1.0), (1.0, 0.5, 1.0), (8.0, 7.5, 1.0)]
+)
+@pytest.mark.parametrize("clip_range", [None, 100.0])
+def test_a_smooth_value_loss_is_the_squared_one_up_to_an_error_of_1_and_a_straight_line_beyond(
+    error, loss, slope, clip_range
+):
+    values = torch.tensor([5.0 + error], requires_grad=True)
+    got = equations.value_loss(values, values.detach(), torch.tensor([5.0]), clip_range, smooth_l1=True)
+    assert got.item() == pytest.approx(loss)
+    assert torch.autograd.grad(got.sum(), values)[0].item() == pytest.approx(slope)
+
+
+def test_a_clipped_smooth_value_loss_is_the_larger_of_both():
+    old, target = torch.tensor([0.0, 0.0]), torch.tensor([1.0, 1.0])
+    loss = equations.value_loss(torch.tensor([0.9, 5.0]), old, target, 0.2, smooth_l1=True)
+    torch.testing.assert_close(loss, torch.tensor([0.5 * 0.8**2, 4.0 - 0.5]))
+
+
+@pytest.mark.parametrize(("env_steps", "expected"), [(0, 3e-4), (50, 1.5e-4), (100, 1e-4), (450, 3e-5)])
+def test_inverse_time_decay_halves_a_value_after_its_steps_and_never_ends(env_steps, expected):
+    assert equations.inverse_time_decay(3e-4, env_steps, 50) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(("env_steps", "expected"), [(0, 0.95), (400, 0.95), (600, 0.925), (800, 0.9), (9_999, 0.9)])
 def test_lambda_is_early_at_first_and_late_at_last_and_between_them_in_the_middle(env_steps, expected):
     assert equations.scheduled_lambda(env_steps, early=0.95, late=0.9, late_steps=800) == pytest.approx(expected)

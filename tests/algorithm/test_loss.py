@@ -7,6 +7,7 @@ The closed forms are those of a paper and a pencil. With ratio r, advantage A, p
     value       d/d V = V - R, and 0 where the clipped error decides
 """
 
+import dataclasses
 import math
 
 import gymnasium
@@ -138,7 +139,7 @@ def _largest(log_ratios, advantages, clip_range):
 # The first two are those of an agent that was published with both signs turned and learnt to fail.
 BUGS = {
     "the surrogate is made small": ("clipped_surrogate_loss", lambda real: lambda *given: -real(*given)),
-    "the value error is made large": ("value_loss", lambda real: lambda *given: -real(*given)),
+    "the value error is made large": ("value_loss", lambda real: lambda *given, **kind: -real(*given, **kind)),
     "old and new probabilities are swapped": (
         "clipped_surrogate_loss",
         lambda real: lambda log_ratios, *given: real(-log_ratios, *given),
@@ -146,13 +147,15 @@ BUGS = {
     "the larger surrogate is taken": ("clipped_surrogate_loss", lambda real: _largest),
     "old values and returns are swapped": (
         "value_loss",
-        lambda real: lambda values, old, returns, clip: real(values, returns, old, clip),
+        lambda real: lambda values, old, returns, clip, **kind: real(values, returns, old, clip, **kind),
     ),
     "values and returns are swapped": (
         "value_loss",
-        lambda real: lambda values, old, returns, clip: real(returns, old, values.detach(), clip) + 0.0 * values,
+        lambda real: (
+            lambda values, old, returns, clip, **kind: real(returns, old, values.detach(), clip) + 0.0 * values
+        ),
     ),
-    "the value error is not halved": ("value_loss", lambda real: lambda *given: 2.0 * real(*given)),
+    "the value error is not halved": ("value_loss", lambda real: lambda *given, **kind: 2.0 * real(*given, **kind)),
 }
 
 
@@ -255,3 +258,13 @@ def test_ratios_far_from_one_give_finite_gradients(moved):
     loss, terms = loss_of("categorical", prediction, apart, 0.1)
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(loss, tuple(prediction)))
     assert terms["clip_fraction"].all() and terms["approx_kl"].isfinite().all()
+
+
+@BOTH_KINDS
+def test_a_smooth_value_loss_is_learnt_from_where_it_is_asked_for(kind):
+    prediction, samples = a_case(kind)
+    smooth = dataclasses.replace(settings(), value_loss="smooth_l1")
+    loss, terms = ppo_loss(prediction, samples, KINDS[kind], smooth, CLIP_RANGE)
+    errors = (prediction.values - samples.returns).detach()
+    torch.testing.assert_close(torch.autograd.grad(loss, prediction.values)[0], VALUE * errors.clamp(-1.0, 1.0))
+    assert (terms["value_loss"] < errors.square() / 2).any()

@@ -33,7 +33,7 @@ def test_gathered_images_are_those_of_their_indices_whatever_the_memory_order(is
     way(is_compiled, threads)
     shape = (5, 2)
     images = torch.randint(0, 255, (*shape, 84, 84, 4), dtype=torch.uint8).permute(0, 1, 4, 2, 3)
-    rollout = Rollout(images, *[torch.zeros(shape)] * 8)
+    rollout = Rollout(images, *[torch.zeros(shape)] * 9)
     gathered = rollout.observations_at(torch.tensor([7, 0, 7] * 24))  # more than are gathered at once
     assert gathered.dtype == torch.float32
     assert torch.equal(gathered, torch.stack([images[3, 1], images[0, 0], images[3, 1]] * 24).float())

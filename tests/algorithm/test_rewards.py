@@ -29,12 +29,13 @@ def a_rollout(number=0, num_envs=NUM_ENVS):
     game_ends = torch.from_numpy(generator.random((STEPS, num_envs)) < 0.15)
     lives = torch.from_numpy(generator.random((STEPS, num_envs)) < 0.3)
     nothing = torch.zeros(STEPS, num_envs)
-    return Rollout(*[nothing] * 6, rewards=rewards, dones=game_ends | lives, game_ends=game_ends)
+    ends = {"dones": game_ends | lives, "game_ends": game_ends}
+    return Rollout(*[nothing] * 6, rewards=rewards, **ends, last_observations=nothing)
 
 
 def part_of(rollout, environments):
-    columns = {field.name: getattr(rollout, field.name)[:, environments] for field in dataclasses.fields(rollout)}
-    return Rollout(**columns)
+    tensors = {name: value for name, value in vars(rollout).items() if isinstance(value, torch.Tensor)}
+    return Rollout(**{name: tensor[:, environments] for name, tensor in tensors.items()})
 
 
 def transform(num_envs=NUM_ENVS, **changes):

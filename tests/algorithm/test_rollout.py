@@ -167,6 +167,19 @@ def test_a_lost_life_is_no_finished_game():
     ]
 
 
+@pytest.mark.parametrize("kind", [ScriptedWorld, WorldInGroups])
+def test_observations_behind_the_last_step_and_at_every_cut_are_kept(kind):
+    for updates in (1, 2):
+        _, _, rollout, _ = collect(kind, updates=updates)
+        clock = 7.0 * updates
+        assert rollout.last_observations[:, 0].tolist() == [clock] * 3
+        cuts = [(step, environment, final.tolist()) for step, environment, final in rollout.cuts]
+        if updates == 1:
+            assert cuts == [(2, 1, [3.0, 1.0, 0.0]), (5, 1, [6.0, 1.0, 1.0])]
+        else:
+            assert cuts == [(1, 1, [9.0, 1.0, 2.0]), (4, 1, [12.0, 1.0, 3.0])]
+
+
 def test_values_are_stored_in_raw_units():
     normalizer = RunningMoments()
     normalizer.update(Moments(np.array(1.0), np.array(50.0), np.array(100.0)))

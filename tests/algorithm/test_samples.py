@@ -35,6 +35,7 @@ def a_rollout(seed=0):
         rewards=normal(),
         dones=dones,
         game_ends=dones,
+        last_observations=torch.randn(3, 4, generator=generator),
     )
 
 
@@ -133,3 +134,13 @@ def test_explained_variance_is_one_for_perfect_values_and_zero_for_constant_ones
             dones=torch.zeros(8, 3, dtype=torch.bool),
         )
         assert samples_of(crafted, discount=1.0, gae_lambda=1.0)[1] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_rollout_that_is_prepared_again_does_not_count_twice_in_the_value_normaliser():
+    rollout, normalizer = a_rollout(), RunningMoments()
+    first, _ = samples_of(rollout, normalizer=normalizer, value_normalization=True)
+    before = normalizer.state_dict()["moments"]
+    settings = dataclasses.replace(SETTINGS, value_normalization=True)
+    again, _ = prepare(rollout, rollout.rewards, normalizer, settings, moments_of, gae_lambda=0.95, again=True)
+    assert torch.equal(normalizer.state_dict()["moments"], before)
+    assert torch.equal(again.returns, first.returns)

@@ -39,6 +39,14 @@ def test_lambda_follows_experience_and_not_the_length_of_the_run(env_steps, gae_
         assert falling.at(env_steps=env_steps, progress=progress).gae_lambda == pytest.approx(gae_lambda)
 
 
+@pytest.mark.parametrize("progress", [0.0, 1.0])
+def test_the_inverse_time_rate_follows_experience_and_not_the_length_of_the_run(progress):
+    falling = schedules(learning_rate_schedule="inverse_time", learning_rate=4e-3, learning_rate_decay_steps=100)
+    rates = [falling.at(env_steps=steps, progress=progress).learning_rate for steps in (0, 100, 300)]
+    assert rates == pytest.approx([4e-3, 2e-3, 1e-3])
+    assert falling.after_epoch(2e-3, kl=100.0) == 2e-3
+
+
 def test_the_adaptive_rate_is_what_the_epochs_left_whatever_the_progress():
     adaptive = schedules(learning_rate_schedule="kl_adaptive", learning_rate=3e-4, kl_target=0.01, kl_factor=1.5)
     assert adaptive.at(env_steps=0, progress=0.9).learning_rate == 3e-4

@@ -58,3 +58,10 @@ def test_noise_is_observed_in_every_fourth_minibatch_of_an_epoch_and_on_one_rank
         monkeypatch.setattr(collected._noise_scale, "observe", lambda *squares, seen=seen: seen.append(squares))
         collected.add_epoch(of_steps(1.0, 2.0, 3.0, 4.0, 5.0, square=7.0), np.zeros(2), update=0)
         assert seen == expected
+
+
+def test_of_no_minibatch_there_is_no_mean():
+    assert statistics().metrics() == {
+        **dict.fromkeys(("update/policy_loss", "update/approx_kl", "update/grad_norm", "update/noise_scale")),
+        "update/epochs": 0,
+    }

@@ -1,5 +1,6 @@
 import dataclasses
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ from ppo.algorithm import equations
 from ppo.algorithm import update as update_module
 from ppo.algorithm.loss import TERMS
 from ppo.algorithm.minibatches import minibatch_indices
+from ppo.algorithm.samples import gather_minibatches
 from ppo.collectives import Alone, Halt, Hosts
 from tests.algorithm.learners import SETTINGS, build, indices_of, samples_of, weights_of
+from tests.algorithm.worlds import ScriptedWorld, WorldInGroups
 from tests.jobs import mpirun
 
 
@@ -195,6 +198,81 @@ def test_a_minibatch_larger_than_the_cache_gives_the_same_gradient_as_its_parts(
         weights.append(weights_of(model))
     torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=1e-5)
     assert np.isfinite(weights[0].numpy()).all()
+
+
+def recorded_samples(settings, *, world):
+    """Learn from a rollout; return each epoch's samples with its first weights, the learner and the rollout."""
+    model, collector, learner = build(settings, world=world)
+    rollout, _ = collector.collect(0)
+    seen = []
+
+    def gather(samples, *others):
+        seen.append((samples, weights_of(model).clone()))
+        return gather_minibatches(samples, *others)
+
+    with mock.patch.object(update_module, "gather_minibatches", gather):
+        learner.update(rollout, update=0, env_steps=0, progress=0.0)
+    return seen, learner, rollout
+
+
+@pytest.mark.parametrize("kind", [ScriptedWorld, WorldInGroups])
+def test_values_are_recomputed_as_they_were_collected_while_no_weight_has_changed(kind):
+    _, collector, learner = build(world=kind())
+    for update in range(2):
+        rollout, _ = collector.collect(update)
+        again = learner._revalued(rollout)
+        assert (rollout.next_values == 0.0).any() and len(rollout.cuts) in (2, 3)
+        torch.testing.assert_close(again.values, rollout.values)
+        torch.testing.assert_close(again.next_values, rollout.next_values)
+        assert torch.equal(again.rewards, rollout.rewards) and torch.equal(again.log_probs, rollout.log_probs)
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_advantages_are_estimated_anew_by_the_weights_of_each_epoch_only_where_asked_for(recompute):
+    settings = dataclasses.replace(SETTINGS, num_epochs=3, recompute_advantages=recompute)
+    epochs, learner, rollout = recorded_samples(settings, world=ScriptedWorld())
+    assert len(epochs) == 3
+    for number, (samples, weights) in enumerate(epochs):
+        learner._flat.values.copy_(weights if recompute else epochs[0][1])
+        current = learner._revalued(rollout)
+        expected = samples_of(learner, current)
+        for name in ("values", "advantages", "returns"):
+            torch.testing.assert_close(getattr(samples, name), getattr(expected, name), rtol=1e-4, atol=1e-4)
+        assert torch.equal(samples.log_probs, rollout.log_probs.flatten())
+        assert torch.equal(samples.values, epochs[0][0].values) == (number == 0 or not recompute)
+    assert not torch.equal(epochs[1][1], epochs[0][1])
+
+
+def test_a_rollout_counts_once_in_the_value_normaliser_however_often_it_is_prepared():
+    settings = dataclasses.replace(SETTINGS, num_epochs=3, recompute_advantages=True, value_normalization=True)
+    _, collector, learner = build(settings)
+    learner.update(collector.collect(0)[0], update=0, env_steps=0, progress=0.0)
+    assert learner._value_normalizer.state_dict()["moments"][0] == 24
+
+
+def test_the_l2_penalty_reaches_the_optimiser():
+    weights = []
+    for l2_penalty in (0.0, 100.0):
+        settings = dataclasses.replace(SETTINGS, l2_penalty=l2_penalty, num_epochs=1, minibatch_size=24)
+        model, collector, learner = build(settings)
+        before = weights_of(model).clone()
+        learner.update(collector.collect(0)[0], update=0, env_steps=0, progress=0.0)
+        weights.append(weights_of(model))
+    moved = weights[1] - before
+    large = before.abs() > 0.1  # of these the penalty decides the sign, and a first step of Adam is the learning rate
+    torch.testing.assert_close(moved[large], -1e-2 * before[large].sign(), rtol=1e-3, atol=1e-5)
+    assert not torch.equal(*weights)
+
+
+def test_a_rollout_that_is_not_learnt_from_has_the_columns_of_one_that_is():
+    model, collector, learner = build()
+    before = weights_of(model).clone()
+    nothing = learner.no_update()
+    assert torch.equal(weights_of(model), before)
+    assert {value for name, value in nothing.items() if name != "update/epochs"} == {None}
+    assert nothing["update/epochs"] == 0 and learner.seconds == {"learn": 0.0, "communicate": 0.0}
+    learnt = learner.update(collector.collect(0)[0], update=0, env_steps=0, progress=0.0)
+    assert list(nothing) == list(learnt)
 
 
 class OneOfTwo(Alone):

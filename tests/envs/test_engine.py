@@ -220,5 +220,5 @@ def test_a_process_that_dies_ends_the_run_which_says_so_and_keeps_its_checkpoint
     job = mpirun(2, ["-c", program], tmp_path, timeout=60)
     assert job.returncode not in (0, 75)
     assert "rank 1 of 2" in job.stderr
-    assert "that steps games 2, 3 has ended (exit code -9)" in job.stderr
+    assert "that steps environments 2, 3 has ended (exit code -9)" in job.stderr
     assert (tmp_path / f"checkpoints/{PONG}/step_000000000064").is_dir()

@@ -200,7 +200,9 @@ def test_a_process_that_is_killed_is_noticed_and_named_with_its_games() -> None:
     envs = processes(number=2)
     envs.reset()
     os.kill(pids(envs)[0], signal.SIGKILL)
-    with pytest.raises(ChildProcessError, match=r"the process \d+ that steps games 3, 5 has ended \(exit code -9\)"):
+    with pytest.raises(
+        ChildProcessError, match=r"the process \d+ that steps environments 3, 5 has ended \(exit code -9"
+    ):
         for actions in random_actions(envs, 3):
             envs.step(actions)
     with pytest.raises(ChildProcessError, match="exit code -9"):
@@ -212,13 +214,13 @@ def test_a_process_that_dies_while_games_are_played_again_is_no_state_that_is_re
     original.reset()
     original.step(np.zeros(5, np.int64))
     envs.on_replay = lambda: os.kill(pids(envs)[0], signal.SIGKILL)
-    with pytest.raises(ChildProcessError, match=r"games 3, 4, 5, 6, 7 has ended \(exit code -9\)"):
+    with pytest.raises(ChildProcessError, match=r"environments 3, 4, 5, 6, 7 has ended \(exit code -9\)"):
         envs.set_states(original.get_states())
 
 
 def test_what_goes_wrong_in_a_process_is_told() -> None:
     envs = processes(number=1)
-    with pytest.raises(ChildProcessError, match=r"(?s)steps games 3, 4, 5, 6, 7 failed:.*Error: no game has begun"):
+    with pytest.raises(ChildProcessError, match=r"(?s)environments 3, 4, 5, 6, 7 failed:.*Error: no game has begun"):
         envs.get_states()
 
 
@@ -226,7 +228,7 @@ def test_what_goes_wrong_in_one_half_is_told_where_the_other_is_sent_after_it() 
     envs = processes(number=1)
     envs.reset()
     first, second = envs.groups
-    with pytest.raises(ChildProcessError, match=r"(?s)games 3, 4, 5, 6, 7 failed:.*IndexError: list index"):
+    with pytest.raises(ChildProcessError, match=r"(?s)environments 3, 4, 5, 6, 7 failed:.*IndexError: list index"):
         envs.send(first, np.array([9, 9]))  # no such actions
         assert ended_within(pids(envs), 10)
         envs.send(second, np.array([0, 0, 0]))

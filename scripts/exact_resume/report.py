@@ -1,0 +1,61 @@
+"""The report of the check: a section for each part, and the numbers as JSON."""
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+TITLE = "# Exact resume"
+HEADINGS = {"worlds": "Runs in every family of worlds", "games": "Saved states of every Atari game"}
+SOFTWARE = ("torch", "gymnasium", "ale-py", "mujoco", "box2d", "minigrid", "numpy", "opencv-python-headless")
+
+
+def processor_minutes() -> float:
+    """Return what this process and those that it has started have used so far."""
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages) / 60
+
+
+def conclude(
+    part: str, rows: Sequence[Any], inexact: Sequence[str], minutes: float, lines: Sequence[str], output: Path | None
+) -> bool:
+    """Print the result of a part and write it to the report, given the processor minutes used before it began."""
+    print(f"{len(rows) - len(inexact)} of {len(rows)} {part} are exact; not exact: {inexact}", flush=True)
+    if output is not None:
+        minutes = processor_minutes() - minutes
+        describe = ["git", "describe", "--always", "--dirty"]
+        facts = {
+            "command": f"python {' '.join(sys.argv)}",
+            "date": str(date.today()),
+            "commit": subprocess.check_output(describe, text=True).strip(),
+            "processor_minutes": minutes,
+            "versions": {"Python": platform.python_version(), **{name: metadata.version(name) for name in SOFTWARE}},
+        }
+        software = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+        about = (
+            f"`{facts['command']}`, {facts['date']}, commit {facts['commit']}, {minutes:.1f} minutes of processor time "
+            f"on {os.cpu_count()} cores of {platform.machine()}; {software}."
+        )
+        write_section(output, HEADINGS[part], [about, "", *lines])
+        numbers = output.with_suffix(".json")
+        content = json.loads(numbers.read_text()) if numbers.exists() else {}
+        content[part] = {**facts, "rows": [asdict(row) for row in rows]}
+        numbers.write_text(json.dumps(content, indent=1) + "\n")
+    return not inexact
+
+
+def write_section(report: Path, heading: str, lines: Sequence[str]) -> None:
+    """Put a section in the place of that with the same heading, or at the end."""
+    text = report.read_text() if report.exists() else f"{TITLE}\n"
+    title, *sections = text.split("\n## ")
+    contents = {section.partition("\n")[0]: section for section in sections}
+    contents[heading] = "\n".join([heading, "", *lines, ""])
+    report.write_text("\n## ".join([title, *contents.values()]))
