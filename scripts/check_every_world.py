@@ -17,10 +17,13 @@ import csv
 import dataclasses
 import gc
 import importlib
+import math
 import os
 import platform
 import re
+import resource
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -63,6 +66,7 @@ REFUSALS = {
 }
 """The outcomes that are no faults, by what the refusal says; the first that fits counts."""
 OUTCOMES = (LEARNT, ENDLESS, ANEW, *REFUSALS, FAILED)
+EXACTLY, BEGAN_ANEW = "exactly", "environments began anew"
 # Of a row that is not finished.
 TRAINING, RESUMING, COMPARING, EVALUATING = "training", "resuming", "comparing", "evaluating"
 
@@ -89,10 +93,10 @@ class Options:
     """Try only every nth id, for a sample."""
     workers: int = 2
     """Ids tried at a time."""
-    seconds: float = 120.0
+    seconds: float = 600.0
     """An id that does not come to its next stage after so long is a fault."""
-    evaluation_seconds: float = 120.0
-    """An evaluation that takes longer is ended: some worlds have no time limit."""
+    evaluation_seconds: float = 60.0
+    """An evaluation that takes more processor time is ended: some worlds have no time limit."""
     output: Path | None = None
     """Write the table to this .md and all rows to the .csv beside it."""
 
@@ -106,6 +110,8 @@ class Row:
     observations: str = ""
     actions: str = ""
     outcome: str = TRAINING
+    resumed: str = ""
+    """EXACTLY, or what was not exact."""
     message: str = ""
     cpu_seconds: float = 0.0
 
@@ -201,14 +207,12 @@ def _stages(row: Row, run: Run) -> Iterator[Row]:
     inexact = inexact or difference_of_a_restored_environment(row.env_name)
     # What the program says is known; what it does not know of is a fault.
     _require(anew or not inexact or inexact == BEGAN_ANEW, inexact)
-    if anew or inexact:
-        message = "; ".join(filter(None, (message, "in the program's own resume" if anew else inexact)))
+    row = replace(row, resumed=BEGAN_ANEW if anew or inexact else EXACTLY, message=message)
 
-    # If it is cut off here, this is the verdict.
-    yield replace(row, outcome=EVALUATING, message=message)
+    yield replace(row, outcome=EVALUATING)
     code, text = run((name, "--mode=evaluate", "--episodes=1"))
     _require(code == 0 and '"return_mean"' in text, text)
-    yield _finished(row, ANEW if anew or inexact else LEARNT, message)
+    yield _finished(row, LEARNT if row.resumed == EXACTLY else ANEW, message)
 
 
 def _finished(row: Row, outcome: str, message: str) -> Row:
@@ -247,9 +251,6 @@ def _difference_to_a_run_that_never_stopped(env_name: str, train: Sequence[str],
             if tensor.tobytes() != expected[name].tobytes():
                 return f"{name} differs from that of a run that never stopped"
     return ""
-
-
-BEGAN_ANEW = "an environment with a history could not be brought back"
 
 
 def difference_of_a_restored_environment(env_name: str) -> str:
@@ -306,19 +307,20 @@ def try_apart(env_name: str, options: Options) -> Row:
     context = get_context("forkserver")
     folder = Path(tempfile.mkdtemp(prefix="ppo-world-"))
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_in_a_process, args=(env_name, folder, there))
+    process = context.Process(target=_in_a_process, args=(env_name, folder, there, options.evaluation_seconds))
     row = Row(env_name, group_of(env_name))
     try:
         process.start()
         there.close()
         while row.outcome not in OUTCOMES:
-            seconds = options.evaluation_seconds if row.outcome == EVALUATING else options.seconds
-            if not here.poll(seconds):
-                return _cut_off(row, seconds)
+            if not here.poll(options.seconds):
+                return _cut_off(row, f"for more than {options.seconds:g} seconds")
             row = here.recv()
         return row
     except EOFError:
         process.join()
+        if process.exitcode == -signal.SIGXCPU:
+            return _cut_off(row, f"for {options.evaluation_seconds:g} seconds of processor time")
         said = (folder / "output").read_text(errors="replace").splitlines()[-3:]
         message = f"{row.outcome}: the process ended with code {process.exitcode}: {' / '.join(said)}"
         return replace(row, outcome=FAILED, message=message)
@@ -328,20 +330,23 @@ def try_apart(env_name: str, options: Options) -> Row:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _cut_off(row: Row, seconds: float) -> Row:
-    if row.outcome != EVALUATING:
-        return replace(row, outcome=FAILED, message=f"{row.outcome} for more than {seconds:g} seconds")
-    message = f"the episode had not ended after {seconds:g} seconds"
-    return replace(row, outcome=ENDLESS, message=message, cpu_seconds=seconds)
+def _cut_off(row: Row, how_long: str) -> Row:
+    """Return the row of an id that was stopped: an episode without an end is no fault."""
+    endless = ENDLESS if row.resumed == EXACTLY else ANEW
+    outcome = endless if row.outcome == EVALUATING else FAILED
+    return replace(row, outcome=outcome, message="; ".join(filter(None, (row.message, f"{row.outcome} {how_long}"))))
 
 
-def _in_a_process(env_name: str, folder: Path, channel: connection.Connection) -> None:
+def _in_a_process(env_name: str, folder: Path, channel: connection.Connection, evaluation_seconds: float) -> None:
     os.nice(10)
     os.chdir(folder)
     warnings.simplefilter("ignore")
     gc.freeze()
     for row in try_world(env_name, run_here):
         channel.send(row)
+        if row.outcome == EVALUATING:
+            _, most = resource.getrlimit(resource.RLIMIT_CPU)
+            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time() + evaluation_seconds), most))
 
 
 def run_here(flags: Sequence[str]) -> tuple[int, str]:
