@@ -357,10 +357,12 @@ def outside_names(config: Config) -> dict[str, str]:
 
 
 def differences(old: Config, new: Config, sections: Sequence[str]) -> dict[str, tuple[Any, Any]]:
-    """Return the settings of these sections that differ, as name -> (old, new)."""
+    """Return the settings of these sections that differ, as name -> (old, new); families share none of the world's."""
     changed = {}
     for section in sections:
         before, after = getattr(old, section), getattr(new, section)
+        if type(before) is not type(after):
+            continue
         for field_ in dataclasses.fields(before):
             pair = getattr(before, field_.name), getattr(after, field_.name)
             if pair[0] != pair[1]:

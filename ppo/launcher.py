@@ -117,7 +117,8 @@ def gpus_with_threads(config: Config, cores: int) -> int:
     """
     if config.run.mode != "train" or config.machine.device == "cpu" or cores < SEVERAL_CORES:
         return 0
-    if config.machine.env_engine == "lean" or "processes" not in config.family.engines:
+    engine = config.machine.env_engine
+    if (config.family.auto_engine if engine == "auto" else engine) == "lean":
         return 0
     if config.machine.device == "auto" and shutil.which("nvidia-smi") is None:
         return 0

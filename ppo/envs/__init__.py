@@ -187,8 +187,8 @@ def choose_engine(
 
     Args:
         env_name: a Gymnasium id that has been checked.
-        settings: the user's wish; auto takes that of the family where every rank has several cores, but not for a run that was
-            begun with lean: the network would act for half of the games at a time from then on, which rounds otherwise.
+        settings: the user's wish; auto takes that of the family where every rank has several cores, but stays with
+            lean in a run begun with it: half-blocks would round otherwise.
         cores: of every rank.
         rank: whose engine it is.
         before: name of the engine with which a run that is to be resumed was saved.

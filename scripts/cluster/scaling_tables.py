@@ -122,8 +122,9 @@ def sums_table(measured: dict[str, Any]) -> str:
     for pair in measured["two_hosts"]:
         tcp = f"{pair['cable']['round_trip_ms']:.2f} ms, {pair['cable']['gigabits_per_second']:.2f} Gbit/s"
         jobs += [{"ranks": job["ranks"], "cable": cable(pair), "job": job, "tcp": tcp} for job in pair["sums"]]
-    timed = {timing["way"] for entry in jobs for timing in entry["job"]["timings"]}
-    ways = [way for way in time_gradient_sums.WAYS if way in timed]
+    timed = [timing["way"] for entry in jobs for timing in entry["job"]["timings"]]
+    # Those of today first; what was measured may have had others.
+    ways = [way for way in dict.fromkeys([*time_gradient_sums.WAYS, *timed]) if way in timed]
     rows = []
     for entry in jobs:
         for network in ("small", "large"):
