@@ -6,6 +6,7 @@ What acts for a family stands in the module or package of `ppo.envs` that has it
 import json
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from ppo.settings import require, setting
 
@@ -76,7 +77,7 @@ class Family:
     """The preset its worlds start from."""
     engines: tuple[str, ...]
     """What can step its worlds, of the values of `env_engine`."""
-    auto_engine: str = "processes"
+    auto_engine: Literal["lean", "processes"] = "processes"
     """What `--env_engine=auto` takes where every rank has several cores; lean where a step takes microseconds."""
     extra: str = ""
     """The extra of setup.py that its worlds need."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -198,8 +197,9 @@ def _restore(run: Run, parts: dict[str, dict[str, Tensor]]) -> list[int]:
             index, _, key = name.partition("/")
             states.setdefault(int(index), {})[key] = tensor.numpy()
         own = [states[index] for index in run.indices]
-        run.learner.rewards.set_environment_states(np.concatenate([state.pop("running_return") for state in own]))
-        return run.envs.set_states(own)
+        run.learner.rewards.set_environment_states(own)
+        worlds = [{key: array for key, array in state.items() if key != "running_return"} for state in own]
+        return run.envs.set_states(worlds)
     except (ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise Refusal(

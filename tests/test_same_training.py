@@ -201,7 +201,8 @@ class Replica:
         self.model.load_state_dict(state["model"])
         self.learner.load_state_dict(state["learner"])
         self.normalizer.load_state_dict(state["value_normalizer"])
-        self.learner.rewards.set_environment_states(running_returns[self.indices.start : self.indices.stop])
+        own = running_returns[self.indices.start : self.indices.stop]
+        self.learner.rewards.set_environment_states([{"running_return": number[None]} for number in own])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,9 @@ The rollout and the logs keep raw rewards. Running returns belong to an environm
 lives, and are saved with its state.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -53,9 +56,19 @@ class RewardTransform:
         """Return each environment's running return."""
         return [{"running_return": self._returns[n : n + 1].copy()} for n in range(len(self._returns))]
 
-    def set_environment_states(self, running_returns: NDArray[np.float64]) -> None:
-        """Restore the running returns, (N,)."""
-        self._returns[:] = running_returns
+    def set_environment_states(self, states: Sequence[Mapping[str, NDArray[Any]]]) -> None:
+        """Restore the running return of each environment.
+
+        Raises:
+            ValueError: a state has none, or something else under its name.
+        """
+        for position, state in enumerate(states):
+            value = state.get("running_return", np.zeros(0))
+            if value.dtype != np.float64 or value.shape != (1,):
+                raise ValueError(
+                    f"the saved running_return of environment {position} of this rank must be float64 (1,)"
+                )
+            self._returns[position] = value[0]
 
     def _discounted_returns(self, rewards: Tensor, game_ends: Tensor) -> NDArray[np.float64]:
         """Return R_t = r_t + discount * R_{t-1}, begun anew behind the end of a game, (T, N), and keep the last."""
