@@ -119,12 +119,14 @@ def run_training(config: Config, collective: Collective, guard: AbortGuard, host
     stop = StopRequest()
     stop.listen()  # before the imports, which take a second
     with _no_garbage_collection():
+        from ppo.agents import choose_rule
         from ppo.device import choose_placement
         from ppo.loop import train
         from ppo.machine import cores_per_rank
-        from ppo.models.actor_critic import check_model
+        from ppo.models.actor_critic import build_distribution, check_model
         from ppo.supervision.watchdog import Watchdog
     check_model(spaces.observation_space, spaces.action_space, config.model)
+    choose_rule(config.playback.act, "saved", build_distribution(spaces.action_space, config.model))
     cores = cores_per_rank(collective, hosts)
     world = f"{config.run.env_name}, rng_seed {config.run.rng_seed}"
     seconds = config.supervision.watchdog_seconds

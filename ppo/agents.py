@@ -69,6 +69,23 @@ def restore_model(agent: Agent, envs: Environments) -> ActorCritic:
     return model.eval()
 
 
+def choose_rule(wish: str, saved: str, distribution: ActionDistribution) -> Rule:
+    """Return which action an agent takes: as the command line says, else as was saved, else the distribution's default.
+
+    Raises:
+        Refusal: the distribution has no such rule.
+    """
+    if wish == "saved":
+        wish = saved
+    if wish == "saved":
+        return distribution.default_rule
+    for rule in distribution.rules:
+        if rule == wish:
+            return rule
+    choices = ", ".join(("saved", *distribution.rules))
+    raise Refusal(f"act must be one of {choices} for {distribution.name} actions, got {wish}")
+
+
 def _load(name: str, folder: Path, manifest: Manifest, config: Config, explicit: set[str], notes: list[str]) -> Agent:
     """Read an agent for one environment that is made to see what fits it and how fast its screens follow each other."""
     env_name = manifest.config.run.env_name
@@ -83,7 +100,7 @@ def _load(name: str, folder: Path, manifest: Manifest, config: Config, explicit:
     settings = manifest.config.replace_settings(_changes_for_playback(config, explicit))
     envs = make_envs(env_name, settings.world, indices=range(1), seed=0)
     model = _build(settings, envs)
-    rule, expected = _rule(config.playback.act, settings.playback.act, model.distribution), _expected(model)
+    rule, expected = choose_rule(config.playback.act, settings.playback.act, model.distribution), _expected(model)
     envs.close()
     tensors = checkpoint.read_tensors(folder, manifest, MODEL_FILE, expected)
     return Agent(name, settings, manifest.counters, tensors, rule, envs.frames_per_second, tuple(notes))
@@ -112,23 +129,6 @@ def _changes_for_playback(config: Config, explicit: set[str]) -> dict[str, Any]:
 
 def _build(config: Config, envs: Environments) -> ActorCritic:
     return build_model(envs.single_observation_space, envs.single_action_space, config.model, seed=0)
-
-
-def _rule(wish: str, saved: str, distribution: ActionDistribution) -> Rule:
-    """Return which action an agent takes: as the command line says, else as was saved, else the distribution's default.
-
-    Raises:
-        Refusal: the distribution has no such rule.
-    """
-    if wish == "saved":
-        wish = saved
-    if wish == "saved":
-        return distribution.default_rule
-    for rule in distribution.rules:
-        if rule == wish:
-            return rule
-    choices = ", ".join(("saved", *distribution.rules))
-    raise Refusal(f"act must be one of {choices} for {distribution.name} actions, got {wish}")
 
 
 def _expected(model: ActorCritic) -> Specification:

@@ -17,6 +17,7 @@ from ppo.families import AtariSettings, Family, WorldSettings, family_of
 from ppo.settings import Refusal, check_bounds, require, setting
 
 MODEL_NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+KEEP_CHECKPOINTS_PATTERN = re.compile(r"all|(every=)?[1-9][0-9]{0,8}")
 SHIPPED = "pretrained"
 """Folder of the shipped agents under checkpoints; no run can have this name."""
 MAX_SEED = 2**63 - 1
@@ -37,7 +38,8 @@ class RunSettings:
     mode: Literal["train", "play", "record", "evaluate"] = "train"
     """train; play (watch games); record (write a video); evaluate (score many games)."""
     preset: str | None = None
-    """Named settings to start from: atari, paper, cleanrl or classic. Default: chosen from the environment."""
+    """Named settings to start from: atari, paper, cleanrl, ppo1, classic or continuous. Default: chosen from the
+    environment."""
     model_name: str | None = None
     """Folder name of this run under checkpoints, runs and assets. Default: the environment's name."""
     env_steps: int = setting(10_000_000, at_least=1, at_most=_MOST_STEPS)
@@ -49,6 +51,14 @@ class RunSettings:
     """Start anew: move an earlier run of this name aside (nothing is deleted) instead of resuming it."""
     checkpoint_interval: int = setting(25, at_least=1, at_most=_MOST_STEPS)
     """Updates between two checkpoints. One is written at the end and on Ctrl-C too."""
+    keep_checkpoints: str = "5"
+    """Checkpoints to keep: this number of the newest, and the best; all; or every=K: the newest 5, the best, and those
+    whose update is a multiple of K times checkpoint_interval."""
+    evaluation_interval: int | None = setting(None, at_least=1, at_most=_MOST_STEPS)
+    """Updates between two evaluations: whole games by the policy as it is then, on environments of their own, by raw
+    returns. A checkpoint is written at each, and the best one is that of the highest mean. None: no evaluations."""
+    evaluation_episodes: int = setting(10, at_least=1, at_most=_MOST)
+    """Games of an evaluation, the same every time; a game is cut after 27,000 steps."""
     checkpoint_dir: Path = Path("checkpoints")
     """Where checkpoints live: <checkpoint_dir>/<model_name>/step_<steps>."""
     run_dir: Path = Path("runs")
@@ -201,7 +211,7 @@ class MachineSettings:
 
     env_engine: Literal["auto", "lean", "processes", "vector"] = "auto"
     """lean: one thread a rank. processes: a process for each core of a rank, the same games. vector: ALE's
-    AtariVectorEnv with a thread for each, goes on with new games when resumed. auto: processes for a new run where
+    AtariVectorEnv with a thread for each, begins new games when resumed. auto: processes for a new run where
     every rank has at least four cores, else lean. Training only, Atari only."""
     all_reduce: Literal["auto", "flat", "hierarchical"] = "auto"
     """How gradients are summed: flat over all ranks at once; hierarchical within each host first, so that only one rank
@@ -274,6 +284,9 @@ class Config:
         _check_learning_rate(self.ppo)
         _check_minibatch_size(self.ppo)
         _check_hidden_sizes(self.model.hidden_sizes)
+        keep = self.run.keep_checkpoints
+        valid = KEEP_CHECKPOINTS_PATTERN.fullmatch(keep) is not None
+        require(valid, "keep_checkpoints", "a number from 1 on, all or every=K with such a number K", repr(keep))
         which = self.playback.checkpoint
         require(
             which in ("best", "latest") or which.isdecimal(), "checkpoint", "best, latest or a number of steps", which

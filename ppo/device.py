@@ -133,7 +133,7 @@ def placement_of(settings: MachineSettings, rank: int, hosts: Sequence[str], gpu
 
 
 def _what_differs(hosts: Sequence[str], gpus: Sequence[GPU | None]) -> str:
-    """Say which rank keeps the others from their GPUs, having none or one of another kind; empty if nobody does.
+    """Name the rank that keeps the others from their GPUs, having none or one of another kind; empty if there is none.
 
     Elementwise kernels of several kinds may round differently, and the replicas of the weights would drift apart.
     """

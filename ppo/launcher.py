@@ -93,7 +93,7 @@ def take_max_restarts(arguments: Sequence[str]) -> tuple[int, list[str]]:
 
 
 def has_saved_since(moment: float, config: Config) -> bool:
-    """Tell whether a checkpoint of this run is younger than a moment."""
+    """Return whether a checkpoint of this run is younger than a moment."""
     return any(path.stat().st_mtime >= moment for path in config.checkpoint_folder.glob("step_*"))
 
 

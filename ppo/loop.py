@@ -1,12 +1,13 @@
 """The training loop: start reading here.
 
-    collect -> learn -> count -> log -> save, until env_steps are reached or a signal asks to stop.
+    collect -> learn -> evaluate -> count -> log -> save, until env_steps are reached or a signal asks to stop.
 
 All ranks run this code in step. Rank 0 also has trackers that write and a folder to save to.
 """
 
 import time
 from collections.abc import Sequence
+from dataclasses import fields
 from datetime import datetime
 
 import numpy as np
@@ -15,8 +16,9 @@ from ppo.algorithm.rollout import Episode
 from ppo.collectives import Collective
 from ppo.config import Config
 from ppo.device import CPU, Placement
+from ppo.evaluation import Evaluation
 from ppo.outputs import checkpoint
-from ppo.outputs.display import make_display, tell
+from ppo.outputs.display import make_display, print_line
 from ppo.outputs.trackers import CsvFiles, FinishedEpisode, Metrics, TensorBoard, Trackers, write_config
 from ppo.run import Run, merge, save
 from ppo.start import started
@@ -26,7 +28,7 @@ from ppo.supervision.stragglers import StragglerWatch, waiting_seconds
 from ppo.supervision.watchdog import Watchdog
 
 SAVE_FAILED = 1
-_FINISHED = "{name} is finished: {done:,} of {wanted:,} steps; a larger --env_steps goes on from there"
+_FINISHED = "{name} is finished: {done:,} of {wanted:,} steps; a larger --env_steps resumes from there"
 
 
 def train(
@@ -44,7 +46,7 @@ def train(
         config: the settings.
         comm: the job.
         stop: the signals that ask to stop.
-        watchdog: is told of every phase.
+        watchdog: receives every phase.
         cores: how many cores each rank has to itself; default: one each.
         placement: where this rank's network acts and learns.
         notes: what the log should say of the world.
@@ -93,7 +95,7 @@ class Loop:
         self._stopwatch = Stopwatch()
 
     def advance(self) -> int | None:
-        """Collect a rollout, learn from it, count, log, and save when it is time.
+        """Collect a rollout, learn from it, evaluate when it is time, count, log, and save when it is time.
 
         Returns:
             An exit code if all ranks shall leave.
@@ -113,12 +115,13 @@ class Loop:
                 progress=steps_before / config.run.env_steps,
             )
         run.model.inputs.follow(rollout.observations, run.comm)
+        evaluation, evaluation_seconds = self._evaluate()
         self._watchdog.enter("logging", progress.update + 1)
         everyone = run.comm.broadcast(merge(run.comm.gather(episodes)))
-        seconds, phases, exit_code = self._agree()
-        finished = self._count(seconds, everyone)
-        self._trackers.log(self._metrics(seconds, phases, learnt), finished)
-        if progress.update % config.run.checkpoint_interval == 0:
+        seconds, phases, exit_code = self._agree(evaluation_seconds)
+        finished = self._count(seconds, everyone, evaluation)
+        self._trackers.log(self._metrics(seconds, phases, learnt, evaluation), finished)
+        if evaluation or progress.update % config.run.checkpoint_interval == 0:
             self.save()
         elif progress.update % config.supervision.replica_check_interval == 0:
             self._compare_replicas()
@@ -138,13 +141,30 @@ class Loop:
         self._last_tried = progress.update
         self._save_seconds = time.perf_counter() - started_at
 
-    def _count(self, seconds: float, episodes: Sequence[Episode]) -> list[FinishedEpisode]:
+    def _evaluate(self) -> tuple[Evaluation | None, float]:
+        """Evaluate the policy that this update leads to, if it is time; return the result and the seconds it took."""
+        run, update = self.run, self.run.progress.update + 1
+        if run.evaluator is None or not run.evaluator.is_due(update):
+            return None, 0.0
+
+        def stops() -> bool:
+            self._watchdog.enter("evaluating", update)
+            return self._stop.exit_code is not None
+
+        started_at = time.perf_counter()
+        evaluation = run.evaluator.evaluate(stops)
+        return evaluation, time.perf_counter() - started_at
+
+    def _count(
+        self, seconds: float, episodes: Sequence[Episode], evaluation: Evaluation | None
+    ) -> list[FinishedEpisode]:
         """Move the counters on by an update and return the games that ended in it, numbered."""
         run, progress = self.run, self.run.progress
         steps_before = progress.env_steps
         progress.update += 1
         progress.env_steps += run.config.steps_per_update
         progress.seconds += seconds
+        progress.evaluation_return = evaluation.return_mean if evaluation else None
         finished = []
         for episode in sorted(episodes, key=lambda e: (e.step, e.environment)):
             progress.episodes += 1
@@ -152,7 +172,9 @@ class Loop:
             finished.append(_numbered(episode, steps_before, run))
         return finished
 
-    def _metrics(self, seconds: float, phases: dict[str, float], learnt: Metrics) -> Metrics:
+    def _metrics(
+        self, seconds: float, phases: dict[str, float], learnt: Metrics, evaluation: Evaluation | None
+    ) -> Metrics:
         """Return the row of the log."""
         progress = self.run.progress
         return {
@@ -163,14 +185,18 @@ class Loop:
             **{f"time/{phase}": round(spent, 4) for phase, spent in phases.items()},
             "rollout/return_mean": progress.counters().return_mean,
             "rollout/episodes": progress.episodes,
+            **{f"evaluation/{field.name}": getattr(evaluation, field.name, None) for field in fields(Evaluation)},
             **learnt,
         }
 
     def _compare_replicas(self) -> None:
         compare_replicas(self.run.replicated_tensors(), self.run.comm, self._watchdog.hosts)
 
-    def _agree(self) -> tuple[float, dict[str, float], int | None]:
+    def _agree(self, evaluation_seconds: float) -> tuple[float, dict[str, float], int | None]:
         """Exchange clocks and stop requests in one all-reduce.
+
+        Args:
+            evaluation_seconds: what this update's evaluation took.
 
         Returns:
             Mean wall seconds since the last call, mean seconds per phase (`wait` is a part of `communicate`), and the
@@ -178,7 +204,8 @@ class Loop:
         """
         comm, codes = self.run.comm, self._stop.codes
         # A save counts with the update that it delays: the next one.
-        phases = {**self.run.collector.seconds, **self.run.learner.seconds, "save": self._save_seconds}
+        phases = {**self.run.collector.seconds, **self.run.learner.seconds}
+        phases |= {"evaluation": evaluation_seconds, "save": self._save_seconds}
         self._save_seconds = 0.0
         of_each_rank = np.zeros((2, comm.size))
         of_each_rank[0, comm.rank] = sum(phases[phase] for phase in ("env", "inference", "learn"))
@@ -235,8 +262,8 @@ def farewell(run: Run, *, saved: bool, stopped_early: bool) -> str:
     """Return the last line of a run."""
     steps, folder = run.progress.env_steps, run.config.checkpoint_folder
     if not saved:
-        return f"ended at {steps:,} steps WITHOUT a last checkpoint; the same command goes on from the one before"
-    end = "stopped; the same command goes on from here" if stopped_early else "done"
+        return f"ended at {steps:,} steps WITHOUT a last checkpoint; the same command resumes from the one before"
+    end = "stopped; the same command resumes from here" if stopped_early else "done"
     return f"{end}: {run.config.model_name} at {steps:,} steps, saved in {folder / checkpoint.folder_name(steps)}"
 
 
@@ -244,7 +271,7 @@ def _tell_that_it_is_finished(run: Run, notes: Sequence[str]) -> None:
     if run.comm.rank == 0:
         name, done, wanted = run.config.model_name, run.progress.env_steps, run.config.run.env_steps
         for line in (*notes, _FINISHED.format(name=name, done=done, wanted=wanted)):
-            tell(line)
+            print_line(line)
 
 
 def _numbered(episode: Episode, steps_before: int, run: Run) -> FinishedEpisode:

@@ -24,7 +24,7 @@ _SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory that it frees; tell whether it will, however large the pieces.
+    """Let this process keep the memory that it frees; return whether it will, however large the pieces.
 
     A gradient takes and frees the same tens of megabytes again and again. Now and then glibc gives them back each time,
     and the kernel clears thousands of new pages in every gradient step: 182 ms instead of 147 for 256 samples of the

@@ -6,38 +6,20 @@ The protocol is the one the agent was trained with; only what the command line n
 import json
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from ppo.agents import Agent, find_agent, restore_model
 from ppo.collectives import Collective, decided_by_root, share
 from ppo.config import Config
-from ppo.envs import Environments, FrameListener, make_envs, world_of
-from ppo.models.actor_critic import ActorCritic
-from ppo.models.distributions import Rule
+from ppo.envs import FrameListener, make_envs, world_of
+from ppo.games import Actor, Game, mean_and_error, number_of_slots, play_slots
 from ppo.outputs import checkpoint
-from ppo.outputs.display import tell
+from ppo.outputs.display import print_line
 from ppo.outputs.folders import require_writable, write_whole
 from ppo.outputs.trackers import say_on_standard_error
 from ppo.outputs.window import GameWindow, NoWindowError, WindowClosedError, has_display
-from ppo.random_streams import Purpose, derived_seed, stream
-
-_MAX_GAMES_AT_ONCE = 16
-_STEPS_OF_NOISE_AT_ONCE = 1024
-
-
-@dataclass(frozen=True)
-class Game:
-    """A whole game played: its number from 0, raw return and agent steps."""
-
-    number: int
-    episode_return: float
-    episode_length: int
+from ppo.random_streams import Purpose, derived_seed
 
 
 def play(config: Config, comm: Collective, explicit: set[str]) -> int:
@@ -49,9 +31,9 @@ def play(config: Config, comm: Collective, explicit: set[str]) -> int:
         window = _open_window(agent)
         try:
             for game in play_games(agent, config, range(1), 1, window.show if window else None):
-                tell(describe(game))
+                print_line(describe(game))
         except WindowClosedError:
-            tell("window closed")
+            print_line("window closed")
         except NoWindowError as error:  # the display has gone away
             say_on_standard_error(f"ppo: {error}")
             code = 1
@@ -73,8 +55,8 @@ def record(config: Config, comm: Collective, explicit: set[str]) -> int:
         try:
             with VideoRecorder(path, agent.frames_per_second) as video:
                 for game in play_games(agent, config, range(1), 1, video.write):
-                    tell(describe(game))
-            tell(f"wrote {path}.mp4 and {path}.gif")
+                    print_line(describe(game))
+            print_line(f"wrote {path}.mp4 and {path}.gif")
         except VideoError as error:
             say_on_standard_error(f"ppo: {error}")
             code = 1
@@ -86,7 +68,7 @@ def evaluate(config: Config, comm: Collective, explicit: set[str]) -> int:
     agent, folder = decided_by_root(comm, lambda: _find_with_folder(config, explicit, "run_dir"))
     if comm.rank == 0:
         announce(agent)
-    num_slots = min(config.episodes, _MAX_GAMES_AT_ONCE)
+    num_slots = number_of_slots(config.episodes)
     slots = share(num_slots, comm.rank, comm.size)
     games = list(play_games(agent, config, slots, num_slots)) if slots else []
     gathered = comm.gather(games)
@@ -94,7 +76,7 @@ def evaluate(config: Config, comm: Collective, explicit: set[str]) -> int:
     if gathered is not None:
         everyone = sorted((game for part in gathered for game in part), key=lambda game: game.number)
         result = statistics_of(everyone, agent, config)
-        tell(json.dumps(result))
+        print_line(json.dumps(result))
         try:
             write_whole(folder / "evaluation.json", (json.dumps(result, indent=1) + "\n").encode())
         except OSError as error:
@@ -106,10 +88,7 @@ def evaluate(config: Config, comm: Collective, explicit: set[str]) -> int:
 def play_games(
     agent: Agent, config: Config, slots: range, num_slots: int, on_frame: FrameListener | None = None
 ) -> Iterator[Game]:
-    """Play this rank's share of a fixed set of games, many at once.
-
-    The games are dealt to slots, each an environment with random numbers of its own, and each slot plays all of its
-    games to the end: the result does not depend on the number of ranks, and short games are not favoured.
+    """Play this rank's share of a fixed set of games, many at once; see `ppo.games`.
 
     Args:
         agent: the policy.
@@ -120,27 +99,17 @@ def play_games(
     """
     seed = derived_seed(config.run.rng_seed, Purpose.PLAYBACK)
     envs = make_envs(agent.config.run.env_name, agent.config.world, indices=slots, seed=seed, on_frame=on_frame)
-    model = restore_model(agent, envs)
-    numbers = {slot: iter(range(slot, config.episodes, num_slots)) for slot in slots}
-    current = {slot: next(numbers[slot], None) for slot in slots}
+    actor = Actor(restore_model(agent, envs), agent.rule, indices=slots, seed=seed)
     envs.reset()
-    actions = _actions(model, envs, slots, seed, agent.rule)
-    while any(number is not None for number in current.values()):
-        _, _, terminated, truncated, info = envs.step(next(actions))
-        for position in np.flatnonzero(terminated | truncated):
-            slot = slots[position]
-            number = current[slot]
-            if number is not None:
-                yield Game(number, float(info["episode_return"][position]), int(info["episode_length"][position]))
-                current[slot] = next(numbers[slot], None)
+    for games in play_slots(actor, envs, slots, num_slots=num_slots, episodes=config.episodes):
+        yield from games
     envs.close()
 
 
 def statistics_of(games: Sequence[Game], agent: Agent, config: Config) -> dict[str, Any]:
     """Return the statistics of raw whole-game returns, with the protocol they were played under."""
     returns = [game.episode_return for game in games]
-    mean = statistics.fmean(returns)
-    deviation = statistics.stdev(returns) if len(returns) > 1 else None
+    mean, error = mean_and_error(games)
     env_name = agent.config.run.env_name
     return {
         "env_name": env_name,
@@ -148,7 +117,7 @@ def statistics_of(games: Sequence[Game], agent: Agent, config: Config) -> dict[s
         "env_steps": agent.counters.env_steps,
         "episodes": len(returns),
         "return_mean": mean,
-        "return_stderr": None if deviation is None else deviation / len(returns) ** 0.5,
+        "return_stderr": error,
         "return_median": statistics.median(returns),
         "return_min": min(returns),
         "return_max": max(returns),
@@ -168,8 +137,8 @@ def describe(game: Game) -> str:
 def announce(agent: Agent) -> None:
     """Say which agent plays."""
     for note in agent.notes:
-        tell(note)
-    tell(f"{agent.name}, trained for {agent.counters.env_steps:,} steps")
+        print_line(note)
+    print_line(f"{agent.name}, trained for {agent.counters.env_steps:,} steps")
 
 
 def _open_window(agent: Agent) -> GameWindow | None:
@@ -180,7 +149,7 @@ def _open_window(agent: Agent) -> GameWindow | None:
             return GameWindow(f"{agent.name} at {agent.counters.env_steps:,} steps", agent.frames_per_second)
         except NoWindowError as error:
             reason = str(error)
-    tell(f"{reason}: only the results are shown; --mode=record makes a video")
+    print_line(f"{reason}: only the results are shown; --mode=record makes a video")
     return None
 
 
@@ -190,24 +159,3 @@ def _find_with_folder(config: Config, explicit: set[str], setting: str) -> tuple
     parent: Path = getattr(config.run, setting)
     require_writable(setting, parent / agent.name)
     return agent, parent / agent.name
-
-
-def _actions(model: ActorCritic, envs: Environments, slots: range, seed: int, rule: Rule) -> Iterator[NDArray[Any]]:
-    """Yield the agent's actions for the current observations, with noise addressed by (slot, step)."""
-    distribution = model.distribution
-    step = 0
-    while True:
-        block, position = divmod(step, _STEPS_OF_NOISE_AT_ONCE)
-        if position == 0 and rule == "sample":
-            streams = [stream(seed, Purpose.ACTIONS, slot, block) for slot in slots]
-            draws = [distribution.noise(generator, _STEPS_OF_NOISE_AT_ONCE) for generator in streams]
-            noise = torch.from_numpy(np.stack(draws, axis=1))
-        with torch.inference_mode():
-            outputs = model(torch.from_numpy(envs.observations)).action
-            raw = (
-                distribution.sample(outputs, noise[position])
-                if rule == "sample"
-                else getattr(distribution, rule)(outputs)
-            )
-        step += 1
-        yield distribution.to_environment(raw.numpy())

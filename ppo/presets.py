@@ -25,7 +25,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "learning_rate_max": 1e-3,
         "clip_range": 0.2,
         "gae_lambda": 0.95,
-        # Long returns tell Pong what earned a point while the values know nothing; Breakout needs shorter ones later.
+        # Pong needs long returns to assign credit before values are learnt; Breakout needs shorter ones later.
         "gae_lambda_late": 0.9,
         "gae_lambda_late_steps": 1_000_000,
         "value_coefficient": 1.0,

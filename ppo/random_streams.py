@@ -21,6 +21,7 @@ class Purpose(IntEnum):
     ACTIONS = 6
     SHUFFLE = 7
     PLAYBACK = 8
+    EVALUATION = 9
 
 
 def stream(seed: int, purpose: Purpose, *address: int) -> np.random.Generator:

@@ -18,16 +18,17 @@ from ppo.algorithm.rollout import Collector
 from ppo.algorithm.update import Learner
 from ppo.collectives import Collective, Halt, decided_by_root, done_by_all, share
 from ppo.collectives.moments import RunningMoments
-from ppo.config import Config, MachineSettings, as_flags, differences
+from ppo.config import Config, MachineSettings, as_flags, differences, outside_names
 from ppo.device import CPU, Placement
 from ppo.envs import LEAN, Engine, Environments, make_envs
+from ppo.evaluation import Evaluator
 from ppo.models.actor_critic import ActorCritic, build_model
 from ppo.outputs import checkpoint
 from ppo.outputs.manifest import LOGS, Counters, Manifest, machine_here, rounding_here
 from ppo.outputs.tensor_file import specification
 from ppo.random_streams import Purpose, derived_seed
 from ppo.settings import Refusal
-from ppo.versions import versions_here
+from ppo.versions import versions_here, versions_outside
 
 
 @dataclass
@@ -40,15 +41,18 @@ class Progress:
     """Wall seconds of training since the run's first start."""
     episodes: int = 0
     recent_returns: deque[float] = field(default_factory=lambda: deque(maxlen=100))
+    evaluation_return: float | None = None
+    """Of the evaluation at this update; None where there was none."""
 
     def counters(self) -> Counters:
         """Return what a checkpoint stores of this."""
-        return Counters(self.update, self.env_steps, self.seconds, self.episodes, tuple(self.recent_returns))
+        returns = tuple(self.recent_returns)
+        return Counters(self.update, self.env_steps, self.seconds, self.episodes, returns, self.evaluation_return)
 
     def restore(self, counters: Counters) -> None:
         """Go on from a checkpoint's counters."""
         self.update, self.env_steps, self.seconds = counters.update, counters.env_steps, counters.seconds
-        self.episodes = counters.episodes
+        self.episodes, self.evaluation_return = counters.episodes, counters.evaluation_return
         self.recent_returns = deque(counters.recent_returns, maxlen=100)
 
 
@@ -64,6 +68,8 @@ class Run:
     value_normalizer: RunningMoments
     collector: Collector
     learner: Learner
+    evaluator: Evaluator | None
+    """None where there are no evaluations."""
     progress: Progress
 
     def model_tensors(self) -> dict[str, Tensor]:
@@ -85,6 +91,8 @@ class Run:
     def close(self) -> None:
         """Give back what was taken; by all ranks together."""
         self.learner.close()
+        if self.evaluator:
+            self.evaluator.close()
         self.envs.close()
         self.comm.barrier()
 
@@ -123,11 +131,12 @@ def build_run(config: Config, comm: Collective, engine: Engine = LEAN, placement
         rollout_steps=config.ppo.rollout_steps,
         seed=seed,
     )
-    return Run(config, comm, indices, envs, model, value_normalizer, collector, learner, Progress())
+    evaluator = Evaluator(config, comm, model) if config.run.evaluation_interval else None
+    return Run(config, comm, indices, envs, model, value_normalizer, collector, learner, evaluator, Progress())
 
 
 def resume(run: Run) -> list[str]:
-    """Bring every rank to the newest checkpoint, or to the beginning where there is none; return what to tell.
+    """Bring every rank to the newest checkpoint, or to the beginning where there is none; return the messages.
 
     Raises:
         Refusal: there are checkpoints but none can be continued with these settings.
@@ -154,7 +163,7 @@ def resume(run: Run) -> list[str]:
 
 
 def save(run: Run, say: Callable[[str], None]) -> bool:
-    """Write a checkpoint with the state of every rank's environments and prune old ones; tell whether it was saved.
+    """Write a checkpoint with the state of every rank's environments and prune old ones; return whether it was saved.
 
     Raises:
         Halt: on all ranks: what would be saved is not finite.
@@ -220,7 +229,7 @@ def _write_and_prune(run: Run, states: list[dict[str, NDArray[Any]]], say: Calla
     except FloatingPointError as error:
         raise Halt(f"{error}; it was not saved and the last checkpoint stands") from error
     try:
-        checkpoint.prune(folder, written)
+        checkpoint.prune(folder, written, run.config.run.keep_checkpoints)
     except OSError as error:
         say(f"WARNING: old checkpoints could not be deleted: {error}")
     return True
@@ -233,7 +242,7 @@ def _log_lengths(folder: Path) -> dict[str, int]:
 def _read_for_resume(
     run: Run,
 ) -> tuple[list[str], Manifest | None, dict[str, NDArray[Any]] | None]:
-    """Read the newest whole checkpoint on rank 0 and hold it against the settings of this run."""
+    """Read the newest whole checkpoint on rank 0 and compare it with the settings of this run."""
     notes: list[str] = []
     config = run.config
     found = checkpoint.newest_valid(
@@ -256,7 +265,7 @@ def _read_for_resume(
             f"changed since the checkpoint: env_steps {manifest.config.run.env_steps} -> {config.run.env_steps}, "
             "and with it where the linear schedules end"
         )
-    notes += _what_is_not_exact(manifest, saved.machine, config.machine, run.comm.size)
+    notes += _what_is_not_exact(manifest, saved.machine, config, run.comm.size)
     notes.append(f"resuming {config.model_name} at {manifest.counters.env_steps} steps")
     return notes, manifest, {name: tensor.numpy() for name, tensor in {**model, **training}.items()}
 
@@ -282,19 +291,20 @@ def _refuse_other_run(config: Config, manifest: Manifest, folder: Path) -> None:
         )
 
 
-def _what_is_not_exact(manifest: Manifest, saved: MachineSettings, machine: MachineSettings, ranks: int) -> list[str]:
+def _what_is_not_exact(manifest: Manifest, saved: MachineSettings, config: Config, ranks: int) -> list[str]:
     """Say what keeps the run from going on bit for bit: other ranks, versions, engines or processors, or a GPU."""
-    notes = []
+    notes, machine = [], config.machine
     if manifest.ranks != ranks:
         before = f"{manifest.ranks} rank" + ("s" if manifest.ranks > 1 else "")
         notes.append(
-            f"saved by {before}, goes on with {ranks}: the same environments where they stood, shared out anew; "
+            f"saved by {before}, resumes with {ranks}: the same environments where they stood, shared out anew; "
             "equal to the run that was never stopped up to the order of sums, not bit for bit"
         )
     there = {**manifest.versions, **manifest.machine}
-    # Older checkpoints do not tell.
+    # Older checkpoints do not say.
     rounding = {name: value for name, value in rounding_here().items() if name in there}
-    here = {**versions_here(), **machine_here(), **rounding}
+    versions = versions_here() | versions_outside(outside_names(config))
+    here = {**versions, **machine_here(), **rounding}
     changed = [f"{name} {there.get(name)} -> {now}" for name, now in here.items() if there.get(name) != now]
     if changed:
         notes.append(f"not bit for bit the run that was never stopped, since there changed: {', '.join(changed)}")
@@ -303,5 +313,5 @@ def _what_is_not_exact(manifest: Manifest, saved: MachineSettings, machine: Mach
         (saved.env_engine, machine.env_engine, saved.env_engine != machine.env_engine),
     ):
         if matters:
-            notes.append(f"saved with {before}, goes on with {now}: not bit for bit the run that was never stopped")
+            notes.append(f"saved with {before}, resumes with {now}: not bit for bit the run that was never stopped")
     return notes

@@ -31,7 +31,7 @@ class Bound:
     below: float | None = None
 
     def holds(self, value: float) -> bool:
-        """Tell whether a number lies in the interval; what is not finite never does."""
+        """Return whether a number lies in the interval; what is not finite never does."""
         return (
             (isinstance(value, int) or math.isfinite(value))
             and (self.at_least is None or value >= self.at_least)

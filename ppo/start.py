@@ -4,7 +4,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -27,7 +27,7 @@ _SECONDS_FOR_ORPHANS = 5.0
 
 @dataclass(frozen=True)
 class Start:
-    """A run that is ready to go on, and what a person should know about it."""
+    """A run that is ready to train, and the messages about it."""
 
     run: Run
     about: list[str]
@@ -45,7 +45,7 @@ def started(
     Args:
         config: the settings.
         comm: the job.
-        watchdog: is told while games are played again.
+        watchdog: receives a sign of life while episodes are replayed.
         cores: how many cores each rank has to itself.
         placement: where this rank's network acts and learns.
 
@@ -76,7 +76,7 @@ def started(
 
 
 def prepare_folders(config: Config, lock: ModelLock) -> list[str]:
-    """Create the run's folders, lock them and move aside what must not be overwritten; return what to tell.
+    """Create the run's folders, lock them and move aside what must not be overwritten; return the messages.
 
     With --fresh that is the old run, and otherwise logs whose checkpoints are gone or elsewhere.
 
@@ -137,7 +137,8 @@ def acquire_patiently(lock: ModelLock, *, take_over: bool) -> list[str]:
 
 def _about(run: Run, engine: Engine, placement: Placement) -> list[str]:
     """Return what a log says of the machinery of a run."""
-    about = [engine.describe(), *uncompiled(run), placement.describe()]
+    used = replace(placement, precision=run.model.precision)  # which need not be what the device has
+    about = [engine.describe(), *uncompiled(run), used.describe()]
     if run.comm.size > 1 and placement.device.type == "cpu":
         about.append(f"gradients: summed {run.learner.how_gradients_are_summed}")
     return about

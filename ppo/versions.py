@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -15,6 +16,15 @@ def versions_here() -> dict[str, str]:
     """Return the version of Python, of this program and of each library that can change a result."""
     versions = {"python": platform.python_version()}
     return versions | {package: version_of(package) for package in ("ppo", *_LIBRARIES)}
+
+
+def versions_outside(names: Mapping[str, str]) -> dict[str, str]:
+    """Return a hash of the file of each module outside this package that a setting names.
+
+    Args:
+        names: module:Name by setting, as from `config.outside_names`.
+    """
+    return {f"module of {setting}": module_version(name.partition(":")[0]) for setting, name in names.items()}
 
 
 def module_version(name: str) -> str:
@@ -36,7 +46,7 @@ def version_of(package: str) -> str:
 
 
 def code_version() -> str:
-    """Return a short hash of the package's source, which tells two working copies of one version apart."""
+    """Return a short hash of the package's source, which differs between working copies of one version."""
     digest = hashlib.sha256()
     root = Path(ppo.__file__).parent
     for path in sorted([*root.rglob("*.py"), *root.rglob("*.c")]):

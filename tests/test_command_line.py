@@ -8,9 +8,9 @@ from tests.jobs import CARTPOLE, ppo, separately
 
 REFUSED = {
     "--env_name=PnogNoFrameskip-v4": "did you mean 'PongNoFrameskip-v4'?",
-    "--env_name=CartPole-v99": "did you mean 'CartPole-v",
+    "--env_name=CartPol-v1": "did you mean 'CartPole-v1'?",
+    "--env_name=CartPole-v99": "the newest version is CartPole-v1",
     "--env_name=Pong-v4": "try PongNoFrameskip-v4",
-    "--env_name=Pendulum-v1": "discrete actions",
     "--preset=atarri": "did you mean 'atari'?",
     "--minibatch_size=100": "try 128",
     "--model_name=../escape": "try 'escape'",
@@ -51,7 +51,7 @@ def test_a_job_of_two_ranks_is_refused_once(flags, message, tmp_path):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--env_engine=vector", "env_engine must be auto or lean for CartPole-v1, got vector"),
+        ("--env_engine=vector", "env_engine must be auto or lean or processes for CartPole-v1, got vector"),
         ("--sticky_actions=0.25", "sticky_actions must not be set for CartPole-v1: it applies to Atari games only"),
         ("--model_size=impala", "model_size must be small or large"),
     ],

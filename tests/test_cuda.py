@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from ppo.algorithm.rollout import Collector, Rollout
-from ppo.algorithm.update import Learner
+from ppo.algorithm.rollout import Rollout
 from ppo.collectives import Alone
-from ppo.collectives.moments import RunningMoments
-from ppo.config import MachineSettings, PPOSettings
-from ppo.envs import make_envs
-from ppo.families import AtariSettings
-from ppo.models.actor_critic import build_model
+from ppo.config import ModelSettings, PPOSettings
+from tests.algorithm import learners
+from tests.algorithm.learners import indices_of, samples_of, weights_of
+from tests.algorithm.test_ratios import KINDS
+from tests.algorithm.worlds import ScriptedWorld
 from tests.jobs import PONG, ppo, rows, weights
 
 NAME = "PongNoFrameskip-v4"
@@ -25,7 +24,7 @@ NETWORKS = [
     *(pytest.param(CUDA, size, id=f"cuda-{size}", marks=pytest.mark.cuda) for size in ("small", "large", "impala")),
 ]
 SETTINGS = PPOSettings(
-    num_envs=4, rollout_steps=32, minibatch_size=32, num_epochs=2, learning_rate=2.5e-4, pixel_normalization=True
+    num_envs=4, rollout_steps=32, minibatch_size=32, num_epochs=2, learning_rate=2.5e-4, clip_rewards=True
 )
 ON_A_GPU = [flag for flag in PONG if not flag.startswith("--device")] + ["--device=cuda"]
 
@@ -37,19 +36,18 @@ def convolutions_in_full_precision():
 
 
 def build(device, size="small", precision=torch.float32, settings=SETTINGS):
-    envs = make_envs(NAME, AtariSettings(), indices=range(4), seed=3)
-    model = build_model(envs.single_observation_space, envs.single_action_space, size, seed=1, precision=precision)
-    with torch.no_grad():
-        model.policy_head.weight.mul_(100.0)  # far from uniform, so that a wrong observation would show
-    model, normalizer = model.to(device), RunningMoments()
-    learner = Learner(model, normalizer, settings, Alone(), machine=MachineSettings(), indices=range(4), seed=5)
-    collector = Collector(envs, model, normalizer, indices=range(4), rollout_steps=32, seed=5)
-    collector.reset()
-    return model, learner, collector
+    return learners.build(
+        settings,
+        env_name=NAME,
+        model=ModelSettings(model_size=size, pixel_normalization=True),
+        device=device,
+        precision=precision,
+    )
 
 
 def moved(rollout, device):
-    return Rollout(**{field.name: getattr(rollout, field.name).to(device) for field in dataclasses.fields(rollout)})
+    tensors = {name: value for name, value in vars(rollout).items() if isinstance(value, torch.Tensor)}
+    return Rollout(**{name: tensor.to(device) for name, tensor in tensors.items()})
 
 
 def assert_ok(job):
@@ -58,7 +56,7 @@ def assert_ok(job):
 
 @pytest.mark.parametrize(("device", "size"), NETWORKS)
 def test_the_same_rollout_is_collected(device, size):
-    (expected, _), (got, _) = (build(where, size)[2].collect(0) for where in (CPU, device))
+    (expected, _), (got, _) = (build(where, size)[1].collect(0) for where in (CPU, device))
     # An action that lies within rounding of another would let the games part.
     for name in ("observations", "actions", "rewards", "dones"):
         assert torch.equal(getattr(got, name).cpu(), getattr(expected, name)), name
@@ -69,26 +67,29 @@ def test_the_same_rollout_is_collected(device, size):
 # Not IMPALA's network: on the processor too, weights that differ by a millionth are 2 % of an update apart after it.
 @pytest.mark.parametrize(("device", "size"), NETWORKS[:-1])
 def test_an_update_leads_to_the_same_parameters(device, size):
-    rollout, _ = build(CPU, size)[2].collect(0)
-    found = []
+    rollout, _ = build(CPU, size)[1].collect(0)
+    found, pixels = [], []
     for where in (CPU, device):
-        model, learner, _ = build(where, size)
+        model, _, learner = build(where, size)
         metrics = learner.update(moved(rollout, where), update=0, env_steps=0, progress=0.0)
-        found.append((torch.cat([p.detach().flatten().cpu() for p in model.parameters()]), metrics))
+        model.inputs.follow(moved(rollout, where).observations, Alone())
+        found.append((weights_of(model).cpu(), metrics))
+        pixels.append(model.inputs.applied.cpu())
     (expected, expected_metrics), (got, metrics) = found
     # A step of Adam is as large where a gradient is rounding and nothing else: single weights may go elsewhere.
     apart = (got - expected).abs()
     assert (apart > 2e-5).float().mean() < 1e-3 and apart.max() < 5e-4
     assert metrics["update/grad_norm"] == pytest.approx(expected_metrics["update/grad_norm"], rel=1e-3)
+    assert torch.equal(*pixels) and pixels[0][0] > 0.0  # sums of whole numbers are exact anywhere
 
 
 @pytest.mark.parametrize(("device", "size"), NETWORKS)
 def test_the_gradient_is_the_same(device, size):
-    rollout, _ = build(CPU, size)[2].collect(0)
+    rollout, _ = build(CPU, size)[1].collect(0)
     found = []
     for where in (CPU, device):
-        _, learner, _ = build(where, size)
-        samples, _ = learner._prepare(moved(rollout, where), gae_lambda=0.95)
+        _, _, learner = build(where, size)
+        samples = samples_of(learner, moved(rollout, where))
         index = torch.arange(64, device=where)
         learner._add_gradients(moved(rollout, where), index, samples.at(index), 0.2)
         found.append(learner._flat.buffer.cpu())
@@ -96,13 +97,36 @@ def test_the_gradient_is_the_same(device, size):
     assert (got - expected).norm() < 2e-3 * expected.norm()
 
 
+@pytest.mark.parametrize("device", [CPU, pytest.param(CUDA, marks=pytest.mark.cuda)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_action_is_decided_and_learnt_alike(kind, device):
+    (_, expected, learner), (_, collector, other) = (build_kind(kind, where) for where in (CPU, device))
+    for update in range(2):  # the second by kernels that were recorded in the first
+        (rollout, _), (got, _) = (each.collect(update) for each in (expected, collector))
+        for name in ("observations", "actions", "outputs", "log_probs", "values", "next_values", "rewards"):
+            numbers = getattr(got, name).cpu()
+            torch.testing.assert_close(numbers, getattr(rollout, name), rtol=1e-3, atol=1e-4, msg=name)
+        metrics, of_device = (
+            each.update(moved(rollout, where), update=update, env_steps=0, progress=0.0)
+            for each, where in ((learner, CPU), (other, device))
+        )
+        for name in ("update/policy_loss", "update/value_loss", "update/entropy", "update/grad_norm"):
+            assert of_device[name] == pytest.approx(metrics[name], rel=1e-3, abs=1e-4), name
+
+
+def build_kind(kind, device):
+    actions, settings = KINDS[kind]
+    slow = dataclasses.replace(learners.SETTINGS, learning_rate=1e-4)
+    return learners.build(slow, world=ScriptedWorld(actions=actions), model=ModelSettings(**settings), device=device)
+
+
 @pytest.mark.parametrize(("device", "size"), NETWORKS)
 def test_losses_in_16_bits_are_those_of_32_within_rounding(device, size):
-    rollout, _ = build(CPU, size)[2].collect(0)
+    rollout, _ = build(CPU, size)[1].collect(0)
     one_step = dataclasses.replace(SETTINGS, minibatch_size=128, num_epochs=1)
     found = []
     for where, precision in ((CPU, torch.float32), (device, torch.bfloat16)):
-        model, learner, _ = build(where, size, precision, one_step)
+        model, _, learner = build(where, size, precision, one_step)
         found.append(learner.update(moved(rollout, where), update=0, env_steps=0, progress=0.0))
         assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     expected, got = found
@@ -114,7 +138,7 @@ def test_losses_in_16_bits_are_those_of_32_within_rounding(device, size):
 @pytest.mark.cuda
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_recorded_decisions_are_those_of_the_weights_as_they_are_now(precision):
-    _, learner, collector = build(CUDA, precision=precision)
+    model, collector, learner = build(CUDA, precision=precision)
     for update in range(3):
         rollout, _ = collector.collect(update)
         with torch.inference_mode():
@@ -123,6 +147,7 @@ def test_recorded_decisions_are_those_of_the_weights_as_they_are_now(precision):
         torch.testing.assert_close(rollout.values[5], values, rtol=1e-2, atol=1e-2)  # 16 bits, perhaps another kernel
         before = rollout.values[5].clone()
         learner.update(rollout, update=update, env_steps=0, progress=0.0)
+        model.inputs.follow(rollout.observations, Alone())
         with torch.inference_mode():
             _, _, after = collector._decisions(rollout.observations[5], torch.zeros(4, 1, device=CUDA))
         assert (collector._value_normalizer.denormalize(after) - before).abs().max() > 0.05
@@ -132,12 +157,12 @@ def test_recorded_decisions_are_those_of_the_weights_as_they_are_now(precision):
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", ["small", "impala"])
 def test_recorded_kernels_add_the_gradient_of_the_samples_they_are_given(size, precision):
-    _, learner, collector = build(CUDA, size, precision)
+    model, collector, learner = build(CUDA, size, precision)
     rollout, _ = collector.collect(0)
-    samples, _ = learner._prepare(rollout, gae_lambda=0.95)
+    samples = samples_of(learner, rollout)
     advantages = torch.randn(128, device=CUDA)
     for update, clip_range in ((0, 0.2), (1, 0.05), (2, 0.2)):
-        index = learner.minibatches(update, 0)[0].to(CUDA)
+        index = indices_of(learner, update, 0)[0]
         found = []
         for add in (learner._add_gradient, learner._accumulate):
             learner._flat.start_gradient()
@@ -151,16 +176,17 @@ def test_recorded_kernels_add_the_gradient_of_the_samples_they_are_given(size, p
             found.append(learner._flat.buffer.clone())
         torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5 if precision == torch.float32 else 1e-3)
         assert found[0].norm() > 0.01
-        learner.update(rollout, update=update, env_steps=0, progress=0.0)  # the weights are other ones now
+        learner.update(rollout, update=update, env_steps=0, progress=0.0)
+        model.inputs.follow(rollout.observations, Alone())  # weights and statistics are other ones now
 
 
 @pytest.mark.cuda
 def test_recorded_kernels_follow_a_rollout_that_lies_elsewhere():
-    _, learner, collector = build(CUDA)
+    _, collector, learner = build(CUDA)
     rollout, _ = collector.collect(0)
     norms = []
     for given in (rollout, dataclasses.replace(rollout, observations=rollout.observations.flip(0)), rollout):
-        samples, _ = learner._prepare(rollout, gae_lambda=0.95)
+        samples = samples_of(learner, rollout)
         index = torch.arange(8, device=CUDA)
         learner._add_gradients(given, index, samples.at(index)._replace(advantages=torch.ones(8, device=CUDA)), 0.2)
         norms.append(learner._flat.gradient.norm().item())
@@ -171,11 +197,11 @@ def test_recorded_kernels_follow_a_rollout_that_lies_elsewhere():
 @pytest.mark.cuda
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_no_step_of_the_learner_waits_for_the_gpu(precision):
-    _, learner, collector = build(CUDA, precision=precision)
+    _, collector, learner = build(CUDA, precision=precision)
     rollout, _ = collector.collect(0)
     learner.update(rollout, update=0, env_steps=0, progress=0.0)  # what is done once is done
-    samples, _ = learner._prepare(rollout, gae_lambda=0.95)
-    index = learner.minibatches(0, 0)[0].to(CUDA)
+    samples = samples_of(learner, rollout)
+    index = indices_of(learner, 0, 0)[0]
     minibatch = samples.at(index)
     with _no_waiting():
         learner._add_gradients(rollout, index, minibatch, 0.2)

@@ -13,7 +13,21 @@ from tests.jobs import CARTPOLE
 
 LAYERS = (
     *("settings", "families", "config", "presets", "random_streams", "versions", "collectives", "machine", "device"),
-    *("supervision", "envs", "models", "algorithm", "outputs", "agents", "run", "playback", "start", "loop", "report"),
+    *(
+        "supervision",
+        "envs",
+        "models",
+        "algorithm",
+        "outputs",
+        "games",
+        "agents",
+        "evaluation",
+        "run",
+        "playback",
+        "start",
+        "loop",
+        "report",
+    ),
     *("viewer", "doctor", "command_line", "launcher", "api", "__main__"),
 )
 ROOT = Path(ppo.__file__).parent

@@ -135,7 +135,7 @@ def test_a_run_that_a_gpu_takes_part_in_says_that_it_does_not_resume_bit_for_bit
     assert_ok(train_on(before, 64))
     resumed = train_on(now, 128)
     assert_ok(resumed)
-    assert resumed.stdout.count(f"saved with {before}, goes on with {now}: not bit for bit") == 1
+    assert resumed.stdout.count(f"saved with {before}, resumes with {now}: not bit for bit") == 1
 
 
 def test_a_checkpoint_from_before_there_were_devices_is_of_a_processor(tmp_path, monkeypatch):

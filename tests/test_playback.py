@@ -80,7 +80,7 @@ def test_play_prints_a_line_per_game_once_whatever_the_rank_count(trained):
 def test_the_most_probable_action_does_not_depend_on_the_noise(trained, monkeypatch):
     flags = ["--env_name=CartPole-v1", "--mode=play", "--episodes=2"]
     before = [ppo(trained, *flags, "--deterministic").stdout, ppo(trained, *flags).stdout]
-    monkeypatch.setattr("ppo.playback.stream", lambda seed, *address: stream(seed + 1, *address))
+    monkeypatch.setattr("ppo.games.stream", lambda seed, *address: stream(seed + 1, *address))
     after = [ppo(trained, *flags, "--deterministic").stdout, ppo(trained, *flags).stdout]
     assert before[0] == after[0]
     assert before[1] != after[1]

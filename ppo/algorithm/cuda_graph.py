@@ -24,7 +24,7 @@ class CUDAGraph:
     def __init__(self, function: Callable[..., tuple[Tensor, ...]], examples: Sequence[Tensor]) -> None:
         """Call `function` a few times and record one more call; `examples` are inputs like those to come.
 
-        The calls do what they do: whoever needs what they write to be as before puts it back.
+        The calls have their effects: a caller that needs the memory they write unchanged restores it.
         """
         self._inputs = [example.clone() for example in examples]
         aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]

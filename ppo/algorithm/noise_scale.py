@@ -21,7 +21,7 @@ class GradientNoiseScale:
     """
 
     def __init__(self, shares: Sequence[int]) -> None:
-        """Prepare for minibatches of which the ranks have these numbers of steps; one rank cannot tell anything."""
+        """Prepare for minibatches that are split into these numbers of steps; with one rank nothing is measured."""
         self.is_measured = len(shares) > 1
         self._small = sum(1.0 / share for share in shares) / len(shares)
         self._large = 1.0 / sum(shares)

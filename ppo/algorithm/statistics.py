@@ -14,7 +14,7 @@ _STEPS_PER_NOISE_SAMPLE = 4
 
 
 def measures_noise(minibatch: int) -> bool:
-    """Tell whether the noise of a minibatch of an epoch is measured."""
+    """Return whether the noise of a minibatch of an epoch is measured."""
     return minibatch % _STEPS_PER_NOISE_SAMPLE == 0
 
 

@@ -24,7 +24,7 @@ WENT_WRONG = 70
 
 
 class Halt(RuntimeError):
-    """The job cannot go on, and every rank raises this at the same point: a result of its own work is wrong.
+    """The job cannot continue because its own results are wrong; every rank raises this at the same point.
 
     The program prints it once for the whole job and ends with exit code WENT_WRONG; starting it again would not help.
     """

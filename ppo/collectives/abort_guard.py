@@ -24,7 +24,7 @@ class AbortGuard:
         """Says what the rank is doing, for the message."""
 
     def __enter__(self) -> "AbortGuard":
-        """Watch the helper threads too: Python only prints what they raise and goes on."""
+        """Watch the helper threads too: Python would only print their exceptions."""
         threading.excepthook = lambda arguments: self._fail(arguments.exc_value)
         return self
 
@@ -40,7 +40,7 @@ class AbortGuard:
         if isinstance(error, KeyboardInterrupt):
             _complain(f"ppo: {rank} was interrupted {self.where()}; ending the job")
             self._collective.abort(130)
-        # What befalls all ranks alike is told by rank 0, which ends the others before they say it too.
+        # An error of all ranks is reported by rank 0 alone: it ends the others before they report it too.
         time.sleep(min(self._collective.rank, 1) * _SECONDS_FOR_ROOT)
         trace = "".join(traceback.format_exception(error)) if error is not None else ""
         _complain(f"{trace}ppo: {rank} failed {self.where()}: {error!r}; ending the job")

@@ -121,7 +121,7 @@ class SharedMemorySum(GradientSum):
     """In memory that the ranks of a host share: every rank adds a shard of all gradients there, in rank order.
 
     No gradient is copied, and all read the sum where it is. The ranks meet when all gradients are there, and when all
-    shards are added; until then nobody's gradient may change. Where there are several hosts, the first rank of each
+    shards are added; until then no gradient may change. Where there are several hosts, the first rank of each
     sums what they have, and the others meet it again.
     """
 

@@ -119,7 +119,7 @@ def launched_rank() -> int:
 
 
 def was_launched() -> bool:
-    """Tell whether an MPI launcher started this process."""
+    """Return whether an MPI launcher started this process."""
     return any(name.startswith(_LAUNCHER_PREFIXES) for name in os.environ)
 
 

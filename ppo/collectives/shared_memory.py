@@ -27,7 +27,7 @@ def share_vectors(comm: Collective, count: int, length: int) -> NDArray[np.float
     mapped = None if where is None else _map(*where, size)
     all_have_it = true_on_all(comm, mapped is not None)
     if descriptor is not None:
-        os.close(descriptor)  # which nobody needs any more
+        os.close(descriptor)  # no longer needed: the memory is mapped
     if mapped is None or not all_have_it:
         return None
     return np.frombuffer(mapped, np.float32).reshape(count, padded)[:, :length]

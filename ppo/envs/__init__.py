@@ -51,12 +51,12 @@ class Engine:
         if self.name == "vector":
             threads = "1 thread" if self.workers == 1 else f"{self.workers} threads"
             return (
-                f"env_engine: vector, {threads}; it cannot resume exactly: a run that is stopped goes on with new "
+                f"env_engine: vector, {threads}; it cannot resume exactly: a stopped run resumes with new "
                 "games (with --env_engine=processes or lean it resumes exactly)"
             )
         if self.name == "processes":
             processes = "1 process" if self.workers == 1 else f"{self.workers} processes"
-            return f"env_engine: processes, {processes}; the games of a run that is stopped go on exactly"
+            return f"env_engine: processes, {processes}; a run that is stopped resumes exactly"
         return "env_engine: lean, 1 thread; a run that is stopped resumes exactly"
 
 
@@ -89,9 +89,13 @@ class Environments(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], abc.ABC)
         """Wait for the step that `send` began and return its result."""
         return self.step(self._sent)
 
+    def end_episode(self, position: int) -> float:
+        """Begin the next episode of one environment and return the raw return of the one given up; of lean engines."""
+        raise NotImplementedError
+
     @abc.abstractmethod
     def get_states(self) -> list[dict[str, NDArray[Any]]]:
-        """Return one dict of arrays per environment: what is needed to go on as if never stopped, as far as it can."""
+        """Return one dict of arrays per environment: all that continuing exactly needs, as far as it can be had."""
 
     def check_states(self, states: Sequence[ArrayState]) -> None:
         """Refuse what `set_states` would, and leave every environment as it is.
@@ -146,7 +150,7 @@ class World(Protocol):
         """Make the environments with these global indices; `arrays` receives the results of a lean engine's steps."""
 
     def same_world(self, first: str, second: str) -> bool:
-        """Tell whether two ids of the family name the same world under this program's protocol."""
+        """Return whether two ids of the family name the same world under this program's protocol."""
 
     def facts(self, env_name: str, return_mean: float) -> dict[str, Any]:
         """Return what an evaluation says of the world besides returns."""
@@ -217,7 +221,7 @@ def make_envs(
 
 
 def same_world(first: str, second: str) -> bool:
-    """Tell whether two ids name the same environment under this program's protocol."""
+    """Return whether two ids name the same environment under this program's protocol."""
     same_family = family_of(first) == family_of(second)
     return first == second or (same_family and world_of(first).same_world(first, second))
 

@@ -57,7 +57,7 @@ class ActionLog:
         return self._actions[position, : len(saved)]
 
     def could_be_sent(self, saved: NDArray[Any]) -> bool:
-        """Tell whether all of some actions, (L, *action_shape), are of the space."""
+        """Return whether all of some actions, (L, *action_shape), are of the space."""
         low, high = self._bounds()
         return bool(((saved >= low) & (saved <= high) & np.isfinite(saved)).all())
 

@@ -165,6 +165,12 @@ class GymnasiumEnvironments(Block):
             self._begin(position, self._episodes[position] + 1)
         return arrays.result()
 
+    def end_episode(self, position: int) -> float:
+        """Begin the next episode of one environment and return the raw return of the one given up."""
+        episode_return = float(self._returns[position])
+        self._begin(position, self._episodes[position] + 1)
+        return episode_return
+
     def get_states(self) -> list[dict[str, NDArray[Any]]]:
         """Return each current episode's number and length, the actions sent in it and what they led to."""
         return [
@@ -237,7 +243,7 @@ class GymnasiumEnvironments(Block):
             raise ValueError(f"the saved actions {of} must be of {space}")
 
     def _replay(self, position: int, state: ArrayState) -> bool:
-        """Play an episode again; tell whether it led to where it was saved."""
+        """Play an episode again; return whether it led to where it was saved."""
         if len(state["actions"]) < state["episode_length"][0]:
             return False
         self._begin(position, int(state["episode"][0]))
@@ -306,7 +312,7 @@ class GymnasiumWorld:
         )
 
     def same_world(self, first: str, second: str) -> bool:
-        """Tell whether two ids are the same: each names a world of its own."""
+        """Return whether two ids are the same: each names a world of its own."""
         return first == second
 
     def facts(self, env_name: str, return_mean: float) -> dict[str, Any]:

@@ -53,7 +53,8 @@ def find_spec(env_name: str) -> EnvSpec:
     """Return what is registered under an id, after importing the module that stands before it.
 
     Raises:
-        Refusal: nothing is registered; the message names the newest version of the environment, or the nearest id.
+        Refusal: nothing is registered; the message names the newest version of the environment, or the nearest id. Or
+            it is one of ALE's with another protocol than this package's; the message names the id to use.
     """
     module, _, env_id = env_name.rpartition(":")
     if module:
@@ -63,13 +64,18 @@ def find_spec(env_name: str) -> EnvSpec:
             raise Refusal(
                 f"env_name {env_name!r} names a module that cannot be imported here: {cause(error)}"
             ) from error
-    if env_id in gymnasium.registry:
+    if env_id in gymnasium.registry and not _is_of_ale(env_id):
         return gymnasium.registry[env_id]
+    from ppo.envs import atari  # registers ALE's ids
+
+    if refusal := atari.other_protocol(env_name):
+        raise refusal
     newest, is_old = _newest_version(env_id)
     if newest:
         what = "has been retired by Gymnasium" if is_old else "is not registered"
         raise Refusal(f"env_name {env_name!r} {what}; the newest version is {newest}")
-    unknown = unknown_environment(env_name, list(gymnasium.registry))
+    others = [other for other in gymnasium.registry if not _is_of_ale(other)]
+    unknown = unknown_environment(env_name, [*others, *atari.accepted_names()])
     raise Refusal(f"{unknown} (ids of other packages are written module:id, e.g. minigrid:MiniGrid-Empty-5x5-v0)")
 
 
@@ -93,6 +99,11 @@ def cause(error: Exception, spec: EnvSpec | None = None) -> str:
     newest, is_old = _newest_version(spec.id) if spec else (None, False)
     way_out = f"; the newest version is {newest}" if is_old else ""
     return f"{type(error).__name__}: {error}{where}{way_out}"
+
+
+def _is_of_ale(env_id: str) -> bool:
+    spec = gymnasium.registry.get(env_id)
+    return spec is not None and str(spec.entry_point).startswith("ale_py")
 
 
 def _newest_version(env_id: str) -> tuple[str | None, bool]:

@@ -58,7 +58,7 @@ class ObservationConverter:
 
 
 def is_image(space: Space[Any]) -> bool:
-    """Tell whether observations of a space are images."""
+    """Return whether observations of a space are images."""
     return isinstance(space, Box) and space.dtype == np.uint8 and len(space.shape) in (2, 3)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import gymnasium
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -59,11 +60,12 @@ class ActorCritic(nn.Module):
         # A nearly uniform first policy, and values near 0 (Andrychowicz et al. 2021, arXiv:2006.05990, section 3.2).
         self.policy_head = distribution.head(num_features)
         self.value_head = orthogonal(nn.Linear(num_features, 1), gain=1.0)
-        pixel_layer = self.pixel_layer
-        self._inputs_are_absorbed = pixel_layer is not None and isinstance(inputs, PixelStatistics)
-        if pixel_layer is not None and isinstance(inputs, PixelStatistics):
-            pixel_layer.absorb(inputs)
-            pixel_layer.in_16_bits = precision != torch.float32
+        self._inputs_are_absorbed = self.pixel_layer is not None and isinstance(inputs, PixelStatistics)
+        if isinstance(inputs, PixelStatistics):
+            for layer in self.modules():
+                if isinstance(layer, PixelConv2d):
+                    layer.absorb(inputs)
+                    layer.in_16_bits = precision != torch.float32
 
     def forward(self, observations: Tensor) -> Prediction:
         """Predict for observations (B, ...)."""
@@ -110,9 +112,10 @@ def build_model(
     Raises:
         Refusal: the settings do not fit the spaces.
     """
-    assert isinstance(observation_space, gymnasium.spaces.Box)
     shape = observation_space.shape
-    is_image = len(shape) == 3
+    is_image = shape is not None and len(shape) == 3 and observation_space.dtype == np.uint8
+    if not isinstance(observation_space, gymnasium.spaces.Box) or not shape or not (is_image or len(shape) == 1):
+        raise Refusal(f"no network for observations of {observation_space}: they must be uint8 images or vectors")
     distribution = build_distribution(action_space, settings)
     inputs: InputStatistics
     if is_image:
@@ -129,8 +132,12 @@ def build_model(
         except ValueError as error:
             setting = "model_size" if settings.network == "auto" else "network"
             value = settings.model_size if settings.network == "auto" else settings.network
-            raise Refusal(f"{setting} must fit the observations: {value} needs {error}") from error
+            raise Refusal(
+                f"{setting} must fit the observations: {value} needs {error}; try --network=mlp, which takes any"
+            ) from error
         assert isinstance(actor, nn.Module) and (critic is None or isinstance(critic, nn.Module))
+        if not hasattr(actor, "num_features"):
+            raise Refusal(f"network must have num_features, the length of its features; {settings.network} has none")
         # Eight bits of an angle or a speed are too few, and there is no time to gain.
         used = precision if is_image else torch.float32
         model = ActorCritic(distribution, inputs, actor, critic, actor.num_features, used)
@@ -146,8 +153,8 @@ def check_model(observation_space: Space, action_space: Space, settings: ModelSe
     Raises:
         Refusal: see `build_model`.
     """
-    with torch.device("meta"):
-        build_model(observation_space, action_space, settings, seed=0)
+    # Not on the meta device, which makes PyTorch import SymPy and its compiler.
+    build_model(observation_space, action_space, settings, seed=0)
 
 
 def build_distribution(action_space: Space, settings: ModelSettings) -> ActionDistribution:
@@ -157,7 +164,11 @@ def build_distribution(action_space: Space, settings: ModelSettings) -> ActionDi
         Refusal: the setting `policy` does not fit the space.
     """
     if ":" in settings.policy:
-        distribution: ActionDistribution = _imported("policy", settings.policy)(action_space)
+        kind = _imported("policy", settings.policy, ActionDistribution)
+        reason = kind.refusal(action_space)
+        if reason is not None:
+            raise Refusal(f"policy={settings.policy} {reason}, got {action_space}")
+        distribution: ActionDistribution = kind(action_space)
         return distribution
     is_gaussian = settings.policy in ("auto", Gaussian.name) and Gaussian.refusal(action_space) is None
     options = {name: getattr(settings, name) for name in Gaussian.options} if is_gaussian else {}
@@ -175,7 +186,7 @@ def _encoder_type(settings: ModelSettings, is_image: bool) -> type[Encoder]:
         if not is_image and settings.model_size == "impala":
             raise Refusal("model_size must be small or large where observations are no images, got impala")
     if ":" in name:
-        return _imported("network", name)  # type: ignore[no-any-return]
+        return _imported("network", name, nn.Module)  # type: ignore[no-any-return]
     if name not in ENCODERS:
         choices = ("auto", *ENCODERS)
         raise Refusal(
@@ -184,13 +195,16 @@ def _encoder_type(settings: ModelSettings, is_image: bool) -> type[Encoder]:
     return ENCODERS[name]
 
 
-def _imported(setting: str, name: str) -> Any:
-    """Import a class that the command line names as module:Name."""
+def _imported(setting: str, name: str, base: type) -> Any:
+    """Import a subclass of `base` that the command line names as module:Name."""
     module, _, attribute = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise Refusal(f"{setting} must name a class that can be imported, got {name!r}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise Refusal(f"{setting} must name a subclass of {base.__name__}, got {name!r}")
+    return found
 
 
 def _refuse_layers(model: ActorCritic) -> None:

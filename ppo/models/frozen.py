@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ppo.models.actor_critic import ActorCritic, Prediction
-from ppo.models.encoders import CNN, Flatten, PixelConv2d
+from ppo.models.encoders import CNN, Flatten, NatureCNN, PixelConv2d, SmallCNN
+from ppo.models.inputs import PixelStatistics
 
 Policy = Callable[[Tensor], Prediction]
 """Maps observations (B, ...) to a prediction."""
-_KNOWN_LAYERS = (PixelConv2d, nn.Conv2d, nn.ReLU, Flatten, nn.Linear)
 
 
 def freeze(model: ActorCritic) -> Policy:
@@ -23,18 +23,25 @@ def freeze(model: ActorCritic) -> Policy:
 
     On a GPU that is the network itself: recorded kernels read the weights where they are.
     """
-    encoder, policy_head, value_head = model.actor, model.policy_head, model.value_head
-    on_processor = model.device.type == "cpu" and model.precision == torch.float32
-    if (
-        on_processor
-        and model.critic is None
-        and isinstance(encoder, CNN)
-        and all(type(layer) in _KNOWN_LAYERS for layer in encoder)
-        and type(policy_head) is nn.Linear
-        and type(value_head) is nn.Linear
-    ):
-        return FrozenCNN(encoder, policy_head, value_head)
+    if model.device.type == "cpu" and model.precision == torch.float32 and _is_recognised(model):
+        assert isinstance(model.actor, CNN)
+        assert isinstance(model.policy_head, nn.Linear) and isinstance(model.value_head, nn.Linear)
+        return FrozenCNN(model.actor, model.policy_head, model.value_head)
     return model
+
+
+def _is_recognised(model: ActorCritic) -> bool:
+    """Tell whether a network is one of ours down to its last layer; a subclass may do something else."""
+    encoder = model.actor
+    if type(model) is not ActorCritic or not isinstance(encoder, CNN) or type(encoder) not in (SmallCNN, NatureCNN):
+        return False
+    first, others = [PixelConv2d, nn.ReLU], [nn.Conv2d, nn.ReLU] * (len(encoder.LAYERS) - 1)
+    return (
+        [type(layer) for layer in encoder] == [*first, *others, Flatten, nn.Linear, nn.ReLU]
+        and type(model.inputs) is PixelStatistics
+        and model.critic is None
+        and type(model.policy_head) is type(model.value_head) is nn.Linear
+    )
 
 
 class FrozenCNN:
@@ -112,7 +119,7 @@ class FrozenLinear:
 
 @functools.cache
 def onednn_is_usable() -> bool:
-    """Tell whether this PyTorch has the calls below: they are its own, and no version promises them to the next."""
+    """Return whether this PyTorch has the calls below: they are its own, and no version promises them to the next."""
     pixels, weight, bias = torch.zeros(1, 4, 8, 8), torch.zeros(2, 4, 4, 4), torch.zeros(2)
     features, matrix = torch.zeros(1, 4), torch.zeros(2, 4)
     try:

@@ -41,8 +41,7 @@ class InputStatistics(nn.Module, abc.ABC):
         super().__init__()
         self.follows = follows
         self.register_buffer("moments", torch.zeros(3, *shape, dtype=torch.float64))
-        start = torch.tensor([mean, deviation], dtype=torch.float32).view(2, *(1 for _ in shape))
-        self.register_buffer("applied", start.expand(2, *shape).clone())
+        self.register_buffer("applied", torch.stack([torch.full(shape, mean), torch.full(shape, deviation)]))
 
     @property
     def waits_for_first_rollout(self) -> bool:

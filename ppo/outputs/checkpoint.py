@@ -5,8 +5,8 @@
         training.safetensors    optimiser and per-environment state: what an exact resume needs besides
         manifest.json           format, config, counters, versions, size and sha256 of each file, sha256 of itself
 
-Nothing in a checkpoint is believed before it has been held against what this program writes: hashes find what disks
-and copies do to it, but whoever makes one can make them fit.
+Nothing in a checkpoint is trusted before it has been compared with what this program writes: hashes detect what disks
+and copies do to it, but a forger can make them fit.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from ppo.config import Config
+from ppo.config import Config, outside_names
 from ppo.outputs.manifest import (
     MODEL_FILE,
     TRAINING_FILE,
@@ -35,7 +35,7 @@ from ppo.outputs.tensor_file import Specification, Tensors, byte_size, encode_te
 from ppo.outputs.untrusted import DamagedCheckpointError, brief, open_regular
 from ppo.outputs.whole_folder import PREFIX, remove_folder, remove_scratch, set_aside, write_folder
 from ppo.settings import Refusal
-from ppo.versions import versions_here
+from ppo.versions import versions_here, versions_outside
 
 KEPT_NEWEST = 5
 MANIFEST_FILE = "manifest.json"
@@ -85,8 +85,9 @@ def write_checkpoint(
             renamed to `*.damaged`.
     """
     final = parent / folder_name(counters.env_steps)
-    if not all(map(math.isfinite, (counters.seconds, counters.return_mean or 0.0, *counters.recent_returns))):
-        raise FloatingPointError(f"the seconds or the recent returns are not finite: {counters}")
+    means = (counters.return_mean or 0.0, counters.evaluation_return or 0.0)
+    if not all(map(math.isfinite, (counters.seconds, *means, *counters.recent_returns))):
+        raise FloatingPointError(f"the seconds or the returns are not finite: {counters}")
     contents = {MODEL_FILE: encode_tensors(model)}
     if training is not None:
         contents[TRAINING_FILE] = encode_tensors(training)
@@ -95,7 +96,7 @@ def write_checkpoint(
         counters=counters,
         files={name: FileEntry(len(c), hashlib.sha256(c).hexdigest()) for name, c in contents.items()},
         ranks=ranks,
-        versions=versions_here(),
+        versions=versions_here() | versions_outside(outside_names(config)),
         machine=machine_here() | rounding_here(),
         logs=dict(logs or {}),
     )
@@ -177,7 +178,7 @@ def verify(folder: Path) -> Manifest:
 
 
 def is_whole(folder: Path) -> bool:
-    """Tell whether a checkpoint can be read by this version."""
+    """Return whether a checkpoint can be read by this version."""
     try:
         verify(folder)
     except (DamagedCheckpointError, Refusal):
@@ -256,23 +257,27 @@ def choose(parent: Path, which: str, load: Callable[[Path, Manifest], T], warn: 
     raise Refusal(f"checkpoint must be best, latest or one of the steps {there_are}, got {which}")
 
 
-def prune(parent: Path, newest: Path | None = None) -> None:
-    """Delete all but the newest checkpoints and the best whole one, and what killed writers left behind.
+def prune(parent: Path, newest: Path | None = None, keep: str = str(KEPT_NEWEST)) -> None:
+    """Delete all checkpoints but those to keep and the best whole one, and what killed writers left behind.
 
     Args:
         parent: the folder of the checkpoints.
         newest: the one just written. What is newer was passed over by resuming, since it is damaged; it stays, and
             must not push out a whole one. None: the one with most steps.
+        keep: the setting `keep_checkpoints`.
 
     Raises:
         OSError: something could not be deleted.
     """
     remove_scratch(parent)
+    if keep == "all":
+        return
     folders = [f for f in list_checkpoints(parent) if newest is None or steps_of(f) <= steps_of(newest)]
-    if len(folders) > KEPT_NEWEST:
+    kept_newest = int(keep) if keep.isdecimal() else KEPT_NEWEST
+    if len(folders) > kept_newest:
         best = next((folder for folder in _by_merit(folders) if is_whole(folder)), None)
-        for folder in folders[:-KEPT_NEWEST]:
-            if best and folder != best and not folder.is_symlink():
+        for folder in folders[:-kept_newest]:
+            if best and folder != best and not folder.is_symlink() and not _is_one_of_every(keep, folder):
                 remove_folder(folder)
 
 
@@ -297,9 +302,21 @@ def _by_merit(folders: Iterable[Path]) -> list[Path]:
         try:
             return read_manifest(folder).merit
         except (DamagedCheckpointError, OtherFormatError):
-            return True, math.inf, steps_of(folder)
+            return True, True, math.inf, steps_of(folder)
 
     return sorted(folders, key=merit, reverse=True)
+
+
+def _is_one_of_every(keep: str, folder: Path) -> bool:
+    """Tell whether `every=K` keeps a checkpoint: a question of its own update and interval, and of no other's."""
+    if keep.isdecimal():
+        return False
+    try:
+        manifest = read_manifest(folder)
+    except (DamagedCheckpointError, OtherFormatError):
+        return False
+    updates = int(keep.removeprefix("every=")) * manifest.config.run.checkpoint_interval
+    return manifest.counters.update % updates == 0
 
 
 def _is_step_name(name: str) -> bool:

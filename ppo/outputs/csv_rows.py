@@ -14,7 +14,7 @@ _UNREADABLE = (errno.EIO, errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENXIO)
 
 
 def keep_rows(path: Path, header: bytes, update: int) -> list[str]:
-    """Drop from a CSV file what is later than an update, doubled or damaged, and return what to tell.
+    """Drop from a CSV file what is later than an update, doubled or damaged, and return the messages.
 
     A file with another header is moved aside, but one of an earlier version, which has some of the columns, is given
     empty cells for the others. Rows are numbered by their first column, and nearly always those to drop are the last,
@@ -86,7 +86,7 @@ def _rows_to_keep(file: IO[bytes], header: bytes, update: int) -> _Kept:
 
 
 def _has_fewer_columns(old: bytes, new: bytes) -> bool:
-    """Tell whether a header is that of an earlier version: whole, numbered alike and with some of the columns."""
+    """Return whether a header is that of an earlier version: whole, numbered alike and with some of the columns."""
     if not old.endswith(b"\n"):
         return False
     old_columns, new_columns = _cells(old), _cells(new)

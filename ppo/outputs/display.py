@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live table on a terminal, a plain line every few seconds elsewhere."""
+"""What a person sees during a run: a live table on a terminal, a plain line every few seconds elsewhere."""
 
 import contextlib
 import errno
@@ -62,7 +62,7 @@ def make_display(title: str, total_steps: int) -> Tracker:
     return LiveTable(title, total_steps, terminal) if terminal else PlainLines(total_steps)
 
 
-def tell(text: str) -> None:
+def print_line(text: str) -> None:
     """Print a line at once, on standard error if standard output has gone: no reader is worth ending the work for."""
     try:
         StandardOutput().use(lambda: print(text, flush=True))
@@ -104,7 +104,7 @@ class StandardOutput:
         """Raise the trouble there was when it was last used."""
         if self._trouble:
             raise OutputError(
-                f"standard output cannot be written ({self._trouble}); the work goes on, events are told here",
+                f"standard output cannot be written ({self._trouble}); the work continues, events are printed here",
                 relief="standard output can be written again",
             )
 
@@ -125,9 +125,9 @@ class PlainLines:
         self._output = StandardOutput()
 
     def log(self, metrics: Metrics, episodes: Sequence[FinishedEpisode]) -> None:
-        """Print a line unless one was printed just now."""
+        """Print a line unless one was printed just now; always one where there was an evaluation."""
         now = time.monotonic()
-        if now - self._last < SECONDS_BETWEEN_LINES:
+        if now - self._last < SECONDS_BETWEEN_LINES and not describe_evaluation(metrics):
             self._output.check()
             return
         self._last = now
@@ -153,6 +153,7 @@ class LiveTable:
         """Start drawing on a terminal of this size."""
         self.notes: list[str] = []
         self._title, self._total_steps = title, total_steps
+        self._evaluation = ""
         self._output = StandardOutput()
         console = _Console(
             force_terminal=True, width=terminal.columns, height=terminal.rows, legacy_windows=False, soft_wrap=False
@@ -165,7 +166,10 @@ class LiveTable:
 
     def log(self, metrics: Metrics, episodes: Sequence[FinishedEpisode]) -> None:
         """Redraw."""
-        table = live_table(self._title, metrics, self._total_steps)
+        evaluation = describe_evaluation(metrics)
+        if evaluation:
+            self._evaluation = f"{evaluation}, at {metrics['env_steps']:,} steps"
+        table = live_table(self._title, metrics, self._total_steps, self._evaluation)
         self._output.use(lambda: self._live.update(table, refresh=True))
 
     def say(self, text: str) -> None:
@@ -194,16 +198,18 @@ def summary_line(metrics: Metrics, total_steps: int) -> str:
     """Return one line of text about an update."""
     steps = metrics["env_steps"] or 0
     done = min(1.0, steps / total_steps)
+    evaluation = describe_evaluation(metrics)
     return (
         f"{steps:>11,} steps {done:6.1%}  {metrics['time/steps_per_second'] or 0:>7,.0f} steps/s  "
         f"{time_left(metrics, total_steps)} left  return {describe_return(metrics)}  "
-        f"entropy {_number(metrics['update/entropy'], '.3f')}  "
-        f"value loss {_number(metrics['update/value_loss'], '.4f')}  KL {_number(metrics['update/approx_kl'], '.4f')}"
+        f"entropy {_number(metrics.get('update/entropy'), '.3f')}  "
+        f"value loss {_number(metrics.get('update/value_loss'), '.4f')}  "
+        f"KL {_number(metrics['update/approx_kl'], '.4f')}" + (f"  evaluation {evaluation}" if evaluation else "")
     )
 
 
-def live_table(title: str, metrics: Metrics, total_steps: int) -> Table:
-    """Return the table of the live display."""
+def live_table(title: str, metrics: Metrics, total_steps: int, evaluation: str = "") -> Table:
+    """Return the table of the live display, with the last evaluation in words if there was one."""
     steps = metrics["env_steps"] or 0
     table = Table(title=title, show_header=False, title_justify="left", expand=False, min_width=60)
     table.add_column(style="bold", no_wrap=True)
@@ -213,6 +219,8 @@ def live_table(title: str, metrics: Metrics, total_steps: int) -> Table:
     table.add_row("time left", time_left(metrics, total_steps))
     table.add_row("speed", f"{metrics['time/steps_per_second'] or 0:,.0f} steps per second")
     table.add_row("return", describe_return(metrics))
+    if evaluation:
+        table.add_row("evaluation", evaluation)
     for label, name in (
         ("policy loss", "update/policy_loss"),
         ("value loss", "update/value_loss"),
@@ -220,7 +228,7 @@ def live_table(title: str, metrics: Metrics, total_steps: int) -> Table:
         ("KL", "update/approx_kl"),
         ("learning rate", "update/learning_rate"),
     ):
-        table.add_row(label, _number(metrics[name], ".3g"))
+        table.add_row(label, _number(metrics.get(name), ".3g"))
     return table
 
 
@@ -233,8 +241,21 @@ def describe_return(metrics: Metrics) -> str:
     return f"{mean:.2f} (mean of the last {min(games, 100)} of {games} games)"
 
 
+def describe_evaluation(metrics: Metrics) -> str:
+    """Return the evaluation of an update in words; empty where there was none."""
+    mean, error = metrics.get("evaluation/return_mean"), metrics.get("evaluation/return_stderr")
+    if mean is None:
+        return ""
+    score = (
+        f"{mean:.2f} over 1 game"
+        if error is None
+        else f"{mean:.2f} ± {error:.2f} over {metrics['evaluation/episodes']} games"
+    )
+    return f"{score} in {metrics['time/evaluation']:.1f} s"
+
+
 def _number(value: float | None, form: str) -> str:
-    """Return a number of an update, or a dash where nothing was learnt from it."""
+    """Return a number of an update, or a dash where nothing was learnt from it or the loss has no such term."""
     return "-" if value is None else format(value, form)
 
 

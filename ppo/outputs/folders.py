@@ -45,7 +45,7 @@ class GrowingFile:
         self._waiting.append(record)
 
     def write(self) -> bool:
-        """Append all records that wait; tell whether the file had been removed, with what it held.
+        """Append all records that wait; return whether the file had been removed, with what it held.
 
         Raises:
             OSError: they still wait, and the file ends with a whole record or is cut back to one by the next `write`.

@@ -64,11 +64,11 @@ class Holder:
         return "".join(letter if letter.isprintable() else "?" for letter in text[:_MAX_DESCRIPTION_LENGTH])
 
     def shares_machine_with(self, other: "Holder") -> bool:
-        """Tell whether both are on one machine, before or after a boot."""
+        """Return whether both are on one machine, before or after a boot."""
         return self.host == other.host or (self.boot_id is not None and self.boot_id == other.boot_id)
 
     def is_alive(self, me: "Holder") -> bool | None:
-        """Tell whether the process still runs; None if that cannot be told from here."""
+        """Return whether the process still runs; None if that cannot be told from here."""
         if not self.shares_machine_with(me):
             return None
         if self.boot_id != me.boot_id:
@@ -102,13 +102,13 @@ class ModelLock:
         self._locks = [_FolderLock(real, shown) for real, shown in sorted({**linked, **spelled}.items())]
 
     def acquire(self, *, take_over: bool) -> list[str]:
-        """Take the lock until `release`, or until this process ends, and return what to tell.
+        """Take the lock until `release`, or until this process ends, and return the messages.
 
         Args:
             take_over: ignore the record of a process that cannot be seen from here.
 
         Raises:
-            Refusal: another process has it, or it cannot be told that none has; nothing is held or left behind.
+            Refusal: another process has it, or whether one has is unknown; nothing is held or left behind.
         """
         me = _this_process()
         notes: list[str] = []
@@ -141,7 +141,7 @@ class _FolderLock:
         """This process, once it holds the lock."""
 
     def acquire(self, me: Holder, *, take_over: bool) -> list[str]:
-        """Take the lock and return what to tell.
+        """Take the lock and return the messages.
 
         Raises:
             Refusal: it cannot be taken.
@@ -184,7 +184,7 @@ class _FolderLock:
         self._flock = self._identity = None
 
     def _lock(self) -> bool:
-        """Try to get the operating system's lock; tell whether nobody else has it, as far as it knows."""
+        """Try to get the operating system's lock; return whether nobody else has it, as far as it knows."""
         if self._flock is not None:
             return True
         # filelock would rather make a soft lock, a file, which is what the record is already.
@@ -353,7 +353,7 @@ def _parse(content: bytes) -> Holder | None:
 
 
 def _is_local(folder: str) -> bool:
-    """Tell whether a folder is surely on a disk of this machine, where its locks are all there are."""
+    """Return whether a folder is surely on a disk of this machine, where its locks are all there are."""
     types = {}
     try:
         with open("/proc/self/mountinfo", errors="surrogateescape") as file:

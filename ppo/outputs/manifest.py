@@ -1,15 +1,17 @@
 """The manifest of a checkpoint: what it says of itself, as JSON with a sha256 of its own.
 
-The hash finds what disks, copies and editors do to a manifest. It is no signature: whoever writes a manifest can make
-it fit, so every member is held against what this program writes.
+The hash detects what disks, copies and editors do to a manifest. It is no signature, since a forger can make it fit:
+every member is compared with what this program writes.
 """
 
 import dataclasses
 import hashlib
 import json
+import math
 import platform
 import re
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 import torch
@@ -35,7 +37,7 @@ _KEYS = {
 _ENV_NAME = re.compile(r"[A-Za-z0-9_./:-]{1,100}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
-Merit = tuple[bool, float, int]
+Merit = tuple[bool, bool, float, int]
 
 
 class OtherFormatError(Refusal):
@@ -53,6 +55,8 @@ class Counters:
     """Games finished since the run's start."""
     recent_returns: tuple[float, ...]
     """Raw returns of the last games, at most 100, oldest first."""
+    evaluation_return: float | None = None
+    """Mean raw return of the evaluation at this update; None where there was none."""
 
     @property
     def return_mean(self) -> float | None:
@@ -86,10 +90,16 @@ class Manifest:
 
     @property
     def merit(self) -> Merit:
-        """Sort key of `best`: the mean return over a full window of games, a shorter window only for want of one."""
-        mean = self.counters.return_mean
-        full = len(self.counters.recent_returns) >= _MAX_RETURNS
-        return full, float("-inf") if mean is None else mean, self.counters.env_steps
+        """Sort key of `best`: the mean return of an evaluation, for want of one that of the recent games.
+
+        A mean over a full window of recent games counts more than any over a shorter one.
+        """
+        counters = self.counters
+        if counters.evaluation_return is not None:
+            return True, True, counters.evaluation_return, counters.env_steps
+        full = len(counters.recent_returns) >= _MAX_RETURNS
+        mean = -math.inf if counters.return_mean is None else counters.return_mean
+        return False, full, mean, counters.env_steps
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -202,14 +212,22 @@ def _config_of(data: dict[str, Any], family: Family) -> Config:
 
 
 def _counters_of(data: dict[str, Any]) -> Counters:
+    if data.keys() != {field.name for field in dataclasses.fields(Counters)}:
+        raise DamagedCheckpointError("has no valid counters")
     returns = _member(data, "recent_returns", list)
     if len(returns) > _MAX_RETURNS or not all(type(value) in (int, float) for value in returns):
         raise DamagedCheckpointError("has no valid recent_returns")
     numbers = {name: _member(data, name, int) for name in ("update", "env_steps", "episodes")}
     seconds = float(_member(data, "seconds", int, float))
-    if data.keys() != {*numbers, "seconds", "recent_returns"} or min(seconds, *numbers.values()) < 0:
+    evaluated = _member(data, "evaluation_return", int, float, NoneType)
+    if min(seconds, *numbers.values()) < 0:
         raise DamagedCheckpointError("has no valid counters")
-    return Counters(**numbers, seconds=seconds, recent_returns=tuple(map(float, returns)))
+    return Counters(
+        **numbers,
+        seconds=seconds,
+        recent_returns=tuple(map(float, returns)),
+        evaluation_return=None if evaluated is None else float(evaluated),
+    )
 
 
 def _file_entry_of(name: str, files: dict[str, Any]) -> FileEntry:

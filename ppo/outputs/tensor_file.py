@@ -1,7 +1,7 @@
 """Tensors in a safetensors file: https://github.com/huggingface/safetensors#format, the part this program writes.
 
-A file is 8 bytes with the length of the header, the header as JSON, and the data. The header is held against the file's
-size and the caller's rules before the data is read; the bytes that were hashed are the bytes that become tensors.
+A file is 8 bytes with the length of the header, the header as JSON, and the data. The header is checked against the
+file's size and the caller's rules before the data is read. The bytes that were hashed become the tensors.
 """
 
 import hashlib
@@ -57,7 +57,7 @@ def encode_tensors(tensors: Mapping[str, Tensor]) -> bytes:
     """Return tensors as the content of a file.
 
     Raises:
-        FloatingPointError: a tensor holds numbers that no training should go on with; names it.
+        FloatingPointError: a tensor holds numbers that no training should continue with; names it.
     """
     for name, tensor in tensors.items():
         flaw = flaw_in(name, tensor)

@@ -1,4 +1,4 @@
-"""Trackers: who is told about every update. Rank 0 has the files and the screen, the other ranks have none.
+"""Trackers: where every update is reported. Rank 0 has the files and the screen, the other ranks have none.
 
     runs/<model_name>/
         config.json          the settings, and the versions they ran with
@@ -9,7 +9,7 @@
 After a stop and a resume the CSV files read like those of a run that was never stopped: rows past the checkpoint are
 dropped before new ones are added. TensorBoard hides such events itself.
 
-No trouble with an output ends a training: `Trackers` warns once and goes on. Of the logs only the CSV files are ever
+No trouble with an output ends a training: `Trackers` warns once and continues. Of the logs only the CSV files are ever
 read again, as text; nothing in them is executed, and no damage to them is an error.
 """
 
@@ -65,7 +65,7 @@ class Tracker(Protocol):
     """
 
     notes: list[str]
-    """What a person should be told about this output; whoever does so empties it."""
+    """Messages about this output, emptied by the caller that shows them."""
 
     def log(self, metrics: Metrics, episodes: Sequence[FinishedEpisode]) -> None:
         """Take note of one update; the same metrics every time, None for what is not known yet."""
@@ -81,7 +81,7 @@ class Tracker(Protocol):
 
 
 class Trackers:
-    """Several trackers as one; none of them off rank 0. Their trouble is told through them, and never raised."""
+    """Several trackers as one; none of them off rank 0. Their errors are reported through them and never raised."""
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         """Tell all of `trackers`."""
@@ -111,7 +111,7 @@ class Trackers:
 
     def close(self) -> None:
         """Close all."""
-        self._reliefs = set()  # what is lost for good is told even if its trouble is known
+        self._reliefs = set()  # a final loss is reported even if the error is known
         self._tell_all(lambda to: to.close())
 
     def _tell_all(self, tell: Callable[[Tracker], None]) -> set[str]:
@@ -246,7 +246,7 @@ class TensorBoard:
 
 
 def write_config(folder: Path, config: Config, **facts: Any) -> list[str]:
-    """Write the run's settings, and facts about where it runs, to config.json; return what to tell."""
+    """Write the run's settings, and facts about where it runs, to config.json; return the messages."""
     content = json.dumps({**config.to_dict(), **facts}, indent=1) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -257,7 +257,7 @@ def write_config(folder: Path, config: Config, **facts: Any) -> list[str]:
 
 
 def say_on_standard_error(text: str) -> None:
-    """Print where standard output has failed; if this fails too, nobody is there to be told."""
+    """Print where standard output has failed; if this fails too, there is no reader left."""
     with contextlib.suppress(OSError, ValueError):
         if sys.stderr is not None:
             print(text, file=sys.stderr, flush=True)

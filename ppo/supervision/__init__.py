@@ -1,4 +1,4 @@
-"""What ends a run before its last step, and how the job learns of it: nobody hangs, nobody is left behind.
+"""What ends a run before its last step: no rank hangs and none is left behind.
 
 handshake.py    before any work: are all ranks running the same thing?
 signals.py      requests to save and leave

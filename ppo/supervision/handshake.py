@@ -1,4 +1,4 @@
-"""The handshake: before any work, every rank tells rank 0 what it was started with, and one verdict comes back.
+"""The handshake: before any work, rank 0 compares what all ranks were started with and sends one verdict back.
 
 Ranks that disagree about a buffer's size would wait for each other for ever, and ranks that disagree about a learning
 rate would train something nobody asked for.
@@ -13,7 +13,7 @@ from typing import Any
 from ppo.collectives import Collective, decided_by_root
 from ppo.config import Config, outside_names
 from ppo.settings import Refusal
-from ppo.versions import code_version, module_version, version_of, versions_here
+from ppo.versions import code_version, version_of, versions_here, versions_outside
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,7 @@ def described(config: Config) -> dict[str, Any]:
     """Return all that must be equal on all ranks, by name."""
     settings = {name: value for section in config.to_dict().values() for name, value in section.items()}
     versions = versions_here() | {"ppo": code_version(), "mpi4py": version_of("mpi4py")}
-    modules = {name.partition(":")[0] for name in outside_names(config).values()}
-    versions |= {module: module_version(module) for module in modules}
+    versions |= versions_outside(outside_names(config))
     return settings | {f"version of {name}": version for name, version in versions.items()}
 
 

@@ -1,4 +1,4 @@
-"""Heartbeats: every rank tells rank 0 over UDP what it is doing, apart from MPI, which may be what is stuck.
+"""Heartbeats: every rank reports to rank 0 what it is doing. Over UDP, since MPI may be what is stuck.
 
 Datagrams carry JSON and the job's random token; what does not is dropped. Nothing waits for an answer: a network that
 lets no datagram through costs the name of a silent rank, nothing else.

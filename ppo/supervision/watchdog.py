@@ -155,7 +155,7 @@ class Watchdog:
         )
 
     def _is_traced(self, beat: Heartbeat) -> bool:
-        """Tell whether a native debugger holds a silent rank on this host."""
+        """Return whether a native debugger holds a silent rank on this host."""
         if beat.host != self.hosts[0] or self._silence[beat.rank] < _BEATS_OF_SILENCE * self._beat:
             return False
         try:
@@ -231,7 +231,7 @@ def place_of(frame: FrameType | None) -> str:
 
 
 def in_debugger(frame: FrameType | None) -> bool:
-    """Tell whether a Python debugger has stopped the thread of this stack."""
+    """Return whether a Python debugger has stopped the thread of this stack."""
     while frame is not None:
         if str(frame.f_globals.get("__name__", "")).partition(".")[0] in _DEBUGGERS:
             return True

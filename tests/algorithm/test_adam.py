@@ -7,12 +7,13 @@ import torch
 from ppo.algorithm.adam import Adam
 
 
-def test_it_takes_the_steps_of_torch_bit_for_bit():
+@pytest.mark.parametrize("l2_penalty", [0.0, 0.1])
+def test_it_takes_the_steps_of_torch_bit_for_bit(l2_penalty):
     torch.manual_seed(0)
     values = torch.randn(1000)
     parameter = torch.nn.Parameter(values.clone())
-    reference = torch.optim.Adam([parameter], lr=1.0, eps=1e-5, fused=True)
-    adam = Adam(1000, 1e-5)
+    reference = torch.optim.Adam([parameter], lr=1.0, eps=1e-5, weight_decay=l2_penalty, fused=True)
+    adam = Adam(1000, 1e-5, l2_penalty=l2_penalty)
     for rate in (1e-3, 1e-3, 5e-4, 2e-2):
         gradient = torch.randn(1000)
         parameter.grad = gradient.clone()
@@ -26,6 +27,12 @@ def test_the_first_step_is_the_rate_against_the_gradients_sign():
     values = torch.zeros(2)
     Adam(2, 1e-12).step(values, torch.tensor([3.0, -0.5]), 0.1)
     torch.testing.assert_close(values, torch.tensor([-0.1, 0.1]))
+
+
+def test_the_l2_penalty_draws_weights_to_zero():
+    values = torch.tensor([3.0, -0.5])
+    Adam(2, 1e-12, l2_penalty=0.1).step(values, torch.zeros(2), 0.1)
+    torch.testing.assert_close(values, torch.tensor([2.9, -0.4]))
 
 
 def test_a_restored_optimiser_goes_on_bit_for_bit():

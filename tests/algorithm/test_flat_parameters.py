@@ -22,12 +22,12 @@ def test_what_backward_adds_and_what_is_written_to_the_parameters_is_in_the_flat
     for _ in range(2):
         model(torch.tensor([[1.0, 2.0]])).sum().backward()
     flat.check_gradient()
-    assert flat.exchanged.tolist() == [2.0, 4.0] * 3 + [2.0] * 3 + [0.0, 0.0]
+    assert flat.buffer.tolist() == [2.0, 4.0] * 3 + [2.0] * 3 + [0.0, 0.0]
     flat.sums.fill_(1.0)
     flat.start_gradient()
     assert not flat.sums.any()
     model(torch.tensor([[1.0, 2.0]])).sum().backward()
-    assert flat.exchanged.tolist() == [1.0, 2.0] * 3 + [1.0] * 3 + [0.0, 0.0]
+    assert flat.buffer.tolist() == [1.0, 2.0] * 3 + [1.0] * 3 + [0.0, 0.0]
     flat.values.fill_(7.0)
     assert (model.weight == 7.0).all() and (model.bias == 7.0).all()
 
@@ -53,10 +53,10 @@ def test_a_parameter_without_a_gradient_is_noticed_where_its_last_one_would_stay
 
 def test_the_memory_may_be_given():
     model = torch.nn.Linear(2, 2)
-    exchanged, values = torch.zeros(7), torch.zeros(6)
-    flat = FlatParameters(model, 1, exchanged, values)
+    buffer, values = torch.zeros(7), torch.zeros(6)
+    flat = FlatParameters(model, 1, buffer, values)
     flat.start_gradient()
     model(torch.ones(1, 2)).sum().backward()
-    assert exchanged.tolist() == [1.0] * 6 + [0.0]
+    assert buffer.tolist() == [1.0] * 6 + [0.0]
     values.fill_(3.0)
     assert (model.weight == 3.0).all()

@@ -11,12 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from ppo.algorithm.rollout import Collector
-from ppo.algorithm.update import Learner
 from ppo.collectives import Alone
-from ppo.collectives.moments import RunningMoments
-from ppo.config import MachineSettings, PPOSettings
-from ppo.models.actor_critic import build_model
+from ppo.config import ModelSettings, PPOSettings
+from tests.algorithm.learners import build
 from tests.algorithm.worlds import ScriptedWorld, WorldInGroups
 
 SETTINGS = PPOSettings(
@@ -56,31 +53,13 @@ def reads(monkeypatch):
     return shapes
 
 
-def build(world, settings=SETTINGS):
-    model = build_model(world.single_observation_space, world.single_action_space, "small", seed=1).to(META)
-    normalizer = RunningMoments()
-    learner = Learner(model, normalizer, settings, Alone(), machine=MachineSettings(), indices=range(3), seed=5)
-    collector = Collector(
-        world,
-        model,
-        normalizer,
-        indices=range(3),
-        rollout_steps=settings.rollout_steps,
-        clip_rewards=True,
-        episodic_life=True,
-        seed=5,
-    )
-    collector.reset()
-    return collector, learner
-
-
 @pytest.mark.parametrize("kind", [ScriptedWorld, WorldInGroups, ImageWorld])
 def test_only_the_actions_of_each_step_come_back_while_a_rollout_is_collected(kind, reads):
     world = kind()
-    collector, _ = build(world)
+    _, collector, _ = build(SETTINGS, world=world, device=META)
     rollout, episodes = collector.collect(0)
     assert reads == [(group.stop - group.start,) for _ in range(8) for group in world.groups]
-    assert {getattr(rollout, field.name).device for field in dataclasses.fields(rollout)} == {META}
+    assert {value.device for value in vars(rollout).values() if isinstance(value, torch.Tensor)} == {META}
     assert len(episodes) == 4
 
 
@@ -92,18 +71,40 @@ def test_an_update_waits_for_the_device_once_an_epoch_and_for_moments(kind, adva
         advantage_normalization=advantages,
         value_normalization=True,
         value_clip_range=0.2,
-        pixel_normalization=kind is ImageWorld,
         learning_rate_schedule="kl_adaptive",
     )
-    collector, learner = build(kind(), settings)
+    _, collector, learner = build(
+        settings, world=kind(), device=META, model=ModelSettings(pixel_normalization=kind is ImageWorld)
+    )
     rollout, _ = collector.collect(0)
     reads.clear()
     learner.update(rollout, update=0, env_steps=0, progress=0.0)
     of_the_rollout, of_an_epoch = [(2, 24)], [(4, 6)] if advantages == "minibatch" else []
-    pixels = [(2,)] if kind is ImageWorld else []
-    assert reads == [*of_the_rollout, *([*of_an_epoch, (4 * 2 + 5,)] * 3), *pixels]
+    assert reads == [*of_the_rollout, *([*of_an_epoch, (4 * 2 + 5,)] * 3)]
+
+
+@pytest.mark.parametrize("kind", [ScriptedWorld, ImageWorld])
+def test_inputs_are_followed_by_reading_their_moments_and_little_more(kind, reads):
+    settings = ModelSettings(pixel_normalization=True, observation_normalization=True)
+    model, collector, _ = build(SETTINGS, world=kind(), device=META, model=settings)
+    rollout, _ = collector.collect(0)
+    reads.clear()
+    model.inputs.follow(rollout.observations, Alone())
+    # Old moments, then the sums of pixels and of their squares, or the vectors themselves.
+    assert reads == ([(3,), (2,)] if kind is ImageWorld else [(3, 3), (3, 24)])
+    assert model.inputs.applied.device == META
+
+
+def test_returns_are_read_once_for_the_deviation_of_rewards(reads):
+    _, collector, learner = build(
+        dataclasses.replace(SETTINGS, reward_normalization=True), world=ScriptedWorld(), device=META
+    )
+    rollout, _ = collector.collect(0)
+    reads.clear()
+    assert learner.rewards(rollout, learner._moments).device == META
+    assert reads == [(8, 3), (8, 3)]  # rewards and ends
 
 
 def test_an_observation_stays_channels_last_on_the_device():
-    collector, _ = build(ImageWorld())
+    _, collector, _ = build(SETTINGS, world=ImageWorld(), device=META)
     assert collector._rollout.observations.stride()[1:] == (84 * 84 * 2, 1, 84 * 2, 2)

@@ -1,60 +1,89 @@
-import importlib.util
+import dataclasses
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 
-from ppo.algorithm.rollout import Collector, Rollout
+from ppo.algorithm import equations
+from ppo.algorithm.rollout import Collector
 from ppo.collectives.moments import Moments, RunningMoments
-from ppo.models import distributions
+from ppo.config import ModelSettings
 from ppo.models.actor_critic import build_model
+from tests.algorithm.learners import sharpen
 from tests.algorithm.worlds import ScriptedWorld, WorldInGroups
 
 
-def collect(
-    *,
-    steps=7,
-    seed=0,
-    updates=1,
-    episodic_life=True,
-    clip_rewards=False,
-    normalizer=None,
-    indices=range(3),
-    kind=ScriptedWorld,
-):
+def make(kind=ScriptedWorld, *, steps=7, seed=0, normalizer=None, indices=range(3)):
     world = kind()
-    model = build_model(world.single_observation_space, world.single_action_space, "small", seed=1)
-    with torch.no_grad():
-        model.policy_head.weight.mul_(300.0)  # far from uniform, so that a wrong observation would show
-    collector = Collector(
-        world,
-        model,
-        normalizer or RunningMoments(),
-        indices=indices,
-        rollout_steps=steps,
-        clip_rewards=clip_rewards,
-        episodic_life=episodic_life,
-        seed=seed,
-    )
+    model = build_model(world.single_observation_space, world.single_action_space, ModelSettings(), seed=1)
+    sharpen(model, 300.0)
+    collector = Collector(world, model, normalizer or RunningMoments(), indices=indices, rollout_steps=steps, seed=seed)
     collector.reset()
+    return world, model, collector
+
+
+def collect(kind=ScriptedWorld, *, updates=1, **how):
+    world, model, collector = make(kind, **how)
     for update in range(updates):
         rollout, episodes = collector.collect(update)
     return world, model, rollout, episodes
 
 
-def values_of(model, observations):
+def predict(model, observations):
     with torch.no_grad():
-        return model(torch.as_tensor(observations))[1]
+        return model(torch.as_tensor(observations))
+
+
+def values_of(model, observations):
+    return predict(model, observations).values
+
+
+def check_that_rows_belong_together(model, rollout):
+    """Assert that every row's outputs, log-probability and value are those of its own observation."""
+    said = predict(model, rollout.observations.flatten(0, 1))
+    torch.testing.assert_close(rollout.outputs.flatten(0, 1), said.action)
+    expected = model.distribution.log_prob(said.action, rollout.actions.flatten(0, 1))
+    torch.testing.assert_close(rollout.log_probs.flatten(), expected)
+    torch.testing.assert_close(rollout.values.flatten(), said.values)
+
+
+def check_that_ends_are_stored(rollout):
+    """Assert that every kind of end is on the step that led to it, and that nothing leaks over it."""
+    for environment in range(3):
+        assert rollout.dones[:, environment].tolist() == [False, False, True, False, False, True, False]
+    late = rollout.rewards.clone()
+    late[3:] += 1000.0
+    advantages = [
+        equations.gae(rewards, rollout.values, rollout.next_values, rollout.dones, discount=0.99, gae_lambda=0.95)
+        for rewards in (rollout.rewards, late)
+    ]
+    assert torch.equal(advantages[0][:3], advantages[1][:3])
 
 
 def test_a_row_holds_the_observation_its_action_was_taken_in():
     world, model, rollout, _ = collect()
     assert rollout.observations[:, 0, 0].tolist() == list(range(7))
-    with torch.no_grad():
-        log_probs = distributions.log_probabilities(model(rollout.observations.flatten(0, 1))[0])
-    expected = distributions.log_prob(log_probs, rollout.actions.flatten())
-    torch.testing.assert_close(rollout.log_probs.flatten(), expected)
+    check_that_rows_belong_together(model, rollout)
     assert np.array_equal(rollout.actions.numpy(), np.stack(world.actions))
+
+
+def test_an_observation_stored_after_the_step_that_left_it_is_noticed(monkeypatch):
+    # As in a published repair of CarRacing agents: s_{t+1} beside a_t, log pi(a_t|s_t) and V(s_t).
+    before = {}
+
+    def upload_late(collector, row, group):
+        shown = torch.from_numpy(collector._envs.observations[group]).clone()
+        if group.start in before:
+            before[group.start].copy_(shown)
+        before[group.start] = row.copy_(shown)
+        return shown
+
+    monkeypatch.setattr(Collector, "_upload", upload_late)
+    _, model, rollout, _ = collect()
+    assert rollout.observations[:-1, 0, 0].tolist() == list(range(1, 7))
+    with pytest.raises(AssertionError):
+        check_that_rows_belong_together(model, rollout)
 
 
 def test_a_row_holds_the_reward_its_action_earned():
@@ -63,9 +92,31 @@ def test_a_row_holds_the_reward_its_action_earned():
 
 
 def test_every_kind_of_end_is_stored_on_the_step_that_led_to_it():
+    check_that_ends_are_stored(collect()[2])
+
+
+class EndsAreCleared(ScriptedWorld):
+    """The flags of ends are set back before anybody stores them."""
+
+    def step(self, actions):
+        observations, rewards, terminated, truncated, info = super().step(actions)
+        info["life_lost"] = np.zeros(3, bool)
+        return observations, rewards, np.zeros_like(terminated), np.zeros_like(truncated), info
+
+
+def test_ends_that_are_cleared_before_they_are_stored_are_noticed():
+    _, model, rollout, _ = collect(EndsAreCleared)
+    check_that_rows_belong_together(model, rollout)  # all else is right
+    with pytest.raises(AssertionError):
+        check_that_ends_are_stored(rollout)
+    with pytest.raises(AssertionError):
+        check_that_ends_are_stored(dataclasses.replace(collect()[2], dones=torch.zeros(7, 3, dtype=torch.bool)))
+
+
+def test_games_end_by_termination_and_by_time_and_not_with_a_life():
     _, _, rollout, _ = collect()
-    for environment in range(3):
-        assert rollout.dones[:, environment].tolist() == [False, False, True, False, False, True, False]
+    ends = [False, False, True, False, False, True, False]
+    assert [rollout.game_ends[:, environment].tolist() for environment in range(3)] == [ends, ends, [False] * 7]
 
 
 def test_next_values_are_zero_at_an_end_and_the_final_observations_value_at_a_cut():
@@ -78,19 +129,7 @@ def test_next_values_are_zero_at_an_end_and_the_final_observations_value_at_a_cu
 
 
 def test_nothing_of_the_rollout_before_is_left_at_an_end():
-    world = ScriptedWorld()
-    model = build_model(world.single_observation_space, world.single_action_space, "small", seed=1)
-    collector = Collector(
-        world,
-        model,
-        RunningMoments(),
-        indices=range(3),
-        rollout_steps=7,
-        clip_rewards=False,
-        episodic_life=True,
-        seed=0,
-    )
-    collector.reset()
+    _, _, collector = make()
     collector._rollout.next_values.fill_(1000.0)
     rollout, _ = collector.collect(0)
     assert rollout.next_values[2, 0] == rollout.next_values[2, 2] == 0.0
@@ -104,8 +143,16 @@ def test_next_values_are_the_next_rows_values_elsewhere_and_after_the_last_row()
     torch.testing.assert_close(rollout.next_values[6], after)
 
 
-def test_without_episodic_life_a_lost_life_ends_nothing():
-    _, _, rollout, _ = collect(episodic_life=False)
+class LivesAreNotEpisodes(ScriptedWorld):
+    """The same world as its block reports it without episodic life."""
+
+    def step(self, actions):
+        *result, info = super().step(actions)
+        return *result, {**info, "life_lost": np.zeros(3, bool)}
+
+
+def test_a_lost_life_that_is_no_end_of_an_episode_ends_nothing():
+    _, _, rollout, _ = collect(LivesAreNotEpisodes)
     assert not rollout.dones[:, 2].any()
     torch.testing.assert_close(rollout.next_values[2, 2], rollout.values[3, 2])
 
@@ -120,10 +167,17 @@ def test_a_lost_life_is_no_finished_game():
     ]
 
 
-def test_rewards_are_clipped_to_their_sign():
-    _, _, rollout, _ = collect(clip_rewards=True)
-    assert set(rollout.rewards.unique().tolist()) <= {0.0, 1.0}
-    assert rollout.rewards[1:].eq(1.0).all()
+@pytest.mark.parametrize("kind", [ScriptedWorld, WorldInGroups])
+def test_observations_behind_the_last_step_and_at_every_cut_are_kept(kind):
+    for updates in (1, 2):
+        _, _, rollout, _ = collect(kind, updates=updates)
+        clock = 7.0 * updates
+        assert rollout.last_observations[:, 0].tolist() == [clock] * 3
+        cuts = [(step, environment, final.tolist()) for step, environment, final in rollout.cuts]
+        if updates == 1:
+            assert cuts == [(2, 1, [3.0, 1.0, 0.0]), (5, 1, [6.0, 1.0, 1.0])]
+        else:
+            assert cuts == [(1, 1, [9.0, 1.0, 2.0]), (4, 1, [12.0, 1.0, 3.0])]
 
 
 def test_values_are_stored_in_raw_units():
@@ -148,17 +202,17 @@ def test_actions_are_addressed_by_environment_and_update():
 def test_groups_of_environments_give_the_rollout_of_one_group():
     # Two updates: the second begins where the groups of the first stood.
     _, _, whole, whole_episodes = collect(updates=2)
-    _, _, parts, part_episodes = collect(updates=2, kind=WorldInGroups)
-    for name in ("observations", "actions", "rewards", "dones"):
+    _, _, parts, part_episodes = collect(WorldInGroups, updates=2)
+    for name in ("observations", "actions", "rewards", "dones", "game_ends"):
         assert torch.equal(getattr(parts, name), getattr(whole, name)), name
-    for name in ("log_probs", "values", "next_values"):  # a product of other shapes may round differently
+    for name in ("outputs", "log_probs", "values", "next_values"):  # a product of other shapes may round differently
         torch.testing.assert_close(getattr(parts, name), getattr(whole, name))
     in_order = sorted(part_episodes, key=lambda episode: (episode.step, episode.environment))
     assert in_order == whole_episodes
 
 
 def test_a_group_gets_its_actions_before_another_is_waited_for():
-    world, *_ = collect(steps=3, kind=WorldInGroups)
+    world, *_ = collect(WorldInGroups, steps=3)
     assert world.calls == [
         *("send 0", "send 1"),
         *("recv 0", "send 0", "recv 1", "send 1"),
@@ -167,19 +221,33 @@ def test_a_group_gets_its_actions_before_another_is_waited_for():
     ]
 
 
-@pytest.mark.parametrize(("is_compiled", "threads"), [(True, 1), (False, 1), (True, 2)])
-def test_gathered_images_are_those_of_their_indices_whatever_the_memory_order(is_compiled, threads, monkeypatch):
-    if not is_compiled:
-        monkeypatch.setattr("ppo.algorithm.compiled.code", None)
-    elif importlib.util.find_spec("ppo.algorithm._minibatch") is None:
-        pytest.skip("needs a C compiler where the package is installed")
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    steps, num_envs = 5, 2
-    pixels = torch.randint(0, 255, (steps, num_envs, 84, 84, 4), dtype=torch.uint8)
-    images = pixels.permute(0, 1, 4, 2, 3)
-    nothing = torch.zeros(steps, num_envs)
-    rollout = Rollout(images, nothing, nothing, nothing, nothing, nothing, nothing)
-    gathered = rollout.observations_at(torch.tensor([7, 0, 7] * 24))  # more than are gathered at once
-    assert gathered.dtype == torch.float32
-    assert torch.equal(gathered, torch.stack([images[3, 1], images[0, 0], images[3, 1]] * 24).float())
-    assert gathered.is_contiguous(memory_format=torch.channels_last)
+@pytest.mark.parametrize(
+    "actions",
+    [
+        gymnasium.spaces.Discrete(3, start=5),
+        gymnasium.spaces.MultiDiscrete([2, 3]),
+        gymnasium.spaces.MultiBinary(4),
+        gymnasium.spaces.Box(-3.0, 5.0, (2,)),
+    ],
+    ids=["categorical", "multi_categorical", "bernoulli", "gaussian"],
+)
+def test_raw_actions_are_stored_and_the_environment_gets_what_they_mean_to_it(actions):
+    world, model, rollout, _ = collect(lambda: ScriptedWorld(actions=actions))
+    distribution = model.distribution
+    assert rollout.actions.shape == (7, 3, *distribution.action_shape) and rollout.actions.dtype == distribution.dtype
+    assert rollout.outputs.shape == (7, 3, distribution.num_outputs)
+    sent = np.stack(world.actions)
+    assert np.array_equal(sent, distribution.to_environment(rollout.actions.numpy()))
+    assert all(actions.contains(action) for step in sent for action in step)
+    check_that_rows_belong_together(model, rollout)
+
+
+class ShortRewards(ScriptedWorld):
+    def step(self, actions):
+        observations, rewards, *others = super().step(actions)
+        return observations, rewards[:1], *others
+
+
+def test_an_array_of_another_length_is_not_broadcast():
+    with pytest.raises(ValueError, match=r"3 environments returned rewards of shape \(1,\)"):
+        collect(ShortRewards)

@@ -1,94 +1,20 @@
 import dataclasses
 from pathlib import Path
+from unittest import mock
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
 
 from ppo.algorithm import equations
-from ppo.algorithm.rollout import Collector
-from ppo.algorithm.update import Learner, _sums_of_powers
+from ppo.algorithm import update as update_module
+from ppo.algorithm.loss import TERMS
+from ppo.algorithm.minibatches import minibatch_indices
+from ppo.algorithm.samples import gather_minibatches
 from ppo.collectives import Alone, Halt, Hosts
-from ppo.collectives.moments import RunningMoments
-from ppo.config import MachineSettings, PPOSettings
-from ppo.envs import make_envs
-from ppo.families import WorldSettings
-from ppo.models import distributions
-from ppo.models.actor_critic import build_model
+from tests.algorithm.learners import SETTINGS, build, indices_of, samples_of, weights_of
+from tests.algorithm.worlds import ScriptedWorld, WorldInGroups
 from tests.jobs import mpirun
-
-SETTINGS = PPOSettings(
-    num_envs=3, rollout_steps=8, minibatch_size=12, num_epochs=2, learning_rate=1e-2, learning_rate_schedule="constant"
-)
-
-
-def build(settings=SETTINGS, *, env_name="CartPole-v1", indices=None, comm=None):
-    indices = range(settings.num_envs) if indices is None else indices
-    envs = make_envs(env_name, WorldSettings(), indices=indices, seed=3)
-    model = build_model(envs.single_observation_space, envs.single_action_space, "small", seed=1)
-    with torch.no_grad():
-        model.policy_head.weight.mul_(100.0)  # far from uniform, so that a wrong observation would show
-    normalizer = RunningMoments()
-    collector = Collector(
-        envs,
-        model,
-        normalizer,
-        indices=indices,
-        rollout_steps=settings.rollout_steps,
-        clip_rewards=False,
-        episodic_life=True,
-        seed=5,
-    )
-    learner = Learner(model, normalizer, settings, comm or Alone(), machine=MachineSettings(), indices=indices, seed=5)
-    collector.reset()
-    return model, collector, learner
-
-
-def first_ratios(model, learner, rollout):
-    index = learner.minibatches(0, 0)[0]
-    with torch.no_grad():
-        log_probs = distributions.log_probabilities(model(rollout.observations_at(index))[0])
-    return (
-        distributions.log_prob(log_probs, rollout.actions.flatten()[index]) - rollout.log_probs.flatten()[index]
-    ).exp()
-
-
-@pytest.mark.parametrize("env_name", ["CartPole-v1", "BreakoutNoFrameskip-v4"])
-def test_every_ratio_is_one_on_the_first_minibatch_of_the_first_epoch(env_name):
-    model, collector, learner = build(env_name=env_name)
-    rollout, _ = collector.collect(0)
-    assert (first_ratios(model, learner, rollout) - 1.0).abs().max() < 1e-5
-
-
-def test_centring_pixels_moves_no_ratio_between_collecting_and_learning():
-    settings = dataclasses.replace(SETTINGS, pixel_normalization=True, minibatch_size=24, num_epochs=1)
-    model, collector, learner = build(settings, env_name="BreakoutNoFrameskip-v4")
-    seen = []
-    for update in range(2):
-        rollout, _ = collector.collect(update)
-        assert (first_ratios(model, learner, rollout) - 1.0).abs().max() < 1e-5
-        learner.update(rollout, update=update, env_steps=0, progress=0.0)
-        seen.append(rollout.observations[0].double())  # one step in 64 is looked at
-    mean, deviation = model.pixel_layer.pixel_moments.tolist()
-    assert mean == pytest.approx(torch.stack(seen).mean().item())
-    assert deviation == pytest.approx(torch.stack(seen).std(unbiased=False).item())
-
-
-def test_pixels_are_only_divided_by_255_unless_told_otherwise():
-    model, collector, learner = build(env_name="BreakoutNoFrameskip-v4")
-    rollout, _ = collector.collect(0)
-    learner.update(rollout, update=0, env_steps=0, progress=0.0)
-    assert model.pixel_layer.pixel_moments.tolist() == [0.0, 255.0]
-
-
-@pytest.mark.parametrize("env_name", ["CartPole-v1", "BreakoutNoFrameskip-v4"])
-def test_a_shifted_observation_breaks_the_ratio_of_one(env_name):
-    model, collector, learner = build(env_name=env_name)
-    for update in range(3):  # the first screens of a game are all alike
-        rollout, _ = collector.collect(update)
-    shifted = dataclasses.replace(rollout, observations=rollout.observations.roll(-1, 0))
-    assert (first_ratios(model, learner, shifted) - 1.0).abs().max() > 1e-3
 
 
 def test_the_gradient_is_that_of_the_loss_written_out():
@@ -109,51 +35,29 @@ def test_the_gradient_is_that_of_the_loss_written_out():
     loss = -objective + 0.7 * 0.5 * (values - returns).square().mean() - 0.3 * policy.entropy().mean()
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(reference.parameters()))])
 
-    samples, _ = learner._prepare(rollout, gae_lambda=0.95)
-    index = learner.minibatches(0, 0)[0]
-    outputs = learner._add_gradients(rollout, index, samples.at(index), 0.2)
+    samples = samples_of(learner, rollout)
+    index = indices_of(learner, 0, 0)[0]
+    sums = learner._add_gradients(rollout, index, samples.at(index), 0.2)
     torch.testing.assert_close(learner._flat.gradient, expected, rtol=1e-4, atol=1e-6)
     # What the log has of it is a mean, too.
     logged = torch.stack([-objective, 0.5 * (values - returns).square().mean(), policy.entropy().mean()])
-    _, sums = learner._read([learner._step(0.0)], outputs, samples.at(index), 0.2, update=0)
-    got = torch.from_numpy(sums[:3]).float()
-    torch.testing.assert_close(got, logged, rtol=1e-4, atol=1e-6)
+    _, means = learner._read([learner._step(0.0)], sums)
+    assert TERMS[:3] == ("policy_loss", "value_loss", "entropy")
+    torch.testing.assert_close(torch.from_numpy(means[:3]).float(), logged, rtol=1e-4, atol=1e-6)
 
 
 def test_an_update_makes_good_actions_more_probable():
     settings = dataclasses.replace(SETTINGS, minibatch_size=24, num_epochs=1, learning_rate=1e-4)
     model, collector, learner = build(settings)
     rollout, _ = collector.collect(0)
-    batch, _ = learner._prepare(rollout, gae_lambda=0.95)
+    batch = samples_of(learner, rollout)
     old_values = batch.values
     learner.update(rollout, update=0, env_steps=0, progress=0.0)
     with torch.no_grad():
-        logits, values = model(rollout.observations.flatten(0, 1))
-    log_probs = distributions.log_prob(distributions.log_probabilities(logits), batch.actions)
+        outputs, values = model(rollout.observations.flatten(0, 1))
+    log_probs = model.distribution.log_prob(outputs, batch.actions)
     assert ((log_probs - batch.log_probs) * batch.advantages).mean() > 0
     assert (values - batch.returns).square().mean() < (old_values - batch.returns).square().mean()
-
-
-def test_the_minibatches_of_an_epoch_hold_every_step_once():
-    _, _, learner = build()
-    for epoch in range(2):
-        assert sorted(learner.minibatches(4, epoch).flatten().tolist()) == list(range(24))
-    assert not torch.equal(learner.minibatches(4, 0), learner.minibatches(4, 1))
-
-
-def test_a_minibatch_holds_the_same_steps_at_any_rank_count():
-    settings = dataclasses.replace(SETTINGS, num_envs=4, minibatch_size=16)
-
-    def steps(indices):
-        learner = build(settings, indices=indices)[2]
-        return [
-            {(int(flat) // len(indices), indices[int(flat) % len(indices)]) for flat in minibatch}
-            for minibatch in learner.minibatches(2, 1)
-        ]
-
-    whole = steps(range(4))
-    parts = [steps(range(0, 1)), steps(range(1, 4))]
-    assert whole == [a | b for a, b in zip(*parts, strict=True)]
 
 
 def test_parameters_stay_views_of_the_flat_vector():
@@ -186,20 +90,6 @@ def test_a_gradient_that_is_not_finite_reaches_no_weight():
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize(
-    ("norms", "named"), [([1.0, 2.0], "2"), ([1.0, float("nan")], "nan"), ([float("inf"), 2.0], "inf")]
-)
-def test_the_message_has_the_norm_that_is_not_finite_or_else_the_last(norms, named):
-    _, collector, learner = build()
-    rollout, _ = collector.collect(0)
-    samples, _ = learner._prepare(rollout, gae_lambda=0.95)
-    minibatches = learner._gather(samples, learner.minibatches(0, 0))
-    logits, values = torch.zeros(24, 2), torch.zeros(24)
-    values[0] = 0.0 if named != "2" else float("nan")
-    with pytest.raises(Halt, match=rf"gradient norm {named},"):
-        learner._read([torch.tensor([norm, 0.0]) for norm in norms], [(logits, values)], minibatches.flatten(), 0.2, 0)
-
-
 def test_after_a_step_that_is_not_finite_no_later_one_changes_a_weight(monkeypatch):
     settings = dataclasses.replace(SETTINGS, num_epochs=1, minibatch_size=3)
     weights = {}
@@ -217,13 +107,16 @@ def test_after_a_step_that_is_not_finite_no_later_one_changes_a_weight(monkeypat
 
         monkeypatch.setattr(learner._gradient_sum, "finish", spoiled)
         if last == 2:
-            monkeypatch.setattr(learner, "minibatches", lambda update, epoch, own=learner.minibatches: own(0, 0)[:2])
+            monkeypatch.setattr(
+                update_module, "minibatch_indices", lambda *given, **how: minibatch_indices(*given, **how)[:2]
+            )
             learner.update(rollout, update=0, env_steps=0, progress=0.0)
         else:
             with pytest.raises(Halt, match=r"gradient norm inf, policy_loss -?[0-9]"):
                 learner.update(rollout, update=0, env_steps=0, progress=0.0)
         assert len(taken) == last
-        weights[last] = torch.cat([p.detach().flatten() for p in model.parameters()])
+        weights[last] = weights_of(model)
+        monkeypatch.undo()
     assert torch.equal(weights[8], weights[2])
 
 
@@ -251,7 +144,7 @@ def test_lambda_falls_between_half_and_all_of_its_steps_and_the_update_is_made_w
         model, collector, learner = build(settings)
         metrics = learner.update(collector.collect(0)[0], update=0, env_steps=env_steps, progress=0.0)
         assert metrics["update/gae_lambda"] == pytest.approx(gae_lambda if len(weights) < 2 else 0.9 * gae_lambda)
-        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+        weights.append(weights_of(model))
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 
@@ -278,41 +171,13 @@ def test_too_large_a_kl_ends_the_epochs_early():
     assert learner.update(rollout, update=0, env_steps=0, progress=0.0)["update/epochs"] < 5
 
 
-def test_minibatch_normalization_scales_each_minibatch_to_mean_zero():
-    settings = dataclasses.replace(SETTINGS, advantage_normalization="minibatch")
-    _, collector, learner = build(settings)
-    rollout, _ = collector.collect(0)
-    batch, _ = learner._prepare(rollout, gae_lambda=0.95)
-    scaled = learner._gather(batch, learner.minibatches(0, 0)).advantages
-    torch.testing.assert_close(scaled.mean(-1), torch.zeros(2), atol=1e-5, rtol=0)
-    torch.testing.assert_close(scaled.std(-1, unbiased=False), torch.ones(2), atol=1e-4, rtol=0)
-
-
-def test_explained_variance_is_one_for_perfect_values_and_zero_for_constant_ones():
-    settings = dataclasses.replace(SETTINGS, discount=1.0)
-    _, collector, learner = build(settings)
-    rollout, _ = collector.collect(0)
-    steps_left = torch.arange(8.0, 0.0, -1.0).unsqueeze(1).expand(8, 3)
-    constant, perfect = torch.zeros(8, 3), steps_left
-    for values, expected in ((perfect, 1.0), (constant, 0.0)):
-        following = torch.cat([values[1:], torch.zeros(1, 3)])
-        crafted = dataclasses.replace(
-            rollout,
-            rewards=torch.ones(8, 3),
-            values=values,
-            next_values=following,
-            dones=torch.zeros(8, 3, dtype=torch.bool),
-        )
-        assert learner._prepare(crafted, gae_lambda=1.0)[1] == pytest.approx(expected, abs=1e-6)
-
-
 def test_only_what_ranks_have_copies_of_is_compared():
     learner = build()[2]
     state = learner.state_dict()
     assert learner.replicated_state().keys() == state.keys()
     learner.is_one_replica = True  # as where all ranks share one host's memory
     assert state.keys() - learner.replicated_state().keys() == {"first_moment", "second_moment"}
-    assert {"adaptive_rate", "gradient_steps", "pixel_moments"} <= learner.replicated_state().keys()
+    assert {"adaptive_rate", "gradient_steps", "return_moments"} <= learner.replicated_state().keys()
 
 
 def test_learner_state_of_another_network_is_refused():
@@ -330,15 +195,84 @@ def test_a_minibatch_larger_than_the_cache_gives_the_same_gradient_as_its_parts(
         model, collector, learner = build(settings)
         rollout, _ = collector.collect(0)
         learner.update(rollout, update=0, env_steps=0, progress=0.0)
-        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+        weights.append(weights_of(model))
     torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=1e-5)
     assert np.isfinite(weights[0].numpy()).all()
 
 
-def test_no_network_is_built_for_spaces_it_cannot_serve():
-    box = gymnasium.spaces.Box(0, 1, (7, 7), np.float32)
-    with pytest.raises(ValueError, match="no network"):
-        build_model(box, gymnasium.spaces.Discrete(2), "small", seed=0)
+def recorded_samples(settings, *, world):
+    """Learn from a rollout; return each epoch's samples with its first weights, the learner and the rollout."""
+    model, collector, learner = build(settings, world=world)
+    rollout, _ = collector.collect(0)
+    seen = []
+
+    def gather(samples, *others):
+        seen.append((samples, weights_of(model).clone()))
+        return gather_minibatches(samples, *others)
+
+    with mock.patch.object(update_module, "gather_minibatches", gather):
+        learner.update(rollout, update=0, env_steps=0, progress=0.0)
+    return seen, learner, rollout
+
+
+@pytest.mark.parametrize("kind", [ScriptedWorld, WorldInGroups])
+def test_values_are_recomputed_as_they_were_collected_while_no_weight_has_changed(kind):
+    _, collector, learner = build(world=kind())
+    for update in range(2):
+        rollout, _ = collector.collect(update)
+        again = learner._revalued(rollout)
+        assert (rollout.next_values == 0.0).any() and len(rollout.cuts) in (2, 3)
+        torch.testing.assert_close(again.values, rollout.values)
+        torch.testing.assert_close(again.next_values, rollout.next_values)
+        assert torch.equal(again.rewards, rollout.rewards) and torch.equal(again.log_probs, rollout.log_probs)
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_advantages_are_estimated_anew_by_the_weights_of_each_epoch_only_where_asked_for(recompute):
+    settings = dataclasses.replace(SETTINGS, num_epochs=3, recompute_advantages=recompute)
+    epochs, learner, rollout = recorded_samples(settings, world=ScriptedWorld())
+    assert len(epochs) == 3
+    for number, (samples, weights) in enumerate(epochs):
+        learner._flat.values.copy_(weights if recompute else epochs[0][1])
+        current = learner._revalued(rollout)
+        expected = samples_of(learner, current)
+        for name in ("values", "advantages", "returns"):
+            torch.testing.assert_close(getattr(samples, name), getattr(expected, name), rtol=1e-4, atol=1e-4)
+        assert torch.equal(samples.log_probs, rollout.log_probs.flatten())
+        assert torch.equal(samples.values, epochs[0][0].values) == (number == 0 or not recompute)
+    assert not torch.equal(epochs[1][1], epochs[0][1])
+
+
+def test_a_rollout_counts_once_in_the_value_normaliser_however_often_it_is_prepared():
+    settings = dataclasses.replace(SETTINGS, num_epochs=3, recompute_advantages=True, value_normalization=True)
+    _, collector, learner = build(settings)
+    learner.update(collector.collect(0)[0], update=0, env_steps=0, progress=0.0)
+    assert learner._value_normalizer.state_dict()["moments"][0] == 24
+
+
+def test_the_l2_penalty_reaches_the_optimiser():
+    weights = []
+    for l2_penalty in (0.0, 100.0):
+        settings = dataclasses.replace(SETTINGS, l2_penalty=l2_penalty, num_epochs=1, minibatch_size=24)
+        model, collector, learner = build(settings)
+        before = weights_of(model).clone()
+        learner.update(collector.collect(0)[0], update=0, env_steps=0, progress=0.0)
+        weights.append(weights_of(model))
+    moved = weights[1] - before
+    large = before.abs() > 0.1  # of these the penalty decides the sign, and a first step of Adam is the learning rate
+    torch.testing.assert_close(moved[large], -1e-2 * before[large].sign(), rtol=1e-3, atol=1e-5)
+    assert not torch.equal(*weights)
+
+
+def test_a_rollout_that_is_not_learnt_from_has_the_columns_of_one_that_is():
+    model, collector, learner = build()
+    before = weights_of(model).clone()
+    nothing = learner.no_update()
+    assert torch.equal(weights_of(model), before)
+    assert {value for name, value in nothing.items() if name != "update/epochs"} == {None}
+    assert nothing["update/epochs"] == 0 and learner.seconds == {"learn": 0.0, "communicate": 0.0}
+    learnt = learner.update(collector.collect(0)[0], update=0, env_steps=0, progress=0.0)
+    assert list(nothing) == list(learnt)
 
 
 class OneOfTwo(Alone):
@@ -360,8 +294,8 @@ def test_a_rank_contributes_the_square_of_the_mean_gradient_of_its_own_steps():
     comm = OneOfTwo()
     _, collector, learner = build(indices=range(1, 3), comm=comm)
     rollout, _ = collector.collect(0)
-    batch, _ = learner._prepare(rollout, gae_lambda=0.95)
-    index = learner.minibatches(0, 0)[0]
+    batch = samples_of(learner, rollout)
+    index = indices_of(learner, 0, 0)[0]
     assert len(index) == 8  # of the 12 steps of a minibatch
     learner._add_gradients(rollout, index, batch.at(index), 0.2)
     mean_of_own_steps = learner._flat.gradient * SETTINGS.minibatch_size / len(index)
@@ -382,19 +316,13 @@ def test_noise_is_measured_in_every_fourth_minibatch_of_an_epoch_only(monkeypatc
         assert mean_of_squares == pytest.approx(square_of_mean * 1.5**2 / 2, rel=1e-4)
 
 
-@pytest.mark.parametrize("pixels", [[255] * 1000, [0, 1, 2, 250], list(range(256)) * 3])
-def test_pixels_and_their_squares_are_added_without_rounding(pixels):
-    expected = [float(sum(pixels)), float(sum(pixel * pixel for pixel in pixels))]
-    assert _sums_of_powers(torch.tensor(pixels, dtype=torch.uint8)).tolist() == expected
-
-
 LATE = """
 import time
 import torch
 from ppo.collectives import share
 from ppo.collectives.abort_guard import AbortGuard
 from ppo.collectives.mpi import connect
-from tests.algorithm.test_update import SETTINGS, build
+from tests.algorithm.learners import SETTINGS, build
 
 comm = connect()
 model, collector, learner = build(indices=share(SETTINGS.num_envs, comm.rank, comm.size), comm=comm)
@@ -424,7 +352,7 @@ print("rank", comm.rank, "of", comm.size, "agrees after", steps, "steps")
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_no_rank_goes_on_before_every_piece_of_the_shared_weights_has_been_moved(ranks, tmp_path):
+def test_no_rank_goes_on_before_every_shard_of_the_shared_weights_has_been_moved(ranks, tmp_path):
     here = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r})"
     job = mpirun(ranks, ["-c", f"{here}\n{LATE}"], tmp_path)
     assert job.returncode == 0, job.stderr

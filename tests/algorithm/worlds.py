@@ -7,18 +7,18 @@ from ppo.envs import Environments
 
 
 class ScriptedWorld(Environments):
-    """Observation [clock, index, episode]; the reward of a step is 100 * clock before it + action.
+    """Observation [clock, index, episode]; the reward of a step is 100 * clock before it + the sum of the action.
 
     Episodes end after `length` steps: environment 0 terminates, environment 1 is truncated, environment 2 loses a life
     every `length` steps and never ends.
     """
 
-    def __init__(self, length=3):
+    def __init__(self, length=3, actions=None):
         self.num_envs = 3
         self.frames_per_second = 1.0
         self.length = length
         self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float32)
-        self.single_action_space = gymnasium.spaces.Discrete(2)
+        self.single_action_space = actions or gymnasium.spaces.Discrete(2)
         self.observations = np.zeros((3, 3), np.float32)
         self.observations[:, 1] = range(3)
         self.actions = []
@@ -32,7 +32,7 @@ class ScriptedWorld(Environments):
 
     def advance(self, group, actions):
         observations = self.observations[group]
-        rewards = 100.0 * observations[:, 0] + actions
+        rewards = 100.0 * observations[:, 0] + actions.reshape(len(actions), -1).sum(1)
         observations[:, 0] += 1
         ended = observations[:, 0] % self.length == 0
         only = np.eye(3, dtype=bool)[:, group]

@@ -8,7 +8,7 @@ from ppo.config import MachineSettings
 from ppo.envs import LEAN, Engine, choose_engine, make_envs
 from ppo.envs.atari.block import AtariEnvironments
 from ppo.envs.atari.vector import AtariVectorEnvironments
-from ppo.envs.processes import AtariProcessEnvironments
+from ppo.envs.processes import ProcessEnvironments
 from ppo.families import AtariSettings
 from tests.jobs import CARTPOLE, mpirun, ppo, rows, weights
 from tests.jobs import PONG as SMALL
@@ -59,7 +59,7 @@ def test_games_are_made_by_the_engine_that_is_asked_for_and_by_the_exact_one_oth
         type(make_envs(PONG, AtariSettings(), indices=range(1), seed=0, **engine))
         for engine in ({}, {"engine": LEAN}, {"engine": Engine("processes", 1)}, {"engine": Engine("vector", 1)})
     ]
-    assert kinds == [AtariEnvironments, AtariEnvironments, AtariProcessEnvironments, AtariVectorEnvironments]
+    assert kinds == [AtariEnvironments, AtariEnvironments, ProcessEnvironments, AtariVectorEnvironments]
 
 
 def assert_ok(job):
@@ -186,7 +186,7 @@ def test_an_exact_run_of_one_engine_goes_on_with_the_games_of_another_and_says_w
     job = ppo(tmp_path, *SMALL, "--env_engine=processes", "--env_steps=128")
     assert_ok(job)
     assert "env_engine: processes" in job.stdout and "WARNING" not in job.stdout
-    assert "saved with lean, goes on with processes: not bit for bit" in job.stdout
+    assert "saved with lean, resumes with processes: not bit for bit" in job.stdout
     assert "not bit for bit the run that was never stopped, since there changed: threads 1 -> 2" in job.stdout
     again = ppo(tmp_path, *SMALL, "--env_engine=processes", "--env_steps=192")
     assert_ok(again)
@@ -209,7 +209,7 @@ def test_a_process_that_dies_ends_the_run_which_says_so_and_keeps_its_checkpoint
         "import os, signal, sys\n"
         "from ppo.__main__ import main\n"
         "from ppo.collectives.mpi import launched_rank\n"
-        "from ppo.envs.processes import AtariProcessEnvironments as Environments\n"
+        "from ppo.envs.processes import ProcessEnvironments as Environments\n"
         "plain = Environments.send\n"
         "def send(self, group, actions):\n"
         "    if launched_rank() == 1: os.kill(self._processes[0]._process.pid, signal.SIGKILL)\n"
@@ -220,5 +220,5 @@ def test_a_process_that_dies_ends_the_run_which_says_so_and_keeps_its_checkpoint
     job = mpirun(2, ["-c", program], tmp_path, timeout=60)
     assert job.returncode not in (0, 75)
     assert "rank 1 of 2" in job.stderr
-    assert "that steps games 2, 3 has ended (exit code -9)" in job.stderr
+    assert "that steps environments 2, 3 has ended (exit code -9)" in job.stderr
     assert (tmp_path / f"checkpoints/{PONG}/step_000000000064").is_dir()

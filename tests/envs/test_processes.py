@@ -11,17 +11,21 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ppo.envs import Environments, StepResult
+from ppo.envs import Engine, Environments, StepResult, make_envs
+from ppo.envs.atari import WORLD
 from ppo.envs.atari.block import AtariEnvironments
-from ppo.envs.processes import AtariProcessEnvironments, shared_out
-from ppo.envs.worker import SharedMemory, Work, Worker
+from ppo.envs.processes import ProcessEnvironments, shared_out
+from ppo.envs.worker import Layout, SharedMemory, Work, Worker
 from ppo.families import AtariSettings
 
+BREAKOUT = "BreakoutNoFrameskip-v4"
 STICKY = AtariSettings(sticky_actions=0.25, max_frames=400)
 
 
 def processes(world: AtariSettings = STICKY, *, indices: range = range(3, 8), number: int = 3):
-    return AtariProcessEnvironments("breakout", world, indices=indices, seed=1, num_processes=number)
+    envs = make_envs(BREAKOUT, world, indices=indices, seed=1, engine=Engine("processes", number))
+    assert isinstance(envs, ProcessEnvironments)
+    return envs
 
 
 def lean(world: AtariSettings = STICKY, *, indices: range = range(3, 8)) -> AtariEnvironments:
@@ -188,7 +192,7 @@ def test_processes_that_play_long_games_again_give_signs_of_life() -> None:
 # ------------------------------------------------------------------------------------------------------ life and death
 
 
-def pids(envs: AtariProcessEnvironments) -> list[int]:
+def pids(envs: ProcessEnvironments) -> list[int]:
     return [process._process.pid for process in envs._processes]
 
 
@@ -196,7 +200,8 @@ def test_a_process_that_is_killed_is_noticed_and_named_with_its_games() -> None:
     envs = processes(number=2)
     envs.reset()
     os.kill(pids(envs)[0], signal.SIGKILL)
-    with pytest.raises(ChildProcessError, match=r"the process \d+ that steps games 3, 5 has ended \(exit code -9\)"):
+    message = r"the process \d+ that steps environments 3, 5 has ended \(exit code -9\)"
+    with pytest.raises(ChildProcessError, match=message):
         for actions in random_actions(envs, 3):
             envs.step(actions)
     with pytest.raises(ChildProcessError, match="exit code -9"):
@@ -208,13 +213,13 @@ def test_a_process_that_dies_while_games_are_played_again_is_no_state_that_is_re
     original.reset()
     original.step(np.zeros(5, np.int64))
     envs.on_replay = lambda: os.kill(pids(envs)[0], signal.SIGKILL)
-    with pytest.raises(ChildProcessError, match=r"games 3, 4, 5, 6, 7 has ended \(exit code -9\)"):
+    with pytest.raises(ChildProcessError, match=r"environments 3, 4, 5, 6, 7 has ended \(exit code -9\)"):
         envs.set_states(original.get_states())
 
 
 def test_what_goes_wrong_in_a_process_is_told() -> None:
     envs = processes(number=1)
-    with pytest.raises(ChildProcessError, match=r"(?s)steps games 3, 4, 5, 6, 7 failed:.*Error: no game has begun"):
+    with pytest.raises(ChildProcessError, match=r"(?s)environments 3, 4, 5, 6, 7 failed:.*Error: no game has begun"):
         envs.get_states()
 
 
@@ -222,14 +227,15 @@ def test_what_goes_wrong_in_one_half_is_told_where_the_other_is_sent_after_it() 
     envs = processes(number=1)
     envs.reset()
     first, second = envs.groups
-    with pytest.raises(ChildProcessError, match=r"(?s)games 3, 4, 5, 6, 7 failed:.*IndexError: list index"):
+    with pytest.raises(ChildProcessError, match=r"(?s)environments 3, 4, 5, 6, 7 failed:.*IndexError: list index"):
         envs.send(first, np.array([9, 9]))  # no such actions
         assert ended_within(pids(envs), 10)
         envs.send(second, np.array([0, 0, 0]))
 
 
 def test_states_that_are_larger_than_what_a_socket_holds_get_there() -> None:
-    envs = AtariProcessEnvironments("pong", AtariSettings(noop_max=0), indices=range(12), seed=1, num_processes=1)
+    world, engine = AtariSettings(noop_max=0), Engine("processes", 1)
+    envs = make_envs("PongNoFrameskip-v4", world, indices=range(12), seed=1, engine=engine)
     envs.reset()
     states = [{**state, "actions": np.zeros(26_000, np.uint8)} for state in envs.get_states()]
     assert envs.set_states(states) == list(range(12))  # nobody plays for so long without losing
@@ -280,9 +286,10 @@ def test_close_ends_the_processes_and_so_does_losing_the_environments() -> None:
 def test_processes_end_with_a_rank_that_is_killed(tmp_path: Path) -> None:
     program = (
         "import time\n"
-        "from ppo.config import AtariSettings\n"
-        "from ppo.envs.processes import AtariProcessEnvironments\n"
-        "envs = AtariProcessEnvironments('pong', AtariSettings(), indices=range(4), seed=0, num_processes=2)\n"
+        "from ppo.envs import Engine, make_envs\n"
+        "from ppo.families import AtariSettings\n"
+        "engine = Engine('processes', 2)\n"
+        "envs = make_envs('PongNoFrameskip-v4', AtariSettings(), indices=range(4), seed=0, engine=engine)\n"
         "envs.reset()\n"
         "print(*(process._process.pid for process in envs._processes), flush=True)\n"
         "time.sleep(60)\n"
@@ -315,13 +322,14 @@ def test_shared_memory_is_made_without_memfd_too(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_worker_steps_its_own_games_only() -> None:
-    memory = SharedMemory.make(4, 4)
-    work = Work("breakout", STICKY, range(4), 1, (range(0, 1), range(3, 4)))
+    layout = Layout.of(WORLD.check(BREAKOUT, STICKY), 4)
+    memory = SharedMemory.make(layout)
+    work = Work(BREAKOUT, STICKY, range(4), 1, (range(0, 1), range(3, 4)), layout)
     worker = Worker(work, memory, on_replay=lambda: None)
     worker.reset()
     memory.actions[:] = 1
     worker.step(1)
-    shown = memory.arrays.stacks.any(axis=(1, 2, 3))
-    assert shown.tolist() == [True, False, False, True]
-    assert np.count_nonzero(memory.arrays.stacks[3].any(axis=(0, 1))) == 2  # pictures: the first and that of the step
-    assert np.count_nonzero(memory.arrays.stacks[0].any(axis=(0, 1))) == 1
+    stacks = memory.arrays.observations
+    assert stacks.any(axis=(1, 2, 3)).tolist() == [True, False, False, True]
+    assert np.count_nonzero(stacks[3].any(axis=(1, 2))) == 2  # pictures: the first and that of the step
+    assert np.count_nonzero(stacks[0].any(axis=(1, 2))) == 1

@@ -92,7 +92,7 @@ def test_a_second_signal_during_the_save_changes_nothing(tmp_path, fault_report)
             time.sleep(0.2)
         code, seconds = job.end(within=20, since=time.time())
         assert code == 75, job.log
-        assert job.log.count("stopped; the same command goes on from here") == 1
+        assert job.log.count("stopped; the same command resumes from here") == 1
         assert "WARNING" not in job.log
     assert scratch_left(tmp_path) == []
     fault_report(4, "SIGUSR1 three times during a save", f"saved once, exit code 75 after {seconds:.1f} s")

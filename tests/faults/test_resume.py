@@ -29,7 +29,7 @@ def test_a_checkpoint_goes_on_at_another_number_of_ranks(before, after, tmp_path
     run_to_end(whole, *flags, "--env_steps=384", ranks=before)
     run_to_end(moved, *flags, "--env_steps=192", ranks=before)
     log = run_to_end(moved, *flags, "--env_steps=384", ranks=after)
-    assert f"saved by {before} rank" in log and f"goes on with {after}" in log
+    assert f"saved by {before} rank" in log and f"resumes with {after}" in log
     assert "WARNING" not in log
     name = "PongNoFrameskip-v4"
     for key, expected in weights(whole, name, 384).items():
@@ -48,7 +48,7 @@ def test_a_checkpoint_of_two_ranks_goes_on_with_eight(tmp_path, fault_report):
     flags = [*CARTPOLE[:1], "--num_envs=8", "--rollout_steps=16", "--minibatch_size=32", *STEADY]
     run_to_end(tmp_path, *flags, "--env_steps=256")
     log = run_to_end(tmp_path, *flags, "--env_steps=512", ranks=8)
-    assert re.search("saved by 2 ranks, goes on with 8", log)
+    assert re.search("saved by 2 ranks, resumes with 8", log)
     fault_report(10, "2 ranks, resumed with 8", "two updates on, the log says so")
 
 

@@ -17,7 +17,7 @@ LAST = 64 * 300
 # Long enough to be disturbed twice; nothing is saved but at the beginning, when asked to leave and at the end.
 DISTURBED = [*CARTPOLE, f"--env_steps={LAST}", "--checkpoint_interval=100000"]
 ENDLESS = [*CARTPOLE, "--env_steps=100000000", "--checkpoint_interval=100000"]
-SAVED_AND_LEFT = "the same command goes on from here"
+SAVED_AND_LEFT = "the same command resumes from here"
 
 
 @pytest.fixture(scope="module")

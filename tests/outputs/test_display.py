@@ -21,8 +21,8 @@ from ppo.outputs.display import (
     describe_return,
     find_terminal,
     live_table,
+    print_line,
     summary_line,
-    tell,
     time_left,
 )
 from ppo.outputs.trackers import OutputError, Tracker, Trackers
@@ -236,9 +236,9 @@ def test_a_line_that_standard_output_does_not_take_is_told_on_standard_error(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with standard_output() as output:
-        tell("game 1")
+        print_line("game 1")
         output.error = ERRORS["broken pipe"]
-        tell("game 2")
+        print_line("game 2")
     assert output.getvalue() == "game 1\n"
     assert capsys.readouterr().err == "game 2\n"
 

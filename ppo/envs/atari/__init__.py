@@ -1,5 +1,6 @@
 """The Atari family: which ids it takes, how a block of its games is made, and by which engines."""
 
+import re
 from typing import Any
 
 from ppo.envs.atari.blended_colours import leave_out_blended_colours
@@ -60,7 +61,7 @@ class AtariWorld:
         return AtariEnvironments(rom, settings, indices=indices, seed=seed, on_frame=on_frame, arrays=arrays)
 
     def same_world(self, first: str, second: str) -> bool:
-        """Tell whether two ids name the same game: it has the same protocol then."""
+        """Return whether two ids name the same game: it has the same protocol then."""
         try:
             return rom_name(first) == rom_name(second)
         except Refusal:  # one of them names no game at all
@@ -98,22 +99,28 @@ def rom_name(env_name: str) -> str:
             load (it would end the process without an exception).
     """
     accepted = accepted_names()
-    spec = gymnasium.registry.get(env_name)
-    if spec is None or not str(spec.entry_point).startswith("ale_py"):
-        raise unknown_environment(env_name, accepted)
-    rom = str(spec.kwargs["game"])
     if env_name not in accepted:
-        raise other_protocol(env_name)
+        raise other_protocol(env_name) or unknown_environment(env_name, accepted)
+    rom = str(gymnasium.registry[env_name].kwargs["game"])
     path = roms.get_rom_path(rom)
     if path is None or ale_py.ALEInterface.isSupportedROM(path) is None:
         raise Refusal(f"env_name {env_name!r} names the ROM {rom!r}, which this version of ALE cannot load")
     return rom
 
 
-def other_protocol(env_name: str) -> Refusal:
-    """Return the refusal of a registered id whose own protocol is not this package's; it names the id to use."""
-    rom = gymnasium.registry[env_name].kwargs["game"]
-    same_game = [i for i in accepted_names() if gymnasium.registry[i].kwargs["game"] == rom]
+def other_protocol(env_name: str) -> Refusal | None:
+    """Return the refusal of an Atari id whose own protocol is not this package's; it names the id to use.
+
+    `Pong-v4`, `PongDeterministic-v0`, `Pong-ram-v4` and the like, whether this version of ALE registers them or not.
+
+    Args:
+        env_name: any id; None is returned if it does not have the form of an Atari id, or names no game.
+    """
+    parts = re.fullmatch(r"(?:ale_py:)?(?:ALE/)?(\w+?)(?:-ram)?(?:Deterministic|NoFrameskip)?-v\d+", env_name)
+    accepted = accepted_names()
+    same_game = [i for i in (f"{parts[1]}NoFrameskip-v4", f"ALE/{parts[1]}-v5") if i in accepted] if parts else []
+    if not same_game:
+        return None
     return Refusal(
         f"env_name must be a ...NoFrameskip-v4 or ALE/...-v5 id for Atari, got {env_name}; try {same_game[0]} "
         "(for sticky actions add --sticky_actions=0.25)"

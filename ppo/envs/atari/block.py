@@ -78,6 +78,12 @@ class AtariEnvironments(Block):
             self._begin(position)
         return arrays.result()
 
+    def end_episode(self, position: int) -> float:
+        """Begin the next game of one environment and return the raw return of the one given up."""
+        episode_return = self._games[position].episode_return
+        self._begin(position)
+        return episode_return
+
     def get_states(self) -> list[dict[str, NDArray[Any]]]:
         """Return how the current games began, the actions since, and digests of where that led to."""
         return [
@@ -103,7 +109,7 @@ class AtariEnvironments(Block):
         return restarted
 
     def _replay(self, position: int, state: ArrayState) -> bool:
-        """Play a game again from its beginning; tell whether it led to where it was saved."""
+        """Play a game again from its beginning; return whether it led to where it was saved."""
         game = self._games[position]
         if set(state) == VECTOR_STATE_PARTS:
             game.episode = saved_episode(state, game.index)

@@ -26,7 +26,8 @@ from ale_py import roms
 from numpy.typing import NDArray
 
 from ppo.envs import ArrayState, FrameListener
-from ppo.envs.atari.screens import GREYS_THEMSELVES, NTSC_GREYS
+from ppo.envs.atari.fire import FIRE_ACTIONS, FireWatch
+from ppo.envs.atari.screens import GREYS_THEMSELVES, NTSC_GREYS, SCREEN_SIZE, push_screens
 from ppo.families import AtariSettings
 from ppo.random_streams import Purpose, derived_seed, stream
 
@@ -80,6 +81,8 @@ class AtariGame:
         chosen = self._ale.getLegalActionSet() if world.full_action_space else minimal
         self.actions = [action.value for action in chosen]
         self.presses_fire = world.fire_reset and ale_py.Action.FIRE in minimal
+        self.fires = [action.value for action in minimal if action.value in FIRE_ACTIONS]
+        self._fire_watch = FireWatch(self.fires)
         self._noop_max, self._max_frames = world.noop_max, world.max_frames
 
         self.screens = np.zeros((2, *self._ale.getScreenDims()), np.uint8)
@@ -119,6 +122,7 @@ class AtariGame:
             self.episode_return += self._hold(_FIRE)
         self._shows = True
         self._lives = self._ale.lives()
+        self._fire_watch = FireWatch(self.fires)
         self._read_first_screen()
 
     def step(self, action: int) -> tuple[float, bool, bool, bool]:
@@ -133,10 +137,16 @@ class AtariGame:
         # Falling to 0 lives counts as none lost, as in AtariVectorEnv: some games stand there for a while before they
         # are over (Wizard of Wor), some play their last life there (Bank Heist).
         life_lost = 0 < lives < self._lives and not over
-        if life_lost and self.presses_fire:
-            # Without it Breakout waits for ever. The learner never sees these frames, the game's return does.
-            reward += self._hold(_FIRE)
-            over, lives = self._ale.game_over(), self._ale.lives()
+        press = _FIRE if life_lost else None
+        if self.presses_fire and not over:
+            happened = reward != 0.0 or lives != self._lives or self.actions[action] in FIRE_ACTIONS
+            if self._fire_watch.is_to_look(happened):
+                press = self._fire_watch.look(self._picture())
+            if press is not None:
+                # Without it Breakout waits for ever. The learner never sees these frames, the game's return does.
+                reward += self._hold(press)
+                over, lives = self._ale.game_over(), self._ale.lives()
+                life_lost = life_lost or 0 < lives < self._lives
         self._lives = lives
         self.episode_return += reward
         self.episode_length += 1
@@ -244,6 +254,12 @@ class AtariGame:
             if frames_left < 2:
                 read_screen(self.screens[frames_left])
         return float(reward)
+
+    def _picture(self) -> NDArray[np.uint8]:
+        """Return the picture that `screens` are pushed as, (84, 84, 1)."""
+        picture = np.zeros((SCREEN_SIZE, SCREEN_SIZE, 1), np.uint8)
+        push_screens(picture, self.screens.copy(), self.greys)
+        return picture
 
     def _act_slowly(self, action: int) -> int:
         """Emulate one frame with sticky actions and the frame listener."""

@@ -2,10 +2,10 @@
 
 Pixels, rewards, lost lives, ends and cuts are those of `ppo.envs.atari` (tests hold them equal). What differs:
 
-* FIRE, at the start of a game and after a lost life, is a step of its own: the first step of every life holds FIRE
-  whatever action it is given. ALE steps all of its games or none, so it cannot be pressed within a step as there. The
-  learner sees the step, as one in which its action had no effect; the screen before it is part of the stack, and it
-  counts in the length of the game.
+* FIRE, at the start of a game, after a lost life and where a game waits for it, is a step of its own: the next step
+  holds FIRE whatever action it is given. ALE steps all of its games or none, so it cannot be pressed within a step as
+  there. The learner sees the step, as one in which its action had no effect; the screen before it is part of the stack,
+  and it counts in the length of the game.
 * A game begins with 0 to noop_max no-ops, not 1 to noop_max. Their number, and sticky actions, are drawn by ALE in
   sequence, from generators seeded by (seed, environment, game) where a game is begun by `reset` or a resume; rewards
   during no-ops are not known, so that no return holds them.
@@ -17,10 +17,9 @@ A life is lost by the rule there, from ALE's count of lives: ALE's `episodic_lif
 game that it cuts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import ale_py
 import numpy as np
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium.spaces import Discrete
@@ -31,6 +30,7 @@ from ppo.envs import ArrayState, StepResult
 from ppo.envs.arrays import StepArrays
 from ppo.envs.atari import screen_space
 from ppo.envs.atari.block import FRAMES_PER_SECOND, in_memory_order
+from ppo.envs.atari.fire import FIRE_ACTIONS, FireWatch
 from ppo.envs.atari.game import FRAME_SKIP, AtariGame, saved_episode
 from ppo.envs.atari.screens import SCREEN_SIZE, push
 from ppo.envs.blocks import BlockInHalves, halves
@@ -39,6 +39,8 @@ from ppo.random_streams import Purpose, derived_seed
 
 # Frames until ALE's own time limit, which never comes: a year of play.
 _NO_LIMIT = 2**31 - 8
+# In place of an action that is pressed whatever the policy has chosen.
+_NOTHING = -1
 
 
 class AtariVectorEnvironments(BlockInHalves):
@@ -60,7 +62,9 @@ class AtariVectorEnvironments(BlockInHalves):
             group.start: _make_engine(rom, world, group.stop - group.start, threads) for group in halves(len(indices))
         }
         game = AtariGame(rom, world, index=indices[0], seed=seed)
-        self._fire = game.actions.index(ale_py.Action.FIRE.value) if game.presses_fire else None
+        self._presses_fire = game.presses_fire
+        self._fires = [game.actions.index(action) for action in game.fires]
+        self._is_fire = np.isin(game.actions, list(FIRE_ACTIONS))
         space = screen_space(world.frame_stack)
         # ALE shrinks its screens itself: nothing of ours is uncompiled.
         super().__init__(
@@ -72,7 +76,9 @@ class AtariVectorEnvironments(BlockInHalves):
         self._stacks = in_memory_order(self.arrays.observations)
         self._final_stacks = in_memory_order(self.arrays.final_obs)
         self._lives = np.zeros(self.num_envs, np.int32)
-        self._begins_life = np.zeros(self.num_envs, np.bool_)
+        self._press_next = np.full(self.num_envs, _NOTHING)
+        self._fired = np.zeros(self.num_envs, np.bool_)
+        self._fire_watches = [FireWatch(self._fires) for _ in indices]
         self._returns = np.zeros(self.num_envs, np.float64)
         self._lengths = np.zeros(self.num_envs, np.int64)
         self._episodes = np.full(self.num_envs, -1)
@@ -91,14 +97,16 @@ class AtariVectorEnvironments(BlockInHalves):
             screens, info = self._engines[group.start].reset(seed=np.array(seeds[group]))
             push(self._stacks[group], screens[:, 0])
             self._lives[group] = info["lives"]
-        self._begins_life[:] = True
+        self._begin_with_fire(range(self.num_envs))
         self._returns[:], self._lengths[:] = 0.0, 0
         return self.observations, {}
 
     def send(self, group: slice, actions: NDArray[Any]) -> None:
         """Set the emulators of a group going."""
-        if self._fire is not None:
-            actions = np.where(self._begins_life[group], self._fire, actions)
+        if self._presses_fire:
+            press = self._press_next[group]
+            self._fired[group] = self._is_fire[actions]
+            actions = np.where(press == _NOTHING, actions, press)
         self._engines[group.start].send(actions)
 
     def recv(self, group: slice) -> StepResult:
@@ -116,7 +124,9 @@ class AtariVectorEnvironments(BlockInHalves):
             push(self._stacks[group], np.where(terminated[:, None, None], ale["final_obs"][:, 0], screens[:, 0]))
         else:
             push(self._stacks[group], screens[:, 0])
-        self._begins_life[group] = life_lost
+        if self._presses_fire:
+            happened = self._fired[group] | (rewards != 0.0) | (lives != self._lives[group])
+            self._choose_presses(group, happened, life_lost)
         ended = terminated | truncated
         if ended.any():
             if truncated.any():
@@ -152,7 +162,25 @@ class AtariVectorEnvironments(BlockInHalves):
         self._stacks[positions] = 0
         self._stacks[positions, ..., -1] = screens[ended]
         self._episodes[positions] += 1
-        self._begins_life[positions] = True
+        self._begin_with_fire(positions.tolist())
+
+    def _begin_with_fire(self, positions: Iterable[int]) -> None:
+        """Let games begin with FIRE where it is used."""
+        for position in positions:
+            self._fire_watches[position] = FireWatch(self._fires)
+            self._press_next[position] = self._fires[0] if self._presses_fire else _NOTHING
+
+    def _choose_presses(self, group: slice, happened: NDArray[np.bool_], life_lost: NDArray[np.bool_]) -> None:
+        """Note what is pressed in the next step of a group, by what happened in this one and where a life was lost."""
+        presses, stacks = self._press_next[group], self._stacks[group]
+        pressed = presses != _NOTHING
+        presses[:] = np.where(life_lost, self._fires[0], _NOTHING)
+        steps = zip(self._fire_watches[group], pressed.tolist(), happened.tolist(), strict=True)
+        for position, (watch, was_pressed, happened_here) in enumerate(steps):
+            # What was pressed is no step of the watch, as in the lean engine, where it is part of the step before.
+            if not was_pressed and watch.is_to_look(happened_here):
+                press = watch.look(stacks[position, ..., -1].copy())
+                presses[position] = _NOTHING if press is None else press
 
 
 def _make_engine(rom: str, world: AtariSettings, num_envs: int, threads: int) -> AtariVectorEnv:

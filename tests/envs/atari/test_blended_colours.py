@@ -67,9 +67,15 @@ def test_roms_load_in_a_fraction_of_the_time_and_games_are_those_of_ale_as_it_is
 
 
 @NEEDS_IT
-@pytest.mark.parametrize("module", ["ppo.envs.atari.vector", "ppo.envs.worker"])
+@pytest.mark.parametrize("module", ["ppo.envs.atari.vector", "ppo.envs.atari.block"])
 def test_no_module_of_the_package_imports_ale_before(module: str) -> None:
     assert play(module)["seconds"] < play("ale_py")["seconds"] / 3
+
+
+def test_what_serves_all_worlds_leaves_ale_to_the_package_of_atari() -> None:
+    general = "ppo.envs.worker, ppo.envs.processes, ppo.envs.gymnasium, ppo.agents, ppo.loop"
+    program = f"import sys, {general}; sys.exit('ale_py' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 @pytest.fixture

@@ -472,7 +472,7 @@ def assert_go_on_alike(original: AtariEnvironments, fresh: AtariEnvironments, ac
         np.testing.assert_array_equal(fresh._games[0]._ale.getRAM(), original._games[0]._ale.getRAM())
         if original.arrays.terminated[0] or original.arrays.truncated[0]:
             ends += 1
-            for key in ("final_stacks", "episode_return", "episode_length"):
+            for key in ("final_obs", "episode_return", "episode_length"):
                 np.testing.assert_array_equal(getattr(fresh.arrays, key), getattr(original.arrays, key))
     return ends
 
@@ -592,7 +592,7 @@ def test_a_restored_game_ends_with_its_whole_return_and_length() -> None:
         if over:
             break
     assert original.arrays.episode_length[0] > 100
-    for key in ("episode_return", "episode_length", "final_stacks"):
+    for key in ("episode_return", "episode_length", "final_obs"):
         np.testing.assert_array_equal(getattr(fresh.arrays, key), getattr(original.arrays, key))
 
 
@@ -788,6 +788,11 @@ def test_no_corruption_of_a_state_crashes_or_goes_unnoticed() -> None:
 # ------------------------------------------------------------------------------------------------------------- names
 
 
+def check(env_name: str) -> None:
+    """Check an id under the default protocol of its family."""
+    check_environment(Config(run=RunSettings(env_name=env_name), world=family_of(env_name).settings()))
+
+
 @pytest.mark.parametrize("env_name", ["MsPacmanNoFrameskip-v4", "ALE/MsPacman-v5"])
 def test_both_spellings_name_the_same_rom(env_name: str) -> None:
     assert family_of(env_name).name == "atari"
@@ -800,13 +805,13 @@ def test_both_spellings_name_the_same_rom(env_name: str) -> None:
 )
 def test_an_unknown_game_is_refused_with_the_nearest_known_one(env_name: str, nearest: str) -> None:
     with pytest.raises(Refusal, match=f"did you mean '{nearest}'"):
-        check_environment(Config(run=RunSettings(env_name=env_name)))
+        check(env_name)
 
 
 @pytest.mark.parametrize("env_name", ["Pong-v4", "Pong-v0", "PongNoFrameskip-v0", "Pong-ram-v4"])
 def test_an_id_whose_own_protocol_would_be_ignored_is_refused_naming_one_that_is_served(env_name: str) -> None:
     with pytest.raises(Refusal, match=r"(try|did you mean) '?(PongNoFrameskip-v4|ALE/Pong-v5)"):
-        check_environment(Config(run=RunSettings(env_name=env_name)))
+        check(env_name)
 
 
 @pytest.fixture
@@ -820,4 +825,4 @@ def combat() -> Iterator[str]:
 
 def test_a_game_that_ale_cannot_load_is_refused_without_ending_the_process(combat: str) -> None:
     with pytest.raises(Refusal, match="cannot load"):
-        check_environment(Config(run=RunSettings(env_name=combat)))
+        check(combat)
