@@ -157,7 +157,7 @@ def record(rom: str, sticky_actions: float, steps: int, max_frames: int) -> Reco
     """Play a game and save it over and over."""
     world = AtariSettings(sticky_actions=sticky_actions, max_frames=max_frames)
     envs = make(AtariEnvironments, rom, world)
-    actions = np.random.default_rng(0).integers(0, envs.single_action_space.n, steps)
+    actions = np.random.default_rng(0).integers(0, len(envs._games[0].actions), steps)
     recording = Recording(rom, world, actions, [], {}, {})
     envs.reset()
     for step, moment in enumerate(moments(envs, actions), start=1):
@@ -278,11 +278,11 @@ def check(options: Options) -> list[Row]:
 def start(submit: Callable[..., Future[str]], rom: str, options: Options) -> Callable[[], Row]:
     """Record a game and start its verification; return what waits for the row of the table."""
     plain, sticky = (record(rom, p, options.steps, options.max_frames) for p in STICKY_ACTIONS)
-    verdicts = [verify_all(submit, recording, options.forget) for recording in (plain, sticky)]
+    plain_verdict, sticky_verdict = (verify_all(submit, recording, options.forget) for recording in (plain, sticky))
     last = options.steps - STEPS_COMPARED
     copies = {step: copy for step, copy in plain.copies.items() if step <= last and step % COPY_INTERVAL == 0}
     copied = submit(verify_copies, rom, plain.world, copies, plain.actions, plain.moments)
-    return lambda: Row(rom, *(wait() for wait in verdicts), copied=copied.result())
+    return lambda: Row(rom, plain_verdict(), sticky_verdict(), copied=copied.result())
 
 
 def section(options: Options, rows: Sequence[Row]) -> list[str]:

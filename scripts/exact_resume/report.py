@@ -32,14 +32,15 @@ def conclude(
     if output is not None:
         minutes = processor_minutes() - minutes
         describe = ["git", "describe", "--always", "--dirty"]
+        versions = {"Python": platform.python_version(), **{name: metadata.version(name) for name in SOFTWARE}}
         facts = {
             "command": f"python {' '.join(sys.argv)}",
             "date": str(date.today()),
             "commit": subprocess.check_output(describe, text=True).strip(),
             "processor_minutes": minutes,
-            "versions": {"Python": platform.python_version(), **{name: metadata.version(name) for name in SOFTWARE}},
+            "versions": versions,
         }
-        software = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+        software = ", ".join(f"{name} {version}" for name, version in versions.items())
         about = (
             f"`{facts['command']}`, {facts['date']}, commit {facts['commit']}, {minutes:.1f} minutes of processor time "
             f"on {os.cpu_count()} cores of {platform.machine()}; {software}."
