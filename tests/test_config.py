@@ -219,6 +219,8 @@ INVALID = [
     ("learning_rate", INF, "above 0"),
     ("learning_rate", NAN, "above 0"),
     ("learning_rate_max", 0.0, "above 0"),
+    ("learning_rate_decay_steps", 0, "between 1 and"),
+    ("l2_penalty", -1.0, "between 0 and"),
     ("kl_target", 0.0, "above 0"),
     ("kl_stop", 0.0, "above 0"),
     ("adam_epsilon", 0.0, "above 0"),
