@@ -76,6 +76,8 @@ class Family:
     """The preset its worlds start from."""
     engines: tuple[str, ...]
     """What can step its worlds, of the values of `env_engine`."""
+    auto_engine: str = "processes"
+    """What `--env_engine=auto` takes where every rank has several cores; lean where a step takes microseconds."""
     extra: str = ""
     """The extra of setup.py that its worlds need."""
 
@@ -89,6 +91,7 @@ FAMILIES = (
         GymnasiumSettings,
         "classic",
         ("lean", "processes"),
+        auto_engine="lean",
     ),
     Family(
         "box2d",

@@ -4,7 +4,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -137,7 +137,8 @@ def acquire_patiently(lock: ModelLock, *, take_over: bool) -> list[str]:
 
 def _about(run: Run, engine: Engine, placement: Placement) -> list[str]:
     """Return what a log says of the machinery of a run."""
-    about = [engine.describe(), *uncompiled(run), placement.describe()]
+    used = replace(placement, precision=run.model.precision)  # which need not be what the device has
+    about = [engine.describe(), *uncompiled(run), used.describe()]
     if run.comm.size > 1 and placement.device.type == "cpu":
         about.append(f"gradients: summed {run.learner.how_gradients_are_summed}")
     return about

@@ -29,7 +29,8 @@ from ppo.families import AtariSettings
 LONGEST_WAIT = MOST_LOOKS * STEPS_BETWEEN_LOOKS
 LONGEST_STILL = 2 * STEPS_BETWEEN_LOOKS
 STOPPED = 600
-POLICIES = ("nothing done", "one move held", "random moves")
+HELD, RANDOM = "one move held", "random moves"
+POLICIES = ("nothing done", HELD, RANDOM)
 NO_EVENT, GOES_ON, GOES_ON_WITH_FIRE = "no event", "goes on", "goes on with FIRE"
 
 
@@ -134,7 +135,7 @@ def play(rom: str, policy: str, steps: int, *, blind: bool) -> tuple[bool, Playe
     without_fire, still, before = 0, 0, b""
     while played.steps < steps and not played.is_over:
         lives, frame, presses = game._lives, game._ale.getEpisodeFrameNumber(), len(watch.pressed)
-        move = int(rng.choice(moves)) if policy == "random moves" else moves[0 if policy == "nothing done" else -1]
+        move = int(rng.choice(moves)) if policy == RANDOM else moves[-1 if policy == HELD else 0]
         reward, played.is_over, _, _ = game.step(move)
         if watch.pressed and not presses:
             played.events_before = played.events
@@ -183,13 +184,19 @@ def table(options: Options, rows: list[Row], minutes: float) -> str:
         f"{STOPPED} steps without an event.",
         "",
     ]
-    for verdict, meaning in (
-        (GOES_ON_WITH_FIRE, "Stopped, and goes on with these presses"),
-        (NO_EVENT, "No event with them either: nothing to score and nothing to die of, or the player is to move"),
-    ):
-        for policy in POLICIES:
-            named = [row.rom for row in rows if (row.policy, row.verdict) == (policy, verdict)]
-            lines.append(f"* {meaning} ({policy}): {', '.join(named) or 'none'}.")
+
+    def named(policy: str, verdict: str) -> set[str]:
+        return {row.rom for row in rows if (row.policy, row.verdict) == (policy, verdict)}
+
+    never = named(RANDOM, NO_EVENT)
+    groups = {
+        f"Stopped, and goes on with these presses, {policy}": named(policy, GOES_ON_WITH_FIRE) for policy in POLICIES
+    }
+    groups["Waits for the player to move: no event with the other policies, though with random moves"] = (
+        set.union(*(named(policy, NO_EVENT) for policy in POLICIES)) - never
+    )
+    groups["No event with random moves either: FIRE now and then is not enough to score or to die"] = never
+    lines += [f"* {meaning}: {', '.join(sorted(roms)) or 'none'}." for meaning, roms in groups.items()]
     lines += ["", f"| game | uses FIRE | {' | '.join(POLICIES)} |", "|---|---|---|---|---|"]
     for rom in games:
         own = [row for row in rows if row.rom == rom]

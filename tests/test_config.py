@@ -228,6 +228,8 @@ INVALID = [
     ("entropy_coefficient", -0.01, "between 0 and"),
     ("value_coefficient", INF, "between 0 and"),
     ("kl_factor", 1.0, "above 1"),
+    ("learning_rate_decay_steps", 0, "between 1 and"),
+    ("l2_penalty", -1e-4, "between 0 and"),
     ("reward_scale", 0.0, "above 0"),
     ("reward_clip", 0.0, "above 0"),
     ("observation_clip", 0.0, "above 0"),

@@ -187,7 +187,7 @@ def choose_engine(
 
     Args:
         env_name: a Gymnasium id that has been checked.
-        settings: the user's wish; auto takes processes where every rank has several cores, but not for a run that was
+        settings: the user's wish; auto takes that of the family where every rank has several cores, but not for a run that was
             begun with lean: the network would act for half of the games at a time from then on, which rounds otherwise.
         cores: of every rank.
         rank: whose engine it is.
@@ -195,7 +195,7 @@ def choose_engine(
     """
     name = settings.env_engine
     if name == "auto":
-        name = "processes" if min(cores) >= SEVERAL_CORES and before != "lean" else "lean"
+        name = family_of(env_name).auto_engine if min(cores) >= SEVERAL_CORES and before != "lean" else "lean"
     if name == "lean" or name not in family_of(env_name).engines:
         return LEAN
     return Engine(name, workers=cores[rank])

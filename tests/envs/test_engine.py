@@ -50,8 +50,9 @@ def test_auto_does_not_take_exact_resume_from_a_run_that_has_it(before, name) ->
     assert choose_engine(PONG, MachineSettings(env_engine="vector"), [8], rank=0, before=before).name == "vector"
 
 
-def test_other_worlds_than_atari_have_one_thread() -> None:
+def test_worlds_whose_steps_take_no_time_have_one_thread_and_slow_ones_all_cores() -> None:
     assert choose_engine("CartPole-v1", MachineSettings(), [8], rank=0) == LEAN
+    assert choose_engine("HalfCheetah-v5", MachineSettings(), [8], rank=0) == Engine("processes", 8)
 
 
 def test_games_are_made_by_the_engine_that_is_asked_for_and_by_the_exact_one_otherwise() -> None:
@@ -147,7 +148,7 @@ def test_a_run_says_once_which_engine_it_uses_and_has_as_many_threads(
 
 @pytest.mark.parametrize(
     ("engine", "compiled", "notices"),
-    [("lean", False, 1), ("processes", False, 1), ("lean", True, 0), ("vector", False, 0)],
+    [("lean", False, 1), ("lean", True, 0), ("vector", False, 0)],
 )
 def test_a_run_says_that_a_compiler_would_make_it_faster(engine, compiled, notices, tmp_path, monkeypatch):
     monkeypatch.setattr("ppo.envs.atari.screens.IS_COMPILED", compiled)
@@ -158,7 +159,7 @@ def test_a_run_says_that_a_compiler_would_make_it_faster(engine, compiled, notic
 
 def test_a_world_without_screens_tells_nothing_of_a_compiler(tmp_path, monkeypatch):
     monkeypatch.setattr("ppo.envs.atari.screens.IS_COMPILED", False)
-    monkeypatch.setattr("ppo.algorithm.compiled.IS_COMPILED", False)
+    monkeypatch.setattr("ppo.algorithm.pixels.IS_COMPILED", False)
     job = ppo(tmp_path, *CARTPOLE, "--env_steps=64")
     assert_ok(job)
     assert "pip install" not in job.stdout
@@ -195,8 +196,8 @@ def test_an_exact_run_of_one_engine_goes_on_with_the_games_of_another_and_says_w
 
 def test_a_run_says_that_minibatches_would_be_faster_with_a_compiler_and_that_rounding_changed(tmp_path, monkeypatch):
     assert_ok(ppo(tmp_path, *SMALL, "--env_steps=64"))
-    for name, value in (("compiled", None), ("IS_COMPILED", False)):
-        monkeypatch.setattr(f"ppo.algorithm.compiled.{name}", value)
+    for name, value in (("_pixels", None), ("IS_COMPILED", False)):
+        monkeypatch.setattr(f"ppo.algorithm.pixels.{name}", value)
     job = ppo(tmp_path, *SMALL, "--env_steps=128")
     assert_ok(job)
     assert job.stdout.count("minibatches are gathered by PyTorch: pip install") == 1

@@ -200,9 +200,8 @@ def test_a_process_that_is_killed_is_noticed_and_named_with_its_games() -> None:
     envs = processes(number=2)
     envs.reset()
     os.kill(pids(envs)[0], signal.SIGKILL)
-    with pytest.raises(
-        ChildProcessError, match=r"the process \d+ that steps environments 3, 5 has ended \(exit code -9"
-    ):
+    message = r"the process \d+ that steps environments 3, 5 has ended \(exit code -9\)"
+    with pytest.raises(ChildProcessError, match=message):
         for actions in random_actions(envs, 3):
             envs.step(actions)
     with pytest.raises(ChildProcessError, match="exit code -9"):

@@ -87,7 +87,8 @@ def plant(fault: Fault) -> None:
 
     from ppo.algorithm.rollout import Collector
     from ppo.algorithm.update import Learner
-    from ppo.envs import atari, control
+    from ppo.envs import gymnasium
+    from ppo.envs.atari import block as atari
     from ppo.outputs import whole_folder
 
     collect, step_weights, write = Collector.collect, Learner._step, whole_folder._write
@@ -126,7 +127,7 @@ def plant(fault: Fault) -> None:
     Learner._step = faulty_step_weights
     whole_folder._write = faulty_write
     atari.AtariEnvironments.step = faulty_step(atari.AtariEnvironments.step)
-    control.GymnasiumEnvironments.step = faulty_step(control.GymnasiumEnvironments.step)
+    gymnasium.GymnasiumEnvironments.step = faulty_step(gymnasium.GymnasiumEnvironments.step)
 
 
 if __name__ == "__main__":

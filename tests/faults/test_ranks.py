@@ -216,7 +216,10 @@ def multiple(*commands):
             "rank 1 on .* was started differently from rank 0 .* env_name 'CartPole-v0'",
             marks=SLOW,
         ),
-        (["--env_name=CartPole-v99"], "rank 1: env_name 'CartPole-v99' is not a known environment"),
+        (
+            ["--env_name=CartPole-v99"],
+            "rank 1: env_name 'CartPole-v99' is not registered; the newest version is CartPole-v1",
+        ),
         (["--learning_rate=0.5"], "learning_rate 0.5 instead of 0.001"),
         pytest.param(["--minibatch_size=7"], "rank 1: minibatch_size must be a multiple of num_envs = 4", marks=SLOW),
         (["--model_size=huge"], "rank 1: invalid choice 'huge'"),
