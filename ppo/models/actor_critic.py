@@ -216,10 +216,16 @@ def _refuse_layers(model: ActorCritic) -> None:
             raise Refusal(f"network must have no parameters without a gradient, got {name}; make it a buffer")
 
 
-def _initialise_as_torch_does(model: nn.Module) -> None:
+def _initialise_as_torch_does(model: ActorCritic) -> None:
+    head = model.policy_head
+    # A bias that is not 0 is a first policy that was asked for, as by log_deviation_init.
+    chosen = head.bias.detach().clone() if isinstance(head, nn.Linear) else None
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             module.reset_parameters()
+    if isinstance(head, nn.Linear) and chosen is not None:
+        with torch.no_grad():
+            head.bias.copy_(torch.where(chosen == 0.0, head.bias, chosen))
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ppo.algorithm.minibatches import minibatch_indices
+from ppo.random_streams import Purpose, stream
 from tests.algorithm.learners import SETTINGS
 
 
@@ -21,6 +22,14 @@ def test_the_minibatches_of_an_epoch_hold_every_step_once():
 def test_a_minibatch_takes_as_many_steps_of_every_environment():
     for minibatch in minibatches():
         assert (minibatch % 3).bincount().tolist() == [4, 4, 4]
+
+
+def test_minibatch_k_takes_the_kth_share_of_each_environments_shuffled_steps():
+    indices = minibatches(update=4, epoch=1)
+    for n in range(3):
+        order = stream(5, Purpose.SHUFFLE, n, 4, 1).permutation(8)
+        for k in range(2):
+            assert indices[k, 4 * n : 4 * n + 4].tolist() == [t * 3 + n for t in order[4 * k : 4 * k + 4]]
 
 
 @pytest.mark.parametrize("address", ["seed", "update", "epoch"])

@@ -244,6 +244,14 @@ def test_the_settings_of_a_gaussian_policy_reach_it() -> None:
         torch.testing.assert_close(log_deviations, torch.full((5, 2), -1.5), atol=0.1, rtol=0.0)
 
 
+@pytest.mark.parametrize("is_dependent", [False, True])
+def test_the_first_deviation_is_the_chosen_one_with_default_initial_weights_too(is_dependent: bool) -> None:
+    settings = ModelSettings(log_deviation_init=-5.0, state_dependent_deviation=is_dependent, initialization="default")
+    means, log_deviations = build_model(VECTOR, BOX, settings, seed=0)(torch.randn(100, 3)).action.chunk(2, -1)
+    assert log_deviations.mean().item() == pytest.approx(-5.0, abs=0.3)
+    assert means.mean().abs() < 0.5
+
+
 def test_settings_of_a_gaussian_policy_are_no_trouble_to_another() -> None:
     settings = ModelSettings(log_deviation_init=-1.5, policy="beta")
     assert build_distribution(BOX, settings).name == "beta"
