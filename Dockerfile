@@ -20,7 +20,7 @@ COPY scripts/constraints.txt scripts/
 RUN pip install --constraint scripts/constraints.txt --index-url https://download.pytorch.org/whl/cpu torch
 COPY setup.py pyproject.toml README.md ./
 COPY ppo/__init__.py ppo/
-COPY ppo/algorithm/_minibatch.c ppo/algorithm/
+COPY ppo/algorithm/_pixels.c ppo/algorithm/
 COPY ppo/envs/atari/_blended_colours.c ppo/envs/atari/_screens.c ppo/envs/atari/
 # Editable: the shipped agents are found beside the package.
 RUN pip install --constraint scripts/constraints.txt --editable ".[mpi]"

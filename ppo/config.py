@@ -210,9 +210,9 @@ class MachineSettings:
     """The hardware that is used; changes speed and not what is learnt (docs/protocol.md has what little differs)."""
 
     env_engine: Literal["auto", "lean", "processes", "vector"] = "auto"
-    """lean: one thread a rank. processes: a process for each core of a rank, the same games. vector: ALE's
-    AtariVectorEnv with a thread for each, begins new games when resumed. auto: processes for a new run where
-    every rank has at least four cores, else lean. Training only, Atari only."""
+    """lean: one thread a rank. processes: a process for each core of a rank, the same worlds. vector: ALE's
+    AtariVectorEnv with a thread for each, begins new games when resumed, Atari only. auto: processes for a new run
+    where every rank has at least four cores, else lean. Training only."""
     all_reduce: Literal["auto", "flat", "hierarchical"] = "auto"
     """How gradients are summed: flat over all ranks at once; hierarchical within each host first, so that only one rank
     a host uses the network. auto: hosts of several ranks first sum in memory that these share, and only one rank a host
@@ -225,7 +225,7 @@ class MachineSettings:
     for bit. auto: cuda where every rank sees a GPU, all of one kind, else cpu. Training only."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the convolutions and what is between them and the heads; the rest is float32. bfloat16: on GPUs
-    only. auto: bfloat16 on GPUs that have it, else float32. Training only, Atari only."""
+    only. auto: bfloat16 on GPUs that have it, else float32. Training only, images only."""
 
 
 @dataclass(frozen=True)
