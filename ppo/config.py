@@ -87,7 +87,7 @@ class ModelSettings:
     """Initial weights: orthogonal with a small policy head, or PyTorch's default for every layer."""
     policy: str = "auto"
     """The action distribution: auto (by the action space), categorical, multi_categorical, bernoulli, gaussian, beta
-    (bounded boxes), or module:Name for a class of your own."""
+    (bounded boxes), composite (Dict and Tuple), or module:Name for a class of your own."""
     log_deviation_init: float = setting(0.0, at_least=-10.0, at_most=10.0)
     """Logarithm of a gaussian policy's first standard deviation."""
     state_dependent_deviation: bool = False

@@ -338,7 +338,7 @@ def _cut_off(row: Row, how_long: str) -> Row:
 
 
 def _in_a_process(env_name: str, folder: Path, channel: connection.Connection, evaluation_seconds: float) -> None:
-    os.nice(10)
+    os.nice(max(0, 10 - os.nice(0)))
     os.chdir(folder)
     warnings.simplefilter("ignore")
     gc.freeze()

@@ -3,10 +3,9 @@
 from typing import Any
 
 import numpy as np
-from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 from numpy.typing import NDArray
 
-ActionSpace = Discrete | MultiDiscrete | MultiBinary | Box
+from ppo.envs.actions import ActionSpace, bounds
 
 MAX_SAVED_ACTIONS = 100_000
 """Longer episodes are not replayed: a resumed run begins new ones."""
@@ -58,16 +57,8 @@ class ActionLog:
 
     def could_be_sent(self, saved: NDArray[Any]) -> bool:
         """Return whether all of some actions, (L, *action_shape), are of the space."""
-        low, high = self._bounds()
+        low, high = bounds(self._space)
         return bool(((saved >= low) & (saved <= high) & np.isfinite(saved)).all())
-
-    def _bounds(self) -> tuple[Any, Any]:
-        space = self._space
-        if isinstance(space, Discrete):
-            return space.start, space.start + space.n - 1
-        if isinstance(space, MultiDiscrete):
-            return space.start, space.start + space.nvec - 1
-        return (0, 1) if isinstance(space, MultiBinary) else (space.low, space.high)
 
     def _make_room(self, length: int) -> None:
         """Let the memory grow until it holds an episode of this length or of MAX_SAVED_ACTIONS."""

@@ -11,11 +11,12 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
+from gymnasium.spaces import Discrete
 from numpy.typing import NDArray
 
 from ppo.envs import LEAN, ArrayState, Engine, Environments, FrameListener, Spaces, StepResult
-from ppo.envs.action_log import ActionLog, ActionSpace, saved_length
+from ppo.envs.action_log import ActionLog, saved_length
+from ppo.envs.actions import ActionSpace, CompositeSpace, action_space
 from ppo.envs.arrays import StepArrays
 from ppo.envs.blocks import Block
 from ppo.envs.frames import find_render_mode, render
@@ -117,6 +118,8 @@ class GymnasiumEnvironments(Block):
         """Return what every environment is sent for a batch of actions, (N, *action_shape)."""
         if isinstance(self.single_action_space, Discrete):
             return list(actions.tolist())
+        if isinstance(self.single_action_space, CompositeSpace):
+            return [self.single_action_space.element(vector) for vector in actions]
         # A copy: environments may keep what they were sent, or change it.
         copied = np.array(actions, self.single_action_space.dtype)
         return list(copied) if copied.ndim > 1 else [np.asarray(number) for number in copied]
@@ -334,13 +337,10 @@ def _converter(env_name: str, env: Environment) -> ObservationConverter:
 
 
 def _action_space(env_name: str, env: Environment) -> ActionSpace:
-    space = env.action_space
-    if not isinstance(space, Discrete | MultiDiscrete | MultiBinary | Box):
-        raise Refusal(
-            f"env_name {env_name!r} cannot be served: its actions must be Discrete, MultiDiscrete, MultiBinary or Box, "
-            f"got {space}"
-        )
-    return space
+    try:
+        return action_space(env.action_space)
+    except ValueError as error:
+        raise Refusal(f"env_name {env_name!r} cannot be served: {error}") from error
 
 
 def _require(state: ArrayState, name: str, of: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:

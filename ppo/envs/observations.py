@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from gymnasium.spaces import Box, Space
-from gymnasium.spaces.utils import flatten, flatten_space
+from gymnasium.spaces.utils import flatdim, flatten, flatten_space
 from numpy.typing import NDArray
 
 Writer = Callable[[Any, NDArray[Any]], None]
 Path = tuple[Any, ...]
+
+# A first layer of 64 units has 4 GiB of weights then. One-hot vectors of hashes would be far longer.
+_MOST_ENTRIES = 2**24
 
 
 class ObservationConverter:
@@ -40,7 +43,7 @@ class ObservationConverter:
             self.space, self.convert = _image_space(space.shape), _image_writer(space.shape)
             return
         lows, highs, writers, left_out, length = [], [], [], [], 0
-        for path, leaf in _leaves(space):
+        for path, leaf in leaves(space):
             if _is_text(leaf):
                 left_out.append("/".join(map(str, path)))
                 continue
@@ -84,12 +87,12 @@ def _channels_are_last(shape: tuple[int, ...]) -> bool:
     return shape[2] <= shape[0]
 
 
-def _leaves(space: Space[Any], path: Path = ()) -> Iterator[tuple[Path, Space[Any]]]:
+def leaves(space: Space[Any], path: Path = ()) -> Iterator[tuple[Path, Space[Any]]]:
     """Yield the parts of a space that have none themselves, and the keys that lead there."""
     if isinstance(space, spaces.Dict | spaces.Tuple):
         parts = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
         for key, part in parts:
-            yield from _leaves(part, (*path, key))
+            yield from leaves(part, (*path, key))
     else:
         yield path, space
 
@@ -101,6 +104,8 @@ def _is_text(space: Space[Any]) -> bool:
 
 def _flat(space: Space[Any]) -> Box:
     with contextlib.suppress(NotImplementedError):  # of a kind of space that Gymnasium does not know
+        if space.is_np_flattenable and flatdim(space) > _MOST_ENTRIES:
+            raise ValueError(f"observations of {space} become vectors of more than {_MOST_ENTRIES:,} entries")
         flat = flatten_space(space)
         if isinstance(flat, Box):
             return flat

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ppo.config import ModelSettings
-from ppo.models.distributions import ActionDistribution, Gaussian, make_distribution
+from ppo.models.distributions import ActionDistribution, Composite, Gaussian, make_distribution
 from ppo.models.encoders import ENCODERS, Encoder, PixelConv2d, orthogonal
 from ppo.models.inputs import InputStatistics, PixelStatistics, VectorStatistics
 from ppo.settings import Refusal, did_you_mean
@@ -170,7 +170,9 @@ def build_distribution(action_space: Space, settings: ModelSettings) -> ActionDi
             raise Refusal(f"policy={settings.policy} {reason}, got {action_space}")
         distribution: ActionDistribution = kind(action_space)
         return distribution
-    is_gaussian = settings.policy in ("auto", Gaussian.name) and Gaussian.refusal(action_space) is None
+    is_gaussian = any(
+        settings.policy in ("auto", kind.name) and kind.refusal(action_space) is None for kind in (Gaussian, Composite)
+    )
     options = {name: getattr(settings, name) for name in Gaussian.options} if is_gaussian else {}
     try:
         return make_distribution(action_space, settings.policy, **options)

@@ -10,7 +10,7 @@ graph can record it.
 
 import abc
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Literal
 
 import gymnasium
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ppo.envs.actions import CompositeSpace
 from ppo.models.encoders import orthogonal
 
 Space = gymnasium.Space[Any]
@@ -288,7 +289,7 @@ class _BoxDistribution(ActionDistribution):
     @classmethod
     def refusal(cls, space: Space) -> str | None:
         """Refuse all but Boxes."""
-        return None if isinstance(space, spaces.Box) else "needs a Box space"
+        return None if isinstance(space, spaces.Box) and not isinstance(space, CompositeSpace) else "needs a Box space"
 
     def _to_box(self, actions: NDArray[np.float64]) -> NDArray[Any]:
         """Map [-1, 1] to the range of bounded dimensions, leave others as they are, and clip to all bounds.
@@ -430,7 +431,8 @@ class Beta(_BoxDistribution):
     @classmethod
     def refusal(cls, space: Space) -> str | None:
         """Refuse all but Boxes with finite bounds."""
-        return None if isinstance(space, spaces.Box) and space.is_bounded() else "needs a Box with finite bounds"
+        is_served = super().refusal(space) is None and isinstance(space, spaces.Box) and space.is_bounded()
+        return None if is_served else "needs a Box with finite bounds"
 
     def head(self, num_features: int) -> nn.Module:
         """Make a linear layer; with outputs of 0 alpha = beta = 1.69, and a start lifts the larger of the two."""
@@ -528,8 +530,109 @@ class Beta(_BoxDistribution):
         return self._to_box(2.0 * actions.astype(np.float64) - 1.0)
 
 
+class Composite(ActionDistribution):
+    """A distribution for each part of a Dict or Tuple of actions, independent of each other in every state.
+
+    A raw action holds those of the parts one after the other, categories as float32, which has all up to 2^24.
+    """
+
+    name = "composite"
+    options = Gaussian.options
+    dtype = torch.float32
+
+    def __init__(self, space: Space, **options: Any) -> None:
+        """Serve a CompositeSpace; the options are for its Boxes."""
+        assert isinstance(space, CompositeSpace)
+        of_boxes = [options if Gaussian.refusal(part) is None else {} for part in space.parts]
+        self._parts = [make_distribution(part, **own) for part, own in zip(space.parts, of_boxes, strict=True)]
+        self._output_sizes = [part.num_outputs for part in self._parts]
+        self._action_sizes = [math.prod(part.action_shape) for part in self._parts]
+        self._noise_sizes = [math.prod(part.noise_shape) for part in self._parts]
+        self.num_outputs = sum(self._output_sizes)
+        self.action_shape, self.noise_shape = (sum(self._action_sizes),), (sum(self._noise_sizes),)
+
+    @classmethod
+    def refusal(cls, space: Space) -> str | None:
+        """Refuse all but Dict and Tuple spaces as `ppo.envs.actions` lays them out."""
+        return None if isinstance(space, CompositeSpace) else "needs a Dict or Tuple space"
+
+    def head(self, num_features: int) -> nn.Module:
+        """Make a head for each part."""
+        return CompositeHead([part.head(num_features) for part in self._parts])
+
+    def noise(self, generator: np.random.Generator, steps: int) -> NDArray[np.float32]:
+        """Draw the noise of each part from a generator of its own: how many steps follow must not change the first."""
+        seeds = generator.integers(2**63, size=len(self._parts))
+        draws = [part.noise(np.random.default_rng(seed), steps) for part, seed in zip(self._parts, seeds, strict=True)]
+        return np.concatenate([draw.reshape(steps, -1) for draw in draws], 1)
+
+    def sample(self, outputs: Tensor, noise: Tensor) -> Tensor:
+        """Sample every part."""
+        noises = torch.split(noise, self._noise_sizes, -1)
+        return self._joined(
+            part.sample(own, noise.reshape(*noise.shape[:-1], *part.noise_shape))
+            for part, own, noise in zip(self._parts, self._outputs(outputs), noises, strict=True)
+        )
+
+    def mode(self, outputs: Tensor) -> Tensor:
+        """Return the mode of every part."""
+        return self._joined(part.mode(own) for part, own in zip(self._parts, self._outputs(outputs), strict=True))
+
+    def log_prob(self, outputs: Tensor, actions: Tensor) -> Tensor:
+        """Return the sum over parts."""
+        terms = zip(self._parts, self._outputs(outputs), self._actions(actions), strict=True)
+        return _sum(part.log_prob(own, action) for part, own, action in terms)
+
+    def entropy(self, outputs: Tensor) -> Tensor:
+        """Return the sum over parts."""
+        return _sum(part.entropy(own) for part, own in zip(self._parts, self._outputs(outputs), strict=True))
+
+    def kl(self, old_outputs: Tensor, outputs: Tensor) -> Tensor:
+        """Return the sum over parts."""
+        terms = zip(self._parts, self._outputs(old_outputs), self._outputs(outputs), strict=True)
+        return _sum(part.kl(old, new) for part, old, new in terms)
+
+    def to_environment(self, actions: NDArray[Any]) -> NDArray[Any]:
+        """Return the elements of all parts, one after the other."""
+        own = zip(self._parts, self._actions(torch.from_numpy(actions)), strict=True)
+        elements = [part.to_environment(action.numpy()) for part, action in own]
+        lead = actions.shape[:-1]
+        return np.concatenate([element.reshape(*lead, -1).astype(np.float64) for element in elements], -1)
+
+    def _outputs(self, outputs: Tensor) -> tuple[Tensor, ...]:
+        """Return each part's outputs."""
+        return torch.split(outputs, self._output_sizes, -1)
+
+    def _actions(self, actions: Tensor) -> list[Tensor]:
+        """Return each part's raw actions, in its own type and shape."""
+        numbers = zip(self._parts, torch.split(actions, self._action_sizes, -1), strict=True)
+        return [own.reshape(*own.shape[:-1], *part.action_shape).to(part.dtype) for part, own in numbers]
+
+    def _joined(self, actions: Iterable[Tensor]) -> Tensor:
+        """Return the raw action that parts' raw actions make up."""
+        parts = zip(self._parts, actions, strict=True)
+        return torch.cat([own.reshape(*_lead(own, part), -1).to(self.dtype) for part, own in parts], -1)
+
+
+class CompositeHead(nn.ModuleList):
+    """The heads of all parts of a composite distribution."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features (B, F) to outputs (B, K), those of a part together."""
+        return torch.cat([head(features) for head in self], -1)
+
+
+def _lead(actions: Tensor, kind: ActionDistribution) -> torch.Size:
+    """Return the axes before those of one raw action."""
+    return actions.shape[: actions.dim() - len(kind.action_shape)]
+
+
+def _sum(terms: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(terms)).sum(0)
+
+
 DISTRIBUTIONS: dict[str, type[ActionDistribution]] = {
-    kind.name: kind for kind in (Categorical, MultiCategorical, Bernoulli, Gaussian, Beta)
+    kind.name: kind for kind in (Categorical, MultiCategorical, Bernoulli, Gaussian, Beta, Composite)
 }
 """By the value of the setting `policy`; "auto" takes the first that serves the space."""
 

@@ -105,6 +105,7 @@ def test_text_among_the_parts_is_left_out_and_named() -> None:
         Dict({"a": Sequence(Discrete(2)), "b": Discrete(2)}),
         Dict({"a": Text(4)}),
         Box(0, 1, (0,)),
+        Discrete(2**62),
         Space(),
     ],
     ids=lambda space: type(space).__name__,  # the text of the last one has an address: two workers would not agree

@@ -648,7 +648,7 @@ def test_beta_is_chosen_by_name() -> None:
 @pytest.mark.parametrize(
     ("space", "policy", "message"),
     [
-        (spaces.Discrete(3), "poisson", "policy must be one of auto, categorical, .*, beta, got poisson"),
+        (spaces.Discrete(3), "poisson", "policy must be one of auto, categorical, .*, composite, got poisson"),
         (
             spaces.Discrete(3),
             "gaussian",
