@@ -123,7 +123,8 @@ def sums_table(measured: dict[str, Any]) -> str:
         tcp = f"{pair['cable']['round_trip_ms']:.2f} ms, {pair['cable']['gigabits_per_second']:.2f} Gbit/s"
         jobs += [{"ranks": job["ranks"], "cable": cable(pair), "job": job, "tcp": tcp} for job in pair["sums"]]
     timed = {timing["way"] for entry in jobs for timing in entry["job"]["timings"]}
-    ways = [way for way in time_gradient_sums.WAYS if way in timed]
+    # Ways that were measured once and have been left stand last.
+    ways = [way for way in time_gradient_sums.WAYS if way in timed] + sorted(timed - set(time_gradient_sums.WAYS))
     rows = []
     for entry in jobs:
         for network in ("small", "large"):

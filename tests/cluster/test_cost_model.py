@@ -134,4 +134,4 @@ def test_the_document_shows_the_measurements_that_are_beside_it():
 def test_the_ways_that_are_timed_are_those_that_such_a_job_has(ranks, hosts, in_memory):
     ways = ways_for(ranks, hosts)
     assert [way for way in ways if way.startswith("shared")] == in_memory
-    assert len(ways) == 5 + len(in_memory)
+    assert len(ways) == 4 + len(in_memory)
