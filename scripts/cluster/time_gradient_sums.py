@@ -2,9 +2,8 @@
 
     mpirun --hostfile hosts -np 32 python scripts/cluster/time_gradient_sums.py
 
-A way is timed by itself, and within a gradient step: forward and backward pass of a share of a minibatch, then the sum,
-which may be under way since the middle of the backward pass. A time is that of the slowest rank, the median of repeats
-in which all ways take turns. Milliseconds.
+A way is timed by itself, and within a gradient step: forward and backward pass of a share of a minibatch, then the sum.
+A time is that of the slowest rank, the median of repeats in which all ways take turns. Milliseconds.
 """
 
 import json
@@ -29,7 +28,7 @@ from ppo.collectives import Collective
 from ppo.collectives.abort_guard import AbortGuard
 from ppo.collectives.gradient_sum import GradientSum, chosen_all_reduce, make_gradient_sum, share_memory
 from ppo.collectives.mpi import connect
-from ppo.config import MachineSettings
+from ppo.config import MachineSettings, ModelSettings
 from ppo.models.actor_critic import build_model
 
 WAYS = {
@@ -78,7 +77,8 @@ class GradientStep:
     def __init__(self, network: str, settings: MachineSettings, comm: Collective, samples: int) -> None:
         """Build all of it; on all ranks together."""
         space = gymnasium.spaces.Box(0, 255, (4, 84, 84), np.uint8)
-        self._model = build_model(space, gymnasium.spaces.Discrete(6), network, seed=0)  # type: ignore[arg-type]
+        size = ModelSettings(model_size=network)  # type: ignore[arg-type]
+        self._model = build_model(space, gymnasium.spaces.Discrete(6), size, seed=0)
         shared = share_memory(settings, comm, num_parameters(self._model), NUM_SUMS)
         if settings.all_reduce == "auto" and shared is None:
             raise RuntimeError("the ranks cannot share memory: what would be timed is another way")
