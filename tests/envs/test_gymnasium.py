@@ -904,10 +904,13 @@ class Spaces(Numbers):
         ({"observations": Text(5)}, "observations of Text"),
         ({"observations": Graph(Discrete(2), None)}, "observations of Graph"),
         ({"observations": Sequence(Discrete(2))}, "observations of Sequence"),
-        ({"actions": Text(5)}, "its actions must be Discrete, MultiDiscrete, MultiBinary or Box, or .*, got Text"),
+        (
+            {"actions": Text(5)},
+            "its actions must be Discrete, MultiDiscrete, MultiBinary or Box, or a Dict or Tuple of these, got Text",
+        ),
         (
             {"actions": Dict({"a": Text(5)})},
-            "its actions must be Discrete, MultiDiscrete, MultiBinary or Box, or .*, got",
+            "its actions must be Discrete, MultiDiscrete, MultiBinary or Box, or a Dict or Tuple of these, got",
         ),
     ],
 )
