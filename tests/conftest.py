@@ -1,5 +1,6 @@
 """Options of the test command, and the table of faults."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 import ppo.envs  # noqa: F401  # before ALE, whose ROMs load the faster for it
 
-# Minutes long each, so that no worker is left with one of them when the others are done.
+# First, so that no worker is left with one of them when the others are done; --fast leaves them out.
 LONGEST_FILES = (
     "tests/faults/test_ranks.py",
     "tests/test_loop.py",
@@ -18,18 +19,26 @@ LONGEST_FILES = (
     "tests/benchmark/test_command.py",
     "tests/faults/test_resume.py",
     "tests/test_launcher.py",
+    "tests/envs/atari/test_game.py",
+    "tests/envs/atari/test_vector.py",
 )
+STARTS_PROCESSES = "--fast: starts processes"
 NO_GPU = "there is no GPU that PyTorch can use"
 
 
 def pytest_addoption(parser):
-    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+    parser.addoption("--slow", "--all", action="store_true", help="also run the tests marked slow")
+    parser.addoption("--fast", action="store_true", help="neither the longest files nor tests that start processes")
     parser.addoption("--fault-table", metavar="FILE", help="write what the fault suite did and saw as a Markdown table")
 
 
 def pytest_collection_modifyitems(config, items):
     first = {file: place for place, file in enumerate(LONGEST_FILES)}
     items.sort(key=lambda item: first.get(item.nodeid.partition("::")[0], len(first)))
+    if config.getoption("--fast"):
+        long = [item for item in items if item.nodeid.partition("::")[0] in first]
+        config.hook.pytest_deselected(items=long)
+        items[:] = items[len(long) :]
     if not config.getoption("--slow"):
         skip = pytest.mark.skip(reason="slow: run with --slow")
         for item in items:
@@ -47,6 +56,34 @@ def pytest_terminal_summary(terminalreporter):
     without = sum(isinstance(report.longrepr, tuple) and NO_GPU in report.longrepr[2] for report in skipped)
     if without:
         terminalreporter.write_line(f"skipped {without} tests marked cuda: {NO_GPU}")
+
+
+class ProcessesAreSkipped:
+    """Skips a test at the moment when it, or a fixture of it, starts a process."""
+
+    def __init__(self):
+        self._patch, self._is_asked = pytest.MonkeyPatch(), False
+
+    def pytest_collection_finish(self):
+        self._patch.setattr(subprocess.Popen, "__init__", self._start)
+
+    def pytest_unconfigure(self):
+        self._patch.undo()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_pyfunc_call(self, pyfuncitem):
+        self._is_asked = False
+        try:
+            return (yield)
+        except BaseException:
+            # The program under test ends its job whatever is raised, a skip too.
+            if self._is_asked:
+                pytest.skip(STARTS_PROCESSES)
+            raise
+
+    def _start(self, *arguments, **options):
+        self._is_asked = True
+        pytest.skip(STARTS_PROCESSES)
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +134,8 @@ class FaultTable:
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes long or needs a machine of its own; run with --slow")
     config.addinivalue_line("markers", "cuda: needs a GPU; skipped where there is none")
+    if config.getoption("--fast"):
+        config.pluginmanager.register(ProcessesAreSkipped(), "processes-are-skipped")
     path = config.getoption("--fault-table")
     if path and not hasattr(config, "workerinput"):
         config.pluginmanager.register(FaultTable(path), "fault-table")
