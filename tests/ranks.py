@@ -3,7 +3,7 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from ppo.collectives import Alone
+from ppo.collectives import Alone, Hosts
 
 
 class _Meeting:
@@ -13,7 +13,7 @@ class _Meeting:
 
 
 class Thread(Alone):
-    """One of several ranks that can sum, gather and broadcast."""
+    """One of several ranks of a host that can sum, gather, broadcast and wait for each other."""
 
     def __init__(self, rank, size, meeting):
         self.rank, self.size, self._meeting = rank, size, meeting
@@ -28,12 +28,18 @@ class Thread(Alone):
     def broadcast(self, value):
         return self._parts(value)[0]
 
+    def split_by_host(self):
+        return Hosts(1, self, self if self.rank == 0 else None)
+
+    def barrier(self):
+        self._meeting.barrier.wait()
+
     def _parts(self, own):
         """Return what every rank has brought, in the order of ranks."""
         self._meeting.parts[self.rank] = own
-        self._meeting.barrier.wait()
+        self.barrier()
         parts = list(self._meeting.parts)
-        self._meeting.barrier.wait()
+        self.barrier()
         return parts
 
 

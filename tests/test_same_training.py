@@ -6,8 +6,6 @@ continuous worlds one unit in the last place of an action grows until whole roll
 
 import dataclasses
 import functools
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import gymnasium
 import numpy as np
@@ -17,13 +15,14 @@ from gymnasium.spaces import Box, MultiBinary, MultiDiscrete
 
 from ppo.algorithm.rollout import Collector, Rollout
 from ppo.algorithm.update import Learner
-from ppo.collectives import Alone, Hosts, share
+from ppo.collectives import Alone, share
 from ppo.collectives.moments import RunningMoments
 from ppo.config import Config
 from ppo.envs import make_envs
 from ppo.families import family_of
 from ppo.models.actor_critic import build_model
 from tests.jobs import ON_PROCESSORS, ppo, weights
+from tests.ranks import on_ranks
 
 TOLERANCE = 1e-6
 SEED = 5
@@ -108,58 +107,6 @@ def worlds_of_choices():
     yield
     for env_id in ids:
         del gymnasium.registry[env_id]
-
-
-class ThreadRank:
-    """A rank that is a thread of this process."""
-
-    waiting = False
-
-    def __init__(self, rank, barrier, places):
-        self.rank, self.size = rank, len(places)
-        self._barrier, self._places = barrier, places
-
-    def sum_in_place(self, buffer):
-        assert buffer.dtype in (np.float32, np.float64)
-        buffer[...] = functools.reduce(np.add, self._everyone(buffer.copy()))
-
-    def split_by_host(self):
-        return Hosts(1, self, self if self.rank == 0 else None)
-
-    def broadcast(self, value):
-        return self._everyone(value)[0]
-
-    def gather(self, value):
-        everyone = self._everyone(value)
-        return everyone if self.rank == 0 else None
-
-    def barrier(self):
-        self._barrier.wait()
-
-    def _everyone(self, value):
-        self._places[self.rank] = value
-        self.barrier()
-        everyone = list(self._places)
-        self.barrier()
-        return everyone
-
-
-def on_ranks(number, act):
-    """Call `act` with a collective on so many threads and return the results in rank order."""
-    if number == 1:
-        return [act(Alone())]
-    barrier, places = threading.Barrier(number, timeout=60), [None] * number
-
-    def act_or_release_the_others(rank):
-        torch.set_num_threads(1)
-        try:
-            return act(ThreadRank(rank, barrier, places))
-        except BaseException:
-            barrier.abort()
-            raise
-
-    with ThreadPoolExecutor(number) as pool:
-        return list(pool.map(act_or_release_the_others, range(number)))
 
 
 class Replica:

@@ -123,5 +123,5 @@ def test_environments_of_two_ranks_go_on_in_blocks_of_other_sizes(env_name, rank
 def test_a_run_of_two_ranks_goes_on_with_another_number_without_a_new_episode(env_name, ranks, tmp_path):
     train(tmp_path, env_name, 2, ranks=2)
     log = train(tmp_path, env_name, 3, ranks=ranks)
-    assert f"saved by 2 ranks, goes on with {ranks}" in log
+    assert f"saved by 2 ranks, resumes with {ranks}" in log
     assert "WARNING" not in log
