@@ -136,6 +136,8 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "cuda: needs a GPU; skipped where there is none")
     if config.getoption("--fast"):
         config.pluginmanager.register(ProcessesAreSkipped(), "processes-are-skipped")
+        # A test that is skipped where it starts a process leaves its pipes and sockets to the garbage collector.
+        config.addinivalue_line("filterwarnings", "ignore::pytest.PytestUnraisableExceptionWarning")
     path = config.getoption("--fault-table")
     if path and not hasattr(config, "workerinput"):
         config.pluginmanager.register(FaultTable(path), "fault-table")
