@@ -139,14 +139,16 @@ class _Process:
         with theirs:
             # It begins with these signals held back, until it can ignore them.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS_TO_THE_JOB)
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM, str(theirs.fileno()), str(memory.descriptor)],
-                pass_fds=(theirs.fileno(), memory.descriptor),
-                stdin=subprocess.DEVNULL,
-                # The terminal's Ctrl-C and what mpirun sends to a rank's group are not for it.
-                start_new_session=True,
-            )
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-c", _PROGRAM, str(theirs.fileno()), str(memory.descriptor)],
+                    pass_fds=(theirs.fileno(), memory.descriptor),
+                    stdin=subprocess.DEVNULL,
+                    # The terminal's Ctrl-C and what mpirun sends to a rank's group are not for it.
+                    start_new_session=True,
+                )
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._descriptor = ours.detach()
         self._channel = Connection(self._descriptor)
         self._environments = ", ".join(str(work.indices[position]) for position in self.positions)
