@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ppo.command_line import explicit_settings, parse_command_line, setting_types
 from ppo.config import MAX_SEED, Config, PPOSettings, RunSettings, default_model_name, differences, section_types
-from ppo.families import FAMILIES, family_of
+from ppo.families import FAMILIES, GymnasiumSettings, family_of
 from ppo.presets import PRESETS
 from ppo.settings import Refusal, did_you_mean
 
@@ -317,6 +317,11 @@ def test_games_to_play_depend_on_the_mode_unless_they_are_given(mode: str, games
 def test_differences_name_the_settings_of_the_sections_asked_for() -> None:
     new = Config().replace_settings({"clip_range": 0.3, "noop_max": 0})
     assert differences(Config(), new, ("ppo",)) == {"clip_range": (0.2, 0.3)}
+
+
+def test_settings_that_only_one_family_has_are_no_difference() -> None:
+    assert differences(Config(), Config(world=GymnasiumSettings()), ("world",)) == {}
+    assert differences(Config(world=GymnasiumSettings()), Config(), ("world",)) == {}
 
 
 def test_no_two_sections_share_a_name() -> None:

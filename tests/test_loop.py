@@ -109,6 +109,17 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(tmp_path):
     assert sorted(p for p in tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("first", "then"), [("CartPole-v1", "PongNoFrameskip-v4"), ("PongNoFrameskip-v4", "CartPole-v1")]
+)
+def test_a_checkpoint_of_a_world_of_another_family_is_refused_naming_both(first, then, tmp_path):
+    assert_ok(ppo(tmp_path, *WORLDS[first], "--env_steps=64", "--model_name=mine"))
+    refused = ppo(tmp_path, *WORLDS[then], "--env_steps=128", "--model_name=mine")
+    assert refused.returncode == 2
+    assert f"env_name {first} -> {then}" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
 def test_a_changed_hyperparameter_is_named_and_used(tmp_path):
     assert_ok(ppo(tmp_path, *CARTPOLE, "--env_steps=64", "--learning_rate_schedule=constant"))
     changed = ppo(tmp_path, *CARTPOLE, "--env_steps=128", "--learning_rate_schedule=constant", "--learning_rate=1e-5")
