@@ -66,7 +66,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     manifest = checkpoint.verify(folder)
     assert (manifest.config, manifest.counters) == (CONFIG, counters(120, (1.0, -21.0, 0.1)))
     assert manifest.ranks == 3
-    assert torch.__version__.startswith(manifest.versions["torch"])
+    assert manifest.versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert manifest.machine["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
     assert_same(checkpoint.read_tensors(folder, manifest, MODEL_FILE), MODEL)
     assert_same(checkpoint.read_tensors(folder, manifest, TRAINING_FILE), TRAINING)
