@@ -21,7 +21,7 @@ class FlatParameters:
         buffer: Tensor | None = None,
         values: Tensor | None = None,
         *,
-        moves_gradients: bool | None = None,
+        moves_gradients: bool = True,
     ) -> None:
         """Move the parameters of `model` into a flat vector.
 
@@ -30,7 +30,7 @@ class FlatParameters:
             num_sums: further numbers to be summed over ranks together with the gradient.
             buffer: the memory for the gradient and these numbers, (P + num_sums,); by default it is made here.
             values: the memory for the parameters, (P,); by default it is made here.
-            moves_gradients: see `start_gradient`; by default on a processor.
+            moves_gradients: see `start_gradient`.
         """
         parameters = list(model.parameters())
         assert all(p.dtype == torch.float32 for p in parameters)
@@ -51,7 +51,7 @@ class FlatParameters:
             self._grads.append(self.gradient[start:end].view_as(parameter))
             start = end
         self._parameters = parameters
-        self._moves_gradients = device.type == "cpu" if moves_gradients is None else moves_gradients
+        self._moves_gradients = moves_gradients
         self._to_come = [True] * len(parameters)
         for index, (parameter, grad) in enumerate(zip(parameters, self._grads, strict=True)):
             if self._moves_gradients:
@@ -62,8 +62,9 @@ class FlatParameters:
     def start_gradient(self) -> None:
         """Let the next backward pass begin a gradient and those behind it add to it; clear the sums.
 
-        On a processor a gradient is moved into the flat vector as it comes, the first over what is there: clearing the
-        vector to add to it would be another pass over memory. A GPU's recorded kernels add to zeros.
+        A gradient is moved into the flat vector as it comes, the first over what is there: clearing the vector to add
+        to it would be another pass over memory. What adds to gradients where they are, such as a GPU's recorded
+        kernels, adds to zeros.
         """
         if self._moves_gradients:
             self._to_come = [True] * len(self._to_come)

@@ -34,7 +34,8 @@ from ppo.collectives.device_sum import make_device_sum
 from ppo.collectives.gradient_sum import shard_of, share_memory
 from ppo.collectives.moments import Moments, RunningMoments, moments_over_ranks
 from ppo.config import MachineSettings, PPOSettings
-from ppo.models.actor_critic import ActorCritic
+from ppo.models.actor_critic import ActorCritic, Policy
+from ppo.models.bare import bare
 
 # Behind the gradient: the mean over ranks of each one's squared gradient norm.
 _NUM_SUMS = 1
@@ -90,7 +91,10 @@ class Learner:
         # Each rank fills what ranks share, here and when a checkpoint is loaded: all with the same, and all meet before
         # any of them updates a weight.
         weights = None if shared is None else shared.parameters
-        self._flat = FlatParameters(model, _NUM_SUMS, buffer, weights)
+        small = bare(model)
+        self._network: Policy = small or model
+        moves_gradients = self._device.type == "cpu" and small is None
+        self._flat = FlatParameters(model, _NUM_SUMS, buffer, weights, moves_gradients=moves_gradients)
         self._gradient_sum = make_device_sum(
             machine, comm, self._flat.buffer, count, meeting_host=meeting_host, shared=shared
         )
@@ -272,7 +276,7 @@ class Learner:
             samples: the samples, (B,).
             clip_range: of the ratios; () if it is a tensor.
         """
-        prediction = self._model(rollout.observations_at(index))
+        prediction = self._network(rollout.observations_at(index))
         loss, terms = ppo_loss(prediction, samples, self._model.distribution, self._settings, clip_range)
         (loss / self._settings.minibatch_size).backward()  # type: ignore[no-untyped-call]
         return torch.stack([terms[name].detach().sum(dtype=torch.float32) for name in TERMS])

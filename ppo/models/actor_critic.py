@@ -5,7 +5,7 @@ Images share one encoder between actor and critic, as in the PPO paper's Atari e
 
 import contextlib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -33,6 +33,10 @@ class Prediction(NamedTuple):
     """Outputs of the policy head, (B, K), which the action distribution interprets."""
     values: Tensor
     """State values, (B,), in the units of the value normaliser."""
+
+
+Policy = Callable[[Tensor], Prediction]
+"""Maps observations (B, ...) to a prediction."""
 
 
 class ActorCritic(nn.Module):

@@ -4,18 +4,15 @@ A network is prepared only if every layer of it is recognised by its exact type;
 """
 
 import functools
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ppo.models.actor_critic import ActorCritic, Prediction
+from ppo.models.actor_critic import ActorCritic, Policy, Prediction
+from ppo.models.bare import bare
 from ppo.models.encoders import CNN, Flatten, NatureCNN, PixelConv2d, SmallCNN
 from ppo.models.inputs import PixelStatistics
-
-Policy = Callable[[Tensor], Prediction]
-"""Maps observations (B, ...) to a prediction."""
 
 
 def freeze(model: ActorCritic) -> Policy:
@@ -27,7 +24,7 @@ def freeze(model: ActorCritic) -> Policy:
         assert isinstance(model.actor, CNN)
         assert isinstance(model.policy_head, nn.Linear) and isinstance(model.value_head, nn.Linear)
         return FrozenCNN(model.actor, model.policy_head, model.value_head)
-    return model
+    return bare(model) or model
 
 
 def _is_recognised(model: ActorCritic) -> bool:

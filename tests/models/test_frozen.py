@@ -10,7 +10,7 @@ from ppo.config import ModelSettings
 from ppo.models import frozen
 from ppo.models.actor_critic import ActorCritic, build_model
 from ppo.models.frozen import FrozenCNN, freeze, onednn_is_usable
-from tests.models.test_actor_critic import SCREENS, VECTOR, build, set_pixel_moments
+from tests.models.test_actor_critic import SCREENS, build, set_pixel_moments
 from tests.models.test_encoders import pixels
 
 BOX = spaces.Box(-1.0, 1.0, (2,))
@@ -97,14 +97,13 @@ def test_a_subclass_of_the_network_acts_itself() -> None:
 @pytest.mark.parametrize(
     "model",
     [
-        build(space=VECTOR),
         build(trunk="separate"),
         build(network="mlp"),
         build_model(SCREENS, BOX, ModelSettings(), seed=0),  # whose head is no linear layer
         build(precision=torch.bfloat16),
         build().to("meta"),
     ],
-    ids=["vectors", "separate", "mlp", "gaussian", "bfloat16", "device"],
+    ids=["separate", "mlp", "gaussian", "bfloat16", "device"],
 )
 def test_other_networks_act_themselves(model: ActorCritic) -> None:
     assert freeze(model) is model

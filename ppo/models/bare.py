@@ -1,0 +1,107 @@
+"""Actor and critic as bare MLPs: the arithmetic of small networks, without modules and without a recorded graph.
+
+What nn.Module and autograd do around layers of 64 units takes as long as the layers. CartPole, fastest of 400: a
+decision for 8 environments takes 46 us instead of 84, a gradient of 128 samples 363 instead of 473. A model is served
+only if every layer of it is recognised by its exact type.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ppo.models.actor_critic import ActorCritic, Prediction
+from ppo.models.distributions import GaussianHead
+from ppo.models.encoders import MLP
+from ppo.models.inputs import VectorStatistics
+
+_Activation = Callable[[Tensor], Tensor]
+"""Works in place."""
+_Derivative = Callable[[Tensor, Tensor], Tensor]
+"""Maps the gradient with respect to an activation's output, and that output, to that with respect to its input."""
+_ACTIVATIONS: dict[type[nn.Module], tuple[_Activation, _Derivative]] = {
+    nn.Tanh: (torch.tanh_, torch.ops.aten.tanh_backward.default),
+    nn.ReLU: (torch.relu_, partial(torch.ops.aten.threshold_backward.default, threshold=0)),
+}
+
+
+def bare(model: ActorCritic) -> "BareActorCritic | None":
+    """Return the arithmetic of a model, which reads its weights where they are; None if the model is not recognised."""
+    if type(model) is not ActorCritic or type(model.inputs) is not VectorStatistics or model.device.type != "cpu":
+        return None
+    head = model.policy_head
+    is_gaussian = type(head) is GaussianHead
+    actor = _bare_mlp(model.actor, head.get_submodule("means") if is_gaussian else head)
+    critic = _bare_mlp(model.critic, model.value_head)
+    log_deviations = head.get_parameter("log_deviations") if is_gaussian else None
+    return BareActorCritic(model.inputs, actor, critic, log_deviations) if actor and critic else None
+
+
+def _bare_mlp(encoder: nn.Module | None, head: nn.Module) -> "BareMLP | None":
+    """Return an encoder with a head behind it; None unless they are linear layers and one kind of activation."""
+    if type(encoder) is not MLP or type(head) is not nn.Linear or len(encoder) % 2:
+        return None
+    layers, activations = [*[*encoder][::2], head], {type(layer) for layer in [*encoder][1::2]}
+    if len(activations) != 1 or not activations <= _ACTIVATIONS.keys():
+        return None
+    linear = [layer for layer in layers if type(layer) is nn.Linear]
+    return BareMLP(linear, *_ACTIVATIONS[activations.pop()]) if len(linear) == len(layers) else None
+
+
+class BareMLP:
+    """Linear layers with an activation between them, with a gradient for which no graph is recorded."""
+
+    def __init__(self, layers: Sequence[nn.Linear], activate: _Activation, derivative: _Derivative) -> None:
+        """Serve layers whose weights may change between calls."""
+        self._parameters = [(layer.weight, layer.bias) for layer in layers]
+        self._activate, self._derivative = activate, derivative
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Map (B, D) to (B, K).
+
+        With gradients enabled that is a leaf of autograd's graph. The backward pass goes on from there by hand and adds
+        to the gradients that the parameters have, which must be there already.
+        """
+        inputs: list[Tensor] = []
+        with torch.no_grad():
+            for weight, bias in self._parameters:
+                if inputs:
+                    features = self._activate(features)
+                inputs.append(features)
+                features = torch.addmm(bias, features, weight.t())
+        if torch.is_grad_enabled():
+            features.requires_grad_().register_hook(partial(self._add_gradients, inputs))  # type: ignore[no-untyped-call]
+        return features
+
+    def _add_gradients(self, inputs: Sequence[Tensor], gradient: Tensor) -> None:
+        """Add to the gradients of the parameters.
+
+        Args:
+            inputs: of the layers, each (B, its number of features).
+            gradient: with respect to what the last layer returned, (B, K).
+        """
+        for (weight, bias), features in reversed(list(zip(self._parameters, inputs, strict=True))):
+            assert weight.grad is not None and bias.grad is not None
+            weight.grad.addmm_(gradient.t(), features)
+            bias.grad.add_(gradient.sum(0))
+            if features is not inputs[0]:
+                gradient = self._derivative(gradient @ weight, features)
+
+
+class BareActorCritic:
+    """Predicts what the model does, and learns as it does."""
+
+    def __init__(
+        self, inputs: VectorStatistics, actor: BareMLP, critic: BareMLP, log_deviations: nn.Parameter | None
+    ) -> None:
+        """Serve an actor whose outputs are followed by log deviations, if there are any, and a critic."""
+        self._inputs, self._actor, self._critic, self._log_deviations = inputs, actor, critic, log_deviations
+
+    def __call__(self, observations: Tensor) -> Prediction:
+        """Predict for observations (B, D)."""
+        observations = self._inputs(observations)
+        outputs, values = self._actor(observations), self._critic(observations).squeeze(-1)
+        if self._log_deviations is not None:
+            outputs = torch.cat([outputs, self._log_deviations.expand_as(outputs)], -1)
+        return Prediction(outputs, values)
