@@ -4,8 +4,11 @@ Nothing depends on who draws first, so a run gives the same numbers at any rank 
 """
 
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
+from numpy.typing import NDArray
 
 _WORD = 2**64
 
@@ -31,10 +34,18 @@ def stream(seed: int, purpose: Purpose, *address: int) -> np.random.Generator:
     each stream has 2^64 blocks of its own.
     """
     assert len(address) <= 3 and all(0 <= number < _WORD for number in address)
-    counter = [0, *address, *([0] * (3 - len(address)))]
-    return np.random.Generator(
-        np.random.Philox(key=np.array([seed, purpose], np.uint64), counter=np.array(counter, np.uint64))
-    )
+    counter = np.array([0, *address, *([0] * (3 - len(address)))], np.uint64)
+    return np.random.Generator(np.random.Philox(_Key(seed, purpose), counter=counter))  # type: ignore[arg-type]
+
+
+class _Key(ISeedSequence):
+    """Hands Philox its key. Given as such, numpy would first make a random seed to throw away: three times as long."""
+
+    def __init__(self, seed: int, purpose: Purpose) -> None:
+        self._words = np.array([seed, purpose], np.uint64)
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> NDArray[np.uint64]:
+        return self._words
 
 
 def derived_seed(seed: int, purpose: Purpose, *address: int) -> int:
