@@ -32,8 +32,10 @@ def clipped_surrogate_loss(log_ratios: Tensor, advantages: Tensor, clip_range: f
     `log_ratios` is log pi(a|s) - log pi_old(a|s).
     """
     ratios = log_ratios.exp()
-    clipped = ratios.clamp(1.0 - clip_range, 1.0 + clip_range)  # type: ignore[arg-type]
-    return -torch.minimum(ratios * advantages, clipped * advantages)
+    # Where the clipped term is the smaller one it is constant. Said so, the derivative takes a third of the operations.
+    clipped = ratios.detach().clamp(1.0 - clip_range, 1.0 + clip_range) * advantages  # type: ignore[arg-type]
+    unclipped = ratios * advantages
+    return -torch.where(unclipped > clipped, clipped, unclipped)
 
 
 def value_loss(

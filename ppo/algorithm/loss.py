@@ -39,7 +39,8 @@ def ppo_loss(
         The loss, (), and by the names of TERMS what the log has the means of, (B,) each.
     """
     log_ratios = distribution.log_prob(prediction.action, samples.actions) - samples.log_probs
-    entropy = distribution.entropy(prediction.action)
+    # What is only logged needs no derivative.
+    entropy = distribution.entropy(prediction.action if settings.entropy_coefficient else prediction.action.detach())
     policy_loss = equations.clipped_surrogate_loss(log_ratios, samples.advantages, clip_range)
     value_loss = equations.value_loss(
         prediction.values,
