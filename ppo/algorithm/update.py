@@ -245,6 +245,8 @@ class Learner:
         """
         self._flat.start_gradient()
         at_once = _MAX_SAMPLES_AT_ONCE if self._device.type == "cpu" else _MAX_SAMPLES_AT_ONCE_ON_A_GPU
+        if len(index) <= at_once:
+            return [self._add_gradient(rollout, index, samples, clip_range)]
         parts = zip(*(torch.split(numbers, at_once) for numbers in (index, *samples)), strict=True)
         return [self._add_gradient(rollout, part[0], Samples(*part[1:]), clip_range) for part in parts]
 
@@ -279,7 +281,7 @@ class Learner:
         prediction = self._network(rollout.observations_at(index))
         loss, terms = ppo_loss(prediction, samples, self._model.distribution, self._settings, clip_range)
         (loss / self._settings.minibatch_size).backward()  # type: ignore[no-untyped-call]
-        return torch.stack([terms[name].detach().sum(dtype=torch.float32) for name in TERMS])
+        return torch.stack([terms[name].detach() for name in TERMS]).sum(-1)
 
     def _step(self, rate: float, *, with_noise: bool = True) -> Tensor:
         """Sum the gradient over ranks, clip it and take an Adam step.
@@ -301,7 +303,9 @@ class Learner:
         gradient = summed[self._shard]
         limit = self._settings.max_gradient_norm
         # A processor can look at the norm at no cost, and saves a pass over the gradient.
-        if limit is not None and (self._device.type != "cpu" or norm.item() > limit):
+        if limit is not None and self._device.type == "cpu" and norm.item() > limit:
+            gradient = torch.mul(gradient, limit / norm.item(), out=flat.gradient[self._shard])
+        elif limit is not None and self._device.type != "cpu":
             factor = (limit / norm.double()).clamp_max(1.0)
             gradient = torch.mul(gradient, factor, out=flat.gradient[self._shard])
         self._optimizer.step(flat.values, gradient, rate, unless=self._is_not_finite, shard=self._shard)
