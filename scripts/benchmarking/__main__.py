@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 
@@ -18,15 +18,16 @@ import tyro
 
 from ppo.outputs.folders import require_writable
 from ppo.settings import Refusal
-from scripts.benchmarking import figure, report, stable_baselines3
+from scripts.benchmarking import figure, report, small_worlds, stable_baselines3
 from scripts.benchmarking.jobs import JobError
 from scripts.benchmarking.limits import measure_limits
 from scripts.benchmarking.machine import commit, describe_machine, software, stolen_seconds, warn_of_load
-from scripts.benchmarking.plan import QUICK, RIVALS, Case, Settings, judged_cases, make_cases
+from scripts.benchmarking.plan import QUICK, RIVALS, Case, Settings, judged_cases, make_cases, make_world_cases
 from scripts.benchmarking.processes import available_cores
 from scripts.benchmarking.programs import measure_program, seconds_to_first_update
 from scripts.benchmarking.reach import find_targets
 from scripts.benchmarking.results import Benchmark, CaseResult, Round
+from scripts.benchmarking.small_worlds import Ways
 from scripts.benchmarking.stable_baselines3 import Way
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
@@ -78,6 +79,7 @@ def run(settings: Settings, flags: Sequence[str], command: str) -> None:
     cores = available_cores()
     cases = make_cases(settings, len(cores), flags)
     cores = cores[: max(case.ranks for case in cases)]
+    worlds = make_world_cases(settings, len(cores))
     if settings.output is not None:
         figure.require_matplotlib()
         require_writable("output", settings.output)
@@ -88,12 +90,18 @@ def run(settings: Settings, flags: Sequence[str], command: str) -> None:
         stable_baselines3.set_up()
     os.sched_setaffinity(0, cores)  # everything that is measured inherits it
     stolen, began = stolen_seconds(), time.monotonic()
-    ways = stable_baselines3.find_fastest_way(settings) if settings.stable_baselines3 else {}
+    ways, ways_by_world = {}, {}
+    if settings.stable_baselines3 and RIVALS.keys() & judged_cases(cases).keys():
+        ways = stable_baselines3.find_fastest_way(settings)
+    for name in worlds if settings.stable_baselines3 else ():
+        ways_by_world[name] = small_worlds.try_ways(worlds[name], cores, settings)
+        print(f"{name}: fastest are {ways_by_world[name].ours} and {ways_by_world[name].theirs}", flush=True)
     rounds = []
     for number in range(1, settings.repeats + 1):
         print(f"round {number} of {settings.repeats}", flush=True)
-        rounds.append(measure_round(settings, cases, cores, next(iter(ways), None)))
-    theirs = {"Stable-Baselines3": stable_baselines3.versions()} if ways else {}
+        measured = measure_round(settings, cases, cores, next(iter(ways), None))
+        rounds.append(measure_worlds(measured, settings, worlds, cores, ways_by_world))
+    theirs = {"Stable-Baselines3": stable_baselines3.versions()} if settings.stable_baselines3 else {}
     benchmark = Benchmark(
         date=date.today().isoformat(),
         command=command,
@@ -105,6 +113,7 @@ def run(settings: Settings, flags: Sequence[str], command: str) -> None:
         cases=cases,
         stable_baselines3_ways={str(way): rate for way, rate in ways.items()},
         rounds=rounds,
+        ways_by_world=ways_by_world,
     )
     if settings.output is None:
         print(f"\n{report.markdown(benchmark, figure=None)}")
@@ -138,6 +147,29 @@ def measure_round(settings: Settings, cases: Sequence[Case], cores: Sequence[int
             others[name] = stable_baselines3.measure(name, way, settings)
             print(f"Stable-Baselines3, {name}: {others[name]:.1f} steps/s", flush=True)
     return Round(results, starts, others)
+
+
+def measure_worlds(
+    measured: Round,
+    settings: Settings,
+    worlds: Mapping[str, Sequence[Case]],
+    cores: Sequence[int],
+    ways_by_world: Mapping[str, Ways],
+) -> Round:
+    """Return a round to which small worlds have been added, each measured once.
+
+    Raises:
+        JobError: something that was to be measured failed.
+    """
+    costs, comparisons = {}, {}
+    for name, cases in worlds.items():
+        costs[name] = small_worlds.measure_block_cost(name, cores[0], settings.limit_seconds)
+        print(f"{name}: a block adds {costs[name].added:.1f} us to the {costs[name].bare:.1f} of a step", flush=True)
+        if name in ways_by_world:
+            comparisons[name] = small_worlds.compare(cases, ways_by_world[name], cores, settings)
+            ours, theirs = comparisons[name].program.steps_per_second, comparisons[name].stable_baselines3
+            print(f"{name}: {ours:.0f} steps/s, Stable-Baselines3 {theirs:.0f}", flush=True)
+    return dataclasses.replace(measured, block_costs=costs, worlds=comparisons)
 
 
 def write(benchmark: Benchmark, output: Path) -> None:

@@ -1,7 +1,7 @@
 """What a benchmark measures: its settings, and the cases that follow from them.
 
-A case is a preset on a number of ranks, a core each. In weak scaling the environments and the minibatch grow with the
-ranks, so that a rank does the work of a single one.
+A case is a preset, or a small world, on a number of ranks, a core each. In weak scaling the environments and the
+minibatch grow with the ranks, so that a rank does the work of a single one.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +15,10 @@ from ppo.presets import PRESETS
 from ppo.settings import Refusal, did_you_mean
 
 _FEW_CORES = 4
+# So many that no run ends while it is measured.
+_ENV_STEPS = 1_000_000_000
+SHARE_OF_TIME_FOR_A_TRIAL = 0.5
+"""Of the seconds of a measurement, to find the fastest way to run a program."""
 # Where the run writes and for how long is the benchmark's affair; of RunSettings only these are the user's.
 _LEFT_TO_THE_USER = {"env_name", "rng_seed"}
 
@@ -22,6 +26,8 @@ SettingsName = Literal["cleanrl", "published"]
 """Settings of Stable-Baselines3: those of our preset, or its own for Atari games."""
 RIVALS: Mapping[str, SettingsName] = {"atari": "published", "cleanrl": "cleanrl"}
 """With which settings Stable-Baselines3 is compared with a preset."""
+SMALL_WORLDS = ("CartPole-v1", "LunarLander-v3", "HalfCheetah-v5")
+_SMALL_MINIBATCH = 256
 
 
 @dataclass(frozen=True)
@@ -29,10 +35,13 @@ class Settings:
     """Settings of a measurement."""
 
     quick: bool = False
-    """About two minutes on two cores: the default preset on 1 rank and on all cores, without weak scaling, measured
-    once and shortly, without Stable-Baselines3."""
+    """About two minutes on two cores: the default preset on 1 rank and on all cores, without weak scaling, and what a
+    block adds to the steps of small worlds, measured once and shortly, without Stable-Baselines3."""
     presets: tuple[str, ...] = ("atari", "paper", "cleanrl")
     """Presets to measure; weak scaling is that of the first."""
+    worlds: tuple[str, ...] = SMALL_WORLDS
+    """Small worlds to measure, with vectors as observations: what a block adds to their steps, and training, if
+    Stable-Baselines3 is measured."""
     ranks: tuple[int, ...] | None = None
     """Numbers of ranks, a core each. Default: 1, 2, ... up to the cores (above 4 cores powers of two, and all); 1 and
     all if quick."""
@@ -68,6 +77,7 @@ class Case:
     """A preset on a number of ranks."""
 
     preset: str
+    """Or the id of a small world, trained with the preset of its family."""
     ranks: int
     weak: bool
     """The work has grown with the ranks."""
@@ -119,6 +129,24 @@ def make_cases(settings: Settings, num_cores: int, flags: Sequence[str]) -> list
         cases += [_case(preset, ranks, flags) for ranks in numbers]
         if not settings.quick and preset == settings.presets[0] and 1 in numbers:
             cases += [_case(preset, ranks, flags, weak=True) for ranks in numbers if ranks > 1]
+    return cases
+
+
+def make_world_cases(settings: Settings, num_cores: int) -> dict[str, list[Case]]:
+    """Return each small world's cases, one for every number of ranks, by its id.
+
+    Raises:
+        Refusal: a world that cannot be measured.
+    """
+    cases = {}
+    for env_name in dict.fromkeys(settings.worlds):
+        flags = as_flags({"env_name": env_name, "minibatch_size": _SMALL_MINIBATCH, "env_steps": _ENV_STEPS})
+        config = parse_command_line(flags)
+        _require_small_world(config)
+        numbers = sorted({*settings.ranks}) if settings.ranks else _default_ranks(settings, num_cores)
+        cases[env_name] = [
+            Case(env_name, ranks, False, tuple(flags), config) for ranks in numbers if ranks <= config.ppo.num_envs
+        ]
     return cases
 
 
@@ -174,10 +202,10 @@ def _require_rivals(settings: Settings, flags: Sequence[str]) -> None:
             "stable_baselines3 must be off where flags after -- change the presets: it trains with theirs as they are; "
             "add --no-stable_baselines3"
         )
-    if not RIVALS.keys() & {*settings.presets}:
+    if not settings.worlds and not RIVALS.keys() & {*settings.presets}:
         raise Refusal(
-            f"stable_baselines3 is compared with {' and '.join(RIVALS)}, got presets {', '.join(settings.presets)}; "
-            "add --no-stable_baselines3"
+            f"stable_baselines3 is compared with {' and '.join(RIVALS)} and in small worlds, got presets "
+            f"{', '.join(settings.presets)} and no worlds; add --no-stable_baselines3"
         )
 
 
@@ -188,6 +216,19 @@ def _require_atari(env_name: str) -> None:
     if config.family.name != "atari":
         raise Refusal(f"env_name must be an Atari game in a benchmark, got {env_name}; try {RunSettings.env_name}")
     check_environment(config)
+
+
+def _require_small_world(config: Config) -> None:
+    from gymnasium.spaces import Box, Discrete
+
+    from ppo.envs import check_environment
+
+    spaces = check_environment(config)
+    if len(spaces.observation_space.shape) != 1 or not isinstance(spaces.action_space, Discrete | Box):
+        raise Refusal(
+            f"worlds must have vectors as observations and Discrete or Box actions, got {config.run.env_name}; "
+            f"try {SMALL_WORLDS[0]}"
+        )
 
 
 def _refuse_flags_of_its_own(flags: Sequence[str]) -> None:

@@ -112,6 +112,21 @@ def measure_program(case: Case, cores: Sequence[int], settings: Settings, *, ide
     return summarize(window, ranks)
 
 
+def steps_per_second(case: Case, cores: Sequence[int], settings: Settings, *, share: float) -> float:
+    """Train for a share of the time of a measurement and return the steps per second, with fewer checkpoints or none.
+
+    Raises:
+        JobError: the run ended by itself.
+    """
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        _train(case, cores, Path(folder), case.config.run.checkpoint_interval) as job,
+    ):
+        follower = Follower(Path(folder) / case.config.run_folder / "progress.csv")
+        seconds = settings.seconds * share
+        return watch(job, follower, settings.warm_up_seconds * share, lambda _, t: t >= seconds).steps_per_second
+
+
 def watch(job: Job, follower: Follower, warm_up_seconds: float, enough: Callable[[int, float], bool]) -> Window:
     """Wait for a program's first row, for the warm-up to pass, and for its window.
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from scripts.benchmarking.plan import Case, judged_cases
 from scripts.benchmarking.results import Benchmark, Round, Spread, share_of_time
+from scripts.benchmarking.small_worlds import NUM_ENVS
 
 _SHARE_OF_IDEAL = {"atari": 0.90, "paper": 0.90, "cleanrl": 0.90}
 _OVER_STABLE_BASELINES3 = 1.7
@@ -13,6 +14,8 @@ _SHARE_OF_SPEED_UP = {"atari": 0.95, "paper": 0.95}
 _MOST_COMMUNICATION = {"atari": 0.04, "paper": 0.04, "cleanrl": 0.08}
 _MOST_SECONDS_TO_FIRST_UPDATE = 6.0
 _MOST_MEGABYTES, _WITH_ENVIRONMENTS = 600.0, 8
+_MOST_MICROSECONDS_ADDED = 15.0
+_OVER_STABLE_BASELINES3_IN_A_SMALL_WORLD = 2.5
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ def find_targets(benchmark: Benchmark) -> list[Target]:
         *_against_stable_baselines3(benchmark, judged),
         *_scaling(benchmark, {preset: case for preset, case in judged.items() if case.ranks > 1}),
         *_start_and_memory(benchmark),
+        *_small_worlds(benchmark),
     ]
 
 
@@ -88,6 +92,16 @@ def _start_and_memory(benchmark: Benchmark) -> Iterator[Target]:
     if names:
         what = f"memory per rank, {_WITH_ENVIRONMENTS} environments (the most that was resident at any time)"
         yield Target(what, _MOST_MEGABYTES, benchmark.over_rounds(most), at_least=False, unit=" MB")
+
+
+def _small_worlds(benchmark: Benchmark) -> Iterator[Target]:
+    for name in benchmark.rounds[0].block_costs:
+        what = f"added to a step of a bare environment, {NUM_ENVS} of {name}"
+        added = benchmark.added_by_a_block(name)
+        yield Target(what, _MOST_MICROSECONDS_ADDED, added, at_least=False, unit=" us")
+    for name in benchmark.rounds[0].worlds:
+        what = f"steps per second over Stable-Baselines3, same network and sizes, {benchmark.ways_by_world[name].ours}"
+        yield Target(what, _OVER_STABLE_BASELINES3_IN_A_SMALL_WORLD, benchmark.over_stable_baselines3_in(name))
 
 
 def _label(case: Case) -> str:

@@ -7,7 +7,8 @@ from ppo.settings import Refusal
 from scripts.benchmarking.plan import Case, judged_cases
 from scripts.benchmarking.programs import PHASES
 from scripts.benchmarking.reach import Target, find_targets
-from scripts.benchmarking.results import Benchmark, CaseResult, Spread
+from scripts.benchmarking.results import Benchmark, CaseResult, Round, Spread
+from scripts.benchmarking.small_worlds import NUM_ENVS
 
 BEGIN = "<!-- ./scripts/benchmark writes from here -->"
 END = "<!-- to here -->"
@@ -41,6 +42,7 @@ def markdown(benchmark: Benchmark, figure: str | None) -> str:
         "Scaling": _scaling(benchmark),
         "Memory and start": f"{_memory(benchmark)}\n\n{_start(benchmark)}",
         "Stable-Baselines3": _stable_baselines3(benchmark),
+        "Small worlds": _small_worlds(benchmark),
     }
     picture = f"![Speed, time per update and scaling]({figure})\n\n" if figure else ""
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
@@ -191,6 +193,53 @@ def _stable_baselines3(benchmark: Benchmark) -> str:
     )
     ways = ", ".join(f"{way} {rate:.1f}" for way, rate in benchmark.stable_baselines3_ways.items())
     return f"{speeds}\n\nIt ran in the fastest of these ways, tried once for half the time: {ways}."
+
+
+def _small_worlds(benchmark: Benchmark) -> str:
+    first = benchmark.rounds[0]
+    costs = _table(
+        [f"us of processor time for a step of one environment of {NUM_ENVS}", "bare", "in a block", "added"],
+        (
+            [
+                name,
+                _spread(benchmark.over_rounds(_block_cost(name, "bare")), 1),
+                _spread(benchmark.over_rounds(_block_cost(name, "block")), 1),
+                _spread(benchmark.added_by_a_block(name), 1),
+            ]
+            for name in first.block_costs
+        ),
+    )
+    speeds = _table(
+        ["steps per second", "program", "Stable-Baselines3", "ratio"],
+        (
+            [
+                benchmark.ways_by_world[name].ours,
+                _spread(benchmark.over_rounds(_speed_in(name)), 0),
+                _spread(benchmark.over_rounds(_their_speed_in(name)), 0),
+                _spread(benchmark.over_stable_baselines3_in(name), 2),
+            ]
+            for name in first.worlds
+        ),
+    )
+    tried = [
+        f"{name}: "
+        + ", ".join(f"{way} {rate:,.0f}" for way, rate in (*ways.program.items(), *ways.stable_baselines3.items()))
+        for name, ways in benchmark.ways_by_world.items()
+    ]
+    about = f"Both ran in their fastest ways, tried once for half the time. {'; '.join(tried)}."
+    return "\n\n".join([*[costs] * bool(first.block_costs), *[speeds, about] * bool(first.worlds)])
+
+
+def _block_cost(name: str, loop: str) -> Callable[[Round], float]:
+    return lambda r: float(getattr(r.block_costs[name], loop))
+
+
+def _speed_in(name: str) -> Callable[[Round], float]:
+    return lambda r: r.worlds[name].program.steps_per_second
+
+
+def _their_speed_in(name: str) -> Callable[[Round], float]:
+    return lambda r: r.worlds[name].stable_baselines3
 
 
 def _settings(case: Case) -> str:

@@ -7,13 +7,14 @@ taken over rounds: the machine is not equally fast in all of them.
 import dataclasses
 import statistics
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from scripts.benchmarking.limits import Limits
 from scripts.benchmarking.machine import Machine
 from scripts.benchmarking.plan import Case, Settings, SettingsName, case_name
 from scripts.benchmarking.programs import ProgramRun
+from scripts.benchmarking.small_worlds import BlockCost, Comparison, Ways
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,10 @@ class Round:
     """Of a first and a second start of the first preset on the most ranks."""
     stable_baselines3: dict[SettingsName, float]
     """Steps per second by settings."""
+    block_costs: dict[str, BlockCost] = field(default_factory=dict)
+    """By small world."""
+    worlds: dict[str, Comparison] = field(default_factory=dict)
+    """Both programs by small world, if Stable-Baselines3 was measured."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,8 @@ class Benchmark:
     stable_baselines3_ways: dict[str, float]
     """Steps per second of the ways to run it that were tried, the fastest first."""
     rounds: list[Round]
+    ways_by_world: dict[str, Ways] = field(default_factory=dict)
+    """How each small world was tried."""
 
     def has_one_rank(self, preset: str) -> bool:
         """Tell whether a preset was measured on one rank."""
@@ -107,6 +114,14 @@ class Benchmark:
     def share_of_the_ideal_speed_up(self, case: Case) -> Spread:
         """Return `speed_up` over the same ratio of the two ideals."""
         return self.over_rounds(lambda r: _speed_up(r, case) / _ideal_speed_up(r, case))
+
+    def over_stable_baselines3_in(self, world: str) -> Spread:
+        """Return the program's steps per second in a small world over those of Stable-Baselines3."""
+        return self.over_rounds(lambda r: r.worlds[world].ratio)
+
+    def added_by_a_block(self, world: str) -> Spread:
+        """Return the microseconds that our block adds to a step of a small world."""
+        return self.over_rounds(lambda r: r.block_costs[world].added)
 
     @property
     def stable_baselines3_speeds(self) -> dict[SettingsName, Spread]:

@@ -6,22 +6,23 @@ program, but is asked to write neither logs nor checkpoints.
 
 import itertools
 import json
+import math
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from ppo.config import Config
 from ppo.settings import Refusal
 from scripts.benchmarking.jobs import ROOT, Job
-from scripts.benchmarking.plan import Settings, SettingsName
+from scripts.benchmarking.plan import SHARE_OF_TIME_FOR_A_TRIAL, Settings
 from scripts.benchmarking.programs import Follower, watch
 
 _PYTHON = ROOT / ".venv-stable-baselines3" / "bin" / "python"
 _SET_UP = Path(__file__).with_name("set_up_stable_baselines3")
 _TRAIN = Path(__file__).with_name("train_stable_baselines3.py")
-_VERSIONED = ("stable_baselines3", "torch", "numpy", "gymnasium", "ale-py", "opencv-python-headless")
-_SHARE_OF_TIME_FOR_A_TRIAL = 0.5
+_VERSIONED = ("stable_baselines3", "torch", "numpy", "gymnasium", "ale-py", "opencv-python-headless", "Box2D", "mujoco")
 
 
 @dataclass(frozen=True)
@@ -59,21 +60,63 @@ def versions() -> dict[str, str]:
     return {name: found[name] for name in _VERSIONED}
 
 
-def find_fastest_way(settings: Settings) -> dict[Way, float]:
-    """Return the steps per second of every way to run it with its own settings, the fastest first.
+def settings_like(config: Config) -> str:
+    """Return the settings with which it trains a small world as the program does, as JSON.
+
+    What the program does besides, such as normalising values, is left out.
+    """
+    model, ppo = config.model, config.ppo
+    assert model.trunk in ("auto", "separate") and not ppo.clip_rewards and ppo.reward_scale == 1.0
+    normalization = {
+        "norm_obs": model.observation_normalization,
+        "norm_reward": ppo.reward_normalization,
+        "clip_obs": model.observation_clip or math.inf,
+        "clip_reward": ppo.reward_clip or math.inf,
+        "gamma": ppo.discount,
+    }
+    is_normalized = model.observation_normalization or ppo.reward_normalization
+    return json.dumps(
+        {
+            "env_name": config.run.env_name,
+            "num_envs": ppo.num_envs,
+            "widths": model.widths,
+            "activation": model.activation,
+            "normalization": normalization if is_normalized else None,
+            "learning_rate": ppo.learning_rate,
+            "ppo": {
+                "n_steps": ppo.rollout_steps,
+                "batch_size": ppo.minibatch_size,
+                "n_epochs": ppo.num_epochs,
+                "gamma": ppo.discount,
+                "gae_lambda": ppo.gae_lambda,
+                "clip_range": ppo.clip_range,
+                "ent_coef": ppo.entropy_coefficient,
+                "vf_coef": ppo.value_coefficient / 2,  # its squared error is not halved
+                "max_grad_norm": ppo.max_gradient_norm or math.inf,
+            },
+        }
+    )
+
+
+def find_fastest_way(settings: Settings, training: str = "published") -> dict[Way, float]:
+    """Return the steps per second of every way to run it, the fastest first.
+
+    Args:
+        settings: how long to measure.
+        training: see `measure`.
 
     Raises:
         JobError: it ended by itself.
     """
-    rates = {way: measure("published", way, settings, share=_SHARE_OF_TIME_FOR_A_TRIAL) for way in WAYS}
+    rates = {way: measure(training, way, settings, share=SHARE_OF_TIME_FOR_A_TRIAL) for way in WAYS}
     return dict(sorted(rates.items(), key=lambda pair: -pair[1]))
 
 
-def measure(settings_name: SettingsName, way: Way, settings: Settings, *, share: float = 1.0) -> float:
+def measure(training: str, way: Way, settings: Settings, *, share: float = 1.0) -> float:
     """Return its steps per second on the cores of this process.
 
     Args:
-        settings_name: which settings it trains with.
+        training: the settings it trains with, for Atari by the name of SettingsName, else from `settings_like`.
         way: how it runs.
         settings: how long to warm up and to measure.
         share: the share of that time to take.
@@ -85,7 +128,8 @@ def measure(settings_name: SettingsName, way: Way, settings: Settings, *, share:
     warm_up_seconds, seconds = settings.warm_up_seconds * share, settings.seconds * share
     with tempfile.TemporaryDirectory() as name:
         progress = Path(name) / "progress.csv"
-        command = [str(_PYTHON), str(_TRAIN), settings_name, way.vec_env, str(progress)]
+        # Isolated, for this module has the name of the library and stands in the script's folder.
+        command = [str(_PYTHON), "-I", str(_TRAIN), training, way.vec_env, str(progress)]
         with Job(command, Path(name), **threads) as job:
             window = watch(job, Follower(progress), warm_up_seconds, lambda _, elapsed: elapsed >= seconds)
     return window.steps_per_second

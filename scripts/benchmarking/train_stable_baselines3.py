@@ -1,20 +1,23 @@
-"""Train Stable-Baselines3's PPO on Pong with one of two sets of settings, until stopped.
+"""Train Stable-Baselines3's PPO until stopped, on Pong or on a world of vectors.
 
-Run by the benchmark in a virtual environment of its own. Arguments: the settings, `cleanrl` (those of our preset) or
-`published` (rl-baselines3-zoo's for Atari games, hyperparams/ppo.yml); `DummyVecEnv` or `SubprocVecEnv`; and the CSV
-file that gets a row after every update.
+Run by the benchmark in a virtual environment of its own. Arguments: the settings, for Pong `cleanrl` (those of our
+preset) or `published` (rl-baselines3-zoo's for Atari games, hyperparams/ppo.yml), for a world of vectors the JSON of
+`settings_like`; `DummyVecEnv` or `SubprocVecEnv`; and the CSV file that gets a row after every update.
 """
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.env_util import make_atari_env
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack
+from stable_baselines3.common.env_util import make_atari_env, make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
+from torch import nn
 
-ENV_STEPS = 10_000_000
+ENV_STEPS = 1_000_000_000
 
 
 def linear(start: float) -> Callable[[float], float]:
@@ -57,17 +60,42 @@ class Progress(BaseCallback):  # type: ignore[misc]  # the library is not instal
         return True
 
 
+def pong(settings: str, vec_env: type) -> PPO:
+    """Return what learns Pong with settings of this name."""
+    # The prefix makes every process that builds an environment import ale_py, which knows the games.
+    envs = make_atari_env("ale_py:PongNoFrameskip-v4", n_envs=NUM_ENVS, seed=0, vec_env_cls=vec_env)
+    return PPO("CnnPolicy", VecFrameStack(envs, n_stack=4), seed=0, device="cpu", **SETTINGS[settings])
+
+
+def world_of_vectors(settings: dict[str, Any], vec_env: type) -> PPO:
+    """Return what learns a world of vectors with an MLP each for policy and values."""
+    envs = make_vec_env(
+        settings["env_name"],
+        n_envs=settings["num_envs"],
+        seed=0,
+        vec_env_cls=vec_env,
+        # By default all that a picture needs would be computed too: LunarLander takes several times as long.
+        env_kwargs={"render_mode": None},
+    )
+    if settings["normalization"]:
+        envs = VecNormalize(envs, **settings["normalization"])
+    widths, activation = settings["widths"], {"tanh": nn.Tanh, "relu": nn.ReLU}[settings["activation"]]
+    return PPO(
+        "MlpPolicy",
+        envs,
+        seed=0,
+        device="cpu",
+        learning_rate=linear(settings["learning_rate"]),
+        policy_kwargs={"net_arch": {"pi": widths, "vf": widths}, "activation_fn": activation},
+        **settings["ppo"],
+    )
+
+
 def main() -> None:
     """Train."""
-    settings, vec_env, progress_path = sys.argv[1:]
-    # The prefix makes every process that builds an environment import ale_py, which knows the games.
-    envs = make_atari_env(
-        "ale_py:PongNoFrameskip-v4",
-        n_envs=NUM_ENVS,
-        seed=0,
-        vec_env_cls={"DummyVecEnv": DummyVecEnv, "SubprocVecEnv": SubprocVecEnv}[vec_env],
-    )
-    model = PPO("CnnPolicy", VecFrameStack(envs, n_stack=4), seed=0, device="cpu", **SETTINGS[settings])
+    settings, vec_env_name, progress_path = sys.argv[1:]
+    vec_env = {"DummyVecEnv": DummyVecEnv, "SubprocVecEnv": SubprocVecEnv}[vec_env_name]
+    model = pong(settings, vec_env) if settings in SETTINGS else world_of_vectors(json.loads(settings), vec_env)
     model.learn(ENV_STEPS, callback=Progress(Path(progress_path)))
 
 

@@ -21,10 +21,11 @@ SHORT = ["--seconds=0.5", "--warm_up_seconds=0", "--limit_seconds=0.02"]
 @pytest.mark.parametrize("extent", [("--quick",), ("--presets", "atari", "--repeats=1", "--no-stable_baselines3")])
 def test_a_run_measures_and_writes_what_it_measured(tmp_path, extent):
     ranks = min(2, len(available_cores()))
-    flags = [*extent, f"--ranks={ranks}", *SHORT, f"--output={tmp_path}/results", *TINY]
+    flags = [*extent, f"--ranks={ranks}", *SHORT, "--worlds=CartPole-v1", f"--output={tmp_path}/results", *TINY]
     job = separately([*COMMAND, *flags], ROOT)
     assert job.returncode == 0, job.stderr
     assert "| steps per second over the ideal" in job.stdout
+    assert "| added to a step of a bare environment, 64 of CartPole-v1 | at most 15 us |" in job.stdout
     assert sorted(str(p.relative_to(tmp_path / "results")) for p in (tmp_path / "results").rglob("*.*")) == [
         "benchmark.md", "figures/benchmark.png", "measurements/benchmark.json",
     ]  # fmt: skip
@@ -39,6 +40,7 @@ def test_a_run_measures_and_writes_what_it_measured(tmp_path, extent):
     assert sum(case["program"]["phases"].values()) == pytest.approx(case["program"]["update_seconds"])
     assert case["program"]["phases"]["save"] > 0
     assert len(measured["seconds_to_first_update"]) == 2
+    assert 0 < measured["block_costs"]["CartPole-v1"]["bare"] < 1000
     assert (
         f"{data['summary'][f'atari -np {ranks}']['steps_per_second']['median']:,.1f}"
         in (tmp_path / "results/benchmark.md").read_text()

@@ -80,7 +80,11 @@ def test_a_preset_is_judged_on_its_most_ranks_without_more_work():
         (ALONE, ["--env_name=CartPole-v1"], "must be an Atari game in a benchmark, got CartPole-v1; try Pong"),
         (ALONE, ["--env_name=PnogNoFrameskip-v4"], "did you mean 'PongNoFrameskip-v4'?"),
         ({}, ["--num_envs=32", "--minibatch_size=256"], "add --no-stable_baselines3"),
-        ({"presets": ("paper",)}, [], "compared with atari and cleanrl, got presets paper; add --no-stable_baselines3"),
+        (
+            {"presets": ("paper",), "worlds": ()},
+            [],
+            "compared with atari and cleanrl and in small worlds, got presets paper and no worlds; add --no-stable",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_refused_with_what_can(settings, flags, message):

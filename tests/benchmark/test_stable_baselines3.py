@@ -1,9 +1,13 @@
+import json
+import math
 import runpy
 import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
 
+from ppo.command_line import parse_command_line
 from ppo.presets import PRESETS
 from ppo.settings import Refusal
 from scripts.benchmarking import stable_baselines3
@@ -30,14 +34,17 @@ def trained(monkeypatch, tmp_path):
             asked.update(settings, policy=policy)
             return SimpleNamespace(learn=lambda steps, callback: None)
 
-        def make_envs(name, n_envs, seed, vec_env_cls):
-            asked.update(n_envs=n_envs, vec_env=vec_env_cls)
+        def make_envs(name, n_envs, seed, vec_env_cls, env_kwargs=None):
+            asked.update(name=name, n_envs=n_envs, vec_env=vec_env_cls, env_kwargs=env_kwargs)
+
+        def normalized(envs, **settings):
+            asked.update(normalization=settings)
 
         module("stable_baselines3", PPO=make_model)
         module("stable_baselines3.common")
         module("stable_baselines3.common.callbacks", BaseCallback=object)
-        module("stable_baselines3.common.env_util", make_atari_env=make_envs)
-        vec_envs = {"DummyVecEnv": "dummy", "SubprocVecEnv": "subprocesses"}
+        module("stable_baselines3.common.env_util", make_atari_env=make_envs, make_vec_env=make_envs)
+        vec_envs = {"DummyVecEnv": "dummy", "SubprocVecEnv": "subprocesses", "VecNormalize": normalized}
         module("stable_baselines3.common.vec_env", VecFrameStack=lambda envs, n_stack: n_stack, **vec_envs)
         monkeypatch.setattr(sys, "argv", ["script", settings_name, "SubprocVecEnv", str(tmp_path / "progress.csv")])
         runpy.run_path(str(SCRIPT), run_name="__main__")
@@ -72,8 +79,47 @@ def test_the_other_settings_are_those_of_our_preset(trained):
     assert asked["learning_rate"](1.0) == ours["learning_rate"]
 
 
+@pytest.mark.parametrize("env_name", ["CartPole-v1", "HalfCheetah-v5"])
+def test_a_small_world_is_learnt_with_our_network_sizes_and_normalization(trained, env_name):
+    config = parse_command_line([f"--env_name={env_name}", "--minibatch_size=256", "--hidden_sizes=32,48"])
+    asked, ours = trained(stable_baselines3.settings_like(config)), config.ppo
+    assert (asked["policy"], asked["name"], asked["vec_env"]) == ("MlpPolicy", env_name, "subprocesses")
+    network = asked["policy_kwargs"]
+    assert network["net_arch"] == {"pi": [32, 48], "vf": [32, 48]}
+    assert network["activation_fn"] is torch.nn.Tanh
+    for theirs, name in {
+        "n_envs": "num_envs",
+        "n_steps": "rollout_steps",
+        "batch_size": "minibatch_size",
+        "n_epochs": "num_epochs",
+        "gamma": "discount",
+        "gae_lambda": "gae_lambda",
+        "clip_range": "clip_range",
+        "ent_coef": "entropy_coefficient",
+        "max_grad_norm": "max_gradient_norm",
+    }.items():
+        assert asked[theirs] == getattr(ours, name)
+    assert 2.0 * asked["vf_coef"] == ours.value_coefficient
+    assert [asked["learning_rate"](remaining) for remaining in (1.0, 0.0)] == [ours.learning_rate, 0.0]
+    # LunarLander would compute what only a picture shows.
+    assert asked["env_kwargs"] == {"render_mode": None}
+    normalization = {"norm_obs": True, "norm_reward": True, "clip_obs": 10.0, "clip_reward": 10.0, "gamma": 0.99}
+    assert asked.get("normalization") == (normalization if env_name == "HalfCheetah-v5" else None)
+
+
+def test_what_is_not_bounded_is_not_bounded_there():
+    flags = ["--env_name=HalfCheetah-v5", "--observation_clip=None", "--max_gradient_norm=None", "--reward_clip=None"]
+    settings = json.loads(stable_baselines3.settings_like(parse_command_line(flags)))
+    assert settings["normalization"]["clip_obs"] == settings["normalization"]["clip_reward"] == math.inf
+    assert settings["ppo"]["max_grad_norm"] == math.inf
+
+
 PROGRAM = """
 import os, sys, time
+try:
+    import stable_baselines3
+except ModuleNotFoundError:
+    pass
 settings, vec_env, progress = sys.argv[1:]
 open({said!r}, "a").write(f"{{settings}} {{vec_env}} {{os.environ.get('OMP_NUM_THREADS')}}\\n")
 with open(progress, "w") as file:
@@ -87,6 +133,8 @@ with open(progress, "w") as file:
 def stand_in(monkeypatch, tmp_path):
     """A program that takes a hundredth of a second for 1,000 steps, and the file in which it notes its arguments."""
     said, program = tmp_path / "said", tmp_path / "train.py"
+    # As our module of this name, it stands beside the script and must not be taken for the library.
+    (tmp_path / "stable_baselines3.py").write_text("raise AssertionError")
     program.write_text(PROGRAM.format(said=str(said)))
     monkeypatch.setattr(stable_baselines3, "_PYTHON", sys.executable)
     monkeypatch.setattr(stable_baselines3, "_TRAIN", program)
