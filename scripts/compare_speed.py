@@ -1,0 +1,123 @@
+"""Compare how long two folders' programs take for an update, on a machine whose speed varies.
+
+    python scripts/compare_speed.py OLD NEW [--ranks=2] [--seconds=60] [--slice_seconds=1] [-- FLAGS]
+
+OLD and NEW are clones with their extensions built. Both train at the same time, but only one of them is let run at any
+moment: they take turns of a second, the other one being stopped, so that both meet the same weather. A turn's time
+counts for the job that had it. Printed: seconds an update of each, and the ratio old over new (above 1: the new one is
+faster) with its standard error over tenths of the measurement. Needs the environment of scripts/environment.sh.
+"""
+
+import argparse
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+MPIRUN = Path(sys.executable).with_name("mpirun")
+_NUM_PARTS = 10
+_POLL_SECONDS = 0.004
+_WARM_UP_UPDATES = 3
+
+
+class Job:
+    """A training that runs only in its turns, and when its updates ended in the time of its turns."""
+
+    def __init__(self, root: Path, ranks: int, flags: Sequence[str], folder: Path) -> None:
+        """Start it."""
+        flags = [*flags, "--env_steps=1000000000", "--checkpoint_interval=1000000000"]
+        command = [str(MPIRUN), "-np", str(ranks), sys.executable, "-m", "ppo", *flags]
+        self._process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(root)},
+            stdout=(folder / "output").open("w"),
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self._folder, self._seconds = folder, 0.0
+        self._ends: list[float] = []
+
+    def take_turn(self, seconds: float) -> None:
+        """Let the job run for some time."""
+        self._send(signal.SIGCONT)
+        started = time.monotonic()
+        while (spent := time.monotonic() - started) < seconds:
+            self._note_updates(self._seconds + spent)
+            time.sleep(_POLL_SECONDS)
+        self._send(signal.SIGSTOP)
+        self._seconds += time.monotonic() - started
+        if self._process.poll() is not None:
+            raise SystemExit((self._folder / "output").read_text()[-2000:])
+
+    def seconds_per_update(self) -> list[float]:
+        """Return the mean of each part of the measurement."""
+        ends = self._ends[_WARM_UP_UPDATES:]
+        length = (len(ends) - 1) // _NUM_PARTS
+        if not length:
+            raise SystemExit(f"too few updates ({len(ends)}) in {self._seconds:.0f} s; use more --seconds")
+        bounds = [ends[part * length] for part in range(_NUM_PARTS + 1)]
+        return [(end - start) / length for start, end in pairwise(bounds)]
+
+    def is_training(self) -> bool:
+        """Whether the first updates are behind it."""
+        return len(self._ends) >= _WARM_UP_UPDATES
+
+    def end(self) -> None:
+        """Kill it."""
+        if self._process.poll() is None:
+            self._send(signal.SIGKILL)
+            self._process.kill()
+            self._process.wait()
+
+    def _note_updates(self, now: float) -> None:
+        logs = list(self._folder.glob("**/progress.csv"))
+        if logs:
+            num_updates = logs[0].read_bytes().count(b"\n") - 1
+            self._ends += [now] * (num_updates - len(self._ends))
+
+    def _send(self, number: int) -> None:
+        # mpirun gives each rank a process group of its own.
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        for pid in children:
+            os.kill(int(pid), number)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("old", type=Path)
+    parser.add_argument("new", type=Path)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each job")
+    parser.add_argument("--slice_seconds", type=float, default=1.0)
+    own, flags = parser.parse_known_args(arguments)
+    with tempfile.TemporaryDirectory() as temporary:
+        jobs: list[Job] = []
+        try:
+            for name in ("old", "new"):
+                (folder := Path(temporary) / name).mkdir()
+                jobs.append(Job(getattr(own, name).resolve(), own.ranks, [f for f in flags if f != "--"], folder))
+                while not jobs[-1].is_training():
+                    jobs[-1].take_turn(own.slice_seconds)
+            for _ in range(int(own.seconds / own.slice_seconds)):
+                for job in jobs:
+                    job.take_turn(own.slice_seconds)
+            old, new = (job.seconds_per_update() for job in jobs)
+        finally:
+            for job in jobs:
+                job.end()
+    ratios = [before / after for before, after in zip(old, new, strict=True)]
+    error = statistics.stdev(ratios) / len(ratios) ** 0.5
+    print(f"{1e3 * statistics.mean(old):.1f} ms an update before, {1e3 * statistics.mean(new):.1f} after")
+    print(f"before / after {statistics.mean(ratios):.4f} +- {error:.4f} ({' '.join(flags)})")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
