@@ -12,7 +12,7 @@ import tyro
 
 from ppo.config import Config, PPOSettings, RunSettings, section_types
 from ppo.families import FAMILIES, Family, family_of
-from ppo.presets import PRESETS, for_environments
+from ppo.presets import PRESETS, for_environments, preset_of
 from ppo.settings import Refusal, did_you_mean
 
 
@@ -74,7 +74,7 @@ def parse_command_line(arguments: Sequence[str], *, speak: bool = True) -> Confi
 
 def _defaults(chosen: Mapping[str, str], family: Family, env_name: str, explicit: set[str]) -> Config:
     """Return the settings of an empty command line, given the few flags on which they depend."""
-    preset = chosen.get("preset") or family.preset
+    preset = chosen.get("preset") or preset_of(env_name, family)
     if preset not in PRESETS:
         raise Refusal(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}{did_you_mean(preset, PRESETS)}")
     settings = PRESETS[preset]

@@ -20,6 +20,7 @@ from ppo.evaluation import Evaluation
 from ppo.outputs import checkpoint
 from ppo.outputs.display import make_display, print_line
 from ppo.outputs.trackers import CsvFiles, FinishedEpisode, Metrics, TensorBoard, Trackers, write_config
+from ppo.presets import is_tuned_for
 from ppo.run import Run, merge, save
 from ppo.start import started
 from ppo.supervision.replicas import compare_replicas
@@ -246,6 +247,8 @@ def make_trackers(run: Run) -> Trackers:
     notes = write_config(folder, config, ranks=run.comm.size, started=datetime.now().isoformat(timespec="seconds"))
     ranks = "1 rank" if run.comm.size == 1 else f"{run.comm.size} ranks"
     title = f"{config.model_name}: {config.ppo.num_envs} environments on {ranks}, preset {config.run.preset}"
+    if config.run.preset and not is_tuned_for(config.run.preset, config.run.env_name, config.family):
+        notes.append(f"preset {config.run.preset} is not tuned for {config.run.env_name}")
     trackers = Trackers(
         [
             CsvFiles(folder, progress.update),

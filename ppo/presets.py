@@ -5,8 +5,11 @@ Another number of environments than a preset was made for changes some of its ot
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
+
+from ppo.families import Family
 
 _LARGEST_BATCH = 16_384
 _LARGEST_RATE = 1e-3
@@ -126,6 +129,17 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "checkpoint_interval": 10,
     },
 }
+
+
+def preset_of(env_name: str, family: Family) -> str:
+    """Return the name of the preset that a world starts from: its own, or its family's."""
+    named = re.fullmatch(r"(?:ppo/)?(\w+)-v\d+", env_name)
+    return named[1] if named and named[1] in PRESETS else family.preset
+
+
+def is_tuned_for(preset: str, env_name: str, family: Family) -> bool:
+    """Whether a preset was found by training in this world; all Atari games share theirs."""
+    return family.name == "atari" or (preset == preset_of(env_name, family) != family.preset)
 
 
 def for_environments(preset: Mapping[str, Any], num_envs: int, rollout_steps: int | None = None) -> Mapping[str, Any]:

@@ -1,33 +1,117 @@
-"""Copy the policy of a checkpoint to the shipped agents, without what only a resume needs.
+"""Ship the final agent of a finished run: its policy, card, curve and evaluation.
 
-python scripts/ship_agent.py checkpoints/PongNoFrameskip-v4/step_000000632832
+    python scripts/ship_agent.py RUN --root=CLONE [--curve_only]
+
+RUN is the model name of a run in CLONE, which was evaluated by `--mode=evaluate --checkpoint=latest`. Written into this
+project: checkpoints/pretrained/<environment>/ (the policy without what only a resume needs, and card.json: command,
+commit, machine, minutes, scores), and docs/runs/scores/<world>-<steps>-seed-<N>.csv and .json, of which
+scripts/score_table.py makes docs/scores.md. --curve_only writes only the latter: a world ships one agent, and a score
+has several seeds.
 """
 
+import argparse
+import csv
+import json
+import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from ppo.config import SHIPPED, default_model_name
+from ppo.command_line import parse_command_line
+from ppo.config import SHIPPED, Config, as_flags, default_model_name, differences
 from ppo.outputs import checkpoint
-from ppo.outputs.manifest import MODEL_FILE, encode_manifest
+from ppo.outputs.manifest import MODEL_FILE, Manifest, encode_manifest
 from ppo.outputs.whole_folder import write_folder
 
+ROOT = Path(__file__).resolve().parent.parent
+CARD = "card.json"
+# What names a run and not how it learns.
+_NAMES = {"model_name", "preset", "checkpoint_dir", "run_dir", "asset_dir", "fresh", "mode"}
 
-def main(source: Path) -> None:
-    """Write checkpoints/pretrained/<environment>, replacing nothing.
 
-    The weights and what is said of them stay as the training wrote them.
-    """
+def command_of(config: Config) -> str:
+    """Return the shortest command line that trains with these settings."""
+    start = [f"--env_name={config.run.env_name}"]
+    if config.run.preset != parse_command_line(start).run.preset:
+        start.append(f"--preset={config.run.preset}")
+    usual = parse_command_line(start)
+    changed = {
+        name: new
+        for name, (_, new) in differences(usual, config, ["run", "world", "model", "ppo", "playback"]).items()
+        if name not in _NAMES
+    }
+    return " ".join(["./scripts/train", *start, *as_flags(changed)])
+
+
+def score_name(config: Config) -> str:
+    """Return the name under which a run's curve and evaluation are kept: HalfCheetah-v5-4M-seed-1."""
+    steps = config.run.env_steps
+    unit, name = (1_000_000, "M") if steps % 1_000_000 == 0 else (1_000, "k")
+    world = config.run.env_name.rpartition("/")[2]
+    return f"{world}-{steps // unit}{name}-seed-{config.run.rng_seed}"
+
+
+def card_of(manifest: Manifest, run_folder: Path, evaluation: dict[str, Any], commit: str) -> dict[str, Any]:
+    """Return what a reader should know about an agent."""
+    with (run_folder / "progress.csv").open(newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    return {
+        "env_name": manifest.config.run.env_name,
+        "command": command_of(manifest.config),
+        "commit": commit,
+        "ranks": manifest.ranks,
+        "machine": manifest.machine,
+        "versions": manifest.versions,
+        "env_steps": manifest.counters.env_steps,
+        "minutes": round(manifest.counters.seconds / 60, 1),
+        "training_return_mean": float(last["rollout/return_mean"]),
+        "evaluation": evaluation,
+    }
+
+
+def main(arguments: list[str]) -> None:
+    """Copy a run's results into the project; an agent that is there already is replaced."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run")
+    parser.add_argument("--root", type=Path, default=ROOT)
+    parser.add_argument("--curve_only", action="store_true")
+    options = parser.parse_args(arguments)
+    run_folder = options.root / "runs" / options.run
+    checkpoints = options.root / "checkpoints" / options.run
+    source = max(path for path in checkpoints.glob("step_*") if path.name.removeprefix("step_").isdecimal())
     manifest = checkpoint.verify(source)
-    target = Path("checkpoints") / SHIPPED / default_model_name(manifest.config.run.env_name)
+    evaluation = json.loads((run_folder / "evaluation.json").read_text())
+    if evaluation["env_steps"] != manifest.counters.env_steps:
+        sys.exit(f"evaluate {source} first: evaluation.json is of {evaluation['env_steps']} steps")
+    name = score_name(manifest.config)
+    scores = ROOT / "docs" / "runs" / "scores"
+    scores.mkdir(parents=True, exist_ok=True)
+    shutil.copy(run_folder / "progress.csv", scores / f"{name}.csv")
+    (scores / f"{name}.json").write_text(json.dumps(evaluation, indent=1) + "\n")
+    print(f"wrote {scores / name}.csv and .json")
+    if options.curve_only:
+        return
+    commit = subprocess.run(
+        ["git", "-C", str(options.root), "rev-parse", "HEAD"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    target = ROOT / "checkpoints" / SHIPPED / default_model_name(manifest.config.run.env_name)
     if target.exists():
-        sys.exit(f"{target} exists; move it away first")
+        shutil.rmtree(target)
     policy_only = replace(manifest, files={MODEL_FILE: manifest.files[MODEL_FILE]})
-    contents = {MODEL_FILE: (source / MODEL_FILE).read_bytes(), checkpoint.MANIFEST_FILE: encode_manifest(policy_only)}
-    write_folder(target, contents)
+    card = card_of(manifest, run_folder, evaluation, commit)
+    write_folder(
+        target,
+        {
+            MODEL_FILE: (source / MODEL_FILE).read_bytes(),
+            checkpoint.MANIFEST_FILE: encode_manifest(policy_only),
+            CARD: (json.dumps(card, indent=1) + "\n").encode(),
+        },
+    )
     checkpoint.verify(target)
     print(f"wrote {target}")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(sys.argv[1:])
