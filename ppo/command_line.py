@@ -45,7 +45,7 @@ def parse_command_line(arguments: Sequence[str], *, speak: bool = True) -> Confi
     explicit = explicit_settings(arguments)
     _refuse_unknown_flags(explicit)
     arguments = _spell_out_booleans(arguments)
-    chosen = _peek(arguments, ("env_name", "preset", "num_envs", "rollout_steps"))
+    chosen = _peek(arguments, ("env_name", "preset", "mode", "num_envs", "rollout_steps"))
     env_name = chosen.get("env_name", RunSettings.env_name)
     family = family_of(env_name)
     _refuse_flags_of_other_families(explicit, family, env_name)
@@ -83,6 +83,8 @@ def _defaults(chosen: Mapping[str, str], family: Family, env_name: str, explicit
         settings = for_environments(settings, num_envs, rollout_steps)
     if "gae_lambda" in explicit and "gae_lambda_late" not in explicit:
         settings = {**settings, "gae_lambda_late": None}  # who sets one lambda wants no other
+    if chosen.get("mode", "train") != "train":
+        settings = {**settings, "act": "saved"}  # an agent acts as its own training said
     run = {"env_name": env_name, "preset": preset}
     return dataclasses.replace(Config(), world=family.settings()).replace_settings({**settings, **run})
 

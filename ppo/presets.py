@@ -14,6 +14,45 @@ from ppo.families import Family
 _LARGEST_BATCH = 16_384
 _LARGEST_RATE = 1e-3
 
+# Vector observations: CartPole, Acrobot, MountainCar and their like.
+_CLASSIC: Mapping[str, Any] = {
+    "env_steps": 120_000,
+    "model_size": "small",
+    "num_envs": 16,
+    "rollout_steps": 64,
+    "minibatch_size": 256,
+    "num_epochs": 8,
+    "learning_rate": 1e-3,
+    "learning_rate_schedule": "linear",
+    "clip_range": 0.2,
+    "gae_lambda": 0.9,
+    "entropy_coefficient": 0.0,
+    "value_normalization": True,
+    "max_gradient_norm": 0.5,
+    "checkpoint_interval": 200,
+}
+# Vectors of unknown scale and bounded or unbounded actions: MuJoCo, BipedalWalker and their like. The code-level
+# optimisations of Engstrom et al. 2020 (arXiv:2005.12729); not tuned for any of these worlds yet.
+_CONTINUOUS: Mapping[str, Any] = {
+    "env_steps": 1_000_000,
+    "model_size": "small",
+    "observation_normalization": True,
+    "reward_normalization": True,
+    "reward_clip": 10.0,
+    "num_envs": 16,
+    "rollout_steps": 256,
+    "minibatch_size": 256,
+    "num_epochs": 10,
+    "learning_rate": 3e-4,
+    "learning_rate_schedule": "linear",
+    "clip_range": 0.2,
+    "gae_lambda": 0.95,
+    "entropy_coefficient": 0.0,
+    "value_coefficient": 0.5,
+    "max_gradient_norm": 0.5,
+    "checkpoint_interval": 25,
+}
+
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # The fastest settings found so far that never collapsed; docs/learning.md has the runs behind them.
     "atari": {
@@ -70,44 +109,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "max_gradient_norm": 0.5,
         "checkpoint_interval": 20,
     },
-    # Vector observations: CartPole, Acrobot, MountainCar and their like.
-    "classic": {
-        "env_steps": 120_000,
-        "model_size": "small",
-        "num_envs": 16,
-        "rollout_steps": 64,
-        "minibatch_size": 256,
-        "num_epochs": 8,
-        "learning_rate": 1e-3,
-        "learning_rate_schedule": "linear",
-        "clip_range": 0.2,
-        "gae_lambda": 0.9,
-        "entropy_coefficient": 0.0,
-        "value_normalization": True,
-        "max_gradient_norm": 0.5,
-        "checkpoint_interval": 200,
-    },
-    # Vectors of unknown scale and bounded or unbounded actions: MuJoCo, BipedalWalker and their like. The code-level
-    # optimisations of Engstrom et al. 2020 (arXiv:2005.12729); not tuned for any of these worlds yet.
-    "continuous": {
-        "env_steps": 1_000_000,
-        "model_size": "small",
-        "observation_normalization": True,
-        "reward_normalization": True,
-        "reward_clip": 10.0,
-        "num_envs": 16,
-        "rollout_steps": 256,
-        "minibatch_size": 256,
-        "num_epochs": 10,
-        "learning_rate": 3e-4,
-        "learning_rate_schedule": "linear",
-        "clip_range": 0.2,
-        "gae_lambda": 0.95,
-        "entropy_coefficient": 0.0,
-        "value_coefficient": 0.5,
-        "max_gradient_norm": 0.5,
-        "checkpoint_interval": 25,
-    },
     # The defaults of the program that this one answers to first (lucaslingle/ppo1 and pytorch_ppo_atari), whose sizes
     # are per rank; here they are those of its 8 ranks. Its value loss is the whole squared error.
     "ppo1": {
@@ -127,6 +128,21 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "value_coefficient": 2.0,
         "max_gradient_norm": None,
         "checkpoint_interval": 10,
+    },
+    "classic": _CLASSIC,
+    "continuous": _CONTINUOUS,
+    # Worlds with settings of their own, each found by training in it with other seeds than those of docs/scores.md. A
+    # world's preset has its name without the version.
+    "CartPole": {**_CLASSIC, "env_steps": 100_000},
+    "Acrobot": {
+        **_CLASSIC,
+        "env_steps": 500_000,
+        "observation_normalization": True,
+        "reward_normalization": True,
+        "rollout_steps": 256,
+        "gae_lambda": 0.95,
+        "act": "mode",
+        "checkpoint_interval": 50,
     },
 }
 

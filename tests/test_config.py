@@ -38,7 +38,7 @@ def parse(*arguments: str) -> Config:
 )
 def test_a_flag_is_spelled_with_underscores_or_dashes_an_equals_sign_or_a_space(arguments: tuple[str, ...]) -> None:
     config = parse(*arguments)
-    assert (config.run.env_name, config.run.preset) == ("CartPole-v1", "classic")
+    assert (config.run.env_name, config.run.preset) == ("CartPole-v1", "CartPole")
 
 
 @pytest.mark.parametrize(
@@ -140,11 +140,15 @@ def test_explicit_settings_are_those_the_command_line_names(arguments: list[str]
     [
         ("PongNoFrameskip-v4", "atari"),
         ("ALE/MsPacman-v5", "atari"),
-        ("CartPole-v1", "classic"),
-        ("Acrobot-v1", "classic"),
+        ("CartPole-v1", "CartPole"),
+        ("Acrobot-v1", "Acrobot"),
+        ("CartPole-v0", "CartPole"),
+        ("someone/CartPole-v1", "classic"),
+        ("Taxi-v3", "classic"),
+        ("Pusher-v5", "continuous"),
     ],
 )
-def test_the_default_preset_is_that_of_the_family(env_name: str, preset: str) -> None:
+def test_the_default_preset_is_that_of_the_world_or_of_its_family(env_name: str, preset: str) -> None:
     config = parse(f"--env_name={env_name}")
     assert config.run.preset == preset
     assert config.ppo.learning_rate == PRESETS[preset]["learning_rate"]

@@ -7,7 +7,8 @@ import pytest
 
 from ppo.command_line import parse_command_line
 from ppo.config import Config, PPOSettings
-from ppo.presets import PRESETS
+from ppo.families import family_of
+from ppo.presets import PRESETS, is_tuned_for
 from ppo.settings import Refusal
 
 
@@ -99,3 +100,27 @@ def test_what_the_user_sets_is_not_scaled() -> None:
 def test_a_rollout_of_any_length_is_divided(rollout_steps: int, minibatch_size: int) -> None:
     ppo = parse("--num_envs=8", f"--rollout_steps={rollout_steps}")
     assert (ppo.rollout_steps, ppo.minibatch_size) == (rollout_steps, minibatch_size)
+
+
+def test_an_agent_is_played_as_it_was_saved_whatever_the_preset_of_its_world_says() -> None:
+    assert PRESETS["Acrobot"]["act"] == "mode"
+    acts = [
+        parse_command_line(["--env_name=Acrobot-v1", *flags], speak=False).playback.act
+        for flags in ([], ["--mode=evaluate"], ["--mode=play", "--act=sample"])
+    ]
+    assert acts == ["mode", "saved", "sample"]
+
+
+@pytest.mark.parametrize(
+    ("preset", "env_name", "tuned"),
+    [
+        ("atari", "MsPacmanNoFrameskip-v4", True),
+        ("CartPole", "CartPole-v1", True),
+        ("classic", "CartPole-v1", False),
+        ("CartPole", "Acrobot-v1", False),
+        ("classic", "Taxi-v3", False),
+        ("continuous", "Pusher-v5", False),
+    ],
+)
+def test_a_preset_is_tuned_for_a_world_that_has_its_own(preset: str, env_name: str, tuned: bool) -> None:
+    assert is_tuned_for(preset, env_name, family_of(env_name)) == tuned
