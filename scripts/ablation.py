@@ -1,0 +1,162 @@
+"""Switch the code-level optimisations of PPO off in turn and see what each is worth.
+
+    python scripts/ablation.py --folder=FOLDER [--workers=2]      train; go on where it stopped
+    python scripts/ablation.py --folder=FOLDER --write            write docs/ablation.md from what is there
+
+Engstrom et al. 2020, "Implementation Matters in Deep RL" (arXiv:2005.12729): HalfCheetah-v5 and Hopper-v5, three seeds,
+300,000 steps each. Every run has all optimisations but one. A finished run is never repeated.
+"""
+
+import argparse
+import csv
+import json
+import math
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+MPIRUN = Path(sys.executable).with_name("mpirun")
+WORLDS = ("HalfCheetah-v5", "Hopper-v5")
+SEEDS = (1, 2, 3)
+ALL_ON = (
+    *("--preset=continuous", "--env_steps=300000"),
+    *("--value_clip_range=0.2", "--activation=tanh", "--advantage_normalization=minibatch"),
+)
+SWITCHES: Mapping[str, tuple[str, ...]] = {
+    "all on": (),
+    "value clipping": ("--value_clip_range=None",),
+    "observation normalisation": ("--no_observation_normalization",),
+    "observation clipping": ("--observation_clip=None",),
+    "reward scaling": ("--no_reward_normalization",),
+    "reward clipping": ("--reward_clip=None",),
+    "orthogonal initialisation": ("--initialization=default",),
+    "falling learning rate": ("--learning_rate_schedule=constant",),
+    "gradient clipping": ("--max_gradient_norm=None",),
+    "tanh (relu instead)": ("--activation=relu",),
+    "advantage normalisation": ("--advantage_normalization=none",),
+    "state-independent deviation": ("--state_dependent_deviation",),
+}
+"""What is off -> the flags that switch it off."""
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """A run with one optimisation off."""
+
+    world: str
+    off: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of its folders."""
+        return f"{self.world}-{'-'.join(self.off.replace('(', '').replace(')', '').split())}-{self.seed}"
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Its command line."""
+        return (f"--env_name={self.world}", f"--rng_seed={self.seed}", *ALL_ON, *SWITCHES[self.off])
+
+
+def runs() -> Iterator[Ablation]:
+    """Yield every run, one seed of everything before the next."""
+    for seed in SEEDS:
+        for world in WORLDS:
+            for off in SWITCHES:
+                yield Ablation(world, off, seed)
+
+
+def final_return(folder: Path, run: Ablation) -> float | None:
+    """Return the mean return of a run's last 100 games of training; None until the run is finished."""
+    log = folder / "runs" / run.name / "progress.csv"
+    if not log.exists():
+        return None
+    with log.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return float(rows[-1]["rollout/return_mean"]) if rows and int(rows[-1]["env_steps"]) >= 300_000 else None
+
+
+def train(folder: Path, run: Ablation) -> None:
+    """Train a run to its end, or go on with it."""
+    if final_return(folder, run) is None:
+        command = [str(MPIRUN), "-np", "1", sys.executable, "-m", "ppo", f"--model_name={run.name}", *run.flags]
+        with (folder / f"{run.name}.log").open("a") as log:
+            code = subprocess.call(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        print(f"{run.name}: {final_return(folder, run) if code == 0 else f'ended with code {code}'}", flush=True)
+
+
+def table(returns: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """Return the table of both worlds.
+
+    Args:
+        returns: world -> what is off -> the return of each seed.
+    """
+    lines = ["| off | " + " | ".join(f"{world}: mean of seeds (each)" for world in WORLDS) + " |", "|---|---|---|"]
+    for off in SWITCHES:
+        cells = []
+        for world in WORLDS:
+            found = returns[world].get(off, [])
+            each = ", ".join(f"{value:,.0f}" for value in found)
+            cells.append(f"**{statistics.fmean(found):,.0f}** ({each})" if found else "not run")
+        lines.append(f"| {off} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(returns: Mapping[str, Mapping[str, Sequence[float]]], output: Path) -> None:
+    """Draw the mean of the seeds as bars and each seed as a point."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, len(WORLDS), figsize=(10, 4.4), sharey=True, layout="constrained")
+    for world, panel in zip(WORLDS, panels, strict=True):
+        names = [off for off in SWITCHES if returns[world].get(off)]
+        for position, off in enumerate(reversed(names)):
+            found = returns[world][off]
+            panel.barh(position, statistics.fmean(found), color="#4878a8" if off == "all on" else "#b8c8d8")
+            panel.plot(found, [position] * len(found), "k.", markersize=4)
+        panel.set_yticks(range(len(names)), reversed(names))
+        panel.set_title(f"{world}, 300,000 steps")
+        panel.set_xlabel("mean return of the last 100 games")
+    figure.savefig(output, dpi=110)
+
+
+def write(folder: Path) -> None:
+    """Write the measurements, the figure, and the table between the marks in docs/ablation.md."""
+    returns: dict[str, dict[str, list[float]]] = {world: {} for world in WORLDS}
+    for run in runs():
+        value = final_return(folder, run)
+        if value is not None and not math.isnan(value):
+            returns[run.world].setdefault(run.off, []).append(value)
+    docs = ROOT / "docs"
+    (docs / "measurements" / "ablation.json").write_text(json.dumps(returns, indent=1) + "\n")
+    draw(returns, docs / "figures" / "ablation.png")
+    page = docs / "ablation.md"
+    before, begin, rest = page.read_text().partition("<!-- table -->\n")
+    _, end, after = rest.partition("<!-- end of table -->\n")
+    page.write_text(before + begin + table(returns) + "\n" + end + after)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Train what is missing, or write what is there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="of all runs")
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time, of one rank each")
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args(arguments)
+    if options.write:
+        write(options.folder)
+        return
+    options.folder.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(options.workers) as workers:
+        list(workers.map(lambda run: train(options.folder, run), runs()))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
