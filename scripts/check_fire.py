@@ -22,12 +22,12 @@ import tyro
 from numpy.typing import NDArray
 
 from ppo.envs.atari import accepted_names, rom_name
-from ppo.envs.atari.fire import FIRE_ACTIONS, MOST_LOOKS, STEPS_BETWEEN_LOOKS, FireWatch
+from ppo.envs.atari.fire import FIRE_ACTIONS, MAX_CHECKS, STEPS_BETWEEN_CHECKS, FireWatch
 from ppo.envs.atari.game import FRAME_SKIP, AtariGame
 from ppo.families import AtariSettings
 
-LONGEST_WAIT = MOST_LOOKS * STEPS_BETWEEN_LOOKS
-LONGEST_STILL = 2 * STEPS_BETWEEN_LOOKS
+LONGEST_WAIT = MAX_CHECKS * STEPS_BETWEEN_CHECKS
+LONGEST_STILL = 2 * STEPS_BETWEEN_CHECKS
 STOPPED = 600
 HELD, RANDOM = "one move held", "random moves"
 POLICIES = ("nothing done", HELD, RANDOM)
@@ -104,22 +104,23 @@ class Row:
         return f"{self.without.longest_wait}{with_fire}"
 
 
-class Noting(FireWatch):
-    """Notes what it says, or never looks."""
+class RecordingWatch(FireWatch):
+    """Records what it presses, or never checks if `blind`."""
 
     def __init__(self, fires: Sequence[int], *, blind: bool) -> None:
-        """Begin with nothing noted."""
+        """Start with an empty record."""
         super().__init__(fires)
         self.pressed: list[int] = []
         self._blind = blind
 
-    def is_to_look(self, happened: bool) -> bool:
+    def should_check(self, happened: bool) -> bool:
         """Count a step."""
-        return super().is_to_look(happened) and not self._blind
+        return super().should_check(happened) and not self._blind
 
-    def look(self, picture: NDArray[np.uint8]) -> int | None:
-        """Note what is pressed."""
-        press = super().look(picture)
+    def check(self, screen: NDArray[np.uint8]) -> int | None:
+        """Record what is pressed."""
+        press = super().check(screen)
+
         if press is not None:
             self.pressed.append(press)
         return press
@@ -130,7 +131,7 @@ def play(rom: str, policy: str, steps: int, *, blind: bool) -> tuple[bool, Playe
     game, rng = AtariGame(rom, AtariSettings(), index=0, seed=0), np.random.default_rng(0)
     moves = [number for number, action in enumerate(game.actions) if action not in FIRE_ACTIONS]
     game.reset()
-    game._fire_watch = watch = Noting(game.fires, blind=blind)
+    game._fire_watch = watch = RecordingWatch(game.fires, blind=blind)
     played = Played(pressed=watch.pressed)
     without_fire, still, before = 0, 0, b""
     while played.steps < steps and not played.is_over:

@@ -30,7 +30,7 @@ from ppo.settings import Refusal
 
 # Far above what any run counts, far below what overflows.
 _COUNTER_LIMIT = 2**48
-_STEPS_BETWEEN_SIGNS_OF_LIFE = 500
+_STEPS_BETWEEN_REPORTS = 500
 _DEFAULT_FRAMES_PER_SECOND = 30
 
 
@@ -252,7 +252,7 @@ class GymnasiumEnvironments(Block):
         self._begin(position, int(state["episode"][0]))
         row, step = self._rows[position], self._step_one[position]
         for number, action in enumerate(self.to_actions(self._log.restore(position, state["actions"]))):
-            if number % _STEPS_BETWEEN_SIGNS_OF_LIFE == 0:
+            if number % _STEPS_BETWEEN_REPORTS == 0:
                 self.on_replay()
             observation, reward, terminated, truncated, _ = step(action)
             self.observe(observation, row)

@@ -1,4 +1,4 @@
-"""The Atari family: which ids it takes, how a block of its games is made, and by which engines."""
+"""The Atari family: its ids, and how its engines make a block of games."""
 
 import re
 from typing import Any
@@ -27,10 +27,13 @@ ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
 
 
 class AtariWorld:
-    """Acts for Atari games; see `ppo.envs.World`."""
+    """The family's behaviour; see `ppo.envs.World`."""
 
     def check(self, env_name: str, world: WorldSettings) -> Spaces:
-        """Refuse an id that names no game of this version of ALE; of the actions only a bound is known without one."""
+        """Return the spaces, or refuse an id that names no game of this version of ALE.
+
+        The action space is an upper bound: the game's own is known only once it is loaded.
+        """
         rom_name(env_name)
         return Spaces(screen_space(_atari(world).frame_stack), Discrete(_NUM_JOYSTICK_ACTIONS))
 
@@ -45,7 +48,7 @@ class AtariWorld:
         on_frame: FrameListener | None = None,
         arrays: StepArrays | None = None,
     ) -> Environments:
-        """Make a block of games in this process, shared out among others, or stepped by ALE's threads."""
+        """Make a block of games, stepped in this process, by worker processes, or by ALE's threads."""
         from ppo.envs.atari.block import AtariEnvironments
         from ppo.envs.atari.vector import AtariVectorEnvironments
         from ppo.envs.processes import ProcessEnvironments
@@ -61,7 +64,7 @@ class AtariWorld:
         return AtariEnvironments(rom, settings, indices=indices, seed=seed, on_frame=on_frame, arrays=arrays)
 
     def same_world(self, first: str, second: str) -> bool:
-        """Return whether two ids name the same game: it has the same protocol then."""
+        """Return whether two ids name the same game; the protocol does not depend on the id."""
         try:
             return rom_name(first) == rom_name(second)
         except Refusal:  # one of them names no game at all
@@ -86,7 +89,8 @@ def screen_space(frame_stack: int) -> Box:
 
 
 def accepted_names() -> list[str]:
-    """Return the registered Atari ids whose protocol can be this package's."""
+    """Return the registered Atari ids that can be played with this package's protocol."""
+
     games = [i for i, spec in gymnasium.registry.items() if str(spec.entry_point).startswith("ale_py")]
     return [i for i in games if (i.endswith("NoFrameskip-v4") and "-ram" not in i) or i.startswith("ALE/")]
 

@@ -1,11 +1,11 @@
-/* What ALE spends 92 % of loading a ROM on, left out.
+/* Skips a table on which ALE spends 92 % of the time to load a ROM.
  *
- * Every emulator of ALE makes itself a table of the nearest colour of the console to each of 64 x 64 x 64 mixtures of two
- * colours: 33 million comparisons, 77 of the 84 ms that a ROM takes to load. Only its option `color_averaging` reads the
- * table, which is off unless it is switched on, and this program never does. The dynamic linker takes the first definition
- * of a function that it finds, and this library, which is no module of Python, is loaded for all to see before ALE is
- * (blended_colours.py).
+ * Every emulator of ALE computes the console's nearest colour to each of 64 x 64 x 64 mixtures of two colours: 33 million
+ * comparisons, 77 of the 84 ms that a ROM takes to load. Only the option `color_averaging` reads the table; it is off by
+ * default and never used here. This library replaces the function that computes the table: the dynamic linker takes the
+ * first definition that it finds, and blended_colours.py loads this library globally before ALE. It is not a Python module.
  */
+
 
 /* ale::PhosphorBlend::makeAveragePalette() */
 void _ZN3ale13PhosphorBlend18makeAveragePaletteEv(void *blend);

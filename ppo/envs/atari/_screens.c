@@ -1,11 +1,11 @@
-/* From a game's last two screens to the newest picture of its stack: pooled, shrunk and pushed in one pass.
+/* Pools, resizes and pushes a game's last two screens onto its stack in one pass.
  *
- * A picture is what OpenCV's INTER_AREA makes of the pixelwise maximum of the two screens, bit for bit: the same
- * products in float, added in the same order (build with -ffp-contract=off), and the nearest whole number, the even one
- * of two. Two things make it fast. Screens hold palette indices, so that greys are looked up here, once, and most rows
- * of an Atari screen repeat the one above them: what was made of that row is used again.
+ * The picture equals OpenCV's INTER_AREA of the pixelwise maximum of the two screens, bit for bit: the same products in
+ * float, added in the same order (build with -ffp-contract=off), rounded to the nearest whole number, ties to even. Two
+ * things make it fast. Screens hold palette indices, so greys are looked up only once, here. And most rows of an Atari
+ * screen equal the row above, whose result is used again.
  *
- * ppo/envs/screens.py says what `push_screens` means and does the same where this could not be compiled.
+ * ppo/envs/atari/screens.py documents `push_screens` and computes the same without compiled code.
  */
 
 #define PY_SSIZE_T_CLEAN
@@ -15,7 +15,7 @@
 #include <stdint.h>
 #include <string.h>
 
-/* One build for all machines, with a version of each loop for those that have wider vectors. */
+/* One build for all machines, with versions of each loop for machines with wider vectors. */
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
 #define FOR_ALL_VECTORS __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
@@ -31,7 +31,7 @@ typedef struct {
     float weights[MAX_TAPS][MAX_PIXELS];
 } Axis;
 
-/* Fill an axis as OpenCV does (computeResizeAreaTab): inputs that lie in a cell, and shares of those across its ends. */
+/* Fill an axis like OpenCV's computeResizeAreaTab: the inputs within a cell, and shares of those that cross its ends. */
 static void plan_axis(Axis *axis, int num_inputs, int num_outputs)
 {
     const double scale = (double)num_inputs / num_outputs;
@@ -56,7 +56,7 @@ static void plan_axis(Axis *axis, int num_inputs, int num_outputs)
     }
 }
 
-/* Replace `newer` by whichever colour of the two screens is the lighter, pixel by pixel. */
+/* Replace each pixel of `newer` by the lighter colour of the two screens. */
 FOR_ALL_VECTORS static void pool_row(uint8_t *restrict newer, const uint8_t *restrict older,
                                      const float *restrict greys, int width)
 {
@@ -68,7 +68,7 @@ FOR_ALL_VECTORS static void pool_row(uint8_t *restrict newer, const uint8_t *res
 FOR_ALL_VECTORS static void shrink_row(float *restrict small, const uint8_t *restrict row, const float *restrict greys,
                                        const Axis *restrict columns)
 {
-    /* Taps of weight 0 may lie behind the end of the row. */
+    /* Taps of weight 0 may lie beyond the end of the row. */
     float pixels[MAX_PIXELS + MAX_TAPS] = {0};
     for (int x = 0; x < columns->num_inputs; x++)
         pixels[x] = greys[row[x]];
@@ -90,7 +90,7 @@ FOR_ALL_VECTORS static void blend_rows(uint8_t *restrict picture, float *const *
         for (int x = 0; x < size; x++)
             sums[x] += rows[k][x] * vertical->weights[k][y];
     for (int x = 0; x < size; x++) {
-        /* Floats from 2^23 on are whole numbers, so that the addition rounds; the low bits are the number. */
+        /* Floats of 2^23 and above are whole numbers, so the addition rounds; the low bits are the result. */
         const float rounded = sums[x] + 8388608.0f;
         uint32_t bits;
         memcpy(&bits, &rounded, sizeof bits);
@@ -98,7 +98,7 @@ FOR_ALL_VECTORS static void blend_rows(uint8_t *restrict picture, float *const *
     }
 }
 
-/* Move a row of stacked pixels on by the newest picture's. */
+/* Push a row of the newest picture onto a row of stacked pixels. */
 FOR_ALL_VECTORS static void push_row(uint8_t *restrict stack, const uint8_t *restrict picture, int size, int depth)
 {
 #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
@@ -120,7 +120,7 @@ FOR_ALL_VECTORS static void push_row(uint8_t *restrict stack, const uint8_t *res
 static void push_screens(uint8_t *stack, int size, int depth, uint8_t *screens, int height, int width,
                          const uint8_t *greys_of_colours)
 {
-    /* Kept from call to call; the interpreter's lock lets one thread in. Games of one job have screens of one size. */
+    /* Kept between calls, which the GIL serialises. All games of a job have screens of the same size. */
     static Axis columns, vertical;
     static float small[MAX_PIXELS][MAX_PIXELS];
     float greys[NUM_COLOURS];
@@ -155,7 +155,7 @@ static void push_screens(uint8_t *stack, int size, int depth, uint8_t *screens, 
     }
 }
 
-/* OpenCV rounds otherwise where a side is a whole multiple of the picture's. */
+/* OpenCV rounds differently if a side is a whole multiple of the picture's. */
 static bool fits(Py_ssize_t source, Py_ssize_t size)
 {
     return size >= 1 && source > size && source % size != 0 && source <= MAX_PIXELS && source <= (MAX_TAPS - 2) * size;
@@ -203,7 +203,8 @@ done:
 
 static PyMethodDef methods[] = {
     {"push_screens", (PyCFunction)(void (*)(void))push_screens_of_arrays, METH_FASTCALL,
-     "Move a stack on by a game's last two screens; see ppo/envs/screens.py."},
+     "Push a game's last two screens onto a stack; see ppo/envs/atari/screens.py."},
+
     {NULL, NULL, 0, NULL},
 };
 

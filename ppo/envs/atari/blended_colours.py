@@ -1,9 +1,8 @@
-"""ALE loads a ROM without its table of blended colours, which this program never reads: in 7 ms instead of 84.
+"""Makes ALE skip its table of blended colours, which this program never reads: a ROM loads in 7 ms instead of 84.
 
-So a job of 64 emulators starts seconds earlier. `_blended_colours.c` says what is left out, and how. It is done for
-versions of ALE that are known, where a test holds screens, colours and greys against those of ALE as it is; with
-another version, on another system than Linux, or where the package was installed without a compiler, ROMs load as they
-always did.
+A job of 64 emulators starts seconds earlier. `_blended_colours.c` says what is skipped, and how. Only known versions of
+ALE are changed; a test compares screens, colours and greys with those of unchanged ALE. With another version, on a
+system other than Linux, or if the package was installed without a compiler, ROMs load as usual.
 """
 
 import ctypes
@@ -13,11 +12,16 @@ import os
 import sys
 
 KNOWN_VERSIONS = ("0.12.1",)
-"""Of ale-py, in which nothing but `color_averaging` reads the table."""
+"""Versions of ale-py in which only `color_averaging` reads the table."""
 
 
 def leave_out_blended_colours() -> bool:
-    """Do so for every emulator of this process, before ALE is imported; return whether this call has done it."""
+    """Skip the table in all emulators of this process; call it before ALE is imported.
+
+    Returns:
+        Whether this call had an effect.
+    """
+
     if sys.platform != "linux" or "ale_py" in sys.modules:
         return False
     library = importlib.util.find_spec("ppo.envs.atari._blended_colours")

@@ -1,7 +1,4 @@
-"""A block of Atari games with stacked screens, stepped by one thread.
-
-Pixels, rewards and ends are those of `ale_py.vector_env.AtariVectorEnv`; `ppo.envs.atari.game` has the protocol.
-"""
+"""A block of Atari games with stacked screens, stepped by one thread; `ppo.envs.atari.game` has the protocol."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,11 +16,11 @@ from ppo.envs.blocks import Block
 from ppo.families import AtariSettings
 
 FRAMES_PER_SECOND = 60.0
-_STEPS_BETWEEN_SIGNS_OF_LIFE = 500
+_STEPS_BETWEEN_REPORTS = 500
 
 
 class AtariEnvironments(Block):
-    """A block of games that this thread steps one after the other."""
+    """A block of games stepped sequentially in this thread."""
 
     def __init__(
         self,
@@ -35,7 +32,7 @@ class AtariEnvironments(Block):
         on_frame: FrameListener | None = None,
         arrays: StepArrays | None = None,
     ) -> None:
-        """Load one emulator per index; see `make_envs`. `arrays` receives the results of steps, if it is given."""
+        """Load one emulator per index; see `make_envs`. If `arrays` is given, steps write their results to it."""
         self._episodic_life = world.episodic_life
         self._games = [
             AtariGame(rom, world, index=index, seed=seed, on_frame=on_frame if position == 0 else None)
@@ -55,7 +52,7 @@ class AtariEnvironments(Block):
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[Any], dict[str, Any]]:
-        """Start a new game everywhere; the seed was given once, at construction."""
+        """Start a new game in every environment; `seed` is ignored, since the constructor has it."""
         for position in range(self.num_envs):
             self._begin(position)
         return self.observations, {}
@@ -85,21 +82,21 @@ class AtariEnvironments(Block):
         return episode_return
 
     def get_states(self) -> list[dict[str, NDArray[Any]]]:
-        """Return how the current games began, the actions since, and digests of where that led to."""
+        """Return the starts of the current games, the actions since, and digests of the resulting states."""
         return [
             {**game.state(), "digest": game.digest(stack)}
             for game, stack in zip(self._games, self._stacks, strict=True)
         ]
 
     def check_states(self, states: Sequence[ArrayState]) -> None:
-        """Refuse what `set_states` would, and leave every game as it is."""
+        """Raise a ValueError for states that `set_states` cannot use; no game changes."""
         if len(states) != self.num_envs:
             raise ValueError(f"there must be a state for each of {self.num_envs} environments, got {len(states)}")
         for game, state in zip(self._games, states, strict=True):
             game.check(state)
 
     def set_states(self, states: Sequence[ArrayState]) -> list[int]:
-        """Play every current game again; see `Environments.set_states`."""
+        """Replay the saved games; see `Environments.set_states`."""
         self.check_states(states)
         restarted = []
         for position, state in enumerate(states):
@@ -109,7 +106,7 @@ class AtariEnvironments(Block):
         return restarted
 
     def _replay(self, position: int, state: ArrayState) -> bool:
-        """Play a game again from its beginning; return whether it led to where it was saved."""
+        """Replay a game from its start; return whether it reached the saved state exactly."""
         game = self._games[position]
         if set(state) == VECTOR_STATE_PARTS:
             game.episode = saved_episode(state, game.index)
@@ -118,7 +115,7 @@ class AtariEnvironments(Block):
         game.muted, over = True, False
         self._begin(position)
         for step, action in enumerate(state["actions"].tolist()):
-            if step % _STEPS_BETWEEN_SIGNS_OF_LIFE == 0:
+            if step % _STEPS_BETWEEN_REPORTS == 0:
                 self.on_replay()
             _, terminated, truncated, _ = game.step(action)
             if over := terminated or truncated:
@@ -128,18 +125,19 @@ class AtariEnvironments(Block):
         return not over and bool(np.array_equal(game.digest(self._stacks[position]), state["digest"]))
 
     def _begin(self, position: int) -> None:
-        # A new game's stack holds its first screen behind empty ones, as in AtariVectorEnv.
+        # A new game's stack is zeros and then its first screen, as in AtariVectorEnv.
         self._games[position].reset()
         self._stacks[position] = 0
         self._push(position)
 
     def _push(self, position: int) -> None:
-        """Move a game's stack on by what its last two screens show."""
+        """Push a game's newest observation onto its stack."""
         game = self._games[position]
         push_screens(self._stacks[position], game.screens, game.greys)
 
 
 def in_memory_order(observations: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return stacked screens (N, C, 84, 84) as they lie in memory, (N, 84, 84, C)."""
+    """Return a view of stacked screens (N, C, 84, 84) in memory order, (N, 84, 84, C)."""
+
     stacks: NDArray[np.uint8] = observations.transpose(0, 2, 3, 1)
     return stacks

@@ -1,18 +1,19 @@
 """Atari 2600 games over `ALEInterface`, with the standard protocol and nothing between it and the emulator.
 
 One agent step holds an action for 4 emulated frames; the observation is the pixelwise maximum of the last two grey
-screens, resized to 84x84 by area interpolation and stacked. Without no-ops and FIRE the pixels, rewards and ends are
-those of `ale_py.vector_env.AtariVectorEnv` (a test holds them equal), including that a screen is not read on the frame
-that ends a game. One difference: AtariVectorEnv stops a game at frame `max_frames` and does not read that frame either;
-here the step is played to its end, so that the value of the final observation is that of the game going on.
+screens, resized to 84x84 by area interpolation and stacked. Without no-ops and FIRE the pixels, rewards and ends equal
+those of `ale_py.vector_env.AtariVectorEnv` (a test compares them); neither reads the screen of the frame that ends a
+game. One difference: AtariVectorEnv stops a game at frame `max_frames` and does not read that frame either; here the
+step is completed, so that the final observation shows the running game, whose value is used.
 
 The protocol is Mnih et al. 2015's as in the PPO paper; sticky actions follow Machado et al. 2018.
 
-A game is saved as how it began and the actions since, and brought back by playing them again; a digest of the emulator
-and of the observation tells whether that was exact. ALE 0.12.1 could copy its state instead, but leaves out a part of
-the television chip's (Q*bert, Tetris and Tic-Tac-Toe 3D do not go on as before; ALE #412, #732, #739), and its reader
-believes the lengths in the bytes, so that a forged file could write over memory. What is played again is exact for
-every game (docs/measurements/exact_resume.md), and every number of it can be checked.
+A game is saved as its start and the actions since, and restored by replaying them; a digest of the emulator and of the
+observation shows whether the replay was exact. ALE 0.12.1 can copy its state, but the copy lacks a part of the
+television chip's state (Q*bert, Tetris and Tic-Tac-Toe 3D do not continue as before; ALE #412, #732, #739). ALE's
+reader also trusts the lengths in the bytes, so that a forged file could overwrite memory. Replay is exact for every
+game (docs/measurements/exact_resume.md), and every saved number can be checked.
+
 """
 
 import hashlib
@@ -27,28 +28,28 @@ from numpy.typing import NDArray
 
 from ppo.envs import ArrayState, FrameListener
 from ppo.envs.atari.fire import FIRE_ACTIONS, FireWatch
-from ppo.envs.atari.screens import GREYS_THEMSELVES, NTSC_GREYS, SCREEN_SIZE, push_screens
+from ppo.envs.atari.screens import IDENTITY_GREYS, NTSC_GREYS, SCREEN_SIZE, push_screens
 from ppo.families import AtariSettings
 from ppo.random_streams import Purpose, derived_seed, stream
 
 FRAME_SKIP = 4
-# Consoles of the PAL standard, whose colours are others, have taller screens.
+# Consoles of the PAL standard, which has other colours, have taller screens.
 _PAL_HEIGHT = 250
 _STICKY_BLOCK = 4096
 _STATE_PARTS = {"counters", "generator", "ram", "actions", "digest"}
-# What the vector engine saves of a game: which one it was. Whoever reads it begins the next.
+# The vector engine saves only the number of a game; a resume begins the next game.
 VECTOR_STATE_PARTS = {"episode"}
 _RAM_BYTES = 128
 _DIGEST_BYTES = 32
-# Where numbers are in the bytes of ALE's state: the frames since power-on, which no game sees, and the length of what
-# the console itself saved.
+# Positions in the bytes of ALE's state: the frames since power-on, which do not affect the game, and the length of the
+# console's own saved state.
 _FRAMES_SINCE_POWER_ON = slice(8, 12)
 _CONSOLE_LENGTH = slice(24, 28)
-# The console's random numbers (std::mt19937) as text behind its length: 624 words and a position. libc++ writes the
-# words only, in order of use.
+# The console's random generator (std::mt19937) as text after its length: 624 words and a position. libc++ writes only
+# the words, in order of use.
 _GENERATOR = re.compile(rb"(?:\d+ ){623,624}\d+")
 _GENERATOR_WORDS = 624
-# Far above what any run counts, far below what overflows.
+# Far above the counts of any run, far below overflow.
 _COUNTER_LIMIT = 2**48
 _NOOP: int = ale_py.Action.NOOP.value
 _FIRE: int = ale_py.Action.FIRE.value
@@ -67,13 +68,13 @@ class AtariGame:
             world: the protocol.
             index: global index of the environment, the address of its random numbers.
             seed: seed of the job.
-            on_frame: receives every emulated frame of a step, (210, 160, 3) RGB; the start of a game is not shown.
+            on_frame: receives every emulated frame of a step, (210, 160, 3) RGB, but not those of a game's start.
         """
         self._rom, self.index, self._seed = rom, index, seed
         self._stickiness = world.sticky_actions
         self._on_frame, self._shows = on_frame, False
         self.muted = False
-        """While a game is played again its frames are not shown."""
+        """True during a replay: `on_frame` is not called."""
         self.greys: NDArray[np.uint8] = NTSC_GREYS
         """The grey of each colour of `screens`, (256,)."""
         self._power_on()
@@ -86,7 +87,7 @@ class AtariGame:
         self._noop_max, self._max_frames = world.noop_max, world.max_frames
 
         self.screens = np.zeros((2, *self._ale.getScreenDims()), np.uint8)
-        """Colours of the last frame of a step and of the one before; `push_screens` pools them into the first."""
+        """Colours of a step's last two frames, newest first; `push_screens` pools them into the first."""
         self.episode = -1
         self.episode_return = 0.0
         self.episode_length = 0
@@ -100,7 +101,7 @@ class AtariGame:
     def reset(self) -> None:
         """Start the next game: no-ops, then FIRE where the game uses it; `screens` shows its first frame."""
         self.episode += 1
-        # The rest of the console is set anew by `reset_game`.
+        # `reset_game` initialises the rest of the console.
         self._beginning = {
             "counters": np.array([self.episode, self._sticky_frames], np.int64),
             "generator": _read_generator(self._ale.cloneState().serialize()),
@@ -126,24 +127,24 @@ class AtariGame:
         self._read_first_screen()
 
     def step(self, action: int) -> tuple[float, bool, bool, bool]:
-        """Take one agent step; `screens` shows what it led to.
+        """Take one agent step and update `screens`.
 
         Returns:
-            (raw reward, terminated, truncated, life_lost); a game that is over has lost no life.
+            (raw reward, terminated, truncated, life_lost); `life_lost` is False when the game is over.
         """
         self._taken.append(action)
         reward = self._hold(self.actions[action])
         over, lives = self._ale.game_over(), self._ale.lives()
-        # Falling to 0 lives counts as none lost, as in AtariVectorEnv: some games stand there for a while before they
-        # are over (Wizard of Wor), some play their last life there (Bank Heist).
+        # Falling to 0 lives is not a lost life, as in AtariVectorEnv: some games stay at 0 for a while before they are
+        # over (Wizard of Wor), some play their last life at 0 (Bank Heist).
         life_lost = 0 < lives < self._lives and not over
         press = _FIRE if life_lost else None
         if self.presses_fire and not over:
             happened = reward != 0.0 or lives != self._lives or self.actions[action] in FIRE_ACTIONS
-            if self._fire_watch.is_to_look(happened):
-                press = self._fire_watch.look(self._picture())
+            if self._fire_watch.should_check(happened):
+                press = self._fire_watch.check(self._picture())
             if press is not None:
-                # Without it Breakout waits for ever. The learner never sees these frames, the game's return does.
+                # Otherwise Breakout waits for ever. These frames are hidden from the learner but count in the return.
                 reward += self._hold(press)
                 over, lives = self._ale.game_over(), self._ale.lives()
                 life_lost = life_lost or 0 < lives < self._lives
@@ -154,15 +155,15 @@ class AtariGame:
         return reward, over, truncated, life_lost and not over
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return how the current game began and the actions since."""
+        """Return the start of the current game and the actions since."""
         assert self._beginning, "no game has begun"
         return {**self._beginning, "actions": np.frombuffer(bytes(self._taken), np.uint8).copy()}
 
     def check(self, state: ArrayState) -> None:
-        """Refuse what no `state` of this game can be.
+        """Check that `state` could be a saved state of this game.
 
         Raises:
-            ValueError: says what is wrong with it.
+            ValueError: it cannot; the message says why.
         """
         of = f"of environment {self.index}"
         if set(state) == VECTOR_STATE_PARTS:
@@ -193,9 +194,9 @@ class AtariGame:
             raise ValueError(f"the saved actions {of} must be below {len(self.actions)}, got {actions.max()}")
 
     def rewind(self, state: ArrayState) -> None:
-        """Go back to before the `reset` that began the game of a checked `state`."""
+        """Restore the moment before the `reset` that began the game of `state`, which must have passed `check`."""
         if self.episode >= 0:
-            # The television chip keeps what no state holds.
+            # A part of the television chip's state is in no saved state.
             self._power_on()
         emulator = _write_generator(self._ale.cloneState().serialize(), state["generator"])
         self._ale.restoreState(ale_py.ALEState(emulator))
@@ -215,30 +216,30 @@ class AtariGame:
         """Load the ROM into a new emulator."""
         self._ale = ale_py.ALEInterface()
         self._ale.setInt("random_seed", derived_seed(self._seed, Purpose.EMULATOR, self.index))
-        # Sticky actions are drawn here: ALE's own last action is not part of the state it saves.
+        # Sticky actions are drawn in this class: ALE does not save its last action.
         self._ale.setFloat("repeat_action_probability", 0.0)
         path = roms.get_rom_path(self._rom)
         assert path is not None
         self._ale.loadROM(path)
         if self._ale.getScreenDims()[0] >= _PAL_HEIGHT:
-            self.greys = GREYS_THEMSELVES
+            self.greys = IDENTITY_GREYS
         self._bind_reader()
-        slowly = self._on_frame or self._stickiness
-        self._act: Callable[[int], int] = self._act_slowly if slowly else self._ale.act
+        needs_more = self._on_frame or self._stickiness
+        self._act: Callable[[int], int] = self._emulate_frame if needs_more else self._ale.act
 
     def _bind_reader(self) -> None:
-        """Read what `greys` is made for."""
+        """Choose the reader whose colours `greys` maps."""
         known = self.greys is NTSC_GREYS
         self._read_screen = self._ale.getScreen if known else self._ale.getScreenGrayscale
 
     def _read_first_screen(self) -> None:
-        """Read the screen that a game begins with, as if it had been black before."""
+        """Read a game's first screen; the screen before it counts as black."""
         newest, other = self.screens
         self._read_screen(newest)
         self._ale.getScreenGrayscale(other)
         if not np.array_equal(self.greys[newest], other):
-            # Not the palette that is known here: ALE shall look up the greys itself, from now on.
-            self.greys = GREYS_THEMSELVES
+            # An unknown palette: from now on ALE looks up the greys.
+            self.greys = IDENTITY_GREYS
             self._bind_reader()
             newest[...] = other
         other[...] = 0
@@ -256,12 +257,12 @@ class AtariGame:
         return float(reward)
 
     def _picture(self) -> NDArray[np.uint8]:
-        """Return the picture that `screens` are pushed as, (84, 84, 1)."""
+        """Return the observation that `push_screens` makes of `screens`, (84, 84, 1)."""
         picture = np.zeros((SCREEN_SIZE, SCREEN_SIZE, 1), np.uint8)
         push_screens(picture, self.screens.copy(), self.greys)
         return picture
 
-    def _act_slowly(self, action: int) -> int:
+    def _emulate_frame(self, action: int) -> int:
         """Emulate one frame with sticky actions and the frame listener."""
         if self._stickiness:
             if self._draw() < self._stickiness:
@@ -273,7 +274,7 @@ class AtariGame:
         return reward
 
     def _draw(self) -> float:
-        """Return the uniform number that belongs to this environment's next frame, drawn a block at a time."""
+        """Return the uniform number for this environment's next frame; numbers are generated in blocks."""
         block, position = divmod(self._sticky_frames, _STICKY_BLOCK)
         if position == 0 or not self._sticky_draws.size:
             self._sticky_draws = stream(self._seed, Purpose.STICKY_ACTIONS, self.index, block).random(_STICKY_BLOCK)
@@ -282,10 +283,10 @@ class AtariGame:
 
 
 def saved_episode(state: ArrayState, index: int) -> int:
-    """Return the number of the game that a state of either engine belongs to.
+    """Return the game's number from a saved state of either engine.
 
     Raises:
-        ValueError: it does not say.
+        ValueError: it is missing or invalid.
     """
     name, size = ("episode", 1) if set(state) == VECTOR_STATE_PARTS else ("counters", 2)
     array = state.get(name, np.empty(0))
@@ -295,14 +296,15 @@ def saved_episode(state: ArrayState, index: int) -> int:
 
 
 def _read_generator(emulator: bytes) -> NDArray[np.int64]:
-    """Return the console's random number generator out of the bytes of an ALE state."""
+    """Read the console's random generator from the bytes of an ALE state."""
     match = _GENERATOR.search(emulator)
     assert match is not None
     return np.array(match.group().split(), np.int64)
 
 
 def _write_generator(emulator: bytes, words: NDArray[np.int64]) -> bytes:
-    """Return the bytes of an ALE state with another generator in them."""
+    """Return the bytes of an ALE state with its random generator replaced."""
+
     match = _GENERATOR.search(emulator)
     assert match is not None
     text = b" ".join(b"%d" % word for word in words.tolist())

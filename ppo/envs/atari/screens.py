@@ -1,10 +1,10 @@
-"""From the screens of a console to the stacked pictures that an agent sees.
+"""Computes the stacked observations of an agent from the screens of a console.
 
-Shapes: C stacked pictures of 84x84 greys, the newest last, in memory as (84, 84, C); screens of H x W colours.
+Shapes: a stack of C pictures of 84x84 greys, the newest last, in memory as (84, 84, C); screens of H x W colours.
 
-A colour is an index into the console's palette. ALE's `getScreen` copies a screen of them in 1 us, `getScreenGrayscale`
-takes 21 to look up their greys. For consoles of the NTSC standard these are known here, and looked up where they are
-needed.
+A colour is an index into the console's palette. ALE's `getScreen` copies a screen of colours in 1 us;
+`getScreenGrayscale` takes 21 us, because it looks up their greys. This module knows the greys of the NTSC standard and
+looks up only those it needs.
 """
 
 import numpy as np
@@ -17,11 +17,11 @@ except ImportError:  # no compiler when the package was installed
 
 SCREEN_SIZE = 84
 IS_COMPILED = _screens is not None
-"""Whether `push_screens` is compiled code; its results are the same."""
+"""Whether `push_screens` is compiled code; the results are the same either way."""
 
-# Rows of one hue, by brightness: ALE's greys of the colours 0, 2, ... 254. A test meets
-# all of them in the games and holds them against ALE. Games that play show no odd colours; of those that were seen once
-# console memory had been overwritten (1, 3, 5 and 7), each was as light as the next.
+# ALE's greys of the colours 0, 2, ... 254: one row per hue, by brightness. A test finds all of them in the games and
+# compares them with ALE. Games show no odd colours unless console memory was overwritten; the ones seen then (1, 3, 5
+# and 7) each had the grey of the next even colour.
 _NTSC_HUES = (
     (0, 74, 111, 142, 170, 192, 214, 236),
     (64, 95, 122, 148, 172, 193, 214, 233),
@@ -43,17 +43,17 @@ _NTSC_HUES = (
 _EVEN_COLOURS = np.array(_NTSC_HUES, np.uint8).reshape(128)
 NTSC_GREYS: NDArray[np.uint8] = np.stack([_EVEN_COLOURS, np.roll(_EVEN_COLOURS, -1)], axis=-1).reshape(256)
 """The grey of every colour of the NTSC standard, (256,)."""
-GREYS_THEMSELVES: NDArray[np.uint8] = np.arange(256, dtype=np.uint8)
-"""For screens that are grey already."""
+IDENTITY_GREYS: NDArray[np.uint8] = np.arange(256, dtype=np.uint8)
+"""For screens that are already grey."""
 
 
 def push_screens(stack: NDArray[np.uint8], screens: NDArray[np.uint8], greys: NDArray[np.uint8]) -> None:
-    """Move a stack on by what a game's last two screens show: their pixelwise maximum, shrunk by area interpolation.
+    """Push the pixelwise maximum of a game's last two screens, resized by area interpolation, onto a stack.
 
     Args:
         stack: (84, 84, C), contiguous.
-        screens: (2, H, W), contiguous, the newer first, which is replaced by the lighter of both colours at each pixel.
-        greys: of each colour, (256,).
+        screens: (2, H, W), contiguous, the newer first; it is overwritten by the lighter colour at each pixel.
+        greys: grey of each colour, (256,).
     """
     if _screens is not None:
         _screens.push_screens(stack, screens, greys)
@@ -62,7 +62,7 @@ def push_screens(stack: NDArray[np.uint8], screens: NDArray[np.uint8], greys: ND
 
 
 def push_screens_by_opencv(stack: NDArray[np.uint8], screens: NDArray[np.uint8], greys: NDArray[np.uint8]) -> None:
-    """Do what `push_screens` does, to the last bit, in a few times its time."""
+    """Compute `push_screens` by OpenCV: bit-identical and a few times slower."""
     import cv2
 
     newer, older = screens
@@ -73,9 +73,10 @@ def push_screens_by_opencv(stack: NDArray[np.uint8], screens: NDArray[np.uint8],
 
 
 def push(stacks: NDArray[np.uint8], pictures: NDArray[np.uint8]) -> None:
-    """Move stacks (..., 84, 84, C) on by their newest pictures (..., 84, 84)."""
+    """Push new pictures (..., 84, 84) onto stacks (..., 84, 84, C)."""
     if stacks.shape[-1] == 4:
-        # The four bytes of a pixel as one little-endian word: moving them on is one shift.
+        # The four bytes of a pixel are one little-endian word, so pushing is one shift.
+
         words = stacks.view("<u4")[..., 0]
         np.right_shift(words, 8, out=words)
         stacks[..., 3] = pictures

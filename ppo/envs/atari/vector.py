@@ -1,20 +1,22 @@
 """Atari 2600 games on all cores of a rank, stepped by the threads of ALE's own `AtariVectorEnv` (ale-py 0.12.1).
 
-Pixels, rewards, lost lives, ends and cuts are those of `ppo.envs.atari` (tests hold them equal). What differs:
+Pixels, rewards, lost lives, terminations and truncations equal those of the engine `lean` (`block.py`); tests compare
+them. The differences:
 
-* FIRE, at the start of a game, after a lost life and where a game waits for it, is a step of its own: the next step
-  holds FIRE whatever action it is given. ALE steps all of its games or none, so it cannot be pressed within a step as
-  there. The learner sees the step, as one in which its action had no effect; the screen before it is part of the stack,
-  and it counts in the length of the game.
-* A game begins with 0 to noop_max no-ops, not 1 to noop_max. Their number, and sticky actions, are drawn by ALE in
-  sequence, from generators seeded by (seed, environment, game) where a game is begun by `reset` or a resume; rewards
-  during no-ops are not known, so that no return holds them.
+* FIRE (at the start of a game, after a lost life and when a game waits for it) is a step of its own: the next step
+  holds FIRE whatever action it is given. ALE steps all of its games or none, so FIRE cannot be pressed within a step.
+  The learner sees the step as one in which its action had no effect. The screen before it is part of the stack, and the
+  step counts in the length of the game.
+* A game begins with 0 to noop_max no-ops, not 1 to noop_max. ALE draws their number, and sticky actions, in sequence,
+  from generators seeded by (seed, environment, game) when `reset` or a resume begins a game. Rewards during no-ops are
+  unknown and missing from returns.
 * A game cannot be saved: a state is the number of the game, and `set_states` begins the next one.
-* There is no frame listener: watching, recording and evaluating use `ppo.envs.atari`.
+* There is no frame listener: playing, recording and evaluating use `lean`.
 
-A life is lost by the rule there, from ALE's count of lives: ALE's `episodic_life` would start a new game, and its
-`life_loss_info` would report `terminated`. The time limit is kept here, since ALE would not read the last screen of a
-game that it cuts.
+Lost lives follow the rule of `game.py`, from ALE's count of lives: ALE's `episodic_life` would start a new game, and
+its `life_loss_info` would report `terminated`. This class keeps the time limit, since ALE would not read the last
+screen of a truncated game.
+
 """
 
 from collections.abc import Iterable, Sequence
@@ -37,10 +39,10 @@ from ppo.envs.blocks import BlockInHalves, halves
 from ppo.families import AtariSettings
 from ppo.random_streams import Purpose, derived_seed
 
-# Frames until ALE's own time limit, which never comes: a year of play.
+# ALE's own time limit in frames, never reached: a year of play.
 _NO_LIMIT = 2**31 - 8
-# In place of an action that is pressed whatever the policy has chosen.
-_NOTHING = -1
+# In place of an action that overrides the policy's.
+_NO_PRESS = -1
 
 
 class AtariVectorEnvironments(BlockInHalves):
@@ -66,7 +68,7 @@ class AtariVectorEnvironments(BlockInHalves):
         self._fires = [game.actions.index(action) for action in game.fires]
         self._is_fire = np.isin(game.actions, list(FIRE_ACTIONS))
         space = screen_space(world.frame_stack)
-        # ALE shrinks its screens itself: nothing of ours is uncompiled.
+        # ALE resizes its screens itself, so `uncompiled` stays empty.
         super().__init__(
             StepArrays.empty(len(indices), space.shape, space.dtype),
             space,
@@ -76,7 +78,7 @@ class AtariVectorEnvironments(BlockInHalves):
         self._stacks = in_memory_order(self.arrays.observations)
         self._final_stacks = in_memory_order(self.arrays.final_obs)
         self._lives = np.zeros(self.num_envs, np.int32)
-        self._press_next = np.full(self.num_envs, _NOTHING)
+        self._press_next = np.full(self.num_envs, _NO_PRESS)
         self._fired = np.zeros(self.num_envs, np.bool_)
         self._fire_watches = [FireWatch(self._fires) for _ in indices]
         self._returns = np.zeros(self.num_envs, np.float64)
@@ -86,7 +88,7 @@ class AtariVectorEnvironments(BlockInHalves):
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[Any], dict[str, Any]]:
-        """Start a new game everywhere; the seed was given once, at construction."""
+        """Start a new game in every environment; `seed` is ignored, since the constructor has it."""
         self._episodes += 1
         seeds = [
             derived_seed(self._seed, Purpose.EMULATOR, index, episode)
@@ -102,11 +104,11 @@ class AtariVectorEnvironments(BlockInHalves):
         return self.observations, {}
 
     def send(self, group: slice, actions: NDArray[Any]) -> None:
-        """Set the emulators of a group going."""
+        """Start a step of a group's emulators."""
         if self._presses_fire:
             press = self._press_next[group]
             self._fired[group] = self._is_fire[actions]
-            actions = np.where(press == _NOTHING, actions, press)
+            actions = np.where(press == _NO_PRESS, actions, press)
         self._engines[group.start].send(actions)
 
     def recv(self, group: slice) -> StepResult:
@@ -114,7 +116,7 @@ class AtariVectorEnvironments(BlockInHalves):
         engine, arrays = self._engines[group.start], self.arrays[group]
         screens, rewards, terminated, _, ale = engine.recv()
         truncated = (ale["episode_frame_number"] >= self._max_frames) & ~terminated
-        lives = ale["lives"]  # of the next game where one is over
+        lives = ale["lives"]  # those of the next game where a game is over
         arrays.rewards[:], arrays.terminated[:], arrays.truncated[:] = rewards, terminated, truncated
         life_lost = (lives > 0) & (lives < self._lives[group]) & ~terminated
         arrays.life_lost[:] = life_lost & self._episodic_life
@@ -137,11 +139,11 @@ class AtariVectorEnvironments(BlockInHalves):
         return arrays.result()
 
     def get_states(self) -> list[dict[str, NDArray[Any]]]:
-        """Return which game each environment plays: all that is known of it."""
+        """Return the number of each environment's game, which is all that can be saved."""
         return [{"episode": np.array([episode], np.int64)} for episode in self._episodes.tolist()]
 
     def set_states(self, states: Sequence[ArrayState]) -> list[int]:
-        """Begin the game after the saved one everywhere; see `Environments.set_states`."""
+        """Begin the game after the saved one in every environment; see `Environments.set_states`."""
         if len(states) != self.num_envs:
             raise ValueError(f"there must be a state for each of {self.num_envs} environments, got {len(states)}")
         self._episodes[:] = [saved_episode(state, index) for state, index in zip(states, self._indices, strict=True)]
@@ -153,7 +155,7 @@ class AtariVectorEnvironments(BlockInHalves):
         self._engines.clear()
 
     def _begin_after(self, group: slice, ended: NDArray[np.bool_], screens: NDArray[np.uint8]) -> None:
-        """Note the ends in a group and show the first screens of the games that follow."""
+        """Record the games of a group that ended and observe the first screens of the next ones."""
         arrays, positions = self.arrays, group.start + np.flatnonzero(ended)
         for results, values in ((arrays.episode_return, self._returns), (arrays.episode_length, self._lengths)):
             results[positions] = values[positions]
@@ -165,26 +167,27 @@ class AtariVectorEnvironments(BlockInHalves):
         self._begin_with_fire(positions.tolist())
 
     def _begin_with_fire(self, positions: Iterable[int]) -> None:
-        """Let games begin with FIRE where it is used."""
+        """Press FIRE in the first step of games that use it."""
         for position in positions:
             self._fire_watches[position] = FireWatch(self._fires)
-            self._press_next[position] = self._fires[0] if self._presses_fire else _NOTHING
+            self._press_next[position] = self._fires[0] if self._presses_fire else _NO_PRESS
 
     def _choose_presses(self, group: slice, happened: NDArray[np.bool_], life_lost: NDArray[np.bool_]) -> None:
-        """Note what is pressed in the next step of a group, by what happened in this one and where a life was lost."""
+        """Choose the overriding actions of a group's next step from the events and lost lives of this one."""
         presses, stacks = self._press_next[group], self._stacks[group]
-        pressed = presses != _NOTHING
-        presses[:] = np.where(life_lost, self._fires[0], _NOTHING)
+        pressed = presses != _NO_PRESS
+        presses[:] = np.where(life_lost, self._fires[0], _NO_PRESS)
         steps = zip(self._fire_watches[group], pressed.tolist(), happened.tolist(), strict=True)
         for position, (watch, was_pressed, happened_here) in enumerate(steps):
-            # What was pressed is no step of the watch, as in the lean engine, where it is part of the step before.
-            if not was_pressed and watch.is_to_look(happened_here):
-                press = watch.look(stacks[position, ..., -1].copy())
-                presses[position] = _NOTHING if press is None else press
+            # A step with an overriding action does not count for the watch: in `lean` it is part of the step before.
+            if not was_pressed and watch.should_check(happened_here):
+                press = watch.check(stacks[position, ..., -1].copy())
+                presses[position] = _NO_PRESS if press is None else press
 
 
 def _make_engine(rom: str, world: AtariSettings, num_envs: int, threads: int) -> AtariVectorEnv:
-    """Make the emulators of a group; what they answer is in the order of the environments."""
+    """Make the emulators of a group; results are in the order of the environments."""
+
     return AtariVectorEnv(
         rom,
         num_envs,

@@ -12,14 +12,14 @@ import pytest
 
 from ppo.envs import Engine, make_envs
 from ppo.envs.atari.block import AtariEnvironments
-from ppo.envs.atari.fire import FIRE_ACTIONS, MOST_LOOKS, STEPS_BETWEEN_LOOKS, FireWatch
+from ppo.envs.atari.fire import FIRE_ACTIONS, MAX_CHECKS, STEPS_BETWEEN_CHECKS, FireWatch
 from ppo.envs.atari.game import AtariGame
 from ppo.envs.atari.vector import AtariVectorEnvironments
 from ppo.families import AtariSettings
 
 SCRIPT = Path(__file__).parents[3] / "scripts" / "check_fire.py"
 FIRE, UPFIRE = ale_py.Action.FIRE.value, ale_py.Action.UPFIRE.value
-STILL, LONGEST = 2 * STEPS_BETWEEN_LOOKS, MOST_LOOKS * STEPS_BETWEEN_LOOKS
+STILL, LONGEST = 2 * STEPS_BETWEEN_CHECKS, MAX_CHECKS * STEPS_BETWEEN_CHECKS
 
 # ------------------------------------------------------------------------------------------------------------- the rule
 
@@ -28,8 +28,8 @@ def presses(happens_at: set[int], *, num_steps: int, picture_changes: bool) -> l
     """Return what a watch presses and after which steps, where something happens in some of them."""
     watch, pressed = FireWatch([FIRE, UPFIRE]), []
     for step in range(1, num_steps + 1):
-        if watch.is_to_look(step in happens_at):
-            press = watch.look(np.array([step % 256 if picture_changes else 0], np.uint8))
+        if watch.should_check(step in happens_at):
+            press = watch.check(np.array([step % 256 if picture_changes else 0], np.uint8))
             if press is not None:
                 pressed.append((step, press))
     return pressed
@@ -59,8 +59,8 @@ def test_nothing_is_pressed_where_something_happens_often_enough() -> None:
 
 
 def test_the_picture_from_before_an_event_does_not_count() -> None:
-    expected = [(STEPS_BETWEEN_LOOKS + 1 + STILL, FIRE)]
-    assert presses({STEPS_BETWEEN_LOOKS + 1}, num_steps=STILL * 2, picture_changes=False) == expected
+    expected = [(STEPS_BETWEEN_CHECKS + 1 + STILL, FIRE)]
+    assert presses({STEPS_BETWEEN_CHECKS + 1}, num_steps=STILL * 2, picture_changes=False) == expected
 
 
 def test_actions_with_fire_are_fire_alone_and_with_each_direction() -> None:
@@ -231,7 +231,7 @@ def test_in_the_engine_of_processes_fire_is_pressed_as_in_the_lean_one() -> None
 
 
 # Before the first look, between two, and after FIRE was pressed; without a reward nothing else tells them apart.
-@pytest.mark.parametrize("saved_at", [STEPS_BETWEEN_LOOKS - 10, STILL - 1, STILL + 20])
+@pytest.mark.parametrize("saved_at", [STEPS_BETWEEN_CHECKS - 10, STILL - 1, STILL + 20])
 def test_a_game_that_waits_is_resumed_exactly(saved_at: int) -> None:
     original, fresh = lean("kaboom", noop_max=30), lean("kaboom", noop_max=30)
     original.reset()

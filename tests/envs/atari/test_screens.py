@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ppo.envs.atari import accepted_names, game, rom_name, screens
 from ppo.envs.atari.block import AtariEnvironments
 from ppo.envs.atari.game import AtariGame
-from ppo.envs.atari.screens import GREYS_THEMSELVES, NTSC_GREYS, push_screens, push_screens_by_opencv
+from ppo.envs.atari.screens import IDENTITY_GREYS, NTSC_GREYS, push_screens, push_screens_by_opencv
 from ppo.families import AtariSettings
 
 GAMES = sorted({rom_name(name) for name in accepted_names()})
@@ -91,7 +91,7 @@ def test_compiled_code_refuses_arrays_that_it_would_read_or_write_beyond(
 ) -> None:
     with pytest.raises(ValueError, match="push_screens takes"):
         push_screens(
-            np.zeros(shape_of_stack, np.uint8), np.zeros(shape_of_screens, np.uint8), GREYS_THEMSELVES[:num_greys]
+            np.zeros(shape_of_stack, np.uint8), np.zeros(shape_of_screens, np.uint8), IDENTITY_GREYS[:num_greys]
         )
 
 
@@ -99,11 +99,11 @@ def test_compiled_code_refuses_arrays_that_it_would_read_or_write_beyond(
 def test_compiled_code_refuses_arrays_of_another_kind() -> None:
     stack, seen = np.zeros((84, 84, 4), np.uint8), np.zeros((2, 210, 160), np.uint8)
     with pytest.raises(ValueError, match="push_screens takes bytes"):
-        push_screens(stack.astype(np.float32), seen, GREYS_THEMSELVES)  # type: ignore[arg-type]
+        push_screens(stack.astype(np.float32), seen, IDENTITY_GREYS)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="not C-contiguous"):
-        push_screens(np.zeros((84, 84, 8), np.uint8)[..., ::2], seen, GREYS_THEMSELVES)
+        push_screens(np.zeros((84, 84, 8), np.uint8)[..., ::2], seen, IDENTITY_GREYS)
     with pytest.raises(ValueError, match="not C-contiguous"):
-        push_screens(stack.transpose(2, 0, 1), seen, GREYS_THEMSELVES)
+        push_screens(stack.transpose(2, 0, 1), seen, IDENTITY_GREYS)
 
 
 @pytest.mark.parametrize("rom", GAMES)
@@ -127,6 +127,6 @@ def test_a_palette_that_is_not_known_is_looked_up_by_ale(monkeypatch: pytest.Mon
     monkeypatch.setattr(game, "NTSC_GREYS", NTSC_GREYS[::-1].copy())
     unknown = AtariEnvironments("pong", BARE, indices=range(1), seed=0)
     np.testing.assert_array_equal(unknown.reset()[0], expected.reset()[0])
-    assert unknown._games[0].greys is GREYS_THEMSELVES
+    assert unknown._games[0].greys is IDENTITY_GREYS
     for action in np.random.default_rng(0).integers(6, size=(30, 1)):
         np.testing.assert_array_equal(unknown.step(action)[0], expected.step(action)[0])
