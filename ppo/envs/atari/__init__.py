@@ -90,7 +90,6 @@ def screen_space(frame_stack: int) -> Box:
 
 def accepted_names() -> list[str]:
     """Return the registered Atari ids that can be played with this package's protocol."""
-
     games = [i for i, spec in gymnasium.registry.items() if str(spec.entry_point).startswith("ale_py")]
     return [i for i in games if (i.endswith("NoFrameskip-v4") and "-ram" not in i) or i.startswith("ALE/")]
 

@@ -6,7 +6,6 @@
  * first definition that it finds, and blended_colours.py loads this library globally before ALE. It is not a Python module.
  */
 
-
 /* ale::PhosphorBlend::makeAveragePalette() */
 void _ZN3ale13PhosphorBlend18makeAveragePaletteEv(void *blend);
 

@@ -204,7 +204,6 @@ done:
 static PyMethodDef methods[] = {
     {"push_screens", (PyCFunction)(void (*)(void))push_screens_of_arrays, METH_FASTCALL,
      "Push a game's last two screens onto a stack; see ppo/envs/atari/screens.py."},
-
     {NULL, NULL, 0, NULL},
 };
 

@@ -21,7 +21,6 @@ def leave_out_blended_colours() -> bool:
     Returns:
         Whether this call had an effect.
     """
-
     if sys.platform != "linux" or "ale_py" in sys.modules:
         return False
     library = importlib.util.find_spec("ppo.envs.atari._blended_colours")

@@ -138,6 +138,5 @@ class AtariEnvironments(Block):
 
 def in_memory_order(observations: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return a view of stacked screens (N, C, 84, 84) in memory order, (N, 84, 84, C)."""
-
     stacks: NDArray[np.uint8] = observations.transpose(0, 2, 3, 1)
     return stacks

@@ -34,7 +34,6 @@ class FireWatch:
         self._idle_steps = self._presses = 0
         self._screen: NDArray[np.uint8] | None = None
 
-
     def should_check(self, happened: bool) -> bool:
         """Count a step and return whether to call `check` now.
 

@@ -304,7 +304,6 @@ def _read_generator(emulator: bytes) -> NDArray[np.int64]:
 
 def _write_generator(emulator: bytes, words: NDArray[np.int64]) -> bytes:
     """Return the bytes of an ALE state with its random generator replaced."""
-
     match = _GENERATOR.search(emulator)
     assert match is not None
     text = b" ".join(b"%d" % word for word in words.tolist())

@@ -187,7 +187,6 @@ class AtariVectorEnvironments(BlockInHalves):
 
 def _make_engine(rom: str, world: AtariSettings, num_envs: int, threads: int) -> AtariVectorEnv:
     """Make the emulators of a group; results are in the order of the environments."""
-
     return AtariVectorEnv(
         rom,
         num_envs,
