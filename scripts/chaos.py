@@ -1,9 +1,9 @@
 """Kill -9 a Pong run on two ranks at random moments, restarting it each time, then compare it with one never killed.
 
-Each life of the run ends by SIGKILL of a rank, of mpirun or of everything: at a random moment between its launch and
-two and a half times what it takes to the first update, so during the start and the resume too, or, every fourth time,
-at the first sight after it of a checkpoint being written. In the end the weights, the optimiser state and the logs must
-be those of a run that was never killed; exit code 1 if not.
+Each start of the run ends by SIGKILL of a rank, of mpirun or of everything, at a random moment between the launch and
+two and a half times the time to the first update, so during the start and the resume too. Every fourth time it is
+killed as soon as a checkpoint is being written after that moment. In the end weights, optimiser state and logs must
+equal those of a run that was never killed; otherwise the exit code is 1.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def main() -> int:
 
 
 def live(folder: Path, choose: random.Random, number: int, longest: float) -> tuple[str, bool, int]:
-    """Start the run and kill it; return who was killed, whether in a save, and the updates saved in this life."""
+    """Start the run and kill it; return who was killed, whether during a save, and the updates saved until then."""
     target, at_save, before = choose.choice(TARGETS), number % 4 == 3, newest_steps(folder)
     moment = time.monotonic() + choose.uniform(0.0, longest)
     left_before = saving(folder)
@@ -101,7 +101,7 @@ def seconds_to_the_first_update(folder: Path) -> float:
 
 
 def start(folder: Path, steps: int) -> "subprocess.Popen[bytes]":
-    """Start the run, or go on with it: the same command every time, but for the end."""
+    """Start or resume the run: the same command every time, except for its last step."""
     with open(folder / "log", "ab") as log:
         command = [MPIRUN, "-np", "2", sys.executable, "-m", "ppo", *FLAGS, f"--env_steps={steps}"]
         return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
@@ -118,12 +118,12 @@ def victims(mpirun: int, target: str) -> list[int]:
                 ranks[f"rank {int(rank)}"] = int(path.name)
     if target == "mpirun":
         return [mpirun]
-    # With no rank there yet to be killed, the launcher stands in for it, so that every life ends.
+    # If no rank exists yet, the launcher is killed instead, so that every start ends.
     return [mpirun, *ranks.values()] if target == "everything" else [ranks.get(target, mpirun)]
 
 
 def saving(folder: Path) -> set[str]:
-    """Return the scratch folders of checkpoints: being written, or left by a writer that was killed."""
+    """Return scratch folders of checkpoints, being written or left by a killed writer."""
     return {path.name for path in (folder / "checkpoints" / NAME).glob(".step_*.*.tmp")}
 
 

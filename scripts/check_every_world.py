@@ -1,12 +1,12 @@
-"""Try every id that Gymnasium knows: two updates, a third after a resume, one episode evaluated; or a refusal.
+"""Try every registered Gymnasium id: two updates, a third after a resume, one evaluated episode; or a refusal.
 
-Each id is tried in a process of its own by the commands that a user would type, so that a crash or a hang is a row of
-the table and not the end. An id passes if it is trained, resumed and evaluated, or refused for one of the reasons of
-`REFUSALS`; everything else is a fault, and the exit code is 1.
+Each id is tried in its own process by the commands that a user would type, so a crash or a hang becomes a row of the
+table and does not end the check. An id passes if it is trained, resumed and evaluated, or refused for one of the
+reasons in `REFUSALS`; everything else is a fault, and the exit code is 1.
 
-To resume exactly means three things here: the program says nothing of environments that began anew; a run that never
-stopped ends with the same tensors; and an environment that has seen several episodes and is brought back in a new one
-answers the same actions alike.
+An exact resume means three things here: the program reports no environment that began a new episode; a run that never
+stopped ends with the same tensors; and the state of an environment that has played several episodes, restored in a new
+environment, gives the same results for the same actions.
 
 Ids of other packages are tried if the package is installed: pip install minigrid popgym gymnasium-robotics pettingzoo
 """
@@ -64,19 +64,19 @@ REFUSALS = {
     "refused: images too small for the network": r"must fit the observations: \w+ needs images of at least",
     "refused: constructor fails": r"cannot be made here",
 }
-"""The outcomes that are no faults, by what the refusal says; the first that fits counts."""
+"""The outcomes that are not faults, by the words of the refusal; the first match counts."""
 OUTCOMES = (LEARNT, ENDLESS, ANEW, *REFUSALS, FAILED)
 EXACTLY, BEGAN_ANEW = "exactly", "environments began anew"
-# Of a row that is not finished.
+# The outcome of an unfinished row.
 TRAINING, RESUMING, COMPARING, EVALUATING = "training", "resuming", "comparing", "evaluating"
 
 _REFUSED = 2
 _UPDATE_STEPS = 16
 _FLAGS = ("--num_envs=2", "--rollout_steps=8", "--minibatch_size=8", "--num_epochs=1")
-# A schedule that does not depend on where the run is to end; and processors repeat themselves bit for bit.
+# A schedule that does not depend on the run's last step, and a device whose results are repeatable bit for bit.
 _REPEATABLE = ("--learning_rate_schedule=constant", "--device=cpu", "--env_engine=lean")
 _FLAGS_OF_FAMILIES = {"atari": ("--max_frames=1000",)}
-"""Bounds an Atari game, which takes 10 seconds and more where the policy knows nothing."""
+"""Bounds an Atari game, which takes 10 seconds and more with an untrained policy."""
 _EPISODES_BEFORE, _STEPS_OF_EPISODE, _STEPS_COMPARED = 2, 40, 20
 _PRELOADED = ("ppo.loop", "ppo.playback", "ppo.envs.gymnasium", "ppo.envs.atari.block", "pygame", "mujoco")
 
@@ -92,18 +92,18 @@ class Options:
     every: int = 1
     """Try only every nth id, for a sample."""
     workers: int = 2
-    """Ids tried at a time."""
+    """Number of ids tried at the same time."""
     seconds: float = 600.0
-    """An id that does not come to its next stage after so long is a fault."""
+    """Seconds without a new stage after which an id is a fault."""
     evaluation_seconds: float = 60.0
-    """An evaluation that takes more processor time is ended: some worlds have no time limit."""
+    """Seconds of processor time after which an evaluation is ended: some worlds have no time limit."""
     output: Path | None = None
     """Write the table to this .md and all rows to the .csv beside it."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What became of an id."""
+    """The result of an id."""
 
     env_name: str
     group: str
@@ -111,7 +111,7 @@ class Row:
     actions: str = ""
     outcome: str = TRAINING
     resumed: str = ""
-    """EXACTLY, or what was not exact."""
+    """EXACTLY, or what differed."""
     message: str = ""
     cpu_seconds: float = 0.0
 
@@ -121,7 +121,7 @@ Run = Callable[[Sequence[str]], tuple[int, str]]
 
 
 class Fault(Exception):
-    """What an id is FAILED for."""
+    """Why an id FAILED."""
 
 
 # ------------------------------------------------------------------------------------------------------ which ids
@@ -141,7 +141,7 @@ def all_ids(packages: Iterable[str]) -> list[str]:
 
 
 def group_of(env_name: str) -> str:
-    """Return the family of an id, or for the general family where its ids come from."""
+    """Return the family of an id, or for the general family the package of the id."""
     family = family_of(env_name)
     module, _, env_id = env_name.rpartition(":")
     if family is not FAMILIES[-1] or module:
@@ -152,7 +152,7 @@ def group_of(env_name: str) -> str:
 
 
 def describe(space: gymnasium.Space[Any]) -> str:
-    """Return a space as a few words: `Dict(image(7, 7, 3), Discrete(4), Text)`."""
+    """Return a short description of a space: `Dict(image(7, 7, 3), Discrete(4), Text)`."""
     if isinstance(space, spaces.Dict | spaces.Tuple):
         parts = space.spaces.values() if isinstance(space, spaces.Dict) else space.spaces
         return f"{type(space).__name__}({', '.join(map(describe, parts))})"
@@ -166,7 +166,7 @@ def describe(space: gymnasium.Space[Any]) -> str:
 
 
 def try_world(env_name: str, run: Run) -> Iterator[Row]:
-    """Try an id in the working directory and yield what is known of it at every stage; the last row is the verdict.
+    """Try an id in the working directory and yield its row so far at every stage; the last row is the result.
 
     Args:
         env_name: the id.
@@ -205,7 +205,7 @@ def _stages(row: Row, run: Run) -> Iterator[Row]:
     yield replace(row, outcome=COMPARING)
     inexact = _difference_to_a_run_that_never_stopped(row.env_name, train, run)
     inexact = inexact or difference_of_a_restored_environment(row.env_name)
-    # What the program says is known; what it does not know of is a fault.
+    # A refusal is a known limit; an exception is a fault.
     _require(anew or not inexact or inexact == BEGAN_ANEW, inexact)
     row = replace(row, resumed=BEGAN_ANEW if anew or inexact else EXACTLY, message=message)
 
@@ -216,7 +216,7 @@ def _stages(row: Row, run: Run) -> Iterator[Row]:
 
 
 def _finished(row: Row, outcome: str, message: str) -> Row:
-    # A line of code is named by its file and folder, wherever it is installed.
+    # Lines of code are named by file and folder, independent of where they are installed.
     message = re.sub(r"/\S+/(?=[^/\s]+/[^/\s]+\.py\b)", "", message)
     return replace(row, outcome=outcome, message=message, cpu_seconds=time.process_time())
 
@@ -227,7 +227,7 @@ def _require(condition: bool, text: str) -> None:
 
 
 def _with_spaces(row: Row) -> Row:
-    """Add what the environment shows and takes before anything is converted, if it can be made."""
+    """Add the environment's own spaces, before any conversion, if it can be made."""
     with contextlib.suppress(Exception):
         env: gymnasium.Env[Any, Any] = gymnasium.make(row.env_name, disable_env_checker=True)
         row = replace(row, observations=describe(env.observation_space), actions=describe(env.action_space))
@@ -236,7 +236,7 @@ def _with_spaces(row: Row) -> Row:
 
 
 def _difference_to_a_run_that_never_stopped(env_name: str, train: Sequence[str], run: Run) -> str:
-    """Train as far without a stop and compare all tensors; return what differs first, or nothing."""
+    """Train equally long without a stop and compare all tensors; return the first difference, or ""."""
     code, text = run((*train, f"--env_steps={3 * _UPDATE_STEPS}", "--model_name=never_stopped"))
     _require(code == 0, text)
     resumed, straight = (
@@ -254,7 +254,7 @@ def _difference_to_a_run_that_never_stopped(env_name: str, train: Sequence[str],
 
 
 def difference_of_a_restored_environment(env_name: str) -> str:
-    """Bring an environment that has seen several episodes back in a new one; return what differs, or nothing."""
+    """Restore an environment that has played several episodes in a new one; return the difference, or ""."""
     envs, restored = (_one_environment(env_name) for _ in range(2))
     envs.single_action_space.seed(0)
     for _ in range(_EPISODES_BEFORE + 1):
@@ -279,7 +279,7 @@ def _random_actions(envs: Environments, steps: int) -> list[NDArray[Any]]:
 
 
 def _answers(envs: Environments, actions: Sequence[NDArray[Any]]) -> list[dict[str, bytes]]:
-    """Return what every step answered."""
+    """Return the results of every step."""
     names = ("observation", "reward", "terminated", "truncated")
     return [
         {name: array.tobytes() for name, array in zip(names, map(np.asarray, envs.step(action)), strict=False)}
@@ -295,7 +295,7 @@ def _one_environment(env_name: str) -> Environments:
 
 
 def try_all(env_names: Sequence[str], options: Options) -> Iterator[Row]:
-    """Try ids, several at a time, each in a process of its own; yield their rows in the order of the ids."""
+    """Try ids, several at a time, each in its own process; yield their rows in the order of the ids."""
     context = get_context("forkserver")
     context.set_forkserver_preload(list(_PRELOADED))
     with ThreadPoolExecutor(options.workers) as pool:
@@ -303,7 +303,7 @@ def try_all(env_names: Sequence[str], options: Options) -> Iterator[Row]:
 
 
 def try_apart(env_name: str, options: Options) -> Row:
-    """Try an id in a process of its own and return its row, whatever becomes of the process."""
+    """Try an id in its own process and return its row, even if the process crashes or hangs."""
     context = get_context("forkserver")
     folder = Path(tempfile.mkdtemp(prefix="ppo-world-"))
     here, there = context.Pipe(duplex=False)
@@ -350,7 +350,7 @@ def _in_a_process(env_name: str, folder: Path, channel: connection.Connection, e
 
 
 def run_here(flags: Sequence[str]) -> tuple[int, str]:
-    """Run the program in this process, which it may end; what it prints is in the file `output` all the same."""
+    """Run the program in this process, which it may end; its output goes to the file `output` in any case."""
     path = Path("output")
     with path.open("w", buffering=1) as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         code = main(flags)
@@ -361,7 +361,7 @@ def run_here(flags: Sequence[str]) -> tuple[int, str]:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """Return how many ids came to each outcome."""
+    """Return the number of ids per outcome."""
     counts = collections.Counter(row.outcome for row in rows)
     return "\n".join(f"{counts[outcome]:5} {outcome}" for outcome in OUTCOMES if counts[outcome])
 
@@ -408,7 +408,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _alike(rows: Iterable[Row]) -> list[list[Row]]:
-    """Return rows of one group and outcome whose messages differ in names of ids and numbers alone."""
+    """Return rows of one group and outcome whose messages differ only in ids and numbers."""
     found: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         message = row.message.replace(row.env_name, "ID")

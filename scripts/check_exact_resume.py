@@ -1,8 +1,8 @@
 """Check that runs in every family of worlds, and all Atari games, resume bit for bit; exit code 1 if one does not.
 
-Runs in three worlds or more of each family are stopped in the middle of episodes, resumed and compared with the same
-run that was never stopped (exact_resume/worlds.py); saved states of all Atari games are brought back in another process
-and played on (exact_resume/games.py). Needs the environment of scripts/environment.sh, whose variables mpirun reads.
+Runs in at least three worlds of each family are stopped in the middle of episodes, resumed and compared with the same
+run without a stop (exact_resume/worlds.py). Saved states of all Atari games are restored in another process and played
+on (exact_resume/games.py). Needs the environment of scripts/environment.sh, whose variables mpirun reads.
 """
 
 import sys
@@ -24,7 +24,7 @@ class Options(games.Options):
     worlds: tuple[str, ...] = worlds.WORLDS
     """Ids of the worlds to check."""
     output: Path | None = None
-    """Write the tables to this .md and the numbers to the .json beside it; what is not checked stays there as it is."""
+    """Write the tables to this .md and the numbers to the .json beside it; unchecked parts stay unchanged."""
 
 
 def main() -> int:

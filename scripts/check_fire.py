@@ -1,10 +1,10 @@
 """Check that no Atari game waits for FIRE in vain; exit code 1 if one does.
 
-Each game is played by policies that never press FIRE. An event is a reward, a lost life or the end of the game. Where
-there is none, FIRE must come as soon as `ppo.envs.atari.fire` says.
+Each game is played by policies that never press FIRE. An event is a reward, a lost life or the end of the game. Without
+events, FIRE must be pressed as soon as `ppo.envs.atari.fire` says.
 
-Games in which it came are played again without it, to see what it was good for: a game has stopped if that run ends
-with STOPPED steps without an event, and goes on with FIRE if events follow once it is pressed.
+Games in which it was pressed are played again without it, to see its effect: a game has stopped if that run ends with
+STOPPED steps without an event, and FIRE continues it if events follow the press.
 """
 
 import os
@@ -41,16 +41,16 @@ class Options:
     games: tuple[str, ...] = ()
     """ROMs to check, e.g. gopher kaboom. Default: all that can be trained on."""
     steps: int = 3000
-    """Agent steps that a game is played, unless it is over before."""
+    """Agent steps played of each game, unless it is over earlier."""
     blind: bool = False
-    """Never press FIRE because nothing happens, to see that the check finds it."""
+    """Never press FIRE when nothing happens, to see that the check finds this."""
     output: Path | None = None
     """Write the table to this .md."""
 
 
 @dataclass
 class Played:
-    """What became of a game; times in steps."""
+    """The result of one play of a game; times in steps."""
 
     steps: int = 0
     is_over: bool = False
@@ -61,45 +61,45 @@ class Played:
     longest_without_fire: int = 0
     """Without an event and without FIRE."""
     longest_still: int = 0
-    """The same, with one and the same picture."""
+    """The same, with an unchanged screen."""
     pressed: Sequence[int] = ()
-    """What was pressed because nothing happened."""
+    """The actions pressed because nothing happened."""
     events_before: int = 0
     """Events before the first of these."""
 
     @property
     def stopped(self) -> bool:
-        """Whether nothing happened any more."""
+        """Whether events stopped for good."""
         return not self.is_over and self.wait >= STOPPED
 
 
 @dataclass(frozen=True)
 class Row:
-    """What became of a game with one of the policies."""
+    """The result of a game with one of the policies."""
 
     rom: str
     policy: str
     uses_fire: bool
     played: Played
     without: Played
-    """The same without FIRE where nothing happens."""
+    """The same without FIRE when nothing happens."""
 
     @property
     def waits_in_vain(self) -> bool:
-        """Whether FIRE came later than it should, or not at all."""
+        """Whether FIRE was pressed too late, or not at all."""
         late = self.played.longest_without_fire > LONGEST_WAIT or self.played.longest_still > LONGEST_STILL
         return self.uses_fire and late
 
     @property
     def verdict(self) -> str:
-        """What the policy does to the game."""
+        """A summary of the policy's effect."""
         if not self.without.stopped:
             return GOES_ON
         return GOES_ON_WITH_FIRE if self.played.events > self.played.events_before else NO_EVENT
 
     @property
     def waits(self) -> str:
-        """The longest wait without and with FIRE where nothing happens, and how often it was pressed."""
+        """The longest wait without and with FIRE when nothing happens, and the number of presses."""
         with_fire = f" → {self.played.longest_wait}, {len(self.played.pressed)} FIRE" if self.played.pressed else ""
         return f"{self.without.longest_wait}{with_fire}"
 
@@ -127,7 +127,7 @@ class RecordingWatch(FireWatch):
 
 
 def play(rom: str, policy: str, steps: int, *, blind: bool) -> tuple[bool, Played]:
-    """Play a game; return whether it uses FIRE and what became of it."""
+    """Play a game; return whether it uses FIRE and the result."""
     game, rng = AtariGame(rom, AtariSettings(), index=0, seed=0), np.random.default_rng(0)
     moves = [number for number, action in enumerate(game.actions) if action not in FIRE_ACTIONS]
     game.reset()

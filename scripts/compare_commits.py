@@ -3,7 +3,7 @@
     python scripts/compare_commits.py [OLD] [NEW]        by default HEAD~1 and the working tree
 
 Compared by sha256: weights, optimiser state and input statistics of the last checkpoint, and the columns of
-progress.csv but for the times. A name with another meaning is a difference; the same content under another name is a
+progress.csv except times. The same name with other content is a difference; the same content under another name is a
 rename and counts as equal. Exit code 1 if a case differs. Hashes are never stored, since processors round differently.
 Needs the environment of scripts/environment.sh, whose variables mpirun reads.
 """
@@ -43,24 +43,24 @@ PRESETS = {
 CASES = {f"{preset}-{ranks}": (ranks, (*flags, *COMMON)) for preset, flags in PRESETS.items() for ranks in (1, 2)}
 """Number of ranks and flags by name."""
 ENVIRONMENTS = "environment/"
-"""Prefix of what a checkpoint holds of each environment."""
+"""Prefix of the environments' states in a checkpoint."""
 
 Arrays = Mapping[str, NDArray[Any]]
 
 
 @dataclass
 class Comparison:
-    """What became of the arrays of one commit in another."""
+    """How the arrays of one commit correspond to those of another."""
 
     num_equal: int = 0
-    """Those that were renamed too."""
+    """Equal arrays, renamed ones included."""
     differences: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """Renames, and names that only the new commit has."""
 
 
 def compare(old: Arrays, new: Arrays) -> Comparison:
-    """Compare arrays by name, and those whose name only one side has by content."""
+    """Compare arrays by name; those whose name only one side has, by content."""
     result = Comparison()
     unmatched = {name: digest(new[name]) for name in new if name not in old}
     for name, array in old.items():
@@ -88,10 +88,10 @@ def digest(array: NDArray[Any]) -> str:
 
 
 def difference(old: NDArray[Any], new: NDArray[Any]) -> str:
-    """Say how two arrays differ."""
+    """Describe how two arrays differ."""
     if (old.dtype, old.shape) != (new.dtype, new.shape):
         return f"was {old.dtype} {list(old.shape)} and is {new.dtype} {list(new.shape)}"
-    # Two NaNs are no difference, one is.
+    # NaN equals NaN here.
     gap = np.where(np.isnan(old) & np.isnan(new), 0.0, np.abs(new.astype(np.float64) - old.astype(np.float64)))
     return f"by up to {gap.max():.3g}"
 
@@ -139,7 +139,7 @@ def copy_tree(tree: Path, commit: str | None) -> None:
     listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listing, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
     for name in names.split("\0"):
-        if (ROOT / name).is_file():  # not one that was deleted
+        if (ROOT / name).is_file():  # deleted files are listed too
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, tree / name)
 
@@ -148,14 +148,14 @@ def build(tree: Path) -> None:
     """Compile the extensions in place."""
     command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
     subprocess.run(command, cwd=tree, stdout=subprocess.DEVNULL, check=True)
-    # Without one, an editable installation of another tree would lend its own.
+    # Otherwise the extensions of an editable installation of another tree would be used.
     sources, built = (len(list((tree / "ppo").rglob(pattern))) for pattern in ("_*.c", "_*.so"))
     if built < sources:
         raise SystemExit(f"only {built} of {sources} extensions could be compiled; is there a C compiler?")
 
 
 def train(case: str, trees: Iterable[Path]) -> list[Arrays]:
-    """Train a case with the package of each tree, at the same time, and return what each saved."""
+    """Train a case with both trees at the same time, and return what each saved."""
     ranks, flags = CASES[case]
     command = [str(MPIRUN), "-np", str(ranks), sys.executable, "-m", "ppo", *flags]
     jobs = []

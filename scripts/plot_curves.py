@@ -24,7 +24,7 @@ class Options:
     csv_files: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """progress.csv files, a run each."""
     title: str
-    """Name of the game."""
+    """Title of the figure."""
     output: Path
     """The png to write."""
     goal: float | None = None

@@ -1,1 +1,1 @@
-"""The benchmark: what this machine can do at most, what the program makes of it, and Stable-Baselines3 beside them."""
+"""The benchmark: the limits of this machine, the program's speed, and Stable-Baselines3 for comparison."""

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the flags before a `--` and those after it."""
+    """Split the flags at `--`."""
     arguments = list(arguments)
     end = arguments.index("--") if "--" in arguments else len(arguments)
     return arguments[:end], arguments[end + 1 :]
@@ -72,7 +72,7 @@ def run(settings: Settings, flags: Sequence[str], command: str) -> None:
 
     Raises:
         Refusal: a setting cannot be used; nothing has been measured.
-        JobError: something that was to be measured failed.
+        JobError: a measurement failed.
     """
     if sys.platform != "linux":
         raise Refusal(f"the benchmark needs Linux, which can pin ranks to cores, got {sys.platform}")
@@ -88,7 +88,7 @@ def run(settings: Settings, flags: Sequence[str], command: str) -> None:
     warn_of_load(machine)
     if settings.stable_baselines3:
         stable_baselines3.set_up()
-    os.sched_setaffinity(0, cores)  # everything that is measured inherits it
+    os.sched_setaffinity(0, cores)  # measured processes inherit it
     stolen, began = stolen_seconds(), time.monotonic()
     ways, ways_by_world = {}, {}
     if settings.stable_baselines3 and RIVALS.keys() & judged_cases(cases).keys():
@@ -123,10 +123,10 @@ def run(settings: Settings, flags: Sequence[str], command: str) -> None:
 
 
 def measure_round(settings: Settings, cases: Sequence[Case], cores: Sequence[int], way: Way | None) -> Round:
-    """Measure everything once, what will be compared one after the other.
+    """Measure everything once; quantities that are compared are measured in succession.
 
     Raises:
-        JobError: something that was to be measured failed.
+        JobError: a measurement failed.
     """
     judged = judged_cases(cases)
     started = judged[cases[0].preset]
@@ -156,10 +156,10 @@ def measure_worlds(
     cores: Sequence[int],
     ways_by_world: Mapping[str, Ways],
 ) -> Round:
-    """Return a round to which small worlds have been added, each measured once.
+    """Return a round with each small world measured once.
 
     Raises:
-        JobError: something that was to be measured failed.
+        JobError: a measurement failed.
     """
     costs, comparisons = {}, {}
     for name, cases in worlds.items():
@@ -189,6 +189,6 @@ def _existing_document(output: Path) -> str | None:
 
 
 if __name__ == "__main__":
-    # Ended without this, it would leave the job behind that it was measuring.
+    # Otherwise the job under measurement would outlive the benchmark.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(main(sys.argv[1:]))

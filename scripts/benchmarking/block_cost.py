@@ -1,8 +1,8 @@
-"""Measure what our block adds to a step of bare environments; see `small_worlds.py`.
+"""Measure the cost that a block adds to a step of bare environments; see `small_worlds.py`.
 
     python -m scripts.benchmarking.block_cost block_cost.json 1.5 CartPole-v1
 
-The arguments are the file to write, the seconds of processor time for either loop, and the id of the world.
+The arguments are the file to write, the seconds of processor time for each loop, and the id of the world.
 """
 
 import json
@@ -27,7 +27,7 @@ _FEWEST_TURNS = 3
 def measure(env_name: str, seconds: float) -> dict[str, float]:
     """Return microseconds per environment step of the bare environments and of our block: the best of several turns.
 
-    Both receive the same random actions, in turns, and begin a new episode where one ends.
+    Both receive the same random actions, alternate, and begin a new episode when one ends.
     """
     config = parse_command_line([f"--env_name={env_name}"])
     block = make_envs(env_name, config.world, indices=range(NUM_ENVS), seed=0)
@@ -36,7 +36,7 @@ def measure(env_name: str, seconds: float) -> dict[str, float]:
     bare = [gymnasium.make(env_name, disable_env_checker=True) for _ in range(NUM_ENVS)]
     for seed, env in enumerate(bare):
         env.reset(seed=seed)
-    # The arguments that an environment is sent are prepared beforehand, as the fastest loop would have them.
+    # The environments' arguments are prepared beforehand, as in the fastest loop.
     prepared = [row.tolist() if row.ndim == 1 else list(row) for row in actions]
 
     def step_bare() -> None:

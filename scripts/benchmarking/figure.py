@@ -19,7 +19,7 @@ _WIDTH = 0.4
 
 
 def require_matplotlib() -> None:
-    """Refuse what would fail at the end of a long measurement.
+    """Refuse now what would fail only at the end of a long measurement.
 
     Raises:
         Refusal: there is no matplotlib.

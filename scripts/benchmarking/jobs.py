@@ -1,4 +1,4 @@
-"""Jobs that are measured: how they start, and that nothing of them is left when they end."""
+"""Jobs under measurement: how they start, and how all their processes end."""
 
 import contextlib
 import os
@@ -24,18 +24,18 @@ _MOST_SAID = 3000
 
 
 class JobError(RuntimeError):
-    """A job did not do what was to be measured; the message holds the end of what it said."""
+    """A job under measurement failed; the message has the end of its output."""
 
 
 class Job:
     """A program that runs in a folder while the block lasts, together with all processes that it starts."""
 
     def __init__(self, command: Sequence[str], folder: Path, **variables: str) -> None:
-        """Prepare to run a command; the environment is this process's, but for the numbers of threads.
+        """Prepare to run a command in this process's environment, without its numbers of threads.
 
         Args:
             command: program and arguments.
-            folder: where it runs and leaves what it leaves, temporary files included.
+            folder: where it runs and writes, temporary files included.
             variables: further environment variables.
         """
         self._command, self._folder = command, folder
@@ -55,7 +55,7 @@ class Job:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End it and everything that it has started, and wait until that is gone."""
+        """End it and all processes that it started, and wait until they are gone."""
         family = [self._process.pid, *descendants(self._process.pid)]
         self._process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -74,18 +74,18 @@ class Job:
             raise self.failure(f"ended by itself with exit code {self._process.returncode}")
 
     def wait(self) -> None:
-        """Wait for its end; raise JobError if that was not a good one."""
+        """Wait for its end; raise JobError if its exit code is not 0."""
         if self._process.wait() != 0:
             raise self.failure(f"failed with exit code {self._process.returncode}")
 
     def failure(self, what: str) -> JobError:
-        """Return the error for something that it did."""
+        """Return an error with the end of its output."""
         self._log.seek(0)
         said = self._log.read().decode(errors="replace")[-_MOST_SAID:]
         return JobError(f"{' '.join(self._command)} {what}:\n{said}")
 
     def ranks(self) -> list[Rank]:
-        """Return what /proc tells about the ranks of an mpirun, in rank order."""
+        """Return the /proc data of an mpirun's ranks, in rank order."""
         found = {}
         for pid in descendants(self._process.pid):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):

@@ -15,19 +15,19 @@ from scripts.benchmarking.jobs import Job, mpirun
 from scripts.benchmarking.plan import Case
 
 Ways = dict[str, list[float]]
-"""Every rank's rate, in rank order, by the way in which the work was done."""
+"""Every rank's rate in rank order, by the way the work was done."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the cores can do at most."""
+    """The maximum rates of the cores."""
 
     ways: dict[str, Ways]
     """By kind of work: `env`, `inference` and `training`."""
 
     @property
     def rates(self) -> dict[str, float]:
-        """The rate of one core at each kind of work, done in the fastest way; a mean over ranks."""
+        """The rate of one core at each kind of work in the fastest way, averaged over ranks."""
         return {kind: max(map(statistics.fmean, ways.values())) for kind, ways in self.ways.items()}
 
     @property
@@ -52,7 +52,7 @@ class Limits:
         )
 
     def ideal_steps_per_second(self, epochs: float) -> float:
-        """Return the steps per second of a program on these ranks that does nothing else; see the function."""
+        """Return the ideal steps per second on these ranks; see the function."""
         return ideal_steps_per_second(**self.rates, ranks=self.ranks, epochs=epochs)
 
     def ideal_seconds(self, steps: int, epochs: float) -> dict[str, float]:
@@ -66,7 +66,7 @@ class Limits:
 
 
 def ideal_steps_per_second(*, ranks: int, env: float, inference: float, training: float, epochs: float) -> float:
-    """Return the steps per second of ranks that spend their time on nothing but emulation and matrix products.
+    """Return the steps per second of ranks that do only emulation and network passes.
 
     Every step is emulated once, acted in once and learnt from once per epoch, one after the other; the work is taken to
     divide evenly, and no rank ever waits.

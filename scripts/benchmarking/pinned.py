@@ -1,7 +1,7 @@
 """Run Python on one core a rank: `mpirun -np 2 python -m scripts.benchmarking.pinned 0,1 -m ppo ...`.
 
-mpirun can bind its ranks itself, but chooses among all cores of the machine: of those that were left to its caller
-(by taskset, say) it takes no notice.
+mpirun can bind its ranks itself, but chooses among all cores of the machine, even if its caller is restricted to some
+of them (by taskset, for example).
 """
 
 import os

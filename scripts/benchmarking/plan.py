@@ -15,17 +15,17 @@ from ppo.presets import PRESETS
 from ppo.settings import Refusal, did_you_mean
 
 _FEW_CORES = 4
-# So many that no run ends while it is measured.
+# So many that no run ends during its measurement.
 _ENV_STEPS = 1_000_000_000
 SHARE_OF_TIME_FOR_A_TRIAL = 0.5
-"""Of the seconds of a measurement, to find the fastest way to run a program."""
-# Where the run writes and for how long is the benchmark's affair; of RunSettings only these are the user's.
+"""Share of the measurement time used to find the fastest way to run a program."""
+# The benchmark decides where a run writes and for how long; only these RunSettings are the user's.
 _LEFT_TO_THE_USER = {"env_name", "rng_seed"}
 
 SettingsName = Literal["cleanrl", "published"]
 """Settings of Stable-Baselines3: those of our preset, or its own for Atari games."""
 RIVALS: Mapping[str, SettingsName] = {"atari": "published", "cleanrl": "cleanrl"}
-"""With which settings Stable-Baselines3 is compared with a preset."""
+"""The settings of Stable-Baselines3 that a preset is compared with."""
 SMALL_WORLDS = ("CartPole-v1", "LunarLander-v3", "HalfCheetah-v5")
 _SMALL_MINIBATCH = 256
 
@@ -46,7 +46,7 @@ class Settings:
     """Numbers of ranks, a core each. Default: 1, 2, ... up to the cores (above 4 cores powers of two, and all); 1 and
     all if quick."""
     repeats: int = 3
-    """Rounds; in each of them everything is measured once, in turns."""
+    """Rounds; each measures everything once."""
     seconds: float = 20.0
     """Seconds for which a program is measured in each round, rounded to whole updates."""
     warm_up_seconds: float = 4.0
@@ -69,7 +69,7 @@ QUICK = Settings(
     stable_baselines3=False,
     output=None,
 )
-"""The defaults under --quick."""
+"""The defaults with --quick."""
 
 
 @dataclass(frozen=True)
@@ -88,17 +88,17 @@ class Case:
 
     @property
     def name(self) -> str:
-        """What the case is called in reports."""
+        """The case's name in reports."""
         return case_name(self.preset, self.ranks, weak=self.weak)
 
 
 def case_name(preset: str, ranks: int, *, weak: bool = False) -> str:
-    """Return what a case is called in reports."""
+    """Return a case's name in reports."""
     return f"{preset} -np {ranks}{', weak' if weak else ''}"
 
 
 def judged_cases(cases: Iterable[Case]) -> dict[str, Case]:
-    """Return each preset's case on the most ranks, by preset: it is held against the targets."""
+    """Return each preset's case on the most ranks, by preset; it is compared with the targets."""
     return {case.preset: case for case in sorted(cases, key=lambda case: case.ranks) if not case.weak}
 
 

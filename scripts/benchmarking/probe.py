@@ -35,7 +35,7 @@ from ppo.families import AtariSettings
 from ppo.machine import keep_freed_memory
 from ppo.models.actor_critic import ActorCritic, build_model
 
-# The activations of more samples fall out of the cache: larger shares of a minibatch are measured in such parts too.
+# Activations of more samples exceed the cache, so larger shares of a minibatch are measured in parts of this size too.
 _SAMPLES_AT_ONCE = 256
 _WARM_UP_SHARE = 0.2
 _DIFFERENT_ACTIONS = 4096
@@ -45,10 +45,10 @@ Work = Callable[[], int]
 
 
 class Stopwatch:
-    """Measures rates while all ranks do the same."""
+    """Measures rates while all ranks do the same work."""
 
     def __init__(self, comm: Collective, seconds: float) -> None:
-        """Measure everything for so long."""
+        """Set the seconds of each measurement."""
         self._comm, self._seconds = comm, seconds
 
     def rate(self, work: Work) -> float:
@@ -75,7 +75,7 @@ def measure(config: Config, comm: Collective, seconds: float) -> dict[str, dict[
     model = build_network(config)
     per_environment = config.ppo.minibatch_size // config.ppo.num_envs
     num_samples = per_environment * len(indices)
-    # All ranks must try the same ways, also where some have one environment more.
+    # All ranks must try the same ways, even if some have one more environment.
     parts = {"whole": num_samples}
     if per_environment * math.ceil(config.ppo.num_envs / comm.size) > _SAMPLES_AT_ONCE:
         parts[f"{_SAMPLES_AT_ONCE} at once"] = _SAMPLES_AT_ONCE
@@ -131,7 +131,7 @@ def atari_vector_env(config: Config, indices: range) -> Work:
 
 
 def bare_emulators(config: Config, indices: range) -> Work:
-    """Return steps of the emulators alone: 4 frames, the last two screens in grey, a new game where one has ended."""
+    """Return steps of the bare emulators: 4 frames, the last two screens in grey, a new game when one ends."""
     emulators = [_load(config, index) for index in indices]
     first = emulators[0]
     chosen = first.getLegalActionSet() if _atari(config).full_action_space else first.getMinimalActionSet()
@@ -173,9 +173,9 @@ def inference(model: ActorCritic, config: Config, num_samples: int) -> Work:
 
 
 def training(model: ActorCritic, config: Config, num_samples: int, *, part: int) -> Work:
-    """Return gradients of the bare network for so many samples, made in parts.
+    """Return gradients of the bare network for `samples` samples, computed in parts.
 
-    The loss is the simplest that needs both heads; the gradients are added to memory that is there already.
+    The loss is the simplest that needs both heads; gradients are added to existing memory.
     """
     pixels = _pixels(config, num_samples)
     for parameter in model.parameters():

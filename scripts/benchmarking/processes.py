@@ -1,4 +1,4 @@
-"""What Linux tells about processes and cores, in /proc and /sys."""
+"""Processes and cores, read from /proc and /sys of Linux."""
 
 import contextlib
 import os
@@ -8,14 +8,14 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Rank:
-    """What /proc tells about a rank; memory in units of 10^6 bytes."""
+    """A rank's data from /proc; memory in units of 10^6 bytes."""
 
     cores: list[int]
     """The cores that it may run on."""
     peak_rss: float
-    """The most that was resident at any time, shared libraries included."""
+    """Peak resident memory, shared libraries included."""
     pss: float
-    """What is resident now, memory shared with other processes counted in part."""
+    """Current resident memory, with shared pages divided among their processes."""
 
 
 def available_cores() -> list[int]:
@@ -24,7 +24,7 @@ def available_cores() -> list[int]:
 
 
 def descendants(ancestor: int) -> list[int]:
-    """Return the processes that a process has started, and those that they have."""
+    """Return all descendants of a process."""
     children: dict[int, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -39,7 +39,7 @@ def descendants(ancestor: int) -> list[int]:
 
 
 def is_running(pid: int) -> bool:
-    """Tell whether a process exists and is no zombie, which is left to its parent."""
+    """Return whether a process exists and is not a zombie."""
     try:
         return _fields_after_the_name(pid)[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -47,14 +47,14 @@ def is_running(pid: int) -> bool:
 
 
 def variable_of(pid: int, name: str) -> str | None:
-    """Return an environment variable that a process was started with; None if it has none of this name."""
+    """Return an environment variable that a process was started with, or None."""
     start = f"{name}=".encode()
     variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     return next((v.removeprefix(start).decode() for v in variables if v.startswith(start)), None)
 
 
 def describe(pid: int) -> Rank:
-    """Return what /proc tells about a process."""
+    """Return the /proc data of a process."""
     status, shares = _named_values(Path(f"/proc/{pid}/status")), _named_values(Path(f"/proc/{pid}/smaps_rollup"))
     return Rank(
         cores=numbers_in(status["Cpus_allowed_list"]),

@@ -1,6 +1,6 @@
-"""Training programs, timed from outside: by the clock on the wall when the rows of a CSV file appear in it.
+"""Times training programs from outside, by the wall-clock times at which rows appear in a CSV file.
 
-So all that a user waits for counts, logs and checkpoints included.
+So everything a user waits for counts, including logs and checkpoints.
 """
 
 import csv
@@ -17,7 +17,7 @@ from scripts.benchmarking.plan import Case, Settings
 from scripts.benchmarking.processes import Rank
 
 PHASES = ("env", "inference", "learn", "communicate", "wait", "save", "else")
-"""What an update's time is spent on; `else` is what no clock of the program measures."""
+"""The phases of an update; `else` is the time that no clock of the program measures."""
 _POLL_SECONDS = 0.02
 
 Row = dict[str, str]
@@ -27,13 +27,13 @@ class Follower:
     """Reads the rows of a CSV file as a program appends them."""
 
     def __init__(self, path: Path) -> None:
-        """Follow a file that need not be there yet."""
+        """Follow a file, which may not exist yet."""
         self._path = path
         self._bytes_read = 0
         self._columns: list[str] = []
 
     def new_rows(self) -> list[Row]:
-        """Return the whole rows that have appeared since the last call."""
+        """Return the complete rows that have appeared since the last call."""
         if not self._path.exists() or self._path.stat().st_size == self._bytes_read:
             return []
         with open(self._path, "rb") as file:
@@ -62,20 +62,20 @@ class Window:
     """What a program did between two rows, after its warm-up."""
 
     seconds: float
-    """From the row before the first one here to the last one."""
+    """Seconds from the row before the first one here to the last one."""
     steps: int
     rows: list[Row]
     """A row per update."""
 
     @property
     def steps_per_second(self) -> float:
-        """Agent steps per second on the wall."""
+        """Agent steps per second of wall time."""
         return self.steps / self.seconds
 
 
 @dataclass(frozen=True)
 class ProgramRun:
-    """What a training run of this program did on average in its window."""
+    """Averages of a training run of this program over its window."""
 
     steps_per_second: float
     updates: int
@@ -88,10 +88,10 @@ class ProgramRun:
 
 
 def measure_program(case: Case, cores: Sequence[int], settings: Settings, *, ideal: float) -> ProgramRun:
-    """Train for some updates in a folder that is thrown away, and measure.
+    """Train for some updates in a temporary folder, and measure.
 
-    The window holds as many updates as an ideal program would do in the set time, at most the preset's
-    checkpoint_interval, and a checkpoint is written as often: every window has just one, wherever it begins.
+    The window has as many updates as an ideal program would do in the set time, at most the preset's
+    checkpoint_interval. Checkpoints have the same interval, so every window has exactly one, wherever it begins.
 
     Args:
         case: what to train.
@@ -185,13 +185,13 @@ def seconds_to_first_update(case: Case, cores: Sequence[int]) -> list[float]:
             with _train(case, cores, Path(folder), case.config.run.checkpoint_interval) as job:
                 Follower(Path(folder) / case.config.run_folder / "progress.csv").next_rows(job)
                 found.append(time.monotonic() - job.started)
-            # So that the next start's first row is the first in the file.
+            # Then the first row of the next start is the first in the file.
             shutil.rmtree(Path(folder) / case.config.run.run_dir)
     return found
 
 
 def _train(case: Case, cores: Sequence[int], folder: Path, checkpoint_interval: int) -> Job:
-    # The limits are those of processors.
+    # The limits are measured on processors.
     arguments = ["-m", "ppo", "--device=cpu", *case.flags, f"--checkpoint_interval={checkpoint_interval}"]
     return Job(mpirun(cores[: case.ranks], arguments), folder)
 

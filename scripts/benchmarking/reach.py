@@ -1,4 +1,4 @@
-"""The targets that a benchmark holds itself against, for each preset on the most ranks that it was measured on."""
+"""The benchmark's targets, for each preset on the largest measured number of ranks."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,18 +20,18 @@ _OVER_STABLE_BASELINES3_IN_A_SMALL_WORLD = 2.5
 
 @dataclass(frozen=True)
 class Target:
-    """A target and what was measured."""
+    """A target and its measurement."""
 
     what: str
     limit: float
     measured: Spread
     at_least: bool = True
-    """The limit is a lower one."""
+    """Whether the limit is a lower bound."""
     unit: str = ""
 
     @property
     def met(self) -> bool:
-        """Whether the median is on the right side of the limit."""
+        """Whether the median meets the limit."""
         median = self.measured.median
         return median >= self.limit if self.at_least else median <= self.limit
 

@@ -15,7 +15,7 @@ END = "<!-- to here -->"
 
 
 def insert(report: str, document: str | None) -> str:
-    """Return a document with the report in place of what is between its two marks; a new one where there is none.
+    """Return a document with the report between its two marks; a new document if there is none.
 
     Raises:
         Refusal: the document lacks the marks.
@@ -33,7 +33,7 @@ def insert(report: str, document: str | None) -> str:
 
 
 def markdown(benchmark: Benchmark, figure: str | None) -> str:
-    """Return the report; `figure` is the picture's path as seen from where the report will be."""
+    """Return the report; `figure` is the figure's path relative to the report."""
     sections = {
         "Reach": reach_table(find_targets(benchmark)),
         "The program and the ideal": _speeds(benchmark),
@@ -50,7 +50,7 @@ def markdown(benchmark: Benchmark, figure: str | None) -> str:
 
 
 def reach_table(targets: Iterable[Target]) -> str:
-    """Return the targets with what was measured."""
+    """Return a table of targets and measurements."""
 
     def row(target: Target) -> list[str]:
         digits = 3 if target.limit < 1.0 else 2 if target.limit < 6.0 else 1
@@ -96,7 +96,7 @@ def _speeds(benchmark: Benchmark) -> str:
 
 
 def _limits(benchmark: Benchmark) -> str:
-    """Show every way that was measured, a mean over ranks; the fastest of a kind is its limit."""
+    """Show every measured way, averaged over ranks; the fastest of a kind is its limit."""
     rows = []
     for case in benchmark.cases:
         limits = benchmark.rounds[0].cases[case.name].limits
@@ -115,7 +115,7 @@ def _rate(kind: str, way: str) -> Callable[[CaseResult], float]:
 
 
 def _phases(benchmark: Benchmark) -> str:
-    """Show the seconds of each phase, and in the row below those of the ideal."""
+    """Show the seconds of each phase, with those of the ideal in the row below."""
 
     def rows() -> Iterator[list[str]]:
         for case in benchmark.cases:

@@ -1,7 +1,7 @@
-"""What a benchmark found: the raw measurements of every round, and the numbers that follow from them.
+"""The results of a benchmark: raw measurements of every round, and numbers derived from them.
 
-A ratio is taken within a round, where its two sides were measured one after the other, and only then is the median
-taken over rounds: the machine is not equally fast in all of them.
+A ratio is computed within a round, where its two sides were measured in succession, and then the median is taken over
+rounds, because the machine's speed varies between them.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from scripts.benchmarking.small_worlds import BlockCost, Comparison, Ways
 
 @dataclass(frozen=True)
 class Spread:
-    """A number that was found once in each round."""
+    """A quantity measured once in each round."""
 
     median: float
     lowest: float
@@ -36,7 +36,7 @@ class Spread:
 class CaseResult:
     """A case in one round: the machine, then the program, and the machine again.
 
-    A machine that is slower while the program runs than before, or faster, has its mean right if it changes evenly.
+    If the machine's speed drifts linearly, the mean of the two measurements is right for the program.
     """
 
     before: Limits
@@ -45,7 +45,7 @@ class CaseResult:
 
     @property
     def limits(self) -> Limits:
-        """What the cores could do at most meanwhile."""
+        """The limits of the cores at that time."""
         return Limits.mean([self.before, self.after])
 
     @property
@@ -77,7 +77,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark that has come to its end."""
+    """A completed benchmark."""
 
     date: str
     command: str
@@ -90,7 +90,7 @@ class Benchmark:
     settings: Settings
     cases: list[Case]
     stable_baselines3_ways: dict[str, float]
-    """Steps per second of the ways to run it that were tried, the fastest first."""
+    """Steps per second of the ways tried to run it, the fastest first."""
     rounds: list[Round]
     ways_by_world: dict[str, Ways] = field(default_factory=dict)
     """How each small world was tried."""
@@ -150,7 +150,7 @@ class Benchmark:
 
 
 def share_of_time(*phases: str) -> Callable[[CaseResult], float]:
-    """Return what gives the share of the time that these phases take."""
+    """Return a function for the share of time of these phases."""
     return lambda c: sum(c.program.phases[phase] for phase in phases) / c.program.update_seconds
 
 

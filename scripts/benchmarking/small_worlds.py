@@ -1,4 +1,4 @@
-"""Worlds whose step takes microseconds: what our block adds to it, and the program against Stable-Baselines3.
+"""Worlds whose step takes microseconds: the cost of a block, and the program compared with Stable-Baselines3.
 
 Both train the same network with the same sizes, each in the fastest of the ways tried: the program on each number of
 ranks, Stable-Baselines3 as `stable_baselines3.py` says.
@@ -17,7 +17,7 @@ from scripts.benchmarking.programs import ProgramRun, measure_program, steps_per
 from scripts.benchmarking.stable_baselines3 import Way
 
 NUM_ENVS = 64
-"""Environments of a block whose cost is measured."""
+"""Number of environments in the measured block."""
 
 
 @dataclass(frozen=True)
@@ -25,19 +25,19 @@ class BlockCost:
     """Processor time of a step of one environment among many, in microseconds."""
 
     bare: float
-    """In a plain loop over the environments of `gymnasium.make`."""
+    """A plain loop over environments of `gymnasium.make`."""
     block: float
     """In a block of ours."""
 
     @property
     def added(self) -> float:
-        """What the block adds."""
+        """The cost of the block."""
         return self.block - self.bare
 
 
 @dataclass(frozen=True)
 class Ways:
-    """How a world can be trained: steps per second of what was tried, the fastest first."""
+    """The ways tried to train a world, by steps per second, the fastest first."""
 
     program: dict[str, float]
     """By the name of the case."""
@@ -58,7 +58,7 @@ class Ways:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Both programs in one round."""
+    """Both programs in one round, in steps per second."""
 
     program: ProgramRun
     stable_baselines3: float
@@ -85,7 +85,7 @@ def measure_block_cost(env_name: str, core: int, seconds: float) -> BlockCost:
 
 
 def try_ways(cases: Sequence[Case], cores: Sequence[int], settings: Settings) -> Ways:
-    """Train a world in every way for a while.
+    """Train a world briefly in every way.
 
     Args:
         cases: the world on each number of ranks.

@@ -1,7 +1,7 @@
 """Stable-Baselines3's PPO, run on the same cores and library versions from a virtual environment of its own.
 
-It has the threads and the kind of vector environment with which it is fastest on this machine. It is timed like the
-program, but is asked to write neither logs nor checkpoints.
+It runs with the number of threads and the kind of vector environment that are fastest on this machine. It is timed like
+the program, but writes neither logs nor checkpoints.
 """
 
 import itertools
@@ -34,7 +34,7 @@ class Way:
     """`default`, or what OMP_NUM_THREADS is set to."""
 
     def __str__(self) -> str:
-        """Return what a report calls it."""
+        """Return its name in reports."""
         return f"{self.vec_env}, {self.threads} thread{'' if self.threads == '1' else 's'}"
 
 
@@ -61,9 +61,9 @@ def versions() -> dict[str, str]:
 
 
 def settings_like(config: Config) -> str:
-    """Return the settings with which it trains a small world as the program does, as JSON.
+    """Return settings that make it train a small world like the program, as JSON.
 
-    What the program does besides, such as normalising values, is left out.
+    Features of the program that it lacks, such as value normalisation, are left out.
     """
     model, ppo = config.model, config.ppo
     assert model.trunk in ("auto", "separate") and not ppo.clip_rewards and ppo.reward_scale == 1.0
@@ -128,7 +128,7 @@ def measure(training: str, way: Way, settings: Settings, *, share: float = 1.0) 
     warm_up_seconds, seconds = settings.warm_up_seconds * share, settings.seconds * share
     with tempfile.TemporaryDirectory() as name:
         progress = Path(name) / "progress.csv"
-        # Isolated, for this module has the name of the library and stands in the script's folder.
+        # Isolated, because this module has the library's name and is in the script's folder.
         command = [str(_PYTHON), "-I", str(_TRAIN), training, way.vec_env, str(progress)]
         with Job(command, Path(name), **threads) as job:
             window = watch(job, Follower(progress), warm_up_seconds, lambda _, elapsed: elapsed >= seconds)

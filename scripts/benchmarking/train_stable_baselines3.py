@@ -61,20 +61,20 @@ class Progress(BaseCallback):  # type: ignore[misc]  # the library is not instal
 
 
 def pong(settings: str, vec_env: type) -> PPO:
-    """Return what learns Pong with settings of this name."""
-    # The prefix makes every process that builds an environment import ale_py, which knows the games.
+    """Return a learner of Pong with the settings of this name."""
+    # The prefix makes every process that builds an environment import ale_py, which registers the games.
     envs = make_atari_env("ale_py:PongNoFrameskip-v4", n_envs=NUM_ENVS, seed=0, vec_env_cls=vec_env)
     return PPO("CnnPolicy", VecFrameStack(envs, n_stack=4), seed=0, device="cpu", **SETTINGS[settings])
 
 
 def world_of_vectors(settings: dict[str, Any], vec_env: type) -> PPO:
-    """Return what learns a world of vectors with an MLP each for policy and values."""
+    """Return a learner of a vector world with one MLP each for policy and values."""
     envs = make_vec_env(
         settings["env_name"],
         n_envs=settings["num_envs"],
         seed=0,
         vec_env_cls=vec_env,
-        # By default all that a picture needs would be computed too: LunarLander takes several times as long.
+        # By default the data for rendering is computed too: LunarLander takes several times as long.
         env_kwargs={"render_mode": None},
     )
     if settings["normalization"]:

@@ -2,9 +2,9 @@
 
     python cable.py <namespace> <namespace> <Gbit/s> <milliseconds one way>
 
-It makes `eth0` in both, says `connected`, and carries Ethernet frames until its standard input ends. Frames may be as
-large as the kernel hands them over (64 kB, cut or joined by neither side), each after its time on the wire and the
-delay; none is lost.
+It creates `eth0` in both, prints `connected`, and forwards Ethernet frames until its standard input ends. Frames may be
+as large as the kernel passes them (64 kB, with neither segmentation nor coalescing). Each arrives after its time on the
+wire and the delay; none is lost.
 """
 
 import collections
@@ -21,7 +21,7 @@ from pathlib import Path
 _CLONE_NEWNET = 0x40000000
 _TUNSETIFF, _TUNSETOFFLOAD = 0x400454CA, 0x400454D0
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
-# Checksums and segments of TCP over IPv4 and IPv6 need not be made: no real wire will see them.
+# TCP checksums and segmentation over IPv4 and IPv6 are skipped: there is no real wire.
 _OFFLOADS = 0x1 | 0x2 | 0x4
 _LARGEST_FRAME = 1 << 17
 _VNET_HEADER = 10
@@ -43,12 +43,12 @@ class Direction:
     """Frames on their way from one end to the other."""
 
     def __init__(self, source: int, sink: int, bytes_per_second: float, delay: float) -> None:
-        """Carry what comes out of `source` into `sink`."""
+        """Forward frames from `source` to `sink`."""
         self.source, self._sink = source, sink
         self._bytes_per_second, self._delay = bytes_per_second, delay
         self._frames: collections.deque[tuple[float, bytearray, int]] = collections.deque()
         self._free_at = 0.0
-        # Buffers are used again: making one for every frame would cost more than carrying it.
+        # Buffers are reused: allocating one for every frame would cost more than forwarding it.
         self._buffers: list[bytearray] = []
 
     @property
@@ -57,7 +57,7 @@ class Direction:
         return self._frames[0][0] if self._frames else float("inf")
 
     def take(self) -> None:
-        """Put every frame that waits at the source on the wire, one after the other."""
+        """Put every frame waiting at the source on the wire, in sequence."""
         while True:
             buffer = self._buffers.pop() if self._buffers else bytearray(_LARGEST_FRAME)
             try:
@@ -70,16 +70,16 @@ class Direction:
             self._frames.append((self._free_at + self._delay, buffer, size))
 
     def deliver(self) -> None:
-        """Hand over every frame that has arrived."""
+        """Deliver every frame that has arrived."""
         while self.due <= time.monotonic():
             _, buffer, size = self._frames.popleft()
-            with contextlib.suppress(OSError):  # the other end is down, as behind a pulled cable
+            with contextlib.suppress(OSError):  # the other end is down, as with a pulled cable
                 os.write(self._sink, memoryview(buffer)[:size])
             self._buffers.append(buffer)
 
 
 def carry(ends: tuple[int, int], bytes_per_second: float, delay: float) -> None:
-    """Carry frames both ways until standard input ends."""
+    """Forward frames both ways until standard input ends."""
     directions = [Direction(*ways, bytes_per_second, delay) for ways in (ends, ends[::-1])]
     while True:
         due = min(direction.due for direction in directions)
@@ -94,7 +94,7 @@ def carry(ends: tuple[int, int], bytes_per_second: float, delay: float) -> None:
 
 
 def main() -> None:
-    """Lay the cable that the command line describes."""
+    """Run the cable that the command line describes."""
     first, second, gigabits_per_second, milliseconds = sys.argv[1:]
     ends = (plug_into(first), plug_into(second))
     # Ahead of the ranks, which may use all cores; and without the kernel's usual 50 microseconds of tolerance.

@@ -1,11 +1,11 @@
-"""What an update costs on many ranks: a model of few numbers, fitted to what measure_network.py measured.
+"""The cost of an update on many ranks: a model with few parameters, fitted to measurements of measure_network.py.
 
     seconds = work of a rank + wait for the slowest + gradient steps x sum of gradients + sums of few numbers
 
 The work is a rank's share of steps, each at the measured cost of emulator, inference and learning. The wait grows like
-the largest of so many normal numbers. Gradients are summed in shared memory within each host, then between hosts in a
-ring, every step of which costs a latency and its bytes; two hosts are the smallest ring, and all that was measured.
-Milliseconds for messages, seconds for updates.
+the expected maximum of as many standard normals. Gradients are summed in shared memory within each host, then between
+hosts in a ring, whose every step costs a latency and its bytes. Two hosts are the smallest ring, and the only one that
+was measured. Milliseconds for messages, seconds for updates.
 """
 
 import math
@@ -18,16 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 SMALL_SUMS = 10
-"""Sums and gathers of few numbers in an update, about: moments of advantages and pixels, what is logged of every epoch,
-episodes, clocks, requests."""
+"""Approximate number of small sums and gathers in an update: moments of advantages and pixels, logged terms of every
+epoch, episodes, clocks, requests."""
 BYTES = {"float32": 4, "bfloat16": 2}
 WAYS = {"flat": "float32", "flat, bfloat16": "bfloat16"}
-"""The measured ways from which the cost of a wire format is learnt: one rank on each of two hosts."""
+"""The measured ways that the cost of a wire format is fitted to: one rank on each of two hosts."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """What is between hosts, as TCP sees it."""
+    """The network between hosts, as TCP sees it."""
 
     round_trip_ms: float
     gigabits_per_second: float
@@ -44,7 +44,7 @@ class Wire:
     """Largest relative error of the fit."""
 
     def ms(self, network: Network, megabytes: float, num_hosts: int) -> float:
-        """Return the milliseconds over so many hosts, in a ring.
+        """Return the milliseconds of a ring over `hosts` hosts.
 
         A ring of H hosts takes H - 1 times the messages of a ring of two, and 2 (H - 1) / H times the bytes per host.
         """
@@ -59,18 +59,18 @@ class Wire:
 
 @dataclass(frozen=True)
 class Work:
-    """What a preset's update costs one core, in seconds; measured with both cores of the machine loaded."""
+    """The costs of a preset's update on one core, in seconds, measured with both cores of the machine loaded."""
 
     env_per_step: float
     inference_per_step: float
     learn_per_sample: float
     """Per step and epoch."""
     moments_per_step: float
-    """Means and deviations of advantages and pixels, which the log counts as communication."""
+    """Moments of advantages and pixels, which the log counts as communication."""
     constant: float
-    """Per update: logs and what is between the phases."""
+    """Per update: logs and time between the phases."""
     relative_wait: float
-    """Mean wait of two ranks for each other over their work."""
+    """Mean wait of two ranks for each other, as a share of their work."""
 
 
 @dataclass(frozen=True)
@@ -96,15 +96,15 @@ class Settings:
 
 @dataclass(frozen=True)
 class Model:
-    """The whole, for one network's size."""
+    """The whole model, for one network size."""
 
     megaparameters: float
     work: Work
     wires: dict[str, Wire]
     shared_memory_ms: float
-    """The sum in memory that the ranks of a host share; each reads and adds as much for any number.
+    """The sum in memory shared by the ranks of a host; each reads and adds the same amount for any number of ranks.
 
-    When all have moved their pieces of the weights they meet once more, which is counted as waiting.
+    The barrier after the update of the weights is counted as waiting.
     """
 
     def seconds(self, settings: Settings, num_hosts: int, network: Network, wire: str) -> float:
@@ -122,7 +122,7 @@ class Model:
         return steps * (acting + settings.num_epochs * work.learn_per_sample) + work.constant
 
     def communication_seconds(self, settings: Settings, num_hosts: int, network: Network, wire: str) -> float:
-        """Return the seconds that sums would take if all ranks came to them at the same time."""
+        """Return the seconds of the sums if all ranks arrive at the same time."""
         within = self.shared_memory_ms if settings.ranks > num_hosts else 0.0
         between = self.wires[wire].ms(network, BYTES[wire] * self.megaparameters, num_hosts)
         few = math.log2(num_hosts) * network.round_trip_ms
@@ -130,7 +130,7 @@ class Model:
 
 
 def on_the_wire_ms(network: Network, megabytes: float) -> float:
-    """Return how long so many MB are under way at full bandwidth."""
+    """Return the milliseconds that the bytes take on the wire at full bandwidth."""
     return 8.0 * megabytes / network.gigabits_per_second
 
 
@@ -146,8 +146,7 @@ def expected_maximum(count: int) -> float:
 def fit_wire(networks: Sequence[Network], megabytes: Sequence[float], ms: Sequence[float]) -> Wire:
     """Fit a wire format to measured sums over two hosts by least squares of the relative error.
 
-    A number that comes out negative, which the noise of a small share can cause, is set to 0 and the others are fitted
-    again.
+    A negative coefficient, which noise can cause if the share is small, is set to 0, and the others are fitted again.
     """
     pairs = list(zip(networks, megabytes, strict=True))
     columns = np.array([[n.round_trip_ms, on_the_wire_ms(n, m), m] for n, m in pairs])
@@ -165,7 +164,7 @@ def fit_wire(networks: Sequence[Network], megabytes: Sequence[float], ms: Sequen
 
 
 def fit(measured: dict[str, Any], preset: str) -> Model:
-    """Fit the model of a preset to the JSON that measure_network.py wrote."""
+    """Fit a preset's model to the JSON of measure_network.py."""
     alone, pair = ({u["preset"]: u for u in job["updates"]}[preset] for job in measured["one_host"])
     sums = measured["one_host"][1]["sums"][0]
     timings = {t["way"]: t for t in sums["timings"] if t["network"] == pair["network"]}
@@ -180,12 +179,12 @@ def fit(measured: dict[str, Any], preset: str) -> Model:
 
 
 def fit_work(alone: dict[str, Any], pair: dict[str, Any], sum_seconds: float) -> Work:
-    """Take the costs of steps and samples, and the wait, from updates of one rank and of two on one host.
+    """Derive the costs of steps and samples, and the wait, from updates of one rank and of two ranks on one host.
 
     Args:
         alone: an update of one rank, whose `communicate` is nothing but the computing of moments.
         pair: the same update on two ranks.
-        sum_seconds: what the sums of the pair's update take by themselves.
+        sum_seconds: the time of the sums alone in the pair's update.
     """
     phases, steps = pair["phases"], pair["steps"] / 2
     moments = alone["phases"]["communicate"] / 2

@@ -1,8 +1,8 @@
-"""Measure what a network costs: sums of gradients and whole updates, on one host and on two with cables of set limits.
+"""Measure the cost of a network: sums of gradients and whole updates, on one host and on two with limited cables.
 
 The two hosts are network namespaces of this machine (two_hosts.py) and share its cores: on two cores, two ranks on two
-hosts compute as fast as two on one, and all that differs is the cable. Four ranks are slower for want of cores: their
-ways to sum are compared with each other, and their updates are not timed. Needs root; nothing else should run.
+hosts compute as fast as two on one, and only the cable differs. Four ranks lack cores and are slower: their ways to sum
+are compared with each other only, and their updates are not timed. Needs root; nothing else should run.
 """
 
 import csv
@@ -30,11 +30,11 @@ from scripts.cluster.two_hosts import MPIRUN, VARIABLES, Link, TwoHosts, reason_
 ENV_NAME = "PongNoFrameskip-v4"
 TIME_SUMS = Path(__file__).with_name("time_gradient_sums.py")
 PHASES = ("env", "inference", "learn", "communicate")
-# Every host takes its own cores to be all there are, and would bind its first rank to the first of them.
+# Both hosts see the same cores, and each would bind its first rank to the first core.
 UNBOUND = ("--bind-to", "none")
 NO_LINK = "none"
 QUIET_LOAD = 0.3
-"""Load average above which the machine does something else as well."""
+"""Load average above which the machine counts as busy."""
 Launch = Callable[[int], list[str]]
 """From ranks per host to the command that starts them."""
 
@@ -72,7 +72,7 @@ class Update:
 
 
 def main() -> int:
-    """Measure everything, write it and say where; return the exit code."""
+    """Measure everything, write it and print where; return the exit code."""
     options = tyro.cli(Options, description=__doc__)
     reason = reason_to_skip(shaped=True)
     if reason:
@@ -105,7 +105,7 @@ def parse_link(text: str) -> Link | None:
 
 
 def measure_one_host(ranks: int, options: Options) -> dict[str, Any]:
-    """Measure so many ranks on one host."""
+    """Measure one host with a number of ranks."""
 
     def launch(per_host: int) -> list[str]:
         return [MPIRUN, "-np", str(per_host), *UNBOUND]
@@ -146,7 +146,7 @@ def time_sums(launch: Launch, per_host: int, repeats: int) -> dict[str, Any]:
 
 def time_updates(launch: Launch, per_host: int, preset: str, way: str, updates: int) -> Update:
     """Train for a few updates and read the times from the log."""
-    # The model is one of processors.
+    # The model is for processors only.
     chosen = [f"--env_name={ENV_NAME}", f"--preset={preset}", "--device=cpu", *way.split()]
     config = parse_command_line(chosen)
     flags = [*chosen, f"--env_steps={updates * config.steps_per_update}", "--checkpoint_interval=1000000"]
@@ -214,7 +214,7 @@ print(1e3 * statistics.median(round_trips), 8e-9 * {size} / seconds)
 
 
 def measure_cable(hosts: TwoHosts, *, pings: int = 100, size: int = 125_000_000) -> dict[str, float]:
-    """Return what TCP gets out of the cable: the round trip of a byte, and Gbit/s of `size` bytes."""
+    """Return the cable's limits as TCP sees them: the round trip of a byte, and the Gbit/s of `size` bytes."""
     first, second = hosts.names
     values = {"pings": pings, "size": size, "host": second}
     listen, call = (["python3", "-c", program.format(**values)] for program in (LISTEN, CALL))

@@ -17,20 +17,20 @@ ROOT = Path(__file__).resolve().parents[2]
 MEASURED = ROOT / "docs/measurements/network.json"
 DOCUMENT = ROOT / "docs/scaling.md"
 RANKS_PER_HOST = 8
-"""In the predictions."""
+"""Ranks per host in the predictions."""
 NETWORKS = {
-    # Round trips of usual switches, and what TCP leaves of the bandwidth.
+    # Round trips of common switches, and the share of the bandwidth that TCP achieves.
     "1 Gbit/s": Network(0.20, 0.94),
     "10 Gbit/s": Network(0.10, 9.4),
     "100 Gbit/s": Network(0.03, 94.0),
 }
 ENVIRONMENTS_PER_RANK = 8
 MOST_ENVIRONMENTS = 1024
-"""With more, 16,384 steps an update would leave less than 16 to a rollout."""
+"""With more, 16,384 steps per update would leave rollouts of less than 16 steps."""
 
 
 def settings_for(ranks: int) -> Settings:
-    """Return what to train with on so many ranks: what the default preset makes of its number of environments."""
+    """Return the recommended settings for a number of ranks: the default preset with another number of environments."""
     preset = PRESETS["atari"]
     num_envs = min(max(preset["num_envs"], ENVIRONMENTS_PER_RANK * ranks), MOST_ENVIRONMENTS)
     scaled = for_environments(preset, num_envs)
@@ -84,7 +84,7 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def machine(measured: dict[str, Any]) -> str:
-    """Return where and how it was measured, in a sentence."""
+    """Return a sentence that says where and how it was measured."""
     here, versions = measured["machine"], measured["versions"]
     load = here["load_average_before"]
     return (
@@ -162,7 +162,7 @@ def one_host_table(measured: dict[str, Any]) -> str:
 
 
 def two_hosts_table(measured: dict[str, Any], models: dict[str, Model]) -> str:
-    """Return the updates of two hosts beside what the model says, which has not seen them."""
+    """Return the updates of two hosts and the model's predictions, which were not fitted to them."""
     rows = []
     for pair in measured["two_hosts"]:
         for update in pair["updates"]:
@@ -212,7 +212,7 @@ def fit_table(models: dict[str, Model]) -> str:
 
 
 def prediction_table(model: Model) -> str:
-    """Return predicted steps per second, and their share of what as many ranks would do without each other."""
+    """Return predicted steps per second, and their share of those of as many independent ranks."""
     columns = [(name, wire) for name in NETWORKS for wire in WAYS.values()]
     rows = []
     for settings in SETTINGS:

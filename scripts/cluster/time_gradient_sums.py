@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-# As python -m ppo has it: one thread per rank.
+# As in python -m ppo: one thread per rank.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import gymnasium
@@ -40,7 +40,7 @@ WAYS = {
     "hierarchical, bfloat16": MachineSettings(all_reduce="hierarchical", gradient_wire="bfloat16"),
 }
 NUM_SUMS = 1
-"""What is summed besides, as in training."""
+"""Further numbers in the sum, as in training."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Timing:
-    """How long one way takes."""
+    """The times of one way."""
 
     network: str
     parameters: int
@@ -75,7 +75,7 @@ class GradientStep:
     """A network with its gradient, a minibatch and a way to sum."""
 
     def __init__(self, network: str, settings: MachineSettings, comm: Collective, samples: int) -> None:
-        """Build all of it; on all ranks together."""
+        """Build all parts; a collective."""
         space = gymnasium.spaces.Box(0, 255, (4, 84, 84), np.uint8)
         size = ModelSettings(model_size=network)  # type: ignore[arg-type]
         self._model = build_model(space, gymnasium.spaces.Discrete(6), size, seed=0)
@@ -90,7 +90,7 @@ class GradientStep:
         self._observations = pixels.permute(0, 3, 1, 2)
 
     def sum(self) -> None:
-        """Sum the gradient that is there."""
+        """Sum the existing gradient."""
         self._way.finish()
 
     def step(self) -> None:
@@ -110,7 +110,7 @@ class GradientStep:
 
 
 def time_ways(network: str, comm: Collective, options: Options) -> list[Timing]:
-    """Time all ways for one network, in turns; on all ranks together."""
+    """Time all ways for one network, alternating; a collective."""
     samples = -(-options.minibatch_size // comm.size)
     ways = ways_for(comm.size, comm.split_by_host().count)
     steps = {way: GradientStep(network, settings, comm, samples) for way, settings in ways.items()}
@@ -123,7 +123,7 @@ def time_ways(network: str, comm: Collective, options: Options) -> list[Timing]:
             comm.barrier()
             started = time.perf_counter()
             action()
-            if repeat:  # the first one makes connections and fills caches
+            if repeat:  # the first sum opens connections and fills caches
                 seconds[key].append(time.perf_counter() - started)
     medians = {key: slowest_rank_median(own, comm) * 1e3 for key, own in seconds.items()}
     compute = medians["any", "compute"]
@@ -134,7 +134,7 @@ def time_ways(network: str, comm: Collective, options: Options) -> list[Timing]:
 
 
 def ways_for(num_ranks: int, num_hosts: int) -> dict[str, MachineSettings]:
-    """Return the ways that such a job has: memory is shared on hosts of several ranks, and 16 bits are for the wire."""
+    """Return the ways available to a job: shared memory needs hosts with several ranks; bfloat16 is for the wire."""
     chosen = chosen_all_reduce(num_ranks, num_hosts)
     wires = {"flat": (), "shared": ("float32",), "hierarchical": ("float32", "bfloat16")}[chosen]
     return {
@@ -151,7 +151,7 @@ def slowest_rank_median(seconds: list[float], comm: Collective) -> float:
 
 
 def time_few_numbers(comm: Collective, repeats: int) -> float:
-    """Return the milliseconds of a sum so small that only the latency counts."""
+    """Return the milliseconds of a sum so small that only latency matters."""
     numbers, seconds = np.zeros(16, np.float32), []
     for _ in range(repeats + 1):
         comm.barrier()

@@ -1,8 +1,8 @@
-"""Two hosts on this machine: network namespaces with a cable between them, each with a host name of its own.
+"""Two hosts on this machine: network namespaces with a cable between them, each with its own host name.
 
-The file system, the clock and the processors are shared; what they say to each other goes over TCP on `eth0`. The cable
-is as fast as the kernel, or has a set bandwidth and delay: by `tc netem` where the kernel has it, else by a process
-(cable.py) that takes part of a core, about half of one at 10 Gbit/s.
+The file system, the clock and the processors are shared; the hosts communicate by TCP on `eth0`. The cable is as fast
+as the kernel, or has a set bandwidth and delay: by `tc netem` if the kernel has it, otherwise by a process (cable.py)
+that takes part of a core, about half of one at 10 Gbit/s.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ VARIABLES = {
     "OMPI_MCA_btl_tcp_port_min_v4": str(DATA_PORTS[0]),
     "OMPI_MCA_btl_tcp_port_range_v4": str(DATA_PORTS[1] - DATA_PORTS[0]),
 }
-"""What a job on the pair needs in its environment."""
+"""Environment variables that a job on the pair needs."""
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,18 @@ class Link:
 
     gigabits_per_second: float
     delay_milliseconds: float
-    """From one host to the other."""
+    """One way."""
 
     def __str__(self) -> str:
-        """Return it in words."""
+        """Describe it in words."""
         return f"{self.gigabits_per_second:g} Gbit/s, {self.delay_milliseconds:g} ms"
 
 
 def reason_to_skip(programs: Sequence[str] = (), *, shaped: bool = False) -> str | None:
-    """Return why there can be no such hosts here; None if there can.
+    """Return why such hosts are not possible here, or None.
 
     Args:
-        programs: what else is needed besides namespaces.
+        programs: programs needed besides namespaces.
         shaped: with a cable of set bandwidth and delay.
     """
     needed = ("ip", "unshare", "hostname", *programs, *(("tc",) if shaped else ()))
@@ -77,19 +77,19 @@ def kernel_delays() -> bool:
 
 
 class TwoHosts:
-    """The pair, as a context; at its end no namespace and no process in them is left."""
+    """The pair as a context manager; on exit all its namespaces and their processes are removed."""
 
     def __init__(self, link: Link | None = None) -> None:
         """Prepare a pair with a cable of these limits, or of none."""
         token = secrets.token_hex(3)
         self.link = link
         self.names = (f"host1-{token}", f"host2-{token}")
-        """Of the namespaces, and what `hostname` says in them."""
+        """Names of the namespaces, also their `hostname`."""
         self.folder = Path(tempfile.mkdtemp(prefix="two-hosts-"))
         self._cable: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> "TwoHosts":
-        """Make the pair."""
+        """Create the pair."""
         try:
             self._make()
         except BaseException:
@@ -100,7 +100,7 @@ class TwoHosts:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take it away."""
+        """Remove the pair."""
         for name in self.names:
             pids = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False).stdout
             for pid in pids.split():
@@ -167,13 +167,13 @@ class TwoHosts:
     def mpirun(
         self, ranks: int, hosts: Sequence[str] | None = None, agent: str | None = None, options: Sequence[str] = ()
     ) -> list[str]:
-        """Return the command that starts so many ranks on each host, from the first one; a program is to follow.
+        """Return the start of a command that runs ranks on each host, launched from the first; the program follows.
 
         Args:
-            ranks: how many on each.
-            hosts: these and not the pair.
-            agent: what to reach hosts with, and not the pair's own.
-            options: more of mpirun's.
+            ranks: number of ranks on each host.
+            hosts: used instead of the pair.
+            agent: remote shell used instead of the pair's own.
+            options: further options of mpirun.
         """
         slots = ",".join(f"{host}:{ranks}" for host in hosts or self.names)
         reach = ["--prtemca", "plm_ssh_agent", agent or str(self.folder / "agent")]

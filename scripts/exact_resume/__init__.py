@@ -1,1 +1,1 @@
-"""What `scripts/check_exact_resume.py` checks: saved states of games, and stopped runs in every family of worlds."""
+"""The parts of `scripts/check_exact_resume.py`: saved states of games, and stopped runs in every family of worlds."""

@@ -1,9 +1,9 @@
-"""Saved states of Atari games, against the game that was never stopped.
+"""Compare saved states of Atari games with the game that was never stopped.
 
-Each game is played with random actions and its state saved every 10 steps. States from early, the middle and right
-before the end of a game are handed to another process, brought back there in fresh environments and played on with the
-same actions, over the end of the game where it is near. Every step is compared with that of the game that was never
-stopped: observation, reward, ends, lost lives, final observation, return, length and RAM, and at last the saved state.
+Each game is played with random actions and its state saved every 10 steps. States from the start, the middle and right
+before the end of a game are sent to another process, restored there in fresh environments and played on with the same
+actions, past the end of the game if it is near. Every step is compared with that of the game that was never stopped:
+observation, reward, ends, lost lives, final observation, return, length and RAM, and finally the saved state.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +31,7 @@ COPY_INTERVAL = 100
 SEED, INDEX = 1, 3
 PARTS = ("observation", "reward", "terminated", "truncated", "life_lost", "ram", "final_obs", "return", "length")
 Moment = tuple[Any, ...]
-"""What one step answered, in the order of PARTS."""
+"""The results of one step, in the order of PARTS."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Options:
     max_frames: int = 4000
     """Time limit of a game in emulated frames, so that every game ends at least once."""
     forget: Literal["counters", "generator", "ram", "actions"] | None = None
-    """Set this part of every saved state to 0, to see that the check finds it."""
+    """Set this part of every saved state to 0, to see that the check detects it."""
 
 
 @dataclass(frozen=True)
@@ -59,42 +59,42 @@ class Recording:
     states: dict[int, dict[str, NDArray[Any]]]
     """By number of steps taken."""
     copies: dict[int, dict[str, NDArray[Any]]]
-    """The same as copies of ALE's own."""
+    """The same saves as ALE's own states."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a game's saved states."""
+    """The result for a game's saved states."""
 
     save_points: tuple[int, ...]
     steps_replayed: int
-    """The most steps that one of them was into its game."""
+    """The largest number of steps since the start of a game."""
     frames_compared: int
     ends_crossed: int
     finding: str
-    """exact, or what differed first."""
+    """"exact", or the first difference."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What became of a game."""
+    """The result of a game."""
 
     rom: str
     plain: Verdict
     sticky: Verdict
     copied: str
-    """What copying ALE's own state gives instead."""
+    """The result with ALE's own copied state instead."""
 
     @property
     def is_exact(self) -> bool:
-        """Whether the game goes on exactly as this program saves it."""
+        """Whether this program's saved state resumes exactly."""
         return self.plain.finding == self.sticky.finding == "exact"
 
 
 class CopiedEnvironments(AtariEnvironments):
-    """What ALE's own copy of its state gives; for comparison only, and only with states of one's own.
+    """ALE's own copy of its state; for comparison only, and only with states from a trusted source.
 
-    ALE's reader is not safe: lengths and indices in the bytes are taken as they are.
+    ALE's reader is not safe: it trusts lengths and indices in the bytes.
     """
 
     def get_states(self) -> list[dict[str, NDArray[Any]]]:
@@ -113,7 +113,7 @@ class CopiedEnvironments(AtariEnvironments):
         ]
 
     def set_states(self, states: Sequence[ArrayState]) -> list[int]:
-        """Copy them back."""
+        """Restore the copy."""
         (game,), (state,) = self._games, states
         game._ale.restoreState(ale_py.ALEState(state["emulator"].tobytes()))
         game.episode, game.episode_length, game._lives, game._sticky_frames, game._last_action = state[
@@ -131,12 +131,12 @@ def all_games() -> list[str]:
 
 
 def make(kind: type[AtariEnvironments], rom: str, world: AtariSettings) -> AtariEnvironments:
-    """Make a block of one environment, the same everywhere."""
+    """Make a block of one environment with the same settings everywhere."""
     return kind(rom, world, indices=range(INDEX, INDEX + 1), seed=SEED)
 
 
 def moments(envs: AtariEnvironments, actions: NDArray[np.int64]) -> Iterator[Moment]:
-    """Take the steps and yield what each answered."""
+    """Take the steps and yield the results of each."""
     for action in actions:
         observations, rewards, terminated, truncated, info = envs.step(np.array([action]))
         over = terminated[0] or truncated[0]
@@ -154,7 +154,7 @@ def moments(envs: AtariEnvironments, actions: NDArray[np.int64]) -> Iterator[Mom
 
 
 def record(rom: str, sticky_actions: float, steps: int, max_frames: int) -> Recording:
-    """Play a game and save it over and over."""
+    """Play a game and save it at regular intervals."""
     world = AtariSettings(sticky_actions=sticky_actions, max_frames=max_frames)
     envs = make(AtariEnvironments, rom, world)
     actions = np.random.default_rng(0).integers(0, len(envs._games[0].actions), steps)
@@ -188,7 +188,7 @@ def verify(
     expected: list[Moment],
     expected_state: ArrayState,
 ) -> str:
-    """Bring a state back in a fresh environment, play on and say what differs first."""
+    """Restore a state in a fresh environment, play on and return the first difference."""
     envs = make(AtariEnvironments, rom, world)
     if envs.set_states([state]):
         return "restarted"
@@ -205,7 +205,7 @@ def verify_copies(
     actions: NDArray[np.int64],
     expected: list[Moment],
 ) -> str:
-    """Do the same with copies of ALE's own; return how many were not exact and what differed in the first of them."""
+    """Do the same with ALE's own states; return how many were not exact and the first difference."""
     wrong = []
     for point, copy in copies.items():
         envs = make(CopiedEnvironments, rom, world)
@@ -217,7 +217,7 @@ def verify_copies(
 
 
 def compare(answered: Iterator[Moment], expected: list[Moment]) -> str | None:
-    """Say in which step something differs first, and what."""
+    """Describe the first difference and its step."""
     for step, (got, want) in enumerate(zip(answered, expected, strict=True), start=1):
         differing = [part for part, a, b in zip(PARTS, got, want, strict=True) if a != b]
         if differing:
@@ -226,7 +226,7 @@ def compare(answered: Iterator[Moment], expected: list[Moment]) -> str | None:
 
 
 def verify_all(submit: Callable[..., Future[str]], recording: Recording, forget: str | None) -> Callable[[], Verdict]:
-    """Start the verification of a recording's save points; return what waits for the verdict."""
+    """Start the verification of a recording's save points; return a function that waits for the result."""
     points = choose_save_points(recording)
     findings: dict[int, Future[str]] = {}
     ends = 0
@@ -257,7 +257,7 @@ def check(options: Options) -> list[Row]:
     """Check the games, printing a line each."""
     games = options.games or all_games()
     rows: list[Row] = []
-    # Recorded in this process, brought back in another, both at work at a time.
+    # Recorded in this process and restored in another, at the same time.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         waiting: list[Callable[[], Row]] = []
 
@@ -276,7 +276,7 @@ def check(options: Options) -> list[Row]:
 
 
 def start(submit: Callable[..., Future[str]], rom: str, options: Options) -> Callable[[], Row]:
-    """Record a game and start its verification; return what waits for the row of the table."""
+    """Record a game and start its verification; return a function that waits for the row of the table."""
     plain, sticky = (record(rom, p, options.steps, options.max_frames) for p in STICKY_ACTIONS)
     plain_verdict, sticky_verdict = (verify_all(submit, recording, options.forget) for recording in (plain, sticky))
     last = options.steps - STEPS_COMPARED

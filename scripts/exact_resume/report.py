@@ -19,7 +19,7 @@ SOFTWARE = ("torch", "gymnasium", "ale-py", "mujoco", "box2d", "minigrid", "nump
 
 
 def processor_minutes() -> float:
-    """Return what this process and those that it has started have used so far."""
+    """Return the processor minutes that this process and its children have used so far."""
     usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages) / 60
 
@@ -54,7 +54,7 @@ def conclude(
 
 
 def write_section(report: Path, heading: str, lines: Sequence[str]) -> None:
-    """Put a section in the place of that with the same heading, or at the end."""
+    """Replace the section with the same heading, or append the section."""
     text = report.read_text() if report.exists() else f"{TITLE}\n"
     title, *sections = text.split("\n## ")
     contents = {section.partition("\n")[0]: section for section in sections}

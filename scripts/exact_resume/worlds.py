@@ -1,6 +1,6 @@
-"""Runs that are stopped in the middle of episodes and resumed, against the same run that was never stopped.
+"""Compare runs that are stopped in the middle of episodes and resumed with the same run without a stop.
 
-Every part of a run is a job of its own: nothing is left of one but its folders.
+Every part of a run is a separate job, so only its folders carry over.
 """
 
 import csv
@@ -31,9 +31,9 @@ UPDATES, STOPS = 4, (1, 3)
 NUM_ENVS, ROLLOUT_STEPS = 4, 32
 FLAGS = (
     *(f"--num_envs={NUM_ENVS}", f"--rollout_steps={ROLLOUT_STEPS}", "--minibatch_size=64", "--num_epochs=2"),
-    # A linear rate would end with --env_steps, where a run is stopped here.
+    # A linear rate would depend on --env_steps, by which runs are stopped here.
     *("--learning_rate_schedule=constant", "--device=cpu", "--checkpoint_interval=1000"),
-    # All running statistics there are: of the state of each environment's return, of returns and of observations.
+    # All running statistics: of each environment's running return, of returns and of observations.
     *("--reward_normalization", "--value_normalization", "--pixel_normalization", "--observation_normalization"),
 )
 EXACT, NONE_RESTARTED = "exact", "no episode restarted"
@@ -43,24 +43,24 @@ _LOGS = ("progress.csv", "episodes.csv")
 
 @dataclass(frozen=True)
 class Row:
-    """What became of the runs in a world."""
+    """The result for the runs in a world."""
 
     world: str
     family: str
     within_episodes: int
-    """Environments that were in the middle of an episode when the run of one rank was stopped, all stops together."""
+    """Environments in the middle of an episode when the run of one rank was stopped, summed over all stops."""
     longest_episode: int
-    """The most steps that one of them was into its episode."""
+    """The largest number of steps since the start of an episode."""
     lean: str
     processes: str
     fewer_ranks: str
-    """Saved by two ranks and continued by one."""
+    """Result when saved by two ranks and resumed by one."""
     more_ranks: str
-    """Continued by three."""
+    """Result when resumed by three."""
 
     @property
     def is_exact(self) -> bool:
-        """Whether all went as it should."""
+        """Whether everything was exact."""
         return self.lean == self.processes == EXACT and self.fewer_ranks == self.more_ranks == NONE_RESTARTED
 
 
@@ -117,7 +117,7 @@ def stopped_and_never_stopped(world: str, folder: Path, *flags: str) -> tuple[st
 
 
 def continued_by(world: str, folder: Path, numbers: Sequence[int]) -> list[str]:
-    """Let other numbers of ranks continue a run of two ranks; tell of each whether it went on where it was."""
+    """Resume a run of two ranks with other numbers of ranks; return for each whether it resumed where it stopped."""
     found = []
     try:
         train(world, folder / "saved", 2, "--env_engine=lean", ranks=2)
@@ -133,7 +133,7 @@ def continued_by(world: str, folder: Path, numbers: Sequence[int]) -> list[str]:
 
 
 def train(world: str, folder: Path, updates: int, *flags: str, ranks: int = 1) -> str:
-    """Train in a folder, or go on there, up to a number of updates; return what was printed.
+    """Train or resume in a folder up to a number of updates; return the output.
 
     Raises:
         RunFailed: the job did.
@@ -161,7 +161,7 @@ def steps_into_episodes(folder: Path) -> list[int]:
 
 
 def differences(first: Path, second: Path) -> list[str]:
-    """Name what differs between the last checkpoints and the logs of two runs; times apart."""
+    """Name the differences between the last checkpoints and the logs of two runs, times aside."""
     found = []
     for name in ("model.safetensors", "training.safetensors"):
         files = [last_checkpoint(folder) / name for folder in (first, second)]
@@ -177,7 +177,7 @@ def digest(file: Path) -> str:
 
 
 def same(old: NDArray[Any] | None, new: NDArray[Any] | None) -> bool:
-    """Tell whether two arrays are the same to the last bit."""
+    """Return whether two arrays are equal to the last bit."""
     return old is not None and new is not None and old.tobytes() == new.tobytes()
 
 
