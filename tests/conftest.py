@@ -8,7 +8,7 @@ import torch
 
 import ppo.envs  # noqa: F401  # before ALE, whose ROMs load the faster for it
 
-# First, so that no worker is left with one of them when the others are done; --fast leaves them out.
+# They start first, so that no worker still has one when the others are done; --fast leaves them out.
 LONGEST_FILES = (
     "tests/faults/test_ranks.py",
     "tests/test_loop.py",
@@ -59,7 +59,7 @@ def pytest_terminal_summary(terminalreporter):
 
 
 class ProcessesAreSkipped:
-    """Skips a test at the moment when it, or a fixture of it, starts a process."""
+    """Skips a test at the moment when the test or one of its fixtures starts a process."""
 
     def __init__(self):
         self._patch, self._is_asked = pytest.MonkeyPatch(), False
@@ -76,7 +76,7 @@ class ProcessesAreSkipped:
         try:
             return (yield)
         except BaseException:
-            # The program under test ends its job whatever is raised, a skip too.
+            # The program under test ends its job on any exception, a skip too.
             if self._is_asked:
                 pytest.skip(STARTS_PROCESSES)
             raise

@@ -28,7 +28,7 @@ class SmallDisk:
 
     @contextlib.contextmanager
     def kept_full(self) -> Iterator[None]:
-        """Take what is freed meanwhile, too, within a millisecond: what one save gives back may do for the next."""
+        """Also take freed space, within a millisecond: space that one save frees may be enough for the next."""
         ended = threading.Event()
 
         def keep_full() -> None:

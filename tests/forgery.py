@@ -1,4 +1,4 @@
-"""What a hostile writer of checkpoints does: change a file and make every hash fit again, since none is a secret."""
+"""Forges checkpoints: changes a file and recomputes every hash, since none is secret."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Jobs for tests: `python -m ppo` within this process, in one of its own, or under mpirun; each in its own folder."""
+"""Jobs for tests: `python -m ppo` in this process, in a new process, or under mpirun; each in its own folder."""
 
 import contextlib
 import csv
@@ -28,7 +28,7 @@ MPI_ENVIRONMENT = {
     "OMPI_MCA_mpi_yield_when_idle": "1",
     "OMPI_MCA_btl": "^ofi",
 }
-# Else a machine with a GPU would use it, which does not repeat itself bit for bit.
+# Otherwise a machine with a GPU would use it, whose results are not repeatable bit for bit.
 ON_PROCESSORS = "--device=cpu"
 CARTPOLE = [
     *("--env_name=CartPole-v1", "--num_envs=4", "--rollout_steps=16", "--minibatch_size=32", "--num_epochs=2"),
@@ -36,21 +36,21 @@ CARTPOLE = [
 ]
 PONG = [
     "--env_name=PongNoFrameskip-v4",
-    # Else a rank that has several cores would start processes for them, which takes longer than these games.
+    # Otherwise a rank with several cores would start processes for them, which takes longer than these games.
     "--env_engine=lean",
     ON_PROCESSORS,
     "--num_envs=4",
     "--rollout_steps=16",
     "--minibatch_size=32",
     "--num_epochs=2",
-    # A rate at which the rounding of a sum is not blown up within a few steps.
+    # A rate at which rounding of sums does not grow large within a few steps.
     "--learning_rate_schedule=constant",
     "--learning_rate=2.5e-4",
 ]
 
 
 def environment(**changes):
-    """Return this process's environment without a launcher's traces and without a display."""
+    """Return this process's environment without variables of a launcher or a display."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("OMPI_", "PMIX_", "PRTE_", "DISPLAY", "WAYLAND"))}
     return {**kept, **MPI_ENVIRONMENT, **changes}
 

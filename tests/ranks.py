@@ -1,4 +1,4 @@
-"""Ranks as threads of this process: what they say to each other takes no launcher."""
+"""Ranks as threads of this process, whose collectives need no launcher."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +35,7 @@ class Thread(Alone):
         self._meeting.barrier.wait()
 
     def _parts(self, own):
-        """Return what every rank has brought, in the order of ranks."""
+        """Return every rank's contribution, in rank order."""
         self._meeting.parts[self.rank] = own
         self.barrier()
         parts = list(self._meeting.parts)

@@ -1,4 +1,4 @@
-"""What a GPU does against what the processor does. Marked cuda: run on the first machine that has one."""
+"""The GPU compared with the processor. Marked cuda; run these on a machine with a GPU."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ from tests.jobs import PONG, ppo, rows, weights
 
 NAME = "PongNoFrameskip-v4"
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
-# With the processor in the place of the GPU a test only shows that it runs.
+# With the processor in place of the GPU a test only shows that it runs.
 NETWORKS = [
     pytest.param(CPU, "small", id="cpu-small"),
     *(pytest.param(CUDA, size, id=f"cuda-{size}", marks=pytest.mark.cuda) for size in ("small", "large", "impala")),
@@ -57,7 +57,7 @@ def assert_ok(job):
 @pytest.mark.parametrize(("device", "size"), NETWORKS)
 def test_the_same_rollout_is_collected(device, size):
     (expected, _), (got, _) = (build(where, size)[1].collect(0) for where in (CPU, device))
-    # An action that lies within rounding of another would let the games part.
+    # If two actions were within rounding of each other, the games would diverge.
     for name in ("observations", "actions", "rewards", "dones"):
         assert torch.equal(getattr(got, name).cpu(), getattr(expected, name)), name
     for name in ("values", "next_values", "log_probs"):
@@ -177,7 +177,7 @@ def test_recorded_kernels_add_the_gradient_of_the_samples_they_are_given(size, p
         torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5 if precision == torch.float32 else 1e-3)
         assert found[0].norm() > 0.01
         learner.update(rollout, update=update, env_steps=0, progress=0.0)
-        model.inputs.follow(rollout.observations, Alone())  # weights and statistics are other ones now
+        model.inputs.follow(rollout.observations, Alone())  # weights and statistics have changed
 
 
 @pytest.mark.cuda
@@ -199,7 +199,7 @@ def test_recorded_kernels_follow_a_rollout_that_lies_elsewhere():
 def test_no_step_of_the_learner_waits_for_the_gpu(precision):
     _, collector, learner = build(CUDA, precision=precision)
     rollout, _ = collector.collect(0)
-    learner.update(rollout, update=0, env_steps=0, progress=0.0)  # what is done once is done
+    learner.update(rollout, update=0, env_steps=0, progress=0.0)  # one-time work is done
     samples = samples_of(learner, rollout)
     index = indices_of(learner, 0, 0)[0]
     minibatch = samples.at(index)

@@ -1,4 +1,4 @@
-"""Which device a rank's network lives on, and what of it is refused."""
+"""The device of a rank's network, and what is refused."""
 
 import socket
 

@@ -1,4 +1,4 @@
-"""Evaluations during training: the same games every time, by raw returns, and nothing that training would notice."""
+"""Evaluations during training: the same games every time, by raw returns, and no effect on training."""
 
 import json
 import math
@@ -34,7 +34,7 @@ REWARD = 2.5
 
 
 class Dice(gymnasium.Env):
-    """An episode has as many steps as a die says, or no end; every step has the same reward."""
+    """An episode's length is rolled by a die, or endless; every step has the same reward."""
 
     observation_space = Box(0.0, math.inf, (1,), np.float32)
     action_space = Discrete(2)

@@ -1,4 +1,4 @@
-"""The recipes of docs/extending.md, done as they are written, and what is refused of code from outside."""
+"""The recipes of docs/extending.md, followed literally, and the refusals of outside code."""
 
 import importlib.util
 import json
@@ -31,7 +31,7 @@ from tests.jobs import CARTPOLE, ON_PROCESSORS, rows, weights
 from tests.jobs import ppo as run_ppo
 
 PAGE = (Path(__file__).parent.parent / "docs" / "extending.md").read_text()
-# Rates that follow the length of a run would make a resumed run another than one that was long from the start.
+# With rates that depend on the length of a run, a resumed run would differ from one that was long from the start.
 SMALL = [*CARTPOLE[1:], "--learning_rate_schedule=constant"]
 
 
@@ -78,7 +78,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def forget_modules() -> None:
-    """Let the next import of a recipe's module read its file, as that of another process would."""
+    """Make the next import of a recipe's module read its file again, as a new process would."""
     for recipe in RECIPES:
         sys.modules.pop(recipe.module, None)
     gymnasium.registry.pop("Corridor-v0", None)
@@ -86,7 +86,7 @@ def forget_modules() -> None:
 
 
 def train(folder: Path, recipe: Recipe, *flags: str, env_steps: int = 128) -> str:
-    """Train as a recipe says, but for a few updates of 64 steps; return what was printed."""
+    """Train as a recipe says, but only for a few updates of 64 steps; return the output."""
     job = run_ppo(folder, *recipe.train, *SMALL, f"--env_steps={env_steps}", *flags)
     assert job.returncode == 0, job.stderr
     return job.stdout

@@ -1,4 +1,4 @@
-"""Checkpoints made to do harm: refused in one line on all ranks, quickly, in little memory, executing nothing.
+"""Malicious checkpoints are refused in one line on all ranks, quickly, in little memory, executing nothing.
 
 Every attack makes the hashes fit where it says `forged`: they are no secret.
 """
@@ -111,7 +111,7 @@ def assert_refused(folder, mode, world, *flags, ranks=0, names=""):
     """Run a mode on a world's checkpoint and assert that it is refused as promised; return the line that says so."""
     everything = {"train": [*FLAGS[world], "--env_steps=128"], "play": ["--mode=play", "--episodes=1"]}[mode]
     before = tree(folder)
-    started = time.process_time()  # a busy machine is not the checkpoint's fault
+    started = time.process_time()  # generous, since the machine may be busy
     with no_hang():
         job = ppo(folder, *everything, f"--model_name={world}", *flags, ranks=ranks)
     seconds = time.process_time() - started
@@ -483,7 +483,7 @@ print(json.dumps(results))
 
 
 def large_and_whole(folder):
-    """A model of 256 MB, hash and all, that only does not belong to the network."""
+    """A valid model of 256 MB whose only fault is that it does not fit the network."""
     size = 256 << 20
     header = {"model/weight": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}
     start = tensor_file(header)
@@ -498,7 +498,7 @@ def large_and_whole(folder):
 
 
 def endless_header(folder):
-    """Four megabytes of JSON that Python would need a hundred for."""
+    """Four megabytes of JSON that would take Python a hundred."""
     replace_file(folder, MODEL, tensor_file(b"[" + b"[]," * 1_390_000 + b"[]]"))
 
 

@@ -1,4 +1,4 @@
-"""The launcher behind scripts/train, tried as a user meets it."""
+"""The launcher behind scripts/train, run as a user would."""
 
 import importlib.util
 import os

@@ -138,7 +138,7 @@ def test_another_way_to_sum_gradients_is_named_when_a_run_goes_on(tmp_path):
 @pytest.mark.parametrize(("before", "now"), [("cuda", "cpu"), ("cpu", "cuda")])
 def test_a_run_that_a_gpu_takes_part_in_says_that_it_does_not_resume_bit_for_bit(before, now, tmp_path, monkeypatch):
     def train_on(device, env_steps):
-        # The processor does it, and what is saved says otherwise.
+        # The processor ran it, but the checkpoint says otherwise.
         settings = {"device": device, "precision": "float32"}
         monkeypatch.setattr("ppo.device.Placement.settings", lambda placement: settings)
         return ppo(tmp_path, *CARTPOLE, f"--env_steps={env_steps}")

@@ -1,4 +1,4 @@
-"""How the cores of a host are shared out among its ranks, and that a rank keeps its memory."""
+"""The distribution of a host's cores over its ranks, and that freed memory is kept."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What another number of environments than a preset was made for changes in it."""
+"""How a preset adapts to another number of environments."""
 
 import dataclasses
 import math

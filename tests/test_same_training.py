@@ -1,4 +1,4 @@
-"""The same training at any number of ranks: one update from the same rollout moves everything alike.
+"""The same training at any number of ranks: one update from the same rollout changes everything equally.
 
 The ranks are threads of this process. The rollout is collected once and cut into the blocks of the ranks, since in
 continuous worlds one unit in the last place of an action grows until whole rollouts differ.
@@ -110,7 +110,7 @@ def worlds_of_choices():
 
 
 class Replica:
-    """What one rank trains, as in a `Run`, without environments of its own."""
+    """The state that one rank trains, as in a `Run`, without its own environments."""
 
     def __init__(self, config, spaces, indices):
         self.config, self.indices = config, indices
@@ -199,7 +199,7 @@ def moment_of(settings):
 
 
 def collector_of(envs, replica, rollout_steps):
-    """Return what steps a block of environments that have just been reset."""
+    """Return a collector for a block of environments that have just been reset."""
     model, normalizer, indices = replica.model, replica.normalizer, replica.indices
     collector = Collector(envs, model, normalizer, indices=indices, rollout_steps=rollout_steps, seed=SEED)
     collector.reset()
@@ -207,7 +207,7 @@ def collector_of(envs, replica, rollout_steps):
 
 
 def part_of(rollout, indices):
-    """Return what the rank that owns a block of environments would have collected."""
+    """Return the rollout that the owner of a block of environments would have collected."""
     block = slice(indices.start, indices.stop)
     of_steps = {field.name for field in dataclasses.fields(Rollout)} - {"observations", "last_observations", "cuts"}
     return dataclasses.replace(

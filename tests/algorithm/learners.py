@@ -47,7 +47,7 @@ def build(
 
 
 def sharpen(model, factor):
-    """Multiply the policy head's weights: far from uniform, so that a wrong observation would show."""
+    """Multiply the policy head's weights, so that the policy is far from uniform and a wrong observation shows."""
     with torch.no_grad():
         for parameter in model.policy_head.parameters():
             if parameter.dim() == 2:
@@ -55,12 +55,12 @@ def sharpen(model, factor):
 
 
 def samples_of(learner, rollout, *, gae_lambda=0.95):
-    """Return the samples that an update makes of a rollout."""
+    """Return the samples that an update computes from a rollout."""
     return prepared(learner, rollout, gae_lambda=gae_lambda)[0]
 
 
 def prepared(learner, rollout, *, gae_lambda=0.95):
-    """Return the samples that an update makes of a rollout, and the variance that its values explain."""
+    """Return the samples that an update computes from a rollout, and the explained variance."""
     return prepare(
         rollout,
         learner.rewards(rollout, learner._moments),

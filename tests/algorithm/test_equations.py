@@ -105,7 +105,7 @@ def test_at_ratio_one_the_surrogate_is_the_policy_gradient():
     [
         (1.5, 2.0, -2.4, False),  # already raised enough
         (0.5, -2.0, 1.6, False),  # already lowered enough
-        (1.5, -2.0, 3.0, True),  # raised though it was bad: undone without limit
+        (1.5, -2.0, 3.0, True),  # raised but bad: the gradient is not clipped
         (0.5, 2.0, -1.0, True),  # lowered though it was good
         (1.1, 2.0, -2.2, True),
     ],

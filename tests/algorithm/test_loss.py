@@ -1,4 +1,4 @@
-"""The gradient of PPO's loss: against closed forms, against finite differences, and with signs turned on purpose.
+"""The gradient of PPO's loss compared with closed forms and finite differences, and with signs flipped on purpose.
 
 The closed forms are those of a paper and a pencil. With ratio r, advantage A, policy p of entropy H:
 
@@ -64,7 +64,7 @@ def a_case(kind, *, count=400, seed=0, dtype=torch.float32):
         returns=normal(count),
         advantages=normal(count),
     )
-    # As in a first minibatch: exactly the old policy, the old value, and nothing to gain.
+    # As in a first minibatch: the old policy, the old values, and advantages of 0.
     samples.log_probs[: count // 8] = log_probs[: count // 8]
     samples.values[count // 16 : count // 6] = values[count // 16 : count // 6]
     samples.advantages[: count // 40] = 0.0
@@ -136,7 +136,7 @@ def _largest(log_ratios, advantages, clip_range):
     return -torch.maximum(ratios * advantages, clamped * advantages)
 
 
-# The first two are those of an agent that was published with both signs turned and learnt to fail.
+# The first two are from a published agent with both signs flipped, which learnt to fail.
 BUGS = {
     "the surrogate is made small": ("clipped_surrogate_loss", lambda real: lambda *given: -real(*given)),
     "the value error is made large": ("value_loss", lambda real: lambda *given, **kind: -real(*given, **kind)),
@@ -181,7 +181,7 @@ def test_a_turned_sign_of_what_the_distribution_says_is_noticed(kind, method, mo
 @WITH_AND_WITHOUT_VALUE_CLIP
 @pytest.mark.parametrize("clip_range", [0.2, torch.tensor(0.2, dtype=torch.float64)])
 def test_the_gradient_is_that_of_finite_differences(kind, value_clip_range, clip_range):
-    # 12 samples of which none lies on a kink.
+    # 12 samples, none of them at a kink.
     prediction, samples = a_case(kind, count=12, seed=3, dtype=torch.float64)
 
     def loss(outputs, values):

@@ -1,7 +1,7 @@
-"""A network on another device than the processor.
+"""A network on a device other than the processor.
 
-PyTorch's `meta` device stands in for a GPU: its tensors have shapes and no numbers, they do not mix with those of the
-processor, and nothing can be read from them but by `Tensor.cpu`, which gives zeros here and counts.
+PyTorch's `meta` device stands in for a GPU: its tensors have shapes but no numbers, cannot be mixed with tensors on the
+processor, and can only be read by `Tensor.cpu`, which here returns zeros and counts its calls.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ class ImageWorld(ScriptedWorld):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """Return the shapes of what is read from the device, in a list that grows."""
+    """Return a growing list of the shapes of tensors read from the device."""
     shapes, real = [], torch.Tensor.cpu
 
     def cpu(tensor):

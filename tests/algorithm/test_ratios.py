@@ -1,6 +1,6 @@
-"""Ratios of new to old probabilities are 1 before the first gradient step, whatever the agent sees and does.
+"""Ratios of new to old probabilities are 1 before the first gradient step, for all observations and actions.
 
-That is so only if each action is stored with the observation it was taken in, and if acting and learning agree.
+This holds only if each action is stored with its own observation, and if acting and learning agree.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ def build_kind(kind, **model_settings):
 
 
 def ratios_of_the_first_minibatch(learner, rollout, update=0):
-    """Learn from a rollout and return the ratios that its first loss was made of."""
+    """Learn from a rollout and return the ratios of its first loss."""
     seen = []
 
     def look(prediction, samples, distribution, *others):

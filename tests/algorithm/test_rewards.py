@@ -1,4 +1,4 @@
-"""Rewards to learn from, against a plain loop over one environment at a time."""
+"""Transformed rewards compared with a plain loop over one environment at a time."""
 
 import dataclasses
 import math
@@ -22,7 +22,7 @@ def moments_of(samples):
 
 
 def a_rollout(number=0, num_envs=NUM_ENVS):
-    """Return a rollout of rewards from -30 to 30, in which lives and games end."""
+    """Return a rollout with rewards from -30 to 30, in which lives and games end."""
     generator = np.random.default_rng(number)
     rewards = torch.from_numpy(generator.normal(size=(STEPS, num_envs)) * 10.0).float()
     rewards[generator.random((STEPS, num_envs)) < 0.3] = 0.0

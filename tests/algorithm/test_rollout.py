@@ -49,7 +49,7 @@ def check_that_rows_belong_together(model, rollout):
 
 
 def check_that_ends_are_stored(rollout):
-    """Assert that every kind of end is on the step that led to it, and that nothing leaks over it."""
+    """Assert that every kind of end is on its own step, and that nothing leaks across it."""
     for environment in range(3):
         assert rollout.dones[:, environment].tolist() == [False, False, True, False, False, True, False]
     late = rollout.rewards.clone()
@@ -96,7 +96,7 @@ def test_every_kind_of_end_is_stored_on_the_step_that_led_to_it():
 
 
 class EndsAreCleared(ScriptedWorld):
-    """The flags of ends are set back before anybody stores them."""
+    """A block that clears the flags of ends before they are stored."""
 
     def step(self, actions):
         observations, rewards, terminated, truncated, info = super().step(actions)
@@ -144,7 +144,7 @@ def test_next_values_are_the_next_rows_values_elsewhere_and_after_the_last_row()
 
 
 class LivesAreNotEpisodes(ScriptedWorld):
-    """The same world as its block reports it without episodic life."""
+    """The same world, reported without episodic life."""
 
     def step(self, actions):
         *result, info = super().step(actions)

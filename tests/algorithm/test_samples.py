@@ -1,4 +1,4 @@
-"""From a rollout to samples: advantages, returns, their normalisation, and what values explain."""
+"""From a rollout to samples: advantages, returns, their normalisation, and the explained variance."""
 
 import dataclasses
 

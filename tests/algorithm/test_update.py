@@ -39,7 +39,7 @@ def test_the_gradient_is_that_of_the_loss_written_out():
     index = indices_of(learner, 0, 0)[0]
     sums = learner._add_gradients(rollout, index, samples.at(index), 0.2)
     torch.testing.assert_close(learner._flat.gradient, expected, rtol=1e-4, atol=1e-6)
-    # What the log has of it is a mean, too.
+    # The logged number is a mean too.
     logged = torch.stack([-objective, 0.5 * (values - returns).square().mean(), policy.entropy().mean()])
     _, means = learner._read([learner._step(0.0)], sums)
     assert TERMS[:3] == ("policy_loss", "value_loss", "entropy")
@@ -259,7 +259,7 @@ def test_the_l2_penalty_reaches_the_optimiser():
         learner.update(collector.collect(0)[0], update=0, env_steps=0, progress=0.0)
         weights.append(weights_of(model))
     moved = weights[1] - before
-    large = before.abs() > 0.1  # of these the penalty decides the sign, and a first step of Adam is the learning rate
+    large = before.abs() > 0.1  # here the penalty decides the sign; the first step of Adam has the size of the rate
     torch.testing.assert_close(moved[large], -1e-2 * before[large].sign(), rtol=1e-3, atol=1e-5)
     assert not torch.equal(*weights)
 
@@ -311,7 +311,7 @@ def test_noise_is_measured_in_every_fourth_minibatch_of_an_epoch_only(monkeypatc
     monkeypatch.setattr(learner._noise_scale, "observe", lambda *squares: seen.append(squares))
     learner.update(rollout, update=0, env_steps=0, progress=0.0)
     assert len(seen) == 2 * settings.num_epochs  # of 8 minibatches
-    # One of the two ranks adds all that is added: |g|^2 of its own steps, 2 of 3, over two ranks.
+    # Only one of the two ranks contributes: |g|^2 of its own steps, 2 of 3, over two ranks.
     for mean_of_squares, square_of_mean in seen:
         assert mean_of_squares == pytest.approx(square_of_mean * 1.5**2 / 2, rel=1e-4)
 

@@ -1,4 +1,4 @@
-"""A world made for tests: everything that happens in it is written on its observations."""
+"""A world for tests whose observations record everything that happens."""
 
 import gymnasium
 import numpy as np
@@ -53,7 +53,7 @@ class ScriptedWorld(Environments):
 
 
 class WorldInGroups(ScriptedWorld):
-    """The same world, stepped in a group of one environment and a group of two; notes what it is asked for."""
+    """The same world, stepped in a group of one environment and a group of two; records the calls."""
 
     groups = (slice(0, 1), slice(1, 3))
 

@@ -1,4 +1,4 @@
-"""The benchmark as a user meets it."""
+"""The benchmark's command line."""
 
 import json
 import signal

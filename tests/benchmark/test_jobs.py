@@ -18,7 +18,7 @@ def wait_for(path):
 
 
 def test_nothing_that_a_job_has_started_outlives_it(tmp_path):
-    # The grandchild takes no notice of SIGTERM, and its parent has gone before the block ends.
+    # The grandchild ignores SIGTERM, and its parent has ended before the block ends.
     stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(600)"
     script = f'"{sys.executable}" -c "{stubborn}" > ready & echo $! > pid; wait'
     with Job(["sh", "-c", script], tmp_path):
@@ -50,7 +50,7 @@ def test_every_rank_runs_on_the_core_named_for_it_whatever_mpirun_would_choose(t
     cores = [available_cores()[-1], available_cores()[0]]
     program = "import os, time; open(os.environ['OMPI_COMM_WORLD_RANK'], 'w').write('here\\n'); time.sleep(60)"
     with Job(mpirun(cores, ["-c", program]), tmp_path) as job:
-        # A rank is on its core before the program that it becomes has any memory.
+        # A rank is pinned before its program allocates any memory.
         for rank in range(len(cores)):
             wait_for(tmp_path / str(rank))
         assert [rank.cores for rank in job.ranks()] == [[core] for core in cores]

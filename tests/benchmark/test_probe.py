@@ -17,7 +17,7 @@ def config(*flags):
 
 
 class OneOf(Alone):
-    """A rank of a job whose other ranks are not there."""
+    """A rank of a job whose other ranks do not exist."""
 
     def __init__(self, rank, size):
         self.rank, self.size = rank, size
@@ -53,7 +53,7 @@ def test_ranks_with_uneven_shares_try_the_same_ways():
 
 
 class FakeEmulator:
-    """Notes what is done to it; a game is over after 12 frames."""
+    """Records its calls; a game is over after 12 frames."""
 
     def __init__(self):
         self.done, self.frames = [], 0

@@ -1,4 +1,4 @@
-"""Small worlds: what a block adds, and the comparison of both programs in their fastest ways."""
+"""Small worlds: the cost of a block, and the comparison of both programs in their fastest ways."""
 
 import dataclasses
 import json
@@ -87,7 +87,7 @@ def test_what_is_no_small_world_is_refused(world, message):
 
 @pytest.fixture
 def two_ranks_and_subprocesses_are_fastest(monkeypatch):
-    """Speeds of all ways, and what was measured at full length."""
+    """Records which ways were measured at full length; has the speeds of all ways."""
     measured = []
     ours = {"CartPole-v1 -np 1": 900.0, "CartPole-v1 -np 2": 1000.0}
     theirs = dict(zip(WAYS, [250.0, 180.0, 260.0, 170.0], strict=True))

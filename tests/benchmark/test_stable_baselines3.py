@@ -20,7 +20,7 @@ SCRIPT = ROOT / "scripts/benchmarking/train_stable_baselines3.py"
 
 @pytest.fixture
 def trained(monkeypatch, tmp_path):
-    """Run the script with stand-ins for the library; return what it asked for."""
+    """Run the script with stand-ins for the library; return the calls."""
 
     def run(settings_name):
         asked = {}
@@ -101,7 +101,7 @@ def test_a_small_world_is_learnt_with_our_network_sizes_and_normalization(traine
         assert asked[theirs] == getattr(ours, name)
     assert 2.0 * asked["vf_coef"] == ours.value_coefficient
     assert [asked["learning_rate"](remaining) for remaining in (1.0, 0.0)] == [ours.learning_rate, 0.0]
-    # LunarLander would compute what only a picture shows.
+    # LunarLander would compute data that is only for rendering.
     assert asked["env_kwargs"] == {"render_mode": None}
     normalization = {"norm_obs": True, "norm_reward": True, "clip_obs": 10.0, "clip_reward": 10.0, "gamma": 0.99}
     assert asked.get("normalization") == (normalization if env_name == "HalfCheetah-v5" else None)
@@ -133,7 +133,7 @@ with open(progress, "w") as file:
 def stand_in(monkeypatch, tmp_path):
     """A program that takes a hundredth of a second for 1,000 steps, and the file in which it notes its arguments."""
     said, program = tmp_path / "said", tmp_path / "train.py"
-    # As our module of this name, it stands beside the script and must not be taken for the library.
+    # Like our module of this name, it is beside the script and must not be imported as the library.
     (tmp_path / "stable_baselines3.py").write_text("raise AssertionError")
     program.write_text(PROGRAM.format(said=str(said)))
     monkeypatch.setattr(stable_baselines3, "_PYTHON", sys.executable)

@@ -1,4 +1,4 @@
-"""The cost model: it finds again what went into its measurements, and its tables are those of the document."""
+"""The cost model recovers the parameters of synthetic measurements, and its tables are those of the document."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Over a cable of set bandwidth and delay between two hosts: it is there, and what is learnt does not change."""
+"""A cable of set bandwidth and delay between two hosts has these limits, and training does not change."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def hosts():
 
 
 def milliseconds(num_bytes):
-    """The least time in which so many bytes get from one host to the other."""
+    """The minimum time that a number of bytes takes from one host to the other."""
     return LINK.delay_milliseconds + 8e-6 * num_bytes / LINK.gigabits_per_second
 
 

@@ -1,4 +1,4 @@
-"""Sums of what does not lie in the processor's memory; on processors, which can do all of it."""
+"""Sums of tensors on a device, tried on processors, which support all of it."""
 
 import pytest
 import torch

@@ -293,7 +293,7 @@ def test_memory_is_shared_unless_another_way_is_asked_for(settings):
     shared = share_memory(MachineSettings(gradient_wire="bfloat16"), Ranks(), 7, 2)  # there is no wire
     assert shared.gradients.shape == (2, 9) and shared.total.shape == (9,)
     assert shared.parameters.shape == (7,) and shared.moments.shape == (2, 7)
-    # A product of matrices may round otherwise where a weight does not begin with a line of the cache.
+    # A matrix product may round differently if a weight is not aligned to a cache line.
     assert all(row.data_ptr() % 64 == 0 for row in (*shared.gradients, shared.total, shared.parameters))
     assert share_memory(MachineSettings(), Alone(), 7, 2) is None
     assert share_memory(MachineSettings(**settings), Ranks(), 7, 2) is None

@@ -13,7 +13,7 @@ from ppo.collectives.moments import (
 
 
 class TwoRanks(Alone):
-    """Stands for a job of two ranks of which the other one's contributions to each sum are known beforehand."""
+    """Stands in for a job of two ranks; the other rank's contribution to each sum is given."""
 
     def __init__(self, *others):
         self.others = list(others)

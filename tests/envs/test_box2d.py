@@ -10,7 +10,7 @@ from ppo.envs.making import Environment
 
 
 def play(envs: Box2DEnvironments, env: Environment, seed: int, steps: int) -> list[bytes]:
-    """Play an episode with actions that follow from the seed; return what it showed."""
+    """Play an episode with actions that are a function of the seed; return its observations."""
     envs.before_reset(env)
     shown = [env.reset(seed=seed)[0].tobytes()]
     for action in np.random.default_rng(seed).uniform(-1, 1, (steps, 4)).astype(np.float32):

@@ -1,4 +1,4 @@
-"""Cart-pole with a continuous force: Gymnasium's CartPole where the force is one of its two."""
+"""Cart-pole with a continuous force: equal to Gymnasium's CartPole if the force is one of its two."""
 
 import gymnasium
 import numpy as np

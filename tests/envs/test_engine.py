@@ -1,4 +1,4 @@
-"""Which engine steps the games of a rank, and what a run with it keeps of the promises."""
+"""Which engine steps the games of a rank, and which promises hold for a run with it."""
 
 import numpy as np
 import pytest
@@ -101,7 +101,7 @@ def test_a_run_with_processes_is_stopped_and_goes_on_bit_for_bit(tmp_path):
 
 @pytest.mark.parametrize("engine", ["processes", "vector"])
 def test_the_engines_take_the_same_updates_on_two_ranks_as_on_one(engine, tmp_path):
-    # Two threads round otherwise than one, and a unit that is almost 0 can be off here and on there: no large steps.
+    # Two threads round differently than one, and a unit near 0 can be on in one run only: no large steps.
     flags = [*SMALL, f"--env_engine={engine}", "--env_steps=192", "--learning_rate=1e-4"]
     alone, together = tmp_path / "alone", tmp_path / "together"
     for folder, ranks in ((alone, 0), (together, 2)):

@@ -357,9 +357,9 @@ REPLAYED = {
 
 
 def goes_on_exactly(make: Callable[[], GymnasiumEnvironments], before: int, after: int = 50) -> None:
-    """Hold that a block that was put where another is goes on as that does."""
+    """Assert that a block restored from another's states continues like it."""
     original, fresh = make(), make()
-    # Both have played: a state must not depend on what came before.
+    # Both have played: a restored state must not depend on what came before.
     original.reset()
     fresh.reset()
     actions = batches(original, before + after)
@@ -496,7 +496,7 @@ def test_signs_of_life_are_given_while_an_episode_is_replayed(register: Callable
 
 
 class Drifting(gymnasium.Env[NDArray[np.float32], int]):
-    """A world that no seed makes do the same twice: numbers count on over all episodes of the process."""
+    """A world that is not deterministic: its numbers keep counting over all episodes of the process."""
 
     observation_space = Box(-np.inf, np.inf, (1,), np.float32)
     action_space = Discrete(2)
@@ -669,7 +669,7 @@ def test_a_frame_listener_receives_pictures_of_the_first_environment(env_name: s
 
 
 class Painted(Numbers):
-    """A world that draws what the test says."""
+    """A world with the rendering of the test's choice."""
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
 
@@ -765,7 +765,7 @@ def test_the_rate_of_frames_is_30_where_the_environment_has_none(
 
 
 def refusal(env_name: str, **env_kwargs: Any) -> str:
-    """Return what `check` refuses an id with."""
+    """Return the message of `check`'s refusal of an id."""
     with pytest.raises(Refusal) as caught:
         GymnasiumEnvironments.check(env_name, env_kwargs)
     return str(caught.value)

@@ -1,4 +1,4 @@
-"""MuJoCo worlds: pictures without a display, and no warnings that nobody can act upon."""
+"""MuJoCo worlds: rendering without a display, and no warnings that users cannot act on."""
 
 import ctypes.util
 import os

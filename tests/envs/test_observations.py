@@ -108,7 +108,7 @@ def test_text_among_the_parts_is_left_out_and_named() -> None:
         Discrete(2**62),
         Space(),
     ],
-    ids=lambda space: type(space).__name__,  # the text of the last one has an address: two workers would not agree
+    ids=lambda space: type(space).__name__,  # the last one's repr has an address, on which two workers would not agree
 )
 def test_spaces_without_a_fixed_length_are_refused(space: Space) -> None:
     with pytest.raises(ValueError, match="observations of"):

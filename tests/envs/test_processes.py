@@ -1,4 +1,4 @@
-"""The engine of several processes: the lean engine's games whatever their number, and none that is left behind."""
+"""The engine of several processes: the lean engine's games at any number of processes, and no orphaned process."""
 
 import os
 import signal
@@ -238,7 +238,7 @@ def test_states_that_are_larger_than_what_a_socket_holds_get_there() -> None:
     envs = make_envs("PongNoFrameskip-v4", world, indices=range(12), seed=1, engine=engine)
     envs.reset()
     states = [{**state, "actions": np.zeros(26_000, np.uint8)} for state in envs.get_states()]
-    assert envs.set_states(states) == list(range(12))  # nobody plays for so long without losing
+    assert envs.set_states(states) == list(range(12))  # no game lasts that long
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])

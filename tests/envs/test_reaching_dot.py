@@ -1,4 +1,4 @@
-"""The dot that is to reach a target."""
+"""The world of the dot that must reach a target."""
 
 import gymnasium
 import numpy as np

@@ -68,7 +68,7 @@ class Fault:
         self.happened = False
 
     def pass_point(self, point: str) -> bool:
-        """Let the fault happen if this is its point; tell whether it is one for the caller to bring about."""
+        """Trigger the fault if this is its point; return whether the caller must bring it about."""
         due = point == POINT and launched_rank() == int(RANK) and self.update >= int(UPDATE)
         if not due or (self.happened and KIND != "sleep"):
             return False
@@ -81,7 +81,7 @@ class Fault:
 
 
 def plant(fault: Fault) -> None:
-    """Put the fault's points into the program."""
+    """Install the fault's points in the program."""
     import numpy as np
     import torch
 

@@ -1,4 +1,4 @@
-"""Jobs that a test can hurt: started under a real mpirun, found again process by process, and always cleaned up."""
+"""Jobs to inject faults into: started under a real mpirun, with access to every process, and always cleaned up."""
 
 import contextlib
 import hashlib
@@ -20,7 +20,7 @@ ENDLESS = "--env_steps=100000000"
 
 
 class RunningJob:
-    """A job in a folder, as a context; at its end no process of it is left."""
+    """A job in a folder, as a context manager; on exit all its processes are ended."""
 
     def __init__(self, folder, *flags, ranks=2, fault=None, program="tests.faults.faulty", launcher=None, **variables):
         self.folder, self.token = Path(folder), uuid.uuid4().hex
@@ -153,7 +153,7 @@ def hashes(folder, steps, name="CartPole-v1"):
 
 
 def scratch_left(folder):
-    """Return what a torn save has left behind."""
+    """Return the remains of an interrupted save."""
     return [str(p) for p in Path(folder).rglob("*.tmp")]
 
 

@@ -56,7 +56,7 @@ PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF State=UP
 
 
 def reason_to_skip():
-    """Return why no Slurm can be brought up here; None if one can."""
+    """Return why no Slurm can be started here, or None."""
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     if missing:
         return f"needs a Slurm to start: {', '.join(missing)} not found (apt-get install slurm-wlm munge libpmix-dev)"
@@ -66,10 +66,10 @@ def reason_to_skip():
 
 
 class Slurm:
-    """A running Slurm, as a context; at its end no process of it or of its jobs is left."""
+    """A running Slurm, as a context manager; on exit all its processes and jobs are ended."""
 
     def __init__(self):
-        # Munge wants a folder that others cannot write to and can look into, which pytest's own are not.
+        # Munge needs a folder that others can read but not write, which pytest's own are not.
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))
         self.folder.chmod(0o755)
         self.variables = {

@@ -1,4 +1,4 @@
-"""What happens to a job whose ranks have processes that step their games."""
+"""Faults in jobs whose ranks step their games in processes."""
 
 import os
 import signal

@@ -111,7 +111,7 @@ def test_a_rank_stuck_in_a_loop_is_named_with_the_place(kind, tmp_path, fault_re
     with RunningJob(tmp_path, *CARTPOLE, ENDLESS, "--watchdog_seconds=4", fault=f"collect:1:3:{kind}") as job:
         code, seconds = job.end_after_fault(within=4 + 6)
         assert code != 0
-        # With the interpreter's lock held not even a heartbeat gets out.
+        # While the GIL is held not even a heartbeat is sent.
         said = "rank 1 on .* is stuck in update 3, collecting" if kind == "spin" else "rank 1 on .* is silent since"
         assert len(re.findall(said, job.log)) == 1, job.log
     fault_report(14, f"rank 1 loops for ever ({kind})", f"ended after {seconds:.1f} s, rank and phase named")
@@ -186,7 +186,7 @@ def test_a_result_that_is_not_finite_stops_all_ranks_at_once_and_is_never_saved(
 
 
 def test_replicas_that_drift_apart_stop_the_job_before_the_next_save(tmp_path, fault_report):
-    # In memory that the ranks share there is one replica, and nothing to drift apart.
+    # In shared memory there is one replica, so nothing can drift apart.
     flags = [*CARTPOLE, ENDLESS, "--checkpoint_interval=5", "--all_reduce=flat"]
     with RunningJob(tmp_path, *flags, fault="learn:1:3:perturb") as job:
         code, _ = job.end_after_fault(within=10)

@@ -1,4 +1,4 @@
-"""Resuming: at another number of ranks, and in every kind of game, against a run that was never stopped."""
+"""Resumed runs, at another number of ranks and in every kind of game, compared with a run without a stop."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Resuming in the middle of episodes, in a world of each family, against a run that was never stopped."""
+"""Runs resumed in the middle of episodes, in a world of each family, compared with a run without a stop."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def env_name(request):
 
 
 def train(folder, env_name, updates, *flags, ranks=0):
-    """Train in a folder, or go on there, up to a number of updates; return what was printed."""
+    """Train or resume in a folder up to a number of updates; return the output."""
     folder.mkdir(exist_ok=True)
     flags = [f"--env_name={env_name}", *SIZES, *STEADY, *STATISTICS, *WORLDS[env_name], ON_PROCESSORS, *flags]
     job = ppo(folder, *flags, f"--env_steps={updates * STEPS}", ranks=ranks)

@@ -1,4 +1,4 @@
-"""Under a real Slurm: ranks find each other or refuse, and a job goes on over signals, requeues and preemption."""
+"""Under a real Slurm: ranks find each other or refuse, and a job resumes after signals, requeues and preemption."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from tests.jobs import CARTPOLE, PONG
 pytestmark = pytest.mark.slow
 
 LAST = 64 * 300
-# Long enough to be disturbed twice; nothing is saved but at the beginning, when asked to leave and at the end.
+# Long enough for two disturbances; saves only at the beginning, when asked to stop, and at the end.
 DISTURBED = [*CARTPOLE, f"--env_steps={LAST}", "--checkpoint_interval=100000"]
 ENDLESS = [*CARTPOLE, "--env_steps=100000000", "--checkpoint_interval=100000"]
 SAVED_AND_LEFT = "the same command resumes from here"

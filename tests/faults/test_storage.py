@@ -1,4 +1,4 @@
-"""Disks that are full, read-only or gone, damaged files and locks: nothing is lost, torn or told wrongly."""
+"""Disks that are full, read-only or gone, damaged files and locks: nothing is lost or torn, and messages are right."""
 
 import os
 import signal

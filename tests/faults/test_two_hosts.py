@@ -31,7 +31,7 @@ def hosts():
 
 @pytest.fixture(scope="module")
 def on_one_host(tmp_path_factory):
-    """Return the folder of an undisturbed run of so many ranks on one host, which is made when it is first wanted."""
+    """Return the folder of an undisturbed run of a number of ranks on one host, made on first use."""
     folders = {}
 
     def folder_of(ranks):
@@ -122,7 +122,7 @@ def test_a_network_that_fails_ends_all_ranks_and_the_run_goes_on(
         try:
             assert job.process.wait(timeout=5) != 0
         except subprocess.TimeoutExpired:
-            # It waits for its daemon behind the cut, for many minutes.
+            # It waits many minutes for its daemon behind the cut.
             hangs = True
             os.kill(job.process.pid, signal.SIGKILL)
             job.process.wait(timeout=5)

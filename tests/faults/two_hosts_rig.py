@@ -1,4 +1,4 @@
-"""Two hosts on this machine, for jobs that a test can hurt, and what can go wrong between them."""
+"""Two hosts on this machine, with jobs to inject faults into and faults of the network between them."""
 
 import secrets
 import subprocess

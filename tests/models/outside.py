@@ -1,4 +1,4 @@
-"""Networks and policies that a command line could name as tests.models.outside:Name."""
+"""Networks and policies that a command line can name as tests.models.outside:Name."""
 
 import math
 from collections.abc import Callable
@@ -73,14 +73,14 @@ class WithFrozenWeight(_With):
 
 
 class Dimmed(SmallCNN):
-    """Sees half of what it is shown."""
+    """Uses half of its input."""
 
     def forward(self, observations):
         return super().forward(observations // 2)
 
 
 class Longer(NatureCNN):
-    """Has one layer more, of a kind that is known."""
+    """Has one more layer, of a known type."""
 
     def __init__(self, shape, settings):
         super().__init__(shape, settings)
@@ -94,7 +94,7 @@ class HalfConv2d(nn.Conv2d):
 
 
 class OtherLayer(SmallCNN):
-    """Has a layer that is not quite of a known kind."""
+    """Has a layer of a subclass of a known type."""
 
     def __init__(self, shape, settings):
         super().__init__(shape, settings)
@@ -111,7 +111,7 @@ class Padded(SmallCNN):
 
 
 class Greedy(Categorical):
-    """A policy of one's own: bolder than its logits say."""
+    """A custom policy with sharper probabilities than its logits."""
 
     name = "greedy"
 

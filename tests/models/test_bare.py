@@ -1,4 +1,4 @@
-"""Actor and critic as bare MLPs predict and learn as the model does; what is not recognised is left to the model."""
+"""Bare MLPs of actor and critic predict and learn like the model; unrecognised networks are left to the model."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Action distributions against scipy in float64, against their own samples, and at the extremes of float32."""
+"""Action distributions compared with scipy in float64 and with their own samples, and at the extremes of float32."""
 
 import math
 from typing import Any
@@ -112,7 +112,7 @@ def test_shapes_and_types_are_those_announced_for_any_leading_axes(kind: ActionD
 
 @every_kind
 def test_nothing_leaves_the_device_or_is_read_from_it(kind: ActionDistribution) -> None:
-    # Tensors on the meta device have no numbers to read, and refuse to meet a constant on the processor.
+    # Tensors on the meta device cannot be read, and cannot be combined with a constant on the processor.
     outputs = torch.empty(5, kind.num_outputs, device="meta")
     actions = kind.sample(outputs, torch.empty(5, *kind.noise_shape, device="meta"))
     results = [
@@ -272,7 +272,7 @@ def test_gumbel_noise_is_minus_the_logarithm_of_the_exponentials_of_the_stream()
 
 
 class Zeros(np.random.Generator):
-    """A generator that draws what it hardly ever does."""
+    """A generator that draws the rarest numbers."""
 
     def __init__(self) -> None:
         super().__init__(np.random.Philox(0))
@@ -556,7 +556,7 @@ def test_a_start_that_is_no_fraction_is_refused(start: Any) -> None:
         make_distribution(spaces.Box(0.0, 1.0, (3,)), "beta", start=start)
 
 
-# What the environment gets.
+# Conversion to the environment.
 
 ENVIRONMENT_SPACES: list[spaces.Space[Any]] = [
     spaces.Discrete(4),
@@ -623,7 +623,7 @@ def test_actions_of_a_box_of_whole_numbers_are_rounded() -> None:
     assert Gaussian(box).to_environment(raw)[:, 0].tolist() == [0, 6, 4, 10]
 
 
-# The choice by the space.
+# The distribution chosen by the space.
 
 
 @pytest.mark.parametrize(

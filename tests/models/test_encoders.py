@@ -1,4 +1,4 @@
-"""Encoders: sizes for any image, initial weights, and layers against the operations they stand for."""
+"""Encoders: sizes for any image, initial weights, and layers compared with the operations they implement."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Networks prepared for acting say what the network says; others act themselves."""
+"""Networks prepared for acting predict like the network; others act without preparation."""
 
 import numpy as np
 import pytest

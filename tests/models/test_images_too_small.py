@@ -1,4 +1,4 @@
-"""Images that a convolution cannot see: refused, with what can."""
+"""Images too small for the convolutions are refused; the message names what works."""
 
 import numpy as np
 import pytest

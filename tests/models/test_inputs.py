@@ -1,4 +1,4 @@
-"""Statistics of observations against numpy's over everything that was seen."""
+"""Statistics of observations compared with numpy's over all of them."""
 
 import dataclasses
 
@@ -166,7 +166,7 @@ def test_only_new_statistics_of_vectors_that_follow_wait_for_a_first_rollout():
 
 
 def seen_by(model, observations):
-    """Return what a network's encoder is given, by a hook."""
+    """Return the input of a network's encoder, by a hook."""
     given = []
     handle = model.actor.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
     model(observations)
@@ -184,7 +184,7 @@ def test_pixel_statistics_are_absorbed_by_a_cnn_and_applied_in_front_of_another_
     screens = pixels(size=84)[:2, 0].repeat(1, 2, 1, 1)
     model.inputs.follow(torch.randint(30, 60, (1, 2, 4, 84, 84), dtype=torch.uint8), Alone())
     assert torch.equal(seen_by(model, screens), screens if is_absorbed else model.inputs(screens))
-    # Either way the network is the one for pixels / 255 that is shown scaled pixels.
+    # Either way it equals the network for pixels / 255 applied to scaled pixels.
     reference = build_model(SCREENS, ACTIONS, dataclasses.replace(settings, pixel_normalization=False), seed=0)
     expected = reference(model.inputs(screens) * 255.0)
     for got, value in zip(model(screens), expected, strict=True):

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, damage named aloud, the newest or best whole one found."""
+"""Checkpoints: whole or absent, damage reported, the newest or best whole one found."""
 
 import hashlib
 import json

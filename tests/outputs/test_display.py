@@ -1,4 +1,4 @@
-"""What a person sees of a run, as text, and that nothing ends because nobody looks."""
+"""A run's terminal output, and that a run survives the loss of standard output."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""One run at a time writes a model; a run that was killed is in nobody's way."""
+"""One run at a time writes a model; a killed run blocks no other."""
 
 import contextlib
 import errno
@@ -49,14 +49,14 @@ def line_of(process: "subprocess.Popen[str]") -> str:
 
 
 def end(process: "subprocess.Popen[str]") -> None:
-    """Let a holder end by itself."""
+    """Let a holder end on its own."""
     with process:
         assert process.stdin
         process.stdin.close()
 
 
 def started_at_once(number: int, folders: list[Path], program: str) -> tuple[list[int], list[str]]:
-    """Let processes go for a lock at the same moment; return their numbers and what they said."""
+    """Let processes take a lock at the same moment; return their ids and their output."""
     processes = [start(folders, program) for _ in range(number)]
     for process in processes:
         assert line_of(process) == "ready"
@@ -82,7 +82,7 @@ def held_elsewhere(*folders: Path, program: str = HOLD) -> Iterator["subprocess.
 
 
 def acquire(*folders: Path, take_over: bool = False) -> list[str]:
-    """Take a lock, let go of it again and return the notes."""
+    """Take and release a lock; return the notes."""
     model = ModelLock(folders)
     notes = model.acquire(take_over=take_over)
     model.release()
@@ -383,7 +383,7 @@ def test_of_eight_that_start_at_once_exactly_one_gets_it(tmp_path: Path) -> None
 
 
 def test_removing_the_lock_files_lets_no_two_in(pong: Path) -> None:
-    # Whoever holds the lock makes a file that must not exist; three processes take turns for a second.
+    # The holder creates a file that must not exist; three processes compete for a second.
     program = """
 import sys, time
 from pathlib import Path

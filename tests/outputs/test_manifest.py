@@ -1,4 +1,4 @@
-"""The manifest: read again as written, every edit found, and nothing believed that this program would not write."""
+"""The manifest: read as written, every edit detected, and nothing accepted that this program would not write."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Files of tensors: the same as safetensors reads, and refused before anything they declare is believed."""
+"""Files of tensors: read as safetensors reads them, and checked before any declared size is trusted."""
 
 import hashlib
 import json

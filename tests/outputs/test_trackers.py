@@ -1,4 +1,4 @@
-"""Logs that read, after a stop and a resume, like those of a run that was never stopped, and that never end one."""
+"""Logs equal those of a run without a stop after a stop and a resume, and log failures never end a run."""
 
 import csv
 import errno
@@ -333,7 +333,7 @@ def test_a_rewrite_that_fails_leaves_the_file_and_is_tried_again(
 
 
 class Listener:
-    """Trackers with all files and a display that remembers what was said."""
+    """Trackers with all files and a display that records messages."""
 
     def __init__(self, folder: Path, update: int = 0) -> None:
         self.folder = folder
@@ -543,7 +543,7 @@ def test_sync_has_both_files_and_the_events_on_disk(tmp_path: Path, monkeypatch:
 
 
 class Recorder:
-    """A tracker that remembers what it was told."""
+    """A tracker that records its calls."""
 
     def __init__(self) -> None:
         self.heard: list[str] = []
@@ -587,7 +587,7 @@ def test_tensorboard_receives_what_is_known(tmp_path: Path) -> None:
 
 
 def curve(folder: Path, tag: str) -> list[tuple[int, float]]:
-    """Return a curve as TensorBoard shows it."""
+    """Return a curve as TensorBoard reads it."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     return [(event.step, event.value) for event in events.Scalars(tag)]
 

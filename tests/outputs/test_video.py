@@ -108,7 +108,7 @@ def test_colours_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_frame_may_be_overwritten_after_it_was_given(tmp_path: Path) -> None:
-    # The emulator hands out its own buffer.
+    # The emulator returns its own buffer.
     buffer = frame()
     with VideoRecorder(tmp_path / "reused", 10.0) as video:
         for colour in ([200, 0, 0], [0, 200, 0], [0, 0, 200]):

@@ -1,4 +1,4 @@
-"""What can be tried of the watchdog without ending this process; tests/faults has the rest."""
+"""The parts of the watchdog that can be tested without ending this process; tests/faults has the rest."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Loading ROMs without the table of blended colours: in less time, and nothing that a game shows is another."""
+"""Loading ROMs without the table of blended colours is faster and changes nothing that a game shows."""
 
 import functools
 import importlib.machinery

@@ -25,7 +25,7 @@ STILL, LONGEST = 2 * STEPS_BETWEEN_CHECKS, MAX_CHECKS * STEPS_BETWEEN_CHECKS
 
 
 def presses(happens_at: set[int], *, num_steps: int, picture_changes: bool) -> list[tuple[int, int]]:
-    """Return what a watch presses and after which steps, where something happens in some of them."""
+    """Return the presses of a watch and their steps, given the steps in which something happens."""
     watch, pressed = FireWatch([FIRE, UPFIRE]), []
     for step in range(1, num_steps + 1):
         if watch.should_check(step in happens_at):
@@ -230,7 +230,7 @@ def test_in_the_engine_of_processes_fire_is_pressed_as_in_the_lean_one() -> None
     assert ends >= 2
 
 
-# Before the first look, between two, and after FIRE was pressed; without a reward nothing else tells them apart.
+# Before the first check, between two, and after FIRE was pressed; without a reward nothing else tells them apart.
 @pytest.mark.parametrize("saved_at", [STEPS_BETWEEN_CHECKS - 10, STILL - 1, STILL + 20])
 def test_a_game_that_waits_is_resumed_exactly(saved_at: int) -> None:
     original, fresh = lean("kaboom", noop_max=30), lean("kaboom", noop_max=30)

@@ -1,4 +1,4 @@
-"""The Atari world against ALE's own vector environment, and its protocol."""
+"""The Atari world compared with ALE's own vector environment, and its protocol."""
 
 import subprocess
 import sys
@@ -32,7 +32,7 @@ NOOP = 0
 
 @dataclass(frozen=True)
 class Played:
-    """What one environment answered to a sequence of actions; the first observation is that of `reset`."""
+    """The results of one environment for a sequence of actions; the first observation is that of `reset`."""
 
     observations: NDArray[np.uint8]
     rewards: NDArray[np.float64]
@@ -502,7 +502,7 @@ def test_berzerk_goes_on_exactly_from_a_saved_state(saved_at: int, sticky_action
     assert assert_go_on_alike(original, fresh, actions[saved_at:]) > 0
 
 
-# What these games do at first depends on the RAM that the last game left behind.
+# The start of these games depends on the RAM that the last game left behind.
 @pytest.mark.parametrize("rom", ["crossbow", "haunted_house", "yars_revenge"])
 def test_a_game_that_begins_with_what_the_last_one_left_in_ram_goes_on_exactly(rom: str) -> None:
     actions = random_actions(rom, 160)
@@ -513,7 +513,7 @@ def test_a_game_that_begins_with_what_the_last_one_left_in_ram_goes_on_exactly(r
     assert assert_go_on_alike(original, fresh, actions[100:]) > 0
 
 
-# Tic-Tac-Toe 3D thinks for longer than a frame, of which the chip then draws a part. ALE cannot copy that.
+# Tic-Tac-Toe 3D computes for longer than a frame, so the chip draws only a part of it. ALE cannot copy that.
 def test_a_game_that_is_saved_while_a_frame_is_half_drawn_goes_on_exactly() -> None:
     actions = random_actions("tic_tac_toe_3d", 60)
     original = play_until(one_game("tic_tac_toe_3d"), actions[:31])

@@ -1,4 +1,4 @@
-"""Returns of whole games against the rewards of a second emulator that gets the same actions frame by frame."""
+"""Returns of whole games compared with the rewards of a second emulator that gets the same actions frame by frame."""
 
 import ale_py
 import numpy as np

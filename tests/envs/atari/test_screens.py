@@ -1,4 +1,4 @@
-"""Pooling, shrinking and stacking screens: against OpenCV, and the greys against ALE."""
+"""Pooling, resizing and stacking screens compared with OpenCV, and the greys with ALE."""
 
 import shutil
 import sysconfig

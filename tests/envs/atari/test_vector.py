@@ -1,4 +1,4 @@
-"""The vector engine against the lean one, its protocol where it differs, and what it saves."""
+"""The vector engine compared with the lean one, the differences of its protocol, and its saved states."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def random_actions(envs: Environments, num_steps: int) -> NDArray[np.int64]:
 
 
 def assert_play_alike(ours: Environments, reference: Environments, num_steps: int) -> dict[str, int]:
-    """Take the same random steps in both and compare all that comes back; return how often what happened."""
+    """Take the same random steps in both and compare all results; return the count of each kind of event."""
     happened = {"terminated": 0, "truncated": 0, "life_lost": 0}
     np.testing.assert_array_equal(ours.reset()[0], reference.reset()[0])
     for t, actions in enumerate(random_actions(ours, num_steps)):
