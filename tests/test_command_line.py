@@ -75,7 +75,7 @@ def test_a_choice_that_every_world_has_may_be_made_for_each(flag, tmp_path):
     ("flag", "message"),
     [("--device=cuda", "try --device=cpu"), ("--precision=bfloat16", "precision must be float32 on the processor")],
 )
-def test_what_takes_a_gpu_is_refused_once_where_there_is_none(flag, message, ranks, tmp_path):
+def test_settings_for_a_gpu_are_refused_once_without_one(flag, message, ranks, tmp_path):
     job = ppo(tmp_path, "--env_name=PongNoFrameskip-v4", flag, ranks=ranks)
     assert job.returncode == 2
     assert job.stderr.count(message) == 1

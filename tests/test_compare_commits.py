@@ -25,7 +25,7 @@ def test_two_arrays_of_the_same_content_are_renamed_to_one_each():
     assert result.differences == ["b is only in the old commit"]
 
 
-def test_what_only_the_new_commit_has_is_told_and_no_difference():
+def test_what_only_the_new_commit_has_is_reported_and_no_difference():
     result = compare({"bias": BIAS}, {"bias": BIAS, "weight": WEIGHT})
     assert (result.differences, result.notes) == ([], ["weight is only in the new commit"])
 

@@ -109,7 +109,7 @@ def test_help_names_every_setting_of_a_family_and_ends_with_exit_code_0(
     assert [name for name in names if f"--{name.replace('_', '-')}" not in text] == []
 
 
-def test_ranks_that_do_not_speak_print_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_silent_ranks_print_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     for argument, error in (("--num_envs=many", Refusal), ("--help", SystemExit)):
         with pytest.raises(error):
             parse_command_line([argument], speak=False)

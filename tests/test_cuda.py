@@ -99,7 +99,7 @@ def test_the_gradient_is_the_same(device, size):
 
 @pytest.mark.parametrize("device", [CPU, pytest.param(CUDA, marks=pytest.mark.cuda)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_action_is_decided_and_learnt_alike(kind, device):
+def test_every_kind_of_action_is_decided_and_learnt_the_same_way(kind, device):
     (_, expected, learner), (_, collector, other) = (build_kind(kind, where) for where in (CPU, device))
     for update in range(2):  # the second by kernels that were recorded in the first
         (rollout, _), (got, _) = (each.collect(update) for each in (expected, collector))

@@ -55,7 +55,7 @@ def test_nccl_sums_where_no_two_ranks_share_a_gpu():
 
 
 @pytest.mark.parametrize("settings", [{"all_reduce": "flat"}, {"gradient_wire": "bfloat16"}])
-def test_whoever_asks_for_a_way_to_sum_gets_it(settings):
+def test_a_way_to_sum_that_is_set_is_used(settings):
     assert place([FIRST, SECOND], **settings).summed_by == "MPI"
 
 
@@ -89,7 +89,7 @@ def test_auto_computes_in_16_bits_where_all_gpus_can(gpus, precision, expected):
         ),
     ],
 )
-def test_what_a_machine_does_not_have_is_refused_on_every_rank(gpus, settings, message):
+def test_a_missing_device_is_refused_on_every_rank(gpus, settings, message):
     for rank in range(2):
         with pytest.raises(Refusal, match=message):
             place(gpus, rank, ["here", "there"], **settings)

@@ -167,7 +167,7 @@ def test_a_kind_of_worlds_inside_the_package_is_an_entry_and_a_module_with_its_n
     assert run_ppo(folder, *WORLD.evaluate, "--episodes=1").returncode == 0
 
 
-def test_a_world_that_does_not_repeat_itself_begins_anew_and_the_log_says_so(folder: Path) -> None:
+def test_a_world_that_does_not_repeat_itself_begins_a_new_episode_and_the_log_says_so(folder: Path) -> None:
     text = WORLD.files["corridor.py"]
     assert "self.np_random" in text
     (folder / "corridor.py").write_text(text.replace("self.np_random", "np.random.default_rng()"))
@@ -226,7 +226,7 @@ def install(edited: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ppo.algorithm.update, "TERMS", edited.TERMS)
 
 
-def test_the_new_term_is_a_column_and_a_run_without_it_goes_on(
+def test_the_new_term_is_a_column_and_a_run_without_it_continues(
     edited: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (line,) = re.findall(r"^python -m ppo (.*)$", LOSS, re.MULTILINE)
@@ -314,7 +314,7 @@ def test_a_resumed_run_says_that_the_file_has_changed(folder: Path) -> None:
 
 
 @BY_TITLE
-def test_a_run_with_code_from_outside_does_not_go_on_without_it(recipe: Recipe, folder: Path) -> None:
+def test_a_run_with_code_from_outside_does_not_continue_without_it(recipe: Recipe, folder: Path) -> None:
     train(folder, recipe)
     other = next(flag for flag in recipe.train if f"={recipe.module}:" in flag)
     rest = [flag for flag in recipe.train if flag != other]

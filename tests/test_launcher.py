@@ -40,7 +40,7 @@ def test_a_job_has_no_more_ranks_than_environments(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
-def test_one_rank_ignores_the_hangup_that_its_launcher_was_told_to_ignore(tmp_path):
+def test_one_rank_ignores_the_hangup_that_its_launcher_was_set_to_ignore(tmp_path):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
         job = launched(tmp_path, "--num_envs=1", "--rollout_steps=64")

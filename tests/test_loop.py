@@ -78,7 +78,7 @@ def test_resuming_gives_the_same_weights_and_logs_as_never_stopping(world, ranks
         assert lambdas == [1.0, 1.0, 1.0, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.5]
 
 
-def test_a_finished_run_says_so_and_a_larger_goal_goes_on(tmp_path):
+def test_a_finished_run_says_so_and_a_larger_goal_continues(tmp_path):
     assert_ok(ppo(tmp_path, *CARTPOLE, "--env_steps=128"))
     again = ppo(tmp_path, *CARTPOLE, "--env_steps=128")
     assert_ok(again)
@@ -88,7 +88,7 @@ def test_a_finished_run_says_so_and_a_larger_goal_goes_on(tmp_path):
     assert "resuming CartPole-v1 at 128 steps" in further.stdout
 
 
-def test_fresh_moves_the_old_run_aside_and_starts_anew(tmp_path):
+def test_fresh_moves_the_old_run_aside_and_starts_from_scratch(tmp_path):
     assert_ok(ppo(tmp_path, *CARTPOLE, "--env_steps=128"))
     fresh = ppo(tmp_path, *CARTPOLE, "--env_steps=64", "--fresh")
     assert_ok(fresh)
@@ -128,7 +128,7 @@ def test_a_changed_hyperparameter_is_named_and_used(tmp_path):
     assert float(rows(tmp_path / "runs/CartPole-v1/progress.csv")[1]["update/learning_rate"]) == 1e-5
 
 
-def test_another_way_to_sum_gradients_is_named_when_a_run_goes_on(tmp_path):
+def test_another_way_to_sum_gradients_is_named_when_a_run_continues(tmp_path):
     assert_ok(ppo(tmp_path, *CARTPOLE, "--env_steps=64"))
     changed = ppo(tmp_path, *CARTPOLE, "--env_steps=128", "--gradient_wire=bfloat16")
     assert_ok(changed)
@@ -277,7 +277,7 @@ def test_a_rank_whose_environment_fails_ends_the_job(tmp_path):
     assert "the emulator is on fire" in job.stderr
 
 
-def test_the_time_in_which_ranks_wait_for_a_slow_one_is_told_from_communication(tmp_path):
+def test_the_time_in_which_ranks_wait_for_a_slow_one_is_separated_from_communication(tmp_path):
     slow = (
         "import sys, time, ppo.envs.gymnasium as control\n"
         "from ppo.__main__ import main\n"

@@ -84,7 +84,7 @@ def test_the_steps_after_which_lambda_falls_grow_with_the_square_root_of_the_bat
     assert parse("--preset=atari", "--num_envs=128", "--gae_lambda_late_steps=1000").gae_lambda_late_steps == 1000
 
 
-def test_what_the_user_sets_is_not_scaled() -> None:
+def test_settings_of_the_user_are_not_scaled() -> None:
     scaled = parse("--num_envs=128", "--rollout_steps=32", "--learning_rate=1e-4")
     assert (scaled.rollout_steps, scaled.minibatch_size, scaled.learning_rate) == (32, 512, 1e-4)
     assert parse("--num_envs=128", "--minibatch_size=1024").minibatch_size == 1024

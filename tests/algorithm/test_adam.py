@@ -35,7 +35,7 @@ def test_the_l2_penalty_draws_weights_to_zero():
     torch.testing.assert_close(values, torch.tensor([2.9, -0.4]))
 
 
-def test_a_restored_optimiser_goes_on_bit_for_bit():
+def test_a_restored_optimiser_continues_bit_for_bit():
     gradients = torch.randn(6, 50)
     values, whole = torch.zeros(50), Adam(50, 1e-8)
     for gradient in gradients[:3]:

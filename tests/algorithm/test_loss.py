@@ -170,7 +170,7 @@ def test_a_turned_sign_or_a_swapped_argument_is_noticed(kind, bug, monkeypatch):
 
 @BOTH_KINDS
 @pytest.mark.parametrize("method", ["entropy", "log_prob"])
-def test_a_turned_sign_of_what_the_distribution_says_is_noticed(kind, method, monkeypatch):
+def test_a_flipped_sign_in_the_distribution_is_noticed(kind, method, monkeypatch):
     real = getattr(KINDS[kind], method)
     monkeypatch.setattr(KINDS[kind], method, lambda *given: -real(*given))
     with pytest.raises(AssertionError, match="not close"):
@@ -235,7 +235,7 @@ def test_the_prediction_and_the_samples_are_left_as_they_are(kind):
 
 @pytest.mark.parametrize("place", ["outputs", "prediction", "log_probs", "returns", "advantages"])
 @pytest.mark.parametrize("number", [math.nan, math.inf])
-def test_what_is_not_finite_is_in_the_gradient_of_its_sample_too(place, number):
+def test_a_value_that_is_not_finite_reaches_the_gradient_of_its_sample(place, number):
     prediction, samples = a_case("categorical", count=20)
     outputs, values = (tensor.detach().clone() for tensor in prediction)
     numbers = {**samples._asdict(), "outputs": outputs, "prediction": values}

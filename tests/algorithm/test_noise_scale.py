@@ -18,7 +18,7 @@ def observe(scale: GradientNoiseScale, shares: list[int], minibatches: int) -> N
 
 
 @pytest.mark.parametrize("shares", [[64, 64], [32] * 8, [96, 32]])
-def test_the_noise_scale_is_that_of_the_gradients_it_is_shown(shares: list[int]) -> None:
+def test_the_noise_scale_is_that_of_its_gradients(shares: list[int]) -> None:
     values = []
     scale = GradientNoiseScale(shares)
     for _ in range(20):
@@ -45,7 +45,7 @@ def test_one_rank_measures_nothing() -> None:
     assert not scale.is_measured and scale.value is None
 
 
-def test_it_goes_on_from_its_saved_state() -> None:
+def test_it_continues_from_its_saved_state() -> None:
     whole, first = GradientNoiseScale([8, 8]), GradientNoiseScale([8, 8])
     for scale in (whole, first):
         scale.observe(7.0, 5.0)

@@ -127,7 +127,7 @@ def test_the_rollout_keeps_its_raw_rewards():
     assert torch.equal(rollout.rewards, before)
 
 
-def test_a_restored_transform_goes_on_bit_for_bit():
+def test_a_restored_transform_continues_bit_for_bit():
     whole, first = (transform(reward_normalization=True) for _ in range(2))
     for normalise in (whole, first):
         normalise(a_rollout(0), moments_of)

@@ -231,7 +231,7 @@ def test_a_group_gets_its_actions_before_another_is_waited_for():
     ],
     ids=["categorical", "multi_categorical", "bernoulli", "gaussian"],
 )
-def test_raw_actions_are_stored_and_the_environment_gets_what_they_mean_to_it(actions):
+def test_raw_actions_are_stored_and_the_environment_gets_its_own_form(actions):
     world, model, rollout, _ = collect(lambda: ScriptedWorld(actions=actions))
     distribution = model.distribution
     assert rollout.actions.shape == (7, 3, *distribution.action_shape) and rollout.actions.dtype == distribution.dtype

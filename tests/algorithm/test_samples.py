@@ -52,7 +52,7 @@ def advantages_of(rollout, rewards=None, gae_lambda=0.95):
     )
 
 
-def test_everything_is_flattened_alike_step_by_step():
+def test_everything_is_flattened_the_same_way_step_by_step():
     rollout = a_rollout()
     samples, _ = samples_of(rollout, advantage_normalization="none")
     for name in ("actions", "outputs", "log_probs", "values"):
@@ -88,7 +88,7 @@ def test_minibatch_normalization_scales_each_minibatch_to_mean_zero():
 
 
 @pytest.mark.parametrize("how", ["batch", "none"])
-def test_minibatches_are_gathered_as_they_are_otherwise(how):
+def test_minibatches_are_gathered_as_in_the_general_case(how):
     settings = dataclasses.replace(SETTINGS, advantage_normalization=how)
     samples, _ = samples_of(a_rollout(), advantage_normalization=how)
     indices = torch.tensor([[3, 1, 3], [0, 23, 7]])

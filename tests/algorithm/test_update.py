@@ -228,7 +228,7 @@ def test_values_are_recomputed_as_they_were_collected_while_no_weight_has_change
 
 
 @pytest.mark.parametrize("recompute", [True, False])
-def test_advantages_are_estimated_anew_by_the_weights_of_each_epoch_only_where_asked_for(recompute):
+def test_advantages_are_estimated_again_by_the_weights_of_each_epoch_only_where_asked_for(recompute):
     settings = dataclasses.replace(SETTINGS, num_epochs=3, recompute_advantages=recompute)
     epochs, learner, rollout = recorded_samples(settings, world=ScriptedWorld())
     assert len(epochs) == 3
@@ -352,7 +352,7 @@ print("rank", comm.rank, "of", comm.size, "agrees after", steps, "steps")
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_no_rank_goes_on_before_every_shard_of_the_shared_weights_has_been_moved(ranks, tmp_path):
+def test_no_rank_continues_before_every_shard_of_the_shared_weights_has_been_moved(ranks, tmp_path):
     here = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r})"
     job = mpirun(ranks, ["-c", f"{here}\n{LATE}"], tmp_path)
     assert job.returncode == 0, job.stderr

@@ -74,7 +74,7 @@ def test_a_flag_that_there_is_not_is_refused_with_code_2():
     assert "--repeat" in job.stderr
 
 
-def test_a_program_that_fails_ends_the_benchmark_with_what_it_said():
+def test_a_program_that_fails_ends_the_benchmark_with_its_output():
     broken = {"PRTE_MCA_rmaps_default_mapping_policy": "nonsense"}
     job = separately([*COMMAND, "--quick", "--ranks=1", *TINY], ROOT, **broken)
     assert job.returncode == 1

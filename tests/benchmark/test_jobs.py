@@ -28,7 +28,7 @@ def test_nothing_that_a_job_has_started_outlives_it(tmp_path):
     assert not is_running(pid)
 
 
-def test_a_job_that_fails_says_what_it_said(tmp_path):
+def test_a_failed_job_s_error_has_its_output(tmp_path):
     with Job(["sh", "-c", "echo broken >&2; exit 4"], tmp_path) as job, pytest.raises(JobError) as error:
         job.wait()
     assert "failed with exit code 4" in str(error.value)

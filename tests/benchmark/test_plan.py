@@ -87,7 +87,7 @@ def test_a_preset_is_judged_on_its_most_ranks_without_more_work():
         ),
     ],
 )
-def test_what_cannot_be_measured_is_refused_with_what_can(settings, flags, message):
+def test_an_impossible_measurement_is_refused_with_possible_ones(settings, flags, message):
     with pytest.raises(Refusal) as refusal:
         make_cases(Settings(**settings), 16, flags)
     assert message in str(refusal.value)

@@ -31,7 +31,7 @@ def test_rows_are_read_once_and_only_when_they_are_whole(tmp_path):
             assert follower.new_rows() == rows
 
 
-def test_a_program_that_ends_before_its_first_row_is_an_error_with_what_it_said(tmp_path):
+def test_a_program_that_ends_before_its_first_row_is_an_error_with_its_output(tmp_path):
     with (
         Job(["sh", "-c", "echo the emulator is on fire; exit 3"], tmp_path) as job,
         pytest.raises(JobError, match="ended by itself with exit code 3:\nthe emulator is on fire"),
@@ -66,7 +66,7 @@ def test_a_window_can_be_asked_for_in_seconds_and_is_rounded_up_to_updates(monke
     assert (window.seconds, window.steps) == (6.0, 30)
 
 
-def test_waiting_is_told_from_communication_and_what_no_clock_measured_from_both():
+def test_waiting_is_separated_from_communication_and_what_no_clock_measured_from_both():
     rows = [row(env=1.0, communicate=0.3, wait=0.2, save=0.0), row(env=2.0, communicate=0.5, wait=0.1, save=0.4)]
     spent = phases(rows, update_seconds=3.5)
     expected = {"env": 1.5, "inference": 0.5, "learn": 0.5, "communicate": 0.25, "wait": 0.15, "save": 0.2, "else": 0.4}
@@ -81,7 +81,7 @@ def test_a_run_is_the_average_over_its_window():
     assert sum(run.phases.values()) == pytest.approx(run.update_seconds)
 
 
-def test_waiting_for_a_row_sees_it_when_it_appears(tmp_path):
+def test_waiting_for_a_row_returns_when_it_appears(tmp_path):
     script = "sleep 0.3; printf 'env_steps\\n10\\n' > progress.csv; sleep 60"
     with Job(["sh", "-c", script], tmp_path) as job:
         rows = Follower(tmp_path / "progress.csv").next_rows(job)

@@ -26,7 +26,7 @@ def test_ratios_are_taken_within_a_round_before_the_median():
     assert found.of_case(TWO.name, lambda c: c.share_of_ideal) == Spread(*map(pytest.approx, (0.8, 0.5, 0.9)))
 
 
-def test_scaling_is_over_one_rank_and_is_held_against_that_of_the_ideals():
+def test_scaling_is_over_one_rank_and_is_compared_with_that_of_the_ideals():
     found = benchmark((800, 1500, 1560))
     assert found.speed_up(TWO).median == pytest.approx(1500 / 800)
     assert found.speed_up(WEAK).median == pytest.approx(1560 / 800)
@@ -72,7 +72,7 @@ def test_memory_is_judged_where_a_rank_has_eight_environments(peak_rss, met):
     assert not [target for target in find_targets(found) if "memory" in target.what]
 
 
-def test_stable_baselines3_is_held_against_the_preset_with_its_settings_and_against_the_default():
+def test_stable_baselines3_is_compared_with_the_preset_with_its_settings_and_against_the_default():
     cases = make_cases(Settings(presets=("atari", "cleanrl"), ranks=(2,)), 2, [])
     found = benchmark((1150, 430), cases=cases, stable_baselines3={"cleanrl": 250.0, "published": 260.0})
     same, published = target(found, "same network and settings"), target(found, "published settings")
@@ -80,7 +80,7 @@ def test_stable_baselines3_is_held_against_the_preset_with_its_settings_and_agai
     assert (published.measured.median, published.met) == (pytest.approx(1150 / 260), False)
 
 
-def test_what_was_not_measured_is_not_judged():
+def test_a_target_without_a_measurement_is_not_judged():
     (one,) = make_cases(Settings(presets=("atari",), ranks=(1,), stable_baselines3=False), 1, [])
     judged = " ".join(target.what for target in find_targets(benchmark((950,), cases=[one])))
     assert "over the ideal" in judged

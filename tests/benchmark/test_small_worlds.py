@@ -80,7 +80,7 @@ def test_quick_has_the_worlds_and_no_training_of_theirs():
         ("CarRacing-v3", "worlds must have vectors as observations"),
     ],
 )
-def test_what_is_no_small_world_is_refused(world, message):
+def test_other_than_small_worlds_are_refused(world, message):
     with pytest.raises(Refusal, match=message):
         make_world_cases(Settings(worlds=(world,)), 1)
 

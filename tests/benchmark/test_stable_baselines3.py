@@ -107,7 +107,7 @@ def test_a_small_world_is_learnt_with_our_network_sizes_and_normalization(traine
     assert asked.get("normalization") == (normalization if env_name == "HalfCheetah-v5" else None)
 
 
-def test_what_is_not_bounded_is_not_bounded_there():
+def test_an_unbounded_dimension_stays_unbounded():
     flags = ["--env_name=HalfCheetah-v5", "--observation_clip=None", "--max_gradient_norm=None", "--reward_clip=None"]
     settings = json.loads(stable_baselines3.settings_like(parse_command_line(flags)))
     assert settings["normalization"]["clip_obs"] == settings["normalization"]["clip_reward"] == math.inf

@@ -76,7 +76,7 @@ def test_constant_samples_become_zero_and_not_nan():
     assert standardize(samples, moments_over_ranks(samples, Alone())).tolist() == [0.0] * 5
 
 
-def test_running_moments_are_those_of_everything_seen():
+def test_running_moments_are_those_of_all_data():
     running = RunningMoments()
     batches = [[1.0, 5.0], [2.0], [-3.0, 4.0, 4.0]]
     for batch in batches:

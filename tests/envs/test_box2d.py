@@ -43,7 +43,7 @@ def test_every_episode_has_a_world_of_its_own_with_the_same_gravity(env_name: st
     envs.close()
 
 
-def test_pictures_of_the_racing_car_go_on_bit_for_bit() -> None:
+def test_pictures_of_the_racing_car_continue_bit_for_bit() -> None:
     original, fresh = (Box2DEnvironments("CarRacing-v3", indices=range(1), seed=0) for _ in range(2))
     original.reset()
     fresh.reset()

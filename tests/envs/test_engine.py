@@ -67,7 +67,7 @@ def assert_ok(job):
     assert job.returncode == 0, job.stdout + job.stderr
 
 
-def test_the_vector_engine_repeats_a_run_bit_for_bit_and_goes_on_with_new_games_which_it_says_once(tmp_path):
+def test_the_vector_engine_repeats_a_run_bit_for_bit_and_continues_with_new_games_which_it_says_once(tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     flags = [*SMALL, "--env_engine=vector", "--sticky_actions=0.25", "--max_frames=100"]
     for folder in (first, second):
@@ -85,7 +85,7 @@ def test_the_vector_engine_repeats_a_run_bit_for_bit_and_goes_on_with_new_games_
     assert steps == [64, 128, 192, 256]
 
 
-def test_a_run_with_processes_is_stopped_and_goes_on_bit_for_bit(tmp_path):
+def test_a_run_with_processes_is_stopped_and_continues_bit_for_bit(tmp_path):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     flags = [*SMALL, "--env_engine=processes", "--sticky_actions=0.25", "--max_frames=150"]
     for folder, steps in ((whole, [192]), (resumed, [128, 192])):
@@ -115,7 +115,7 @@ def test_the_engines_take_the_same_updates_on_two_ranks_as_on_one(engine, tmp_pa
 
 
 @pytest.mark.parametrize(("before", "after"), [("lean", "vector"), ("vector", "lean")])
-def test_a_checkpoint_of_one_engine_goes_on_with_the_other_from_the_same_weights(before, after, tmp_path):
+def test_a_checkpoint_of_one_engine_continues_with_the_other_from_the_same_weights(before, after, tmp_path):
     assert_ok(ppo(tmp_path, *SMALL, f"--env_engine={before}", "--env_steps=64"))
     changed = ppo(tmp_path, *SMALL, f"--env_engine={after}", "--env_steps=128", "--learning_rate=1e-12")
     assert_ok(changed)
@@ -157,7 +157,7 @@ def test_a_run_says_that_a_compiler_would_make_it_faster(engine, compiled, notic
     assert job.stdout.count("screens are shrunk by OpenCV") == notices
 
 
-def test_a_world_without_screens_tells_nothing_of_a_compiler(tmp_path, monkeypatch):
+def test_a_world_without_screens_reports_nothing_about_a_compiler(tmp_path, monkeypatch):
     monkeypatch.setattr("ppo.envs.atari.screens.IS_COMPILED", False)
     monkeypatch.setattr("ppo.algorithm.pixels.IS_COMPILED", False)
     job = ppo(tmp_path, *CARTPOLE, "--env_steps=64")
@@ -165,7 +165,7 @@ def test_a_world_without_screens_tells_nothing_of_a_compiler(tmp_path, monkeypat
     assert "pip install" not in job.stdout
 
 
-def test_a_run_begun_with_one_core_a_rank_goes_on_exactly_where_a_rank_has_more(tmp_path, monkeypatch):
+def test_a_run_begun_with_one_core_a_rank_continues_exactly_where_a_rank_has_more(tmp_path, monkeypatch):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     flags = [flag for flag in SMALL if "env_engine" not in flag]
     for folder in (whole, resumed):
@@ -181,7 +181,7 @@ def test_a_run_begun_with_one_core_a_rank_goes_on_exactly_where_a_rank_has_more(
     assert (whole / step).read_bytes() == (resumed / step).read_bytes()
 
 
-def test_an_exact_run_of_one_engine_goes_on_with_the_games_of_another_and_says_what_is_not_exact(tmp_path, monkeypatch):
+def test_an_exact_run_of_one_engine_continues_with_the_games_of_another_and_names_what_is_not(tmp_path, monkeypatch):
     monkeypatch.setattr("ppo.machine.cores_here", lambda: frozenset("01"))
     assert_ok(ppo(tmp_path, *SMALL, "--env_engine=lean", "--env_steps=64"))
     job = ppo(tmp_path, *SMALL, "--env_engine=processes", "--env_steps=128")

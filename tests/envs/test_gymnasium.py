@@ -142,7 +142,7 @@ def test_an_episode_that_terminates_at_its_time_limit_is_not_truncated() -> None
     assert (envs.arrays.terminated[0], envs.arrays.truncated[0]) == (True, False)
 
 
-def test_nothing_ever_loses_a_life() -> None:
+def test_no_life_is_ever_lost() -> None:
     envs = cart_poles(range(1))
     first_end(envs)
     assert not envs.arrays.life_lost.any()
@@ -382,7 +382,7 @@ def goes_on_exactly(make: Callable[[], GymnasiumEnvironments], before: int, afte
 @pytest.mark.parametrize(
     "package, env_name", [(package, name) for package, names in REPLAYED.items() for name in names]
 )
-def test_another_block_goes_on_from_a_state_bit_for_bit(package: str | None, env_name: str) -> None:
+def test_another_block_continues_from_a_state_bit_for_bit(package: str | None, env_name: str) -> None:
     if package:
         pytest.importorskip(package)
     block = CLASSES.get(package or "", GymnasiumEnvironments)
@@ -390,21 +390,21 @@ def test_another_block_goes_on_from_a_state_bit_for_bit(package: str | None, env
 
 
 @pytest.mark.parametrize("actions", Odd.action_spaces)
-def test_worlds_with_actions_of_any_kind_go_on_bit_for_bit(register: Callable[..., str], actions: str) -> None:
+def test_worlds_with_actions_of_any_kind_continue_bit_for_bit(register: Callable[..., str], actions: str) -> None:
     env_name = register(Odd)
     goes_on_exactly(
         lambda: GymnasiumEnvironments(env_name, indices=range(2), seed=0, env_kwargs={"actions": actions}), before=65
     )
 
 
-def test_worlds_of_images_go_on_bit_for_bit(register: Callable[..., str]) -> None:
+def test_worlds_of_images_continue_bit_for_bit(register: Callable[..., str]) -> None:
     env_name = register(Pictures)
     goes_on_exactly(
         lambda: GymnasiumEnvironments(env_name, indices=range(2), seed=0, env_kwargs={"shape": (8, 6, 3)}), before=5
     )
 
 
-def test_long_episodes_go_on_bit_for_bit() -> None:
+def test_long_episodes_continue_bit_for_bit() -> None:
     goes_on_exactly(
         lambda: GymnasiumEnvironments(
             "MountainCarContinuous-v0", indices=range(2), seed=0, env_kwargs={"max_episode_steps": 5000}
@@ -448,7 +448,7 @@ def test_states_hold_only_types_that_a_checkpoint_has(register: Callable[..., st
     assert {array.dtype.name for array in state.values()} <= {"float32", "float64", "int64", "uint8"}
 
 
-def test_states_do_not_change_when_the_block_goes_on() -> None:
+def test_states_do_not_change_when_the_block_continues() -> None:
     envs = cart_poles(range(1))
     envs.reset()
     envs.step(np.array([1]))
@@ -460,7 +460,7 @@ def test_states_do_not_change_when_the_block_goes_on() -> None:
         np.testing.assert_array_equal(array, before[name])
 
 
-def test_episodes_of_any_length_take_bounded_memory_and_begin_anew_beyond_the_longest_that_is_replayed(
+def test_episodes_of_any_length_take_bounded_memory_and_begin_a_new_episode_beyond_the_longest_that_is_replayed(
     register: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(action_log, "MAX_SAVED_ACTIONS", 1200)
@@ -564,7 +564,7 @@ def test_only_the_environments_that_are_not_exact_are_restarted() -> None:
     assert fresh._episodes == [0, 1, 0]
 
 
-def test_actions_that_go_on_past_the_end_are_not_exact() -> None:
+def test_actions_that_continue_past_the_end_are_not_exact() -> None:
     state = saved_after_three_steps(CART_POLE)[0]
     envs = GymnasiumEnvironments(CART_POLE, indices=range(4, 5), seed=0)
     too_long = {**state, "actions": np.ones(60, np.int64), "episode_length": np.array([60])}
@@ -738,7 +738,7 @@ def test_a_world_without_pictures_is_refused_before_it_is_played(
         frames_of(register(Painted), env_kwargs={"frame": GREY})
 
 
-def test_a_frame_listener_is_not_shown_an_episode_that_is_played_again() -> None:
+def test_a_frame_listener_is_not_called_during_a_replay() -> None:
     frames: list[NDArray[np.uint8]] = []
     envs = GymnasiumEnvironments(CART_POLE, indices=range(4, 5), seed=0, on_frame=frames.append)
     assert envs.set_states(saved_after_three_steps(CART_POLE)) == []
@@ -788,7 +788,7 @@ def test_an_unknown_world_is_refused_with_the_nearest_known_one() -> None:
 
 
 @pytest.mark.parametrize("env_name", ["no id", "", "phys3d/"])
-def test_what_is_no_id_is_refused(env_name: str) -> None:
+def test_an_invalid_id_is_refused(env_name: str) -> None:
     assert f"{env_name!r} is not a known environment" in refusal(env_name)
 
 

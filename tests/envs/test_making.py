@@ -27,7 +27,7 @@ def test_an_id_that_has_the_form_of_an_atari_id_but_names_no_game_is_simply_unkn
         find_spec("Poong-v4")
 
 
-def test_a_world_of_one_s_own_may_have_the_name_of_a_game(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_custom_world_may_have_the_name_of_a_game(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = gymnasium.envs.registration.EnvSpec("Pong-v4", "my_pong:Pong")
     monkeypatch.setitem(gymnasium.registry, "Pong-v4", spec)
     assert find_spec("Pong-v4") is spec

@@ -61,7 +61,7 @@ def test_vectors_are_those_that_gymnasium_flattens_to(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", VECTORS)
-def test_vectors_are_within_the_space_that_is_told(kind: str) -> None:
+def test_vectors_are_within_the_space_that_is_reported(kind: str) -> None:
     VECTORS[kind].seed(1)
     assert convert(VECTORS[kind], VECTORS[kind].sample()) in ObservationConverter(VECTORS[kind]).space
 

@@ -130,7 +130,7 @@ def test_every_game_belongs_to_one_process_and_all_have_as_many_of_a_group_to_on
 
 
 @pytest.mark.parametrize("number", [1, 2, 4])
-def test_saved_games_go_on_exactly_in_any_number_of_processes_and_in_the_lean_engine(number: int) -> None:
+def test_saved_games_continue_exactly_in_any_number_of_processes_and_in_the_lean_engine(number: int) -> None:
     original, reference = processes(number=3), lean()
     original.reset()
     reference.reset()
@@ -217,13 +217,13 @@ def test_a_process_that_dies_while_games_are_played_again_is_no_state_that_is_re
         envs.set_states(original.get_states())
 
 
-def test_what_goes_wrong_in_a_process_is_told() -> None:
+def test_an_error_in_a_process_is_reported() -> None:
     envs = processes(number=1)
     with pytest.raises(ChildProcessError, match=r"(?s)environments 3, 4, 5, 6, 7 failed:.*Error: no game has begun"):
         envs.get_states()
 
 
-def test_what_goes_wrong_in_one_half_is_told_where_the_other_is_sent_after_it() -> None:
+def test_an_error_in_one_half_is_reported_where_the_other_is_sent_after_it() -> None:
     envs = processes(number=1)
     envs.reset()
     first, second = envs.groups

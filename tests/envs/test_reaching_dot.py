@@ -43,7 +43,7 @@ def test_it_ends_within_2_of_the_target_or_outside_of_the_field(dot, target, rew
     assert (got, terminated, truncated) == (reward, True, False)
 
 
-def test_just_out_of_reach_it_goes_on() -> None:
+def test_just_out_of_reach_it_continues() -> None:
     assert not placed((0.0, 0.0), (3.0, 0.0)).step(move(1.0, 0.0))[2]
 
 

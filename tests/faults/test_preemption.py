@@ -33,7 +33,7 @@ def assert_it_goes_on_like_a_run_never_stopped(folder, reference):
         assert csv_rows(folder, file) == csv_rows(reference, file)
 
 
-def test_sigusr1_to_mpirun_saves_on_one_update_and_the_same_command_goes_on_exactly(tmp_path, fault_report):
+def test_sigusr1_to_mpirun_saves_on_one_update_and_the_same_command_continues_exactly(tmp_path, fault_report):
     work = tmp_path / "work"
     work.mkdir()
     with RunningJob(work, *FLAGS, ENDLESS) as job:

@@ -20,7 +20,7 @@ def workers(job):
     return [pid for pid in job.processes() if b"ppo.envs.worker" in command_of(pid)]
 
 
-def test_a_job_with_processes_is_told_to_save_and_leave(tmp_path, fault_report):
+def test_a_job_with_processes_is_signalled_to_save_and_leave(tmp_path, fault_report):
     with RunningJob(tmp_path, *FLAGS, program="ppo") as job:
         job.wait_for_updates(3, name=NAME)
         assert len(workers(job)) >= 2

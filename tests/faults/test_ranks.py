@@ -126,7 +126,7 @@ def test_a_run_without_mpi_that_is_stuck_ends_itself(kind, tmp_path, fault_repor
     fault_report(14, f"a single rank loops for ever ({kind})", f"exit code {code} after {seconds:.1f} s, stack printed")
 
 
-def test_a_run_that_was_stopped_and_continued_goes_on(tmp_path, fault_report):
+def test_a_run_stopped_by_sigstop_continues_after_sigcont(tmp_path, fault_report):
     with RunningJob(tmp_path, *CARTPOLE, ENDLESS, "--watchdog_seconds=3") as job:
         job.wait_for_updates(20)
         ranks = [job.rank(0), job.rank(1)]
@@ -225,7 +225,7 @@ def multiple(*commands):
         (["--model_size=huge"], "rank 1: invalid choice 'huge'"),
     ],
 )
-def test_ranks_that_were_started_differently_are_told_so_once_and_nothing_is_made(other, says, tmp_path, fault_report):
+def test_ranks_that_were_started_differently_are_reported_once_and_nothing_is_made(other, says, tmp_path, fault_report):
     one, two = ([sys.executable, "-m", "ppo", *CARTPOLE, *extra] for extra in ([], other))
     started = time.time()
     job = separately([MPIRUN, *multiple(one, two)], tmp_path, timeout=30)
@@ -238,7 +238,7 @@ def test_ranks_that_were_started_differently_are_told_so_once_and_nothing_is_mad
     )
 
 
-def test_ranks_with_different_code_are_told_so(tmp_path, fault_report):
+def test_ranks_with_different_code_are_reported(tmp_path, fault_report):
     shutil.copytree(ROOT / "ppo", tmp_path / "elsewhere/ppo", ignore=shutil.ignore_patterns("__pycache__"))
     with open(tmp_path / "elsewhere/ppo/algorithm/equations.py", "a") as file:
         file.write("\n# another version\n")
@@ -264,7 +264,7 @@ def test_a_game_that_cannot_be_loaded_is_refused_once(flag, tmp_path, fault_repo
 
 
 @pytest.mark.parametrize("victim", [0, pytest.param(1, marks=SLOW)])
-def test_a_job_killed_in_the_middle_of_a_save_goes_on_to_the_same_weights(victim, tmp_path, fault_report):
+def test_a_job_killed_in_the_middle_of_a_save_continues_to_the_same_weights(victim, tmp_path, fault_report):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
     killed.mkdir()

@@ -21,7 +21,7 @@ SAMPLING_AND_UPDATES = ["update/policy_loss", "update/value_loss", "update/entro
         pytest.param(2, 3, marks=pytest.mark.slow),
     ],
 )
-def test_a_checkpoint_goes_on_at_another_number_of_ranks(before, after, tmp_path, fault_report):
+def test_a_checkpoint_continues_at_another_number_of_ranks(before, after, tmp_path, fault_report):
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     whole.mkdir()
     moved.mkdir()
@@ -44,7 +44,7 @@ def test_a_checkpoint_goes_on_at_another_number_of_ranks(before, after, tmp_path
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_two_ranks_goes_on_with_eight(tmp_path, fault_report):
+def test_a_checkpoint_of_two_ranks_continues_with_eight(tmp_path, fault_report):
     flags = [*CARTPOLE[:1], "--num_envs=8", "--rollout_steps=16", "--minibatch_size=32", *STEADY]
     run_to_end(tmp_path, *flags, "--env_steps=256")
     log = run_to_end(tmp_path, *flags, "--env_steps=512", ranks=8)

@@ -67,7 +67,7 @@ def test_resuming_gives_the_same_weights_states_and_logs_as_never_stopping(env_n
     assert_the_same_runs(stopped, whole, env_name, 4)
 
 
-def test_a_run_that_is_stopped_once_its_statistics_are_initialised_goes_on_exactly(tmp_path):
+def test_a_run_that_is_stopped_once_its_statistics_are_initialised_continues_exactly(tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train(whole, "Pendulum-v1", 2)
     train(stopped, "Pendulum-v1", 1)
@@ -88,7 +88,7 @@ def test_a_run_whose_environments_are_in_other_processes_resumes_exactly(tmp_pat
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
-def test_environments_of_two_ranks_go_on_in_blocks_of_other_sizes(env_name, ranks):
+def test_environments_of_two_ranks_continue_in_blocks_of_other_sizes(env_name, ranks):
     world = family_of(env_name).settings()
 
     def blocks_of(number):
@@ -120,7 +120,7 @@ def test_environments_of_two_ranks_go_on_in_blocks_of_other_sizes(env_name, rank
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 3])
-def test_a_run_of_two_ranks_goes_on_with_another_number_without_a_new_episode(env_name, ranks, tmp_path):
+def test_a_run_of_two_ranks_continues_with_another_number_without_a_new_episode(env_name, ranks, tmp_path):
     train(tmp_path, env_name, 2, ranks=2)
     log = train(tmp_path, env_name, 3, ranks=ranks)
     assert f"saved by 2 ranks, resumes with {ranks}" in log

@@ -160,7 +160,7 @@ def test_a_job_signalled_before_it_listens_is_requeued_too(slurm, tmp_path, faul
     fault_report(2, "SIGUSR1 as soon as the ranks exist", "requeued, trains")
 
 
-def test_a_small_game_of_pong_goes_on_over_a_requeue(slurm, tmp_path, fault_report):
+def test_a_small_game_of_pong_continues_over_a_requeue(slurm, tmp_path, fault_report):
     whole, disturbed = tmp_path / "whole", tmp_path / "disturbed"
     whole.mkdir()
     disturbed.mkdir()
@@ -238,7 +238,7 @@ def test_a_rank_that_is_killed_fails_the_job(slurm, tmp_path, fault_report):
     fault_report(1, "kill -9 of a rank under srun", f"the job FAILED after {seconds:.1f} s, nobody left")
 
 
-def test_a_job_whose_node_died_is_requeued_and_goes_on(slurm, undisturbed, tmp_path, fault_report):
+def test_a_job_whose_node_died_is_requeued_and_continues(slurm, undisturbed, tmp_path, fault_report):
     flags = [flag for flag in DISTURBED if "interval" not in flag]
     job = slurm.submit(tmp_path, *flags, "--checkpoint_interval=10")
     job.wait_for_update(35)

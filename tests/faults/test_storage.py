@@ -29,7 +29,7 @@ def disk(tmp_path):
         yield mounted
 
 
-def test_training_goes_on_while_the_disk_of_the_checkpoints_is_full(disk, tmp_path, fault_report):
+def test_training_continues_while_the_disk_of_the_checkpoints_is_full(disk, tmp_path, fault_report):
     with RunningJob(tmp_path, *FLAGS, ENDLESS, f"--checkpoint_dir={disk.path}") as job:
         job.wait_for_updates(5)
         with disk.kept_full():
@@ -55,7 +55,7 @@ def test_training_goes_on_while_the_disk_of_the_checkpoints_is_full(disk, tmp_pa
     )
 
 
-def test_training_goes_on_while_the_disk_of_the_logs_is_full(disk, tmp_path, fault_report):
+def test_training_continues_while_the_disk_of_the_logs_is_full(disk, tmp_path, fault_report):
     with RunningJob(tmp_path, *FLAGS, ENDLESS, f"--run_dir={disk.path}") as job:
         progress = disk.path / "CartPole-v1/progress.csv"
         job.wait_until(lambda: progress.exists() and len(progress.read_text().splitlines()) > 3)
@@ -125,7 +125,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(how, file,
     fault_report(7, f"{file} of the newest checkpoint {how}", "named, resumed from the one before, same sha256 again")
 
 
-def test_none_valid_is_refused_until_told_fresh(tmp_path, fault_report):
+def test_none_valid_is_refused_until_fresh_is_set(tmp_path, fault_report):
     assert ppo(tmp_path, *CARTPOLE, "--env_steps=64").returncode == 0
     for model in tmp_path.rglob("model.safetensors"):
         model.write_bytes(b"")

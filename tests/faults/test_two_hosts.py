@@ -110,7 +110,7 @@ def test_a_daemon_that_cannot_call_back_ends_under_a_timeout(hosts, tmp_path, fa
     ],
     ids=["cut", "drop_data"],
 )
-def test_a_network_that_fails_ends_all_ranks_and_the_run_goes_on(
+def test_a_network_that_fails_ends_all_ranks_and_the_run_continues(
     fault, did, says, hosts, on_one_host, tmp_path, fault_report
 ):
     with hosts.start(tmp_path, *FLAGS, f"--watchdog_seconds={WATCHDOG}") as job:

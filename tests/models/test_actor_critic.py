@@ -93,7 +93,7 @@ def test_the_size_of_a_network_for_images_is_another_name_of_it(size: Size, netw
 
 @pytest.mark.parametrize("space", [SCREENS, VECTOR])
 @pytest.mark.parametrize("trunk", ["auto", "shared", "separate"])
-def test_images_share_one_encoder_and_vectors_have_two_unless_told_otherwise(space: spaces.Box, trunk: str) -> None:
+def test_images_share_one_encoder_and_vectors_have_two_unless_set_otherwise(space: spaces.Box, trunk: str) -> None:
     model = build(space=space, trunk=trunk)
     is_shared = space is SCREENS if trunk == "auto" else trunk == "shared"
     assert (model.critic is None) == is_shared
@@ -284,7 +284,7 @@ def test_a_network_from_outside_says_what_it_needs() -> None:
         ("WithFrozenWeight", "no parameters without a gradient, got actor.4.weight; make it a buffer"),
     ],
 )
-def test_what_acts_otherwise_than_it_learns_is_refused_by_name(name: str, words: str) -> None:
+def test_what_acts_differently_than_it_learns_is_refused_by_name(name: str, words: str) -> None:
     with pytest.raises(Refusal, match=words):
         build(space=VECTOR, network=f"tests.models.outside:{name}")
 

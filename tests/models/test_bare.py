@@ -128,7 +128,7 @@ class OtherActorCritic(ActorCritic):
     ],
     ids=["encoder", "layer", "head", "mixed", "model", "sequence", "no critic", "leaky", "shared", "images", "device"],
 )
-def test_what_is_not_recognised_is_left_to_the_model(model: ActorCritic) -> None:
+def test_an_unrecognised_network_is_left_to_the_model(model: ActorCritic) -> None:
     assert bare(model) is None
     assert freeze(model) is model
 

@@ -232,7 +232,7 @@ def test_categorical_frequencies_are_the_probabilities() -> None:
     assert stats.chisquare(counts, probabilities * 20_000).pvalue > 0.001
 
 
-def test_logits_that_are_not_normalised_are_sampled_alike() -> None:
+def test_logits_that_are_not_normalised_are_sampled_the_same_way() -> None:
     kind = Categorical(spaces.Discrete(3))
     log_probs = torch.tensor([0.2, 0.5, 0.3]).log()
     assert torch.equal(draw(kind, log_probs + 2.5, 1000), draw(kind, log_probs, 1000))
@@ -541,7 +541,7 @@ def test_beta_of_equal_outputs_of_minus_infinity_nearly_is_uniform_of_entropy_0(
     assert kind.log_prob(outputs, torch.tensor([[0.3]])).item() == pytest.approx(0.0, abs=1e-6)
 
 
-def test_beta_starts_where_it_is_told() -> None:
+def test_beta_starts_where_it_is_set() -> None:
     kind = make_distribution(spaces.Box(0.0, 1.0, (3,)), "beta", start=(0.5, 0.9, 0.1))
     outputs = kind.head(4)(torch.zeros(1, 4))
     torch.testing.assert_close(kind.mean(outputs), torch.tensor([[0.5, 0.9, 0.1]]))

@@ -91,7 +91,7 @@ def test_a_cnn_refuses_vectors(name: str) -> None:
         ({"hidden_sizes": "7,300,2", "model_size": "large"}, (7, 300, 2)),
     ],
 )
-def test_an_mlp_has_the_widths_it_is_told(settings: dict[str, str], widths: tuple[int, ...]) -> None:
+def test_an_mlp_has_the_given_widths(settings: dict[str, str], widths: tuple[int, ...]) -> None:
     mlp = MLP((3,), ModelSettings(**settings))  # type: ignore[arg-type]
     linear = [layer for layer in mlp if isinstance(layer, nn.Linear)]
     assert [layer.out_features for layer in linear] == list(widths)
@@ -120,7 +120,7 @@ def test_every_layer_of_an_mlp_has_the_activation_and_its_gain(activation, funct
     assert len(mlp) == 4
 
 
-def test_an_mlp_sees_images_as_vectors() -> None:
+def test_an_mlp_flattens_images() -> None:
     screens = pixels(2, 3, 8, 8).float() / 255.0
     mlp = MLP((3, 8, 8), SETTINGS)
     vectors = MLP((3 * 8 * 8,), SETTINGS)

@@ -86,7 +86,7 @@ def test_digits_behind_a_large_mean_are_kept_over_many_rollouts():
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_ranks_have_the_statistics_of_one_that_sees_everything(ranks):
+def test_ranks_have_the_statistics_of_one_with_all_data(ranks):
     kinds = (
         (vector_statistics, [vectors(0), vectors(1, offset=3.0)]),
         (lambda: PixelStatistics(follows=True), [pixels(0), pixels(1)]),
@@ -139,7 +139,7 @@ def test_before_the_first_rollout_vectors_are_as_they_are_and_pixels_divided_by_
 
 
 @pytest.mark.parametrize("kind", ["vectors", "pixels"])
-def test_restored_statistics_go_on_bit_for_bit(kind):
+def test_restored_statistics_continue_bit_for_bit(kind):
     def make():
         return vector_statistics(clip=3.0) if kind == "vectors" else PixelStatistics(follows=True)
 

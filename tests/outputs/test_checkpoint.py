@@ -61,7 +61,7 @@ def assert_same(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 # ----------------------------------------------------------------------------------------------------- whole or absent
 
 
-def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+def test_a_written_checkpoint_reads_back_equal(tmp_path: Path) -> None:
     folder = checkpoint.write_checkpoint(tmp_path, CONFIG, counters(120, (1.0, -21.0, 0.1)), MODEL, TRAINING, ranks=3)
     manifest = checkpoint.verify(folder)
     assert (manifest.config, manifest.counters) == (CONFIG, counters(120, (1.0, -21.0, 0.1)))

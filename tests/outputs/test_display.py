@@ -208,7 +208,7 @@ def test_a_disk_that_has_room_again_gets_lines_again(
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_a_pipe_that_nobody_reads_is_not_tried_again() -> None:
+def test_a_pipe_without_a_reader_is_not_tried_again() -> None:
     lines = PlainLines(10)
     with standard_output() as output:
         output.error = ERRORS["broken pipe"]
@@ -232,7 +232,7 @@ def test_standard_output_that_was_closed_later_is_no_terminal() -> None:
         assert find_terminal() is None
 
 
-def test_a_line_that_standard_output_does_not_take_is_told_on_standard_error(
+def test_a_line_that_standard_output_does_not_take_is_reported_on_standard_error(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with standard_output() as output:
@@ -287,7 +287,7 @@ def test_where_standard_output_goes_nowhere_the_exit_code_stays_that_of_the_run(
     assert (job.returncode, words) == (0, ["0", "1", "2"])
 
 
-def test_a_training_into_a_pipe_that_is_closed_goes_on_to_its_end(tmp_path: Path) -> None:
+def test_a_training_into_a_pipe_that_is_closed_continues_to_its_end(tmp_path: Path) -> None:
     flags = " ".join([*CARTPOLE, "--env_steps=320", "--checkpoint_interval=5"])
     job = finished(f"$PYTHON -m ppo {flags}", "| head -1", tmp_path)
     assert job.returncode == 0

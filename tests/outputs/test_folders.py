@@ -80,7 +80,7 @@ def test_a_full_disk_is_refused_and_no_folder_is_left(disk: SmallDisk) -> None:
 # ---------------------------------------------------------------------------------------------------------- move_aside
 
 
-def test_what_is_moved_aside_keeps_its_content_and_the_rest_is_not_missed(tmp_path: Path) -> None:
+def test_a_moved_folder_keeps_its_content_and_a_missing_one_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "Pong").mkdir()
     (tmp_path / "Pong" / "weights").write_text("precious")
     (aside,) = move_aside([tmp_path / "Pong", tmp_path / "Breakout", tmp_path / "Pong"])
@@ -122,7 +122,7 @@ def test_if_the_second_cannot_be_moved_the_first_has_its_name_again(tmp_path: Pa
     assert names(tmp_path / "Pong") == ["weights"]
 
 
-def test_if_the_first_cannot_be_moved_back_the_refusal_tells_where_it_is(
+def test_if_the_first_cannot_be_moved_back_the_refusal_says_where_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rename, renamed = Path.rename, []
@@ -150,7 +150,7 @@ def test_a_file_is_replaced_and_nothing_else_remains(tmp_path: Path) -> None:
     assert names(tmp_path) == ["file"]
 
 
-def test_what_cannot_be_written_leaves_the_old_file(disk: SmallDisk) -> None:
+def test_a_failed_write_leaves_the_old_file(disk: SmallDisk) -> None:
     write_whole(disk.path / "file", b"old")
     disk.fill()
     with pytest.raises(OSError, match="No space left"):
@@ -184,7 +184,7 @@ def grown(path: Path, *records: bytes) -> GrowingFile:
     return file
 
 
-def test_a_growing_file_begins_with_its_header_and_goes_on_without_it(tmp_path: Path) -> None:
+def test_a_growing_file_begins_with_its_header_and_continues_without_it(tmp_path: Path) -> None:
     grown(tmp_path / "new" / "file", b"1\n", b"2\n")
     grown(tmp_path / "new" / "file", b"3\n")
     assert (tmp_path / "new" / "file").read_bytes() == b"number\n1\n2\n3\n"
@@ -242,7 +242,7 @@ def test_what_could_not_be_cut_back_is_cut_back_by_the_next_write(
     assert (tmp_path / "file").read_bytes() == b"number\n1\n22\n"
 
 
-def test_a_disk_that_tells_only_on_closing_that_it_is_full_gets_the_record_again_and_once(
+def test_a_disk_that_reports_only_on_closing_that_it_is_full_gets_the_record_again_and_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = grown(tmp_path / "file", b"1\n")
@@ -261,7 +261,7 @@ def test_a_disk_that_tells_only_on_closing_that_it_is_full_gets_the_record_again
     assert (tmp_path / "file").read_bytes() == b"number\n1\n2\n"
 
 
-def test_a_file_that_was_removed_is_begun_again_and_that_is_told(tmp_path: Path) -> None:
+def test_a_file_that_was_removed_is_begun_again_and_that_is_reported(tmp_path: Path) -> None:
     file = GrowingFile(tmp_path / "run" / "file", HEADER)
     assert file.write() is False
     file.path.unlink()

@@ -132,7 +132,7 @@ def test_releasing_twice_or_without_having_it_does_no_harm(pong: Path) -> None:
     assert acquire(pong) == []
 
 
-def test_the_record_tells_who_holds_it(pong: Path) -> None:
+def test_the_record_names_who_holds_it(pong: Path) -> None:
     with held_elsewhere(pong) as holder:
         record = json.loads(record_of(pong).read_text())
         assert (record["host"], record["pid"]) == (os.uname().nodename, holder.pid)
@@ -233,7 +233,7 @@ def test_a_refused_start_leaves_the_folder_as_it_was(pong: Path) -> None:
     assert names(pong.parent) == [".Pong.lock.json"]
 
 
-def test_the_record_of_whoever_took_it_over_is_not_removed(pong: Path) -> None:
+def test_the_record_of_the_new_holder_is_not_removed(pong: Path) -> None:
     model = ModelLock([pong])
     model.acquire(take_over=False)
     other = json.loads(record_of(pong).read_text()) | {"host": "node17"}

@@ -33,7 +33,7 @@ def forged(change: Callable[[dict[str, Any]], Any]) -> bytes:
     return json.dumps(sealed(data)).encode()
 
 
-def test_what_is_encoded_is_decoded_again() -> None:
+def test_an_encoded_manifest_decodes_to_itself() -> None:
     assert manifest.decode_manifest(CONTENT) == MANIFEST
 
 

@@ -68,7 +68,7 @@ def test_progress_has_a_row_per_update_under_the_names_of_the_metrics(tmp_path: 
     assert second["update"] == "2"
 
 
-def test_what_is_not_known_yet_is_an_empty_cell(tmp_path: Path) -> None:
+def test_an_unknown_value_is_an_empty_cell(tmp_path: Path) -> None:
     log_updates(tmp_path, [1])
     assert (tmp_path / "progress.csv").read_text().splitlines()[1] == "1,10,,1.25"
 
@@ -166,7 +166,7 @@ def test_a_line_that_lacks_its_end_is_dropped_rather_than_joined_with_the_next(t
     assert [[row["update"] for row in rows(tmp_path / name)] for name in FILES] == [["1", "2", "4"]] * 2
 
 
-def test_a_run_that_starts_anew_starts_new_files(tmp_path: Path) -> None:
+def test_a_run_that_starts_from_scratch_starts_new_files(tmp_path: Path) -> None:
     log_updates(tmp_path, [1, 2, 3])
     log_updates(tmp_path, [1])
     assert [len(rows(tmp_path / name)) for name in FILES] == [1, 1]
@@ -206,7 +206,7 @@ TAILS = {
 
 
 @pytest.mark.parametrize("kind", TAILS)
-def test_what_is_no_row_is_dropped_and_the_rows_before_and_after_it_are_kept(tmp_path: Path, kind: str) -> None:
+def test_an_invalid_row_is_dropped_and_the_rows_before_and_after_it_are_kept(tmp_path: Path, kind: str) -> None:
     log_updates(tmp_path / "whole", [1, 2, 3, 4])
     for place in (1, 2, 3):
         folder = tmp_path / f"damaged {place}"
@@ -242,7 +242,7 @@ def a_folder(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [wrong_header, only_zeros, a_picture, a_folder])
 @pytest.mark.parametrize("update", [0, 3])
-def test_what_is_no_such_file_at_all_is_moved_aside_with_a_note(tmp_path: Path, damage: object, update: int) -> None:
+def test_a_file_of_another_kind_is_moved_aside_with_a_note(tmp_path: Path, damage: object, update: int) -> None:
     log_updates(tmp_path, [1, 2, 3])
     for name in FILES:
         damage(tmp_path / name)  # type: ignore[operator]
@@ -283,14 +283,14 @@ def test_rows_of_a_version_with_fewer_columns_get_empty_cells(tmp_path: Path, en
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
 
 
-def test_updates_that_the_file_lacks_are_told(tmp_path: Path) -> None:
+def test_updates_that_the_file_lacks_are_reported(tmp_path: Path) -> None:
     log_updates(tmp_path, [1, 2])
     files = CsvFiles(tmp_path, 5)
     files.log(metrics(6), [])
     assert files.notes == [f"{tmp_path / 'progress.csv'} lacks 3 of the 5 updates before the checkpoint"]
 
 
-def test_an_ordinary_resume_has_nothing_to_tell(tmp_path: Path) -> None:
+def test_an_ordinary_resume_has_nothing_to_report(tmp_path: Path) -> None:
     log_updates(tmp_path, [1, 2, 3])
     files = CsvFiles(tmp_path, 2)
     files.log(metrics(3), [])
@@ -376,7 +376,7 @@ def test_a_full_disk_costs_one_warning_and_in_the_end_no_row(disk: SmallDisk) ->
     assert_whole(disk.path / "run", 600)
 
 
-def test_a_second_time_is_told_again(disk: SmallDisk) -> None:
+def test_a_second_time_is_reported_again(disk: SmallDisk) -> None:
     run = Listener(disk.path / "run")
     for updates in (range(1, 100), range(100, 200)):
         disk.fill()
@@ -387,7 +387,7 @@ def test_a_second_time_is_told_again(disk: SmallDisk) -> None:
     assert [line.startswith("WARNING") for line in run.said] == [True, False, True, False]
 
 
-def test_what_never_found_room_is_told_at_the_end(disk: SmallDisk) -> None:
+def test_a_line_that_was_never_written_is_reported_at_the_end(disk: SmallDisk) -> None:
     run = Listener(disk.path / "run")
     disk.fill()
     run.log(range(1, 100))
@@ -463,7 +463,7 @@ def test_the_settings_of_the_last_start_stay_if_new_ones_cannot_be_written(disk:
     assert json.loads((disk.path / "config.json").read_text())["ranks"] == 2
 
 
-def test_notes_about_the_files_are_told_with_the_first_update(tmp_path: Path) -> None:
+def test_notes_about_the_files_are_reported_with_the_first_update(tmp_path: Path) -> None:
     run = Listener(tmp_path, update=2)
     run.log([3, 4])
     assert run.said == [f"{tmp_path / 'progress.csv'} lacks 2 of the 2 updates before the checkpoint"]
@@ -562,7 +562,7 @@ class Recorder:
         self.heard.append("close")
 
 
-def test_several_trackers_all_hear_everything() -> None:
+def test_several_trackers_all_receive_everything() -> None:
     first, second = Recorder(), Recorder()
     both = Trackers([first, second])
     both.say("hello")

@@ -185,7 +185,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
         record(tmp_path / "nowhere" / "step_1", [frame()], 60.0)
 
 
-def test_a_folder_in_the_place_of_the_video_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+def test_a_folder_at_the_path_of_the_video_is_named_and_nothing_is_left(tmp_path: Path) -> None:
     (tmp_path / "step_1.mp4").mkdir()
     with pytest.raises(VideoError, match="Is a directory"):
         record(tmp_path / "step_1", [frame()] * 3, 60.0)

@@ -12,7 +12,7 @@ def rank(number, refusal=None, **settings):
     return Introduction(number, f"host{number}", refusal, settings)
 
 
-def test_ranks_that_are_alike_have_nothing_to_complain_of():
+def test_ranks_that_agree_raise_nothing():
     everyone = [rank(0, learning_rate=0.1), rank(1, learning_rate=0.1)]
     assert refusals(everyone) is None
     assert disagreement(everyone) is None
@@ -24,7 +24,7 @@ def test_the_first_rank_that_differs_is_named_with_every_difference():
     assert text.startswith("rank 2 on host2 was started differently from rank 0 on host0: b 5 instead of 2, c 'x' inst")
 
 
-def test_a_refusal_of_all_ranks_is_told_once_and_without_ranks():
+def test_a_refusal_of_all_ranks_is_reported_once_and_without_ranks():
     assert refusals([rank(0, "num_envs must be at least 1"), rank(1, "num_envs must be at least 1")]) == (
         "num_envs must be at least 1"
     )

@@ -35,7 +35,7 @@ def test_the_hash_is_of_the_values_and_not_of_their_order_in_memory():
     assert _digest(tensor.T) == _digest(tensor.T.contiguous())
 
 
-def test_a_rank_alone_has_nothing_to_compare():
+def test_a_single_rank_has_nothing_to_compare():
     compare_replicas({"w": torch.ones(2)}, Alone(), ["a"])
 
 

@@ -32,7 +32,7 @@ def test_milliseconds_do_not_matter():
     assert warnings([[0.01, 0.01, 0.1]] * 5) == [None] * 5
 
 
-def test_a_rank_alone_waits_for_nobody():
+def test_a_single_rank_never_waits():
     assert warnings([[9.0]] * 5, hosts=("a",)) == [None] * 5
 
 

@@ -112,7 +112,7 @@ def test_it_is_done_on_linux_only(
     assert leave_out_blended_colours() is is_done
 
 
-def test_where_nothing_was_compiled_roms_load_as_ever(monkeypatch: pytest.MonkeyPatch, not_imported_yet: None) -> None:
+def test_without_compiled_code_roms_load_as_usual(monkeypatch: pytest.MonkeyPatch, not_imported_yet: None) -> None:
     found(monkeypatch, None)
     assert not leave_out_blended_colours()
 

@@ -265,7 +265,7 @@ def script() -> ModuleType:
 @pytest.mark.parametrize(
     ("rom", "verdict"), [("kaboom", "goes on with FIRE"), ("breakout", "goes on"), ("adventure", "no event")]
 )
-def test_the_check_tells_what_a_game_does(script: ModuleType, rom: str, verdict: str) -> None:
+def test_the_check_reports_what_a_game_does(script: ModuleType, rom: str, verdict: str) -> None:
     row = script.check(rom, "nothing done", script.Options(steps=800))
     assert (row.verdict, row.waits_in_vain) == (verdict, False)
 

@@ -151,7 +151,7 @@ def test_noop_max_zero_means_no_noops() -> None:
     assert frames_before_play(noop_max=0, num_games=2) == [0, 0]
 
 
-def test_noops_are_drawn_anew_for_every_environment() -> None:
+def test_noops_are_drawn_separately_for_every_environment() -> None:
     assert frames_before_play(noop_max=30, num_games=5, index=0) != frames_before_play(
         noop_max=30, num_games=5, index=1
     )
@@ -485,7 +485,7 @@ def assert_same_state(first: dict[str, NDArray], second: dict[str, NDArray]) -> 
 
 @pytest.mark.parametrize("sticky_actions", [0.0, 0.25])
 @pytest.mark.parametrize("rom", ["pong", "breakout", "seaquest", "qbert", "tetris"])
-def test_a_fresh_block_goes_on_from_a_state_bit_for_bit(rom: str, sticky_actions: float) -> None:
+def test_a_fresh_block_continues_from_a_state_bit_for_bit(rom: str, sticky_actions: float) -> None:
     actions = random_actions(rom, 357)
     original = play_until(one_game(rom, sticky_actions=sticky_actions), actions[:237])
     fresh = one_game(rom, sticky_actions=sticky_actions)
@@ -494,7 +494,7 @@ def test_a_fresh_block_goes_on_from_a_state_bit_for_bit(rom: str, sticky_actions
 
 
 @pytest.mark.parametrize(("saved_at", "sticky_actions"), [(95, 0.25), (210, 0.0)])
-def test_berzerk_goes_on_exactly_from_a_saved_state(saved_at: int, sticky_actions: float) -> None:
+def test_berzerk_continues_exactly_from_a_saved_state(saved_at: int, sticky_actions: float) -> None:
     actions = random_actions("berzerk", 400)
     original = play_until(one_game("berzerk", sticky_actions=sticky_actions), actions[:saved_at])
     fresh = one_game("berzerk", sticky_actions=sticky_actions)
@@ -504,7 +504,7 @@ def test_berzerk_goes_on_exactly_from_a_saved_state(saved_at: int, sticky_action
 
 # The start of these games depends on the RAM that the last game left behind.
 @pytest.mark.parametrize("rom", ["crossbow", "haunted_house", "yars_revenge"])
-def test_a_game_that_begins_with_what_the_last_one_left_in_ram_goes_on_exactly(rom: str) -> None:
+def test_a_game_that_begins_with_what_the_last_one_left_in_ram_continues_exactly(rom: str) -> None:
     actions = random_actions(rom, 160)
     original = play_until(one_game(rom, max_frames=250), actions[:100])
     assert original._games[0].episode > 0
@@ -514,7 +514,7 @@ def test_a_game_that_begins_with_what_the_last_one_left_in_ram_goes_on_exactly(r
 
 
 # Tic-Tac-Toe 3D computes for longer than a frame, so the chip draws only a part of it. ALE cannot copy that.
-def test_a_game_that_is_saved_while_a_frame_is_half_drawn_goes_on_exactly() -> None:
+def test_a_game_that_is_saved_while_a_frame_is_half_drawn_continues_exactly() -> None:
     actions = random_actions("tic_tac_toe_3d", 60)
     original = play_until(one_game("tic_tac_toe_3d"), actions[:31])
     fresh = one_game("tic_tac_toe_3d")
@@ -556,7 +556,7 @@ for action, expected in zip(actions, observations, strict=True):
 """
 
 
-def test_another_process_goes_on_exactly(tmp_path: Path) -> None:
+def test_another_process_continues_exactly(tmp_path: Path) -> None:
     actions = random_actions("berzerk", 150)
     original = play_until(one_game("berzerk", sticky_actions=0.25), actions[:90])
     state = original.get_states()[0]
@@ -634,7 +634,7 @@ def test_taking_a_state_does_not_disturb_the_game(rom: str) -> None:
         np.testing.assert_array_equal(envs.observations[0], undisturbed[step + 1])
 
 
-def test_a_frame_listener_is_not_shown_a_game_that_is_played_again() -> None:
+def test_a_frame_listener_is_not_called_during_a_replay() -> None:
     frames: list[NDArray[np.uint8]] = []
     original = play_until(one_game("pong"), random_actions("pong", 20))
     envs = AtariEnvironments("pong", AtariSettings(), indices=range(3, 4), seed=1, on_frame=frames.append)
@@ -671,7 +671,7 @@ def test_the_state_of_another_environment_is_noticed() -> None:
     assert one_short_game("pong", index=7).set_states([state_of("pong")]) == [7]
 
 
-def test_what_is_not_exact_begins_the_next_game_and_can_be_saved_again() -> None:
+def test_an_inexact_game_begins_the_next_game_and_can_be_saved_again() -> None:
     state = state_of("pong")
     envs, fresh = one_short_game("pong"), one_short_game("pong")
     assert envs.set_states([{**state, "digest": state["digest"] ^ 1}]) == [0]
@@ -682,7 +682,7 @@ def test_what_is_not_exact_begins_the_next_game_and_can_be_saved_again() -> None
     assert_go_on_alike(envs, fresh, random_actions("pong", 30))
 
 
-def test_actions_that_go_on_over_the_end_of_a_game_are_not_exact() -> None:
+def test_actions_that_continue_past_the_end_of_a_game_are_not_exact() -> None:
     envs = one_short_game("breakout")
     assert envs.set_states([{**state_of("breakout"), "actions": np.ones(59, np.uint8)}]) == [0]
     assert envs._games[0].episode_length == 0

@@ -96,7 +96,7 @@ def test_a_game_that_is_over_in_the_last_step_is_not_cut() -> None:
     assert (happened["terminated"], happened["truncated"]) == (1, 0)
 
 
-def test_what_ale_tells_of_the_game_after_one_that_is_over_neither_cuts_it_nor_loses_a_life() -> None:
+def test_what_ale_reports_about_the_game_after_one_that_is_over_neither_cuts_it_nor_loses_a_life() -> None:
     class Over:
         def recv(self) -> StepResult:
             screens = np.zeros((1, 1, 84, 84), np.uint8)
@@ -354,7 +354,7 @@ def untouched(request: pytest.FixtureRequest) -> Environments:
     ],
     ids=str,
 )
-def test_what_is_no_state_is_refused_naming_its_environment_before_any_is_touched(
+def test_an_invalid_state_is_refused_by_environment_before_any_is_touched(
     untouched: Environments, state: dict[str, NDArray]
 ) -> None:
     before, number = untouched.observations.copy(), untouched.get_states()[0]
