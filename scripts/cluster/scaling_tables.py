@@ -122,9 +122,7 @@ def sums_table(measured: dict[str, Any]) -> str:
     for pair in measured["two_hosts"]:
         tcp = f"{pair['cable']['round_trip_ms']:.2f} ms, {pair['cable']['gigabits_per_second']:.2f} Gbit/s"
         jobs += [{"ranks": job["ranks"], "cable": cable(pair), "job": job, "tcp": tcp} for job in pair["sums"]]
-    timed = [timing["way"] for entry in jobs for timing in entry["job"]["timings"]]
-    # Those of today first; what was measured may have had others.
-    ways = [way for way in dict.fromkeys([*time_gradient_sums.WAYS, *timed]) if way in timed]
+    ways = ways_timed([entry["job"] for entry in jobs])
     rows = []
     for entry in jobs:
         for network in ("small", "large"):
@@ -136,16 +134,22 @@ def sums_table(measured: dict[str, Any]) -> str:
 
 
 def overlap_table(measured: dict[str, Any]) -> str:
-    """Return what a sum adds to a gradient step, after it and in buckets during it."""
+    """Return the milliseconds that each way to sum adds to a gradient step of one rank on each of two hosts."""
+    jobs = [next(job for job in pair["sums"] if job["ranks"] == 2) for pair in measured["two_hosts"]]
+    ways = ways_timed(jobs)
     rows = []
-    for pair in measured["two_hosts"]:
-        job = next(job for job in pair["sums"] if job["ranks"] == 2)
+    for pair, job in zip(measured["two_hosts"], jobs, strict=True):
         for network in ("small", "large"):
             timings = {t["way"]: t for t in job["timings"] if t["network"] == network}
-            added = [f"{timings[way]['step_ms'] - timings[way]['compute_ms']:.1f}" for way in ("flat", "2 buckets")]
+            added = [f"{timings[way]['step_ms'] - timings[way]['compute_ms']:.1f}" for way in ways]
             rows.append([cable(pair), network, f"{timings['flat']['compute_ms']:.1f}", *added])
-    header = ["cable", "network", "forward and backward, ms", "after it, ms more", "in 2 buckets, ms more"]
-    return markdown(header, rows)
+    return markdown(["cable", "network", "forward and backward", *ways], rows)
+
+
+def ways_timed(jobs: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the ways to sum that jobs timed, today's first: a measurement may have ways that no longer exist."""
+    timed = {timing["way"]: None for job in jobs for timing in job["timings"]}
+    return [way for way in dict.fromkeys([*time_gradient_sums.WAYS, *timed]) if way in timed]
 
 
 def one_host_table(measured: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import fields
 
 import pytest
 
@@ -20,7 +21,7 @@ from scripts.cluster.cost_model import (
     on_the_wire_ms,
 )
 from scripts.cluster.scaling_tables import DOCUMENT, MEASURED, SETTINGS, replaced, tables
-from scripts.cluster.time_gradient_sums import ways_for
+from scripts.cluster.time_gradient_sums import Timing, ways_for
 
 NETWORKS = [Network(0.05, 8.0), Network(1.1, 5.0), Network(0.2, 0.95), Network(1.1, 0.95)]
 WORK = Work(
@@ -135,3 +136,19 @@ def test_the_ways_that_are_timed_are_those_that_such_a_job_has(ranks, hosts, in_
     ways = ways_for(ranks, hosts)
     assert [way for way in ways if way.startswith("shared")] == in_memory
     assert len(ways) == 4 + len(in_memory)
+
+
+def test_a_measurement_of_today_s_ways_fills_every_table():
+    measured = json.loads(MEASURED.read_text())
+    jobs = [job for part in (*measured["one_host"], *measured["two_hosts"]) for job in part["sums"]]
+    for job in jobs:
+        today = ways_for(job["ranks"], job["hosts"])
+        job["timings"] = [timing for timing in job["timings"] if timing["way"] in today]
+        assert {timing["way"] for timing in job["timings"]} == set(today)
+        assert all(set(timing) == {field.name for field in fields(Timing)} for timing in job["timings"])
+    models = {update["preset"]: fit(measured, update["preset"]) for update in measured["one_host"][0]["updates"]}
+    filled = tables(measured, models)
+    assert "2 buckets" not in "".join(filled.values())
+    assert filled["overlap"].splitlines()[0] == (
+        "| cable | network | forward and backward | flat | hierarchical | flat, bfloat16 | hierarchical, bfloat16 |"
+    )
