@@ -13,6 +13,8 @@ from ppo.settings import require, setting
 _MOST_FRAMES = 2**40
 _MOST_CHARACTERS = 10_000
 
+ChannelAxis = Literal["auto", "first", "last"]
+
 
 @dataclass(frozen=True)
 class WorldSettings:
@@ -52,6 +54,8 @@ class GymnasiumSettings(WorldSettings):
 
     env_kwargs: str = "{}"
     """Arguments of the environment's constructor as JSON, as '{"continuous": true}'. Not for Atari."""
+    channel_axis: ChannelAxis = "auto"
+    """Axis of an image's channels; auto is the smaller of both, last if they are equal. Not for Atari."""
 
     def check(self) -> None:
         """Refuse constructor arguments that are no JSON object."""

@@ -24,7 +24,7 @@ from ppo.envs.making import Environment, cause, make_environment
 from ppo.envs.observations import ObservationConverter
 from ppo.envs.own_worlds import register_own_worlds
 from ppo.envs.processes import ProcessEnvironments
-from ppo.families import GymnasiumSettings, WorldSettings
+from ppo.families import ChannelAxis, GymnasiumSettings, WorldSettings
 from ppo.random_streams import Purpose, derived_seed
 from ppo.settings import Refusal
 
@@ -44,7 +44,9 @@ class GymnasiumEnvironments(Block):
     """Ends the message that says that an environment cannot be drawn."""
 
     @classmethod
-    def check(cls, env_name: str, env_kwargs: Mapping[str, Any] = MappingProxyType({})) -> Spaces:
+    def check(
+        cls, env_name: str, env_kwargs: Mapping[str, Any] = MappingProxyType({}), channel_axis: ChannelAxis = "auto"
+    ) -> Spaces:
         """Make one environment to see what it is.
 
         Raises:
@@ -52,9 +54,8 @@ class GymnasiumEnvironments(Block):
         """
         env = cls.make_env(env_name, env_kwargs)
         try:
-            converter = _converter(env_name, env)
-            text = ", ".join(converter.left_out)
-            notes = (f"{env_name}: the text of its observations is left out: {text}",) if text else ()
+            converter = _converter(env_name, env, channel_axis)
+            notes = tuple(f"{env_name}: {note}" for note in converter.notes)
             return Spaces(converter.space, _action_space(env_name, env), notes)
         finally:
             env.close()
@@ -71,6 +72,7 @@ class GymnasiumEnvironments(Block):
         indices: range,
         seed: int,
         env_kwargs: Mapping[str, Any] = MappingProxyType({}),
+        channel_axis: ChannelAxis = "auto",
         on_frame: FrameListener | None = None,
         arrays: StepArrays | None = None,
     ) -> None:
@@ -81,6 +83,7 @@ class GymnasiumEnvironments(Block):
             indices: global indices of the block, the addresses of its random numbers.
             seed: seed of the job.
             env_kwargs: arguments for the constructor of the environment.
+            channel_axis: where images have their channels.
             on_frame: receives every frame that the first environment draws after a step.
             arrays: receives the results of steps, if it is given.
 
@@ -94,7 +97,7 @@ class GymnasiumEnvironments(Block):
             self._envs[0].close()
             self._envs[0] = self.make_env(env_name, env_kwargs, render_mode)
         self._step_one = [env.step for env in self._envs]
-        self._converter = _converter(env_name, self._envs[0])
+        self._converter = _converter(env_name, self._envs[0], channel_axis)
         shown, actions = self._converter.space, _action_space(env_name, self._envs[0])
         super().__init__(
             StepArrays.empty(len(indices), shown.shape, shown.dtype) if arrays is None else arrays,
@@ -290,7 +293,7 @@ class GymnasiumWorld:
     def check(self, env_name: str, world: WorldSettings) -> Spaces:
         """Refuse an id that cannot be made here or whose spaces cannot be served, and return its spaces."""
         register_own_worlds()
-        return self._block.check(env_name, _kwargs(world))
+        return self._block.check(env_name, **_arguments(world))
 
     def make_block(
         self,
@@ -306,13 +309,11 @@ class GymnasiumWorld:
         """Make a block of environments in this process, or shared out among others."""
         register_own_worlds()
         if engine.name == "processes":
-            spaces = self._block.check(env_name, _kwargs(world))
+            spaces = self.check(env_name, world)
             return ProcessEnvironments(
                 env_name, world, spaces, indices=indices, seed=seed, num_processes=engine.workers
             )
-        return self._block(
-            env_name, indices=indices, seed=seed, env_kwargs=_kwargs(world), on_frame=on_frame, arrays=arrays
-        )
+        return self._block(env_name, indices=indices, seed=seed, on_frame=on_frame, arrays=arrays, **_arguments(world))
 
     def same_world(self, first: str, second: str) -> bool:
         """Return whether two ids are the same: each names a world of its own."""
@@ -323,15 +324,15 @@ class GymnasiumWorld:
         return {}
 
 
-def _kwargs(world: WorldSettings) -> Mapping[str, Any]:
+def _arguments(world: WorldSettings) -> dict[str, Any]:
+    """Return the arguments of a block, and of its check, that the settings hold."""
     assert isinstance(world, GymnasiumSettings)
-    kwargs: dict[str, Any] = json.loads(world.env_kwargs)
-    return kwargs
+    return {"env_kwargs": json.loads(world.env_kwargs), "channel_axis": world.channel_axis}
 
 
-def _converter(env_name: str, env: Environment) -> ObservationConverter:
+def _converter(env_name: str, env: Environment, channel_axis: ChannelAxis) -> ObservationConverter:
     try:
-        return ObservationConverter(env.observation_space)
+        return ObservationConverter(env.observation_space, channel_axis)
     except ValueError as error:
         raise Refusal(f"env_name {env_name!r} cannot be served: {error}") from error
 

@@ -1,6 +1,7 @@
 """What an environment shows, as arrays: images stay images, everything else becomes a vector of float32.
 
-An image is a uint8 Box of two or three axes; its channels are the smaller outer axis, the last if both are equal.
+An image is a uint8 Box of two or three axes. By default its channels are the smaller outer axis, the last if both are
+equal; small images of many channels need `channel_axis`.
 Vectors are those of `gymnasium.spaces.utils.flatten`: boxes are flattened, discrete values are one-hot, and the parts
 of a Dict or Tuple stand one after the other. Text among those parts is left out.
 """
@@ -15,11 +16,15 @@ from gymnasium.spaces import Box, Space
 from gymnasium.spaces.utils import flatdim, flatten, flatten_space
 from numpy.typing import NDArray
 
+from ppo.families import ChannelAxis
+
 Writer = Callable[[Any, NDArray[Any]], None]
 Path = tuple[Any, ...]
 
 # A first layer of 64 units has 4 GiB of weights then. One-hot vectors of hashes would be far longer.
 _MOST_ENTRIES = 2**24
+# Grey, colours with opacity, or four stacked greys. More may be the height of a small image with channels last.
+_USUAL_CHANNELS = 4
 
 
 class ObservationConverter:
@@ -29,18 +34,21 @@ class ObservationConverter:
     """Of what is written: uint8 images (C, H, W) or float32 vectors."""
     convert: Writer
     """Takes an observation and the array to write it to; raises ValueError if the observation is not of the space."""
-    left_out: tuple[str, ...] = ()
-    """Where in the observation there is text, e.g. "mission"."""
+    notes: tuple[str, ...] = ()
+    """What a user should know of the conversion: text that is left out, or channels that were guessed."""
 
-    def __init__(self, space: Space[Any]) -> None:
-        """Prepare for observations of a space.
+    def __init__(self, space: Space[Any], channel_axis: ChannelAxis = "auto") -> None:
+        """Prepare for observations of a space; `channel_axis` concerns images of three axes.
 
         Raises:
             ValueError: they do not become images or vectors of a fixed length above 0.
         """
         if is_image(space):
             assert space.shape is not None
-            self.space, self.convert = _image_space(space.shape), _image_writer(space.shape)
+            is_last = len(space.shape) == 3 and _channels_are_last(space.shape, channel_axis)
+            self.space, self.convert = _image_space(space.shape, is_last), _image_writer(space.shape, is_last)
+            if channel_axis == "auto" and self.space.shape[0] > _USUAL_CHANNELS:
+                self.notes = (_guess(self.space.shape, space.shape, is_last),)
             return
         lows, highs, writers, left_out, length = [], [], [], [], 0
         for path, leaf in leaves(space):
@@ -56,7 +64,9 @@ class ObservationConverter:
             raise ValueError(f"observations of {space} hold no numbers")
         with np.errstate(over="ignore"):  # bounds beyond float32 become infinite
             low, high = (np.concatenate(bounds).astype(np.float32) for bounds in (lows, highs))
-        self.space, self.left_out = Box(low, high, dtype=np.float32), tuple(left_out)
+        self.space = Box(low, high, dtype=np.float32)
+        if left_out:
+            self.notes = (f"the text of its observations is left out: {', '.join(left_out)}",)
         self.convert = writers[0][1] if not writers[0][0] else _composite_writer(writers)
 
 
@@ -65,26 +75,33 @@ def is_image(space: Space[Any]) -> bool:
     return isinstance(space, Box) and space.dtype == np.uint8 and len(space.shape) in (2, 3)
 
 
-def _image_space(shape: tuple[int, ...]) -> Box:
+def _image_space(shape: tuple[int, ...], is_last: bool) -> Box:
     if len(shape) == 2:
         shape = (1, *shape)
-    elif _channels_are_last(shape):
+    elif is_last:
         shape = (shape[2], *shape[:2])
     return Box(0, 255, shape, np.uint8)
 
 
-def _image_writer(shape: tuple[int, ...]) -> Writer:
-    last = len(shape) == 3 and _channels_are_last(shape)
-
+def _image_writer(shape: tuple[int, ...], is_last: bool) -> Writer:
     def write(observation: Any, out: NDArray[Any]) -> None:
         image = _shaped(observation, shape)
-        out[...] = image.transpose(2, 0, 1) if last else image
+        out[...] = image.transpose(2, 0, 1) if is_last else image
 
     return write
 
 
-def _channels_are_last(shape: tuple[int, ...]) -> bool:
-    return shape[2] <= shape[0]
+def _channels_are_last(shape: tuple[int, ...], channel_axis: ChannelAxis) -> bool:
+    return shape[2] <= shape[0] if channel_axis == "auto" else channel_axis == "last"
+
+
+def _guess(image: tuple[int, ...], shape: tuple[int, ...], is_last: bool) -> str:
+    channels, height, width = image
+    other = "first" if is_last else "last"
+    return (
+        f"observations {shape} are taken as {channels} channels of {height}x{width} pixels; "
+        f"if the channels are the {other} axis, set --channel_axis={other}"
+    )
 
 
 def leaves(space: Space[Any], path: Path = ()) -> Iterator[tuple[Path, Space[Any]]]:

@@ -16,9 +16,10 @@ from ppo.config import Refusal
 from ppo.envs import action_log
 from ppo.envs.arrays import StepArrays
 from ppo.envs.box2d import Box2DEnvironments
-from ppo.envs.gymnasium import GymnasiumEnvironments
+from ppo.envs.gymnasium import WORLD, GymnasiumEnvironments
 from ppo.envs.mujoco import MujocoEnvironments
 from ppo.envs.own_worlds import register_own_worlds
+from ppo.families import GymnasiumSettings
 from ppo.random_streams import Purpose, derived_seed
 
 CART_POLE = "CartPole-v1"
@@ -236,6 +237,13 @@ def test_mixed_observations_become_one_vector_without_the_text(register: Callabl
     assert world.observation_space.shape == (6 + 3 + 5 + 4 + 2 + 12,)
     assert world.observation_space.dtype == np.float32
     assert world.notes == ("Registered-v0: the text of its observations is left out: nested/1/name",)
+
+
+def test_a_block_has_the_channel_axis_of_its_settings(register: Callable[..., str]) -> None:
+    env_name = register(Pictures)
+    settings = GymnasiumSettings(env_kwargs='{"shape": [7, 7, 20]}', channel_axis="last")
+    envs = WORLD.make_block(env_name, settings, indices=range(1), seed=0)
+    assert WORLD.check(env_name, settings).observation_space.shape == (20, 7, 7) == envs.reset()[0].shape[1:]
 
 
 class Pictures(gymnasium.Env[NDArray[np.uint8], int]):

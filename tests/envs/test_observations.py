@@ -88,10 +88,30 @@ def test_images_are_channel_first_and_their_channels_the_smaller_outer_axis(shap
         np.testing.assert_array_equal(out, image)
 
 
+@pytest.mark.parametrize("shape", [(7, 7, 20), (7, 9, 7), (20, 7, 7)])
+@pytest.mark.parametrize("axis", ["first", "last"])
+def test_the_channel_axis_can_be_set_where_the_shape_is_ambiguous(shape, axis) -> None:
+    converter = ObservationConverter(Box(0, 255, shape, np.uint8), axis)
+    image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    expected = image if axis == "first" else np.moveaxis(image, 2, 0)
+    out = np.empty(converter.space.shape, np.uint8)
+    converter.convert(image, out)
+    np.testing.assert_array_equal(out, expected)
+    assert converter.notes == ()
+
+
+def test_guessed_channels_that_are_unusual_are_named_with_the_flag() -> None:
+    assert ObservationConverter(Box(0, 255, (64, 64, 3), np.uint8)).notes == ()
+    assert ObservationConverter(Box(0, 255, (7, 7, 20), np.uint8)).notes == (
+        "observations (7, 7, 20) are taken as 7 channels of 7x20 pixels; "
+        "if the channels are the last axis, set --channel_axis=last",
+    )
+
+
 def test_text_among_the_parts_is_left_out_and_named() -> None:
     space = Dict({"mission": Text(9), "x": Discrete(2), "deep": Tuple((Dict({"name": Text(3)}), MultiBinary(2)))})
     converter = ObservationConverter(space)
-    assert set(converter.left_out) == {"mission", "deep/0/name"}
+    assert converter.notes == ("the text of its observations is left out: deep/0/name, mission",)
     observation = {"mission": "go", "x": 1, "deep": ({"name": "a"}, np.array([1, 0], np.int8))}
     np.testing.assert_array_equal(convert(space, observation), [1, 0, 0, 1])
 
