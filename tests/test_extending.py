@@ -60,7 +60,7 @@ def recipe_of(section: str) -> Recipe:
 
 
 SECTIONS = {section.splitlines()[0]: section for section in PAGE.split("\n## ")[1:]}
-LOSS = SECTIONS.pop("Another loss")
+LOSS, TOUCHED = SECTIONS.pop("Another loss"), SECTIONS.pop("What each change touches")
 RECIPES = [recipe_of(section) for section in SECTIONS.values()]
 WORLD, NETWORK, DISTRIBUTION = RECIPES
 BY_TITLE = pytest.mark.parametrize("recipe", RECIPES, ids=[recipe.title for recipe in RECIPES])
@@ -134,6 +134,13 @@ def test_a_recipe_reaches_what_the_page_lets_expect(recipe: Recipe, return_mean:
     assert job.returncode == 0, job.stderr
     job = run_ppo(folder, *recipe.evaluate)
     assert json.loads(job.stdout.splitlines()[-1])["return_mean"] > return_mean
+
+
+def test_the_files_that_a_change_touches_today_exist():
+    today = [row.split(" | ")[2] for row in TOUCHED.splitlines() if row.startswith("| a")]
+    named = [name for cell in today for name in re.findall(r"`(\S+\.py)`", cell)]
+    assert len(today) == 5 and len(named) == 5
+    assert [name for name in named if not (Path(families.__file__).parent / name).exists()] == []
 
 
 # --- a world ---------------------------------------------------------------------------------------------------------
@@ -332,7 +339,7 @@ def test_a_run_with_code_from_outside_does_not_continue_without_it(recipe: Recip
         ("--network=layer_norm:Missing", "network must name a class that can be imported, got 'layer_norm:Missing'"),
         ("--network=math:pi", "network must name a subclass of Module, got 'math:pi'"),
         ("--network=torch.nn:Identity", "network must have num_features, the length of its features; torch.nn:Ident"),
-        ("--network=refused:Dropout", "network must act as it learns: Dropout (actor.1) would not; leave it out"),
+        ("--network=refused:Dropout", "network must act as it learns: Dropout (actor.1) is random; leave it out"),
         ("--network=refused:Fixed", "network must have no parameters without a gradient, got actor.weight"),
         ("--network=refused:Large", "network must fit the observations: refused:Large needs images"),
         ("--policy=torch.nn:Identity", "policy must name a subclass of ActionDistribution, got 'torch.nn:Identity'"),

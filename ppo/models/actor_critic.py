@@ -17,11 +17,10 @@ from ppo.config import ModelSettings
 from ppo.models.distributions import ActionDistribution, Composite, Gaussian, make_distribution
 from ppo.models.encoders import ENCODERS, Encoder, PixelConv2d, orthogonal
 from ppo.models.inputs import InputStatistics, PixelStatistics, VectorStatistics
+from ppo.models.repeatable import find_unrepeatable
 from ppo.settings import Refusal, did_you_mean
 
 _IMAGE_NETWORKS = {"small": "a3c", "large": "nature", "impala": "impala"}
-# Their state would change while they act, or differ between acting and learning.
-_REFUSED_LAYERS = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
 
 Space = gymnasium.Space[Any]
 
@@ -147,7 +146,8 @@ def build_model(
         model = ActorCritic(distribution, inputs, actor, critic, actor.num_features, used)
         if settings.initialization == "default":
             _initialise_as_torch_does(model)
-    _refuse_layers(model)
+    if ":" in settings.network + settings.policy:
+        _refuse_modules(model, observation_space)
     return model
 
 
@@ -213,13 +213,18 @@ def _imported(setting: str, name: str, base: type) -> Any:
     return found
 
 
-def _refuse_layers(model: ActorCritic) -> None:
-    for name, module in model.named_modules():
-        if isinstance(module, _REFUSED_LAYERS):
-            raise Refusal(f"network must act as it learns: {type(module).__name__} ({name}) would not; leave it out")
+def _refuse_modules(model: ActorCritic, space: gymnasium.spaces.Box) -> None:
+    """Refuse modules from outside that cannot be learnt, or act otherwise than they learn."""
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             raise Refusal(f"network must have no parameters without a gradient, got {name}; make it a buffer")
+    with _one_thread():
+        found = find_unrepeatable(model, space)
+    if found:
+        name, reason = found
+        setting = "policy" if name.startswith("policy_head") else "network"
+        kind = type(model.get_submodule(name)).__name__
+        raise Refusal(f"{setting} must act as it learns: {kind} ({name}) {reason}; leave it out")
 
 
 def _initialise_as_torch_does(model: ActorCritic) -> None:

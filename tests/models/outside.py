@@ -38,30 +38,8 @@ class _With(MLP):
         self.append(self.make_extra())
 
 
-class WithDropout(_With):
-    make_extra = nn.Dropout
-
-
-class WithDropout2d(_With):
-    make_extra = nn.Dropout2d
-
-
-class WithAlphaDropout(_With):
-    make_extra = nn.AlphaDropout
-
-
-class WithBatchNorm(_With):
-    @staticmethod
-    def make_extra():
-        return nn.BatchNorm1d(64)
-
-
-class WithLayerNorm(_With):
-    """Acts as it learns."""
-
-    @staticmethod
-    def make_extra():
-        return nn.LayerNorm(64)
+class WithRReLU(_With):
+    make_extra = nn.RReLU
 
 
 class WithFrozenWeight(_With):
@@ -117,3 +95,10 @@ class Greedy(Categorical):
 
     def sample(self, outputs, noise):
         return super().sample(3.0 * outputs, noise)
+
+
+class WithDropoutInItsHead(Categorical):
+    name = "with_dropout"
+
+    def head(self, num_features):
+        return nn.Sequential(nn.Dropout(0.1), super().head(num_features))
