@@ -98,7 +98,8 @@ class Options:
     evaluation_seconds: float = 60.0
     """Seconds of processor time after which an evaluation is ended: some worlds have no time limit."""
     output: Path | None = None
-    """Write the table to this .md and all rows to the .csv beside it."""
+    """Write the table to this .md, and every row at once to the .csv beside it. Ids that passed according to that
+    file are not tried again, so the same command resumes where it was stopped."""
 
 
 @dataclass(frozen=True)
@@ -426,12 +427,21 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Write all rows as CSV."""
+def read_rows(path: Path) -> dict[str, Row]:
+    """Return the rows of a CSV file by id; none if the file does not exist."""
+    if not path.exists():
+        return {}
+    with path.open(newline="") as file:
+        rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    return {row["env_name"]: Row(**{**row, "cpu_seconds": float(row["cpu_seconds"])}) for row in rows}
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write a CSV file."""
     with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([field.name for field in dataclasses.fields(Row)])
-        writer.writerows(dataclasses.astuple(replace(row, cpu_seconds=round(row.cpu_seconds, 2))) for row in rows)
+        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**dataclasses.asdict(row), "cpu_seconds": round(row.cpu_seconds, 2)} for row in rows)
 
 
 def check() -> int:
@@ -439,14 +449,18 @@ def check() -> int:
     warnings.simplefilter("ignore")
     options = tyro.cli(Options, description=__doc__)
     env_names = list(options.ids) or all_ids(options.packages)[:: options.every]
-    rows = []
-    for row in try_all(env_names, options):
-        rows.append(row)
-        print(f"{len(rows)}/{len(env_names)} {row.env_name}: {row.outcome}; {row.message}"[:300], flush=True)
+    csv_file = options.output.with_suffix(".csv") if options.output else None
+    known = read_rows(csv_file) if csv_file else {}
+    missing = [env_name for env_name in env_names if env_name not in known or known[env_name].outcome == FAILED]
+    for number, row in enumerate(try_all(missing, options), start=1):
+        known[row.env_name] = row
+        print(f"{number}/{len(missing)} {row.env_name}: {row.outcome}; {row.message}"[:300], flush=True)
+        if csv_file:
+            write_rows(csv_file, known.values())
+    rows = [known[env_name] for env_name in env_names]
     print(summary(rows))
     if options.output:
         options.output.write_text(table(rows))
-        write_rows(options.output.with_suffix(".csv"), rows)
     return int(any(row.outcome == FAILED for row in rows))
 
 
