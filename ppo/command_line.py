@@ -6,14 +6,47 @@ import io
 import re
 import typing
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 import tyro
 
 from ppo.config import Config, PPOSettings, RunSettings, section_types
 from ppo.families import FAMILIES, Family, family_of
+from ppo.foreign_flags import FOREIGN_FLAGS
 from ppo.presets import PRESETS, for_environments, preset_of
 from ppo.settings import Refusal, did_you_mean
+from ppo.versions import version_of
+
+_COMMON: Mapping[str, str] = {
+    "env_name": "the world: any Gymnasium id, such as HalfCheetah-v5",
+    "mode": "train, play (watch), record (make a video) or evaluate (score 100 games)",
+    "env_steps": "how long to train, in agent steps over all environments; 2e6 will do",
+    "rng_seed": "seed of every random number",
+    "model_name": "name of the run's folders; by default the world's",
+    "preset": "named settings to start from; by default the world's own",
+    "num_envs": "environments of the whole job, shared out over the ranks",
+    "learning_rate": "Adam's step size at the start",
+    "fresh": "begin anew instead of resuming; the earlier run is moved aside",
+    "checkpoint": "which checkpoint to play: best, latest or a number of steps",
+    "act": "which action is played: saved, mean, mode or sample",
+    "episodes": "games to play, record or evaluate",
+}
+"""The settings of the short help."""
+_SHORT_HELP = """\
+usage: python -m ppo [--env_name=ID] [--mode=train|play|record|evaluate] [flags]
+
+Train, watch and record agents with PPO. A run that is started again goes on where it was.
+
+  mpirun -np 2 python -m ppo --env_name=PongNoFrameskip-v4     train on two ranks
+  python -m ppo --env_name=CartPole-v1 --mode=play             watch the agent
+  python -m ppo --env_name=CartPole-v1 --mode=evaluate         score 100 games, as JSON
+
+{flags}
+  --help_all           every setting, with its default for this --env_name and --preset
+  --version            the version of this program
+"""
+_SHORT_NUMBER = re.compile(r"\d{1,20}(\.\d{1,20})?[eE]\+?\d{1,2}")
 
 
 def setting_types() -> dict[str, Any]:
@@ -35,21 +68,26 @@ def explicit_settings(arguments: Sequence[str]) -> set[str]:
 def parse_command_line(arguments: Sequence[str], *, speak: bool = True) -> Config:
     """Turn flags into a validated Config whose defaults come from the chosen preset, scaled to `--num_envs`.
 
-    With `speak=False` (every rank but the first) --help prints nothing.
+    With `speak=False` (every rank but the first) --help, --help_all and --version print nothing.
 
     Raises:
-        SystemExit: with code 0, after --help.
+        SystemExit: with code 0, after one of these.
         Refusal: from tyro or `Config.validate`, or an unknown setting or preset.
     """
     arguments = _replace_old_names(arguments)
     explicit = explicit_settings(arguments)
     _refuse_unknown_flags(explicit)
-    arguments = _spell_out_booleans(arguments)
+    arguments = _spell_out_numbers(_spell_out_booleans(arguments))
     chosen = _peek(arguments, ("env_name", "preset", "mode", "num_envs", "rollout_steps"))
     env_name = chosen.get("env_name", RunSettings.env_name)
     family = family_of(env_name)
     _refuse_flags_of_other_families(explicit, family, env_name)
     defaults = _defaults(chosen, family, env_name, explicit)
+    if explicit & {"version", "help"} or "-h" in arguments:
+        with _silent_unless(speak):
+            print(f"ppo {version_of('ppo')}" if "version" in explicit else _short_help(defaults), flush=True)
+        raise SystemExit(0)
+    arguments = ["--help" if _is_flag(argument, "help_all") else argument for argument in arguments]
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint), _silent_unless(speak):
@@ -61,11 +99,12 @@ def parse_command_line(arguments: Sequence[str], *, speak: bool = True) -> Confi
                     f"environments. The defaults below are those of the preset {defaults.run.preset!r} (of "
                     f"{', '.join(PRESETS)})."
                 ),
-                args=list(arguments),
+                args=arguments,
                 default=defaults,
+                use_underscores=True,
             )
     except SystemExit as leave:
-        if not leave.code:  # --help
+        if not leave.code:  # --help_all
             raise
         raise Refusal(_unboxed(complaint.getvalue())) from leave
     config.validate()
@@ -89,6 +128,22 @@ def _defaults(chosen: Mapping[str, str], family: Family, env_name: str, explicit
     return dataclasses.replace(Config(), world=family.settings()).replace_settings({**settings, **run})
 
 
+def _short_help(defaults: Config) -> str:
+    """Return a page with the settings that most people need."""
+    sections = defaults.to_dict().values()
+    values = {name: value for section in sections for name, value in section.items()}
+    flags = []
+    for name, meaning in _COMMON.items():
+        default = "" if values[name] is None or values[name] is False else f" (default: {values[name]})"
+        flags.append(f"  --{name:<18} {meaning}{default}")
+    return _SHORT_HELP.format(flags="\n".join(flags)).rstrip()
+
+
+def _is_flag(argument: str, name: str) -> bool:
+    """Return whether an argument is a flag of this name, in either spelling."""
+    return argument.startswith("--") and argument[2:].replace("-", "_") == name
+
+
 def _number_in_bounds(chosen: Mapping[str, str], name: str) -> int | None:
     """Return a whole number of the command line, or None: a value that will be refused sets no other."""
     text = chosen.get(name, "")
@@ -105,12 +160,22 @@ def _unboxed(text: str) -> str:
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
     words = " ".join(re.sub(r"[\u2500-\u257f]+|-{3,}", " ", plain).split())
     reason = re.split(r" (?:Argument|For full) helptext", words)[0]
-    return re.sub(r"^(?:Value error|Invalid choice|Missing argument|Parsing error) ", "", reason)
+    reason = re.sub(r"^(?:Value error|Invalid choice|Missing argument|Parsing error) ", "", reason)
+    number = re.fullmatch(
+        r"Error parsing --(\w+): (?:invalid literal for int|could not convert string)[^:]*: (.*)", reason
+    )
+    if number:
+        kind = "a whole number" if "for int()" in reason else "a number"
+        return f"{number[1]} must be {kind}, got {number[2]}"
+    return reason
 
 
 def _refuse_unknown_flags(explicit: set[str]) -> None:
-    known = {*setting_types(), "help"}
+    known = {*setting_types(), "help", "help_all", "version"}
     for name in sorted(explicit - known):
+        foreign = FOREIGN_FLAGS.get(name) or FOREIGN_FLAGS.get(name.removeprefix("no_"))
+        if foreign:
+            raise Refusal(f"there is no setting --{name}; here it is --{foreign[0]}: {foreign[1]}")
         raise Refusal(f"there is no setting --{name}{did_you_mean(name, known)}")
 
 
@@ -155,4 +220,18 @@ def _spell_out_booleans(arguments: Sequence[str]) -> list[str]:
         if equals and types.get(name) is bool and value.lower() in ("true", "false"):
             argument = f"--{name}" if value.lower() == "true" else f"--no_{name}"
         spelled.append(argument)
+    return spelled
+
+
+def _spell_out_numbers(arguments: Sequence[str]) -> list[str]:
+    """Accept 1e6 and 2.5e6 for whole numbers."""
+    whole = {name for name, kind in setting_types().items() if int in (kind, *typing.get_args(kind))}
+    spelled: list[str] = []
+    for argument in arguments:
+        before, equals, value = argument.rpartition("=")
+        flag = before if equals else "".join(spelled[-1:])
+        if flag.removeprefix("--").replace("-", "_") in whole and _SHORT_NUMBER.fullmatch(value):
+            number = Decimal(value)
+            value = f"{number:f}" if number == number.to_integral_value() else value
+        spelled.append(f"{before}{equals}{value}")
     return spelled

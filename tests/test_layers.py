@@ -28,7 +28,7 @@ LAYERS = (
         "loop",
         "report",
     ),
-    *("viewer", "doctor", "command_line", "launcher", "api", "__main__"),
+    *("viewer", "doctor", "foreign_flags", "command_line", "launcher", "api", "__main__"),
 )
 ROOT = Path(ppo.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
