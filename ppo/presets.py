@@ -52,6 +52,18 @@ _CONTINUOUS: Mapping[str, Any] = {
     "max_gradient_norm": 0.5,
     "checkpoint_interval": 25,
 }
+_LANDER: Mapping[str, Any] = {
+    **_CLASSIC,
+    "reward_normalization": True,
+    "num_envs": 32,
+    "rollout_steps": 256,
+    "minibatch_size": 512,
+    "num_epochs": 6,
+    "learning_rate": 5e-4,
+    "discount": 0.999,
+    "gae_lambda": 0.98,
+    "checkpoint_interval": 50,
+}
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # The fastest settings found so far that never collapsed; docs/learning.md has the runs behind them.
@@ -144,6 +156,20 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "act": "mode",
         "checkpoint_interval": 50,
     },
+    # Nearly undiscounted, with noise that is strong enough to leave the valley by itself.
+    "MountainCarContinuous": {
+        **_CONTINUOUS,
+        "env_steps": 300_000,
+        "rollout_steps": 128,
+        "discount": 0.9999,
+        "gae_lambda": 0.9,
+        "log_deviation_init": 1.0,
+        "learning_rate": 1e-3,
+    },
+    "ContinuousCartPole": {**_CONTINUOUS, "env_steps": 200_000, "rollout_steps": 128, "learning_rate": 1e-3},
+    "ReachingDot": {**_CONTINUOUS, "env_steps": 200_000, "rollout_steps": 128, "learning_rate": 1e-3},
+    "LunarLander": {**_LANDER, "env_steps": 5_000_000, "entropy_coefficient": 0.01},
+    "LunarLanderContinuous": {**_LANDER, "env_steps": 3_000_000},
 }
 
 
