@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CARD = "card.json"
 # What names a run and not how it learns.
 _NAMES = {"model_name", "preset", "checkpoint_dir", "run_dir", "asset_dir", "fresh", "mode"}
+_UNITS = ((1_000_000, "M"), (1_000, "k"))
 
 
 def command_of(config: Config) -> str:
@@ -47,10 +48,9 @@ def command_of(config: Config) -> str:
 
 def score_name(config: Config) -> str:
     """Return the name under which a run's curve and evaluation are kept: HalfCheetah-v5-4M-seed-1."""
-    steps = config.run.env_steps
-    unit, name = (1_000_000, "M") if steps % 1_000_000 == 0 else (1_000, "k")
-    world = config.run.env_name.rpartition("/")[2]
-    return f"{world}-{steps // unit}{name}-seed-{config.run.rng_seed}"
+    world, steps = config.run.env_name.rpartition("/")[2], config.run.env_steps
+    length = next((f"{steps // unit}{name}" for unit, name in _UNITS if steps % unit == 0), str(steps))
+    return f"{world}-{length}-seed-{config.run.rng_seed}"
 
 
 def card_of(manifest: Manifest, run_folder: Path, evaluation: dict[str, Any], commit: str) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def card_of(manifest: Manifest, run_folder: Path, evaluation: dict[str, Any], co
     return {
         "env_name": manifest.config.run.env_name,
         "command": command_of(manifest.config),
-        "commit": commit,
+        "commit": commit or None,
         "ranks": manifest.ranks,
         "machine": manifest.machine,
         "versions": manifest.versions,
@@ -75,7 +75,8 @@ def main(arguments: list[str]) -> None:
     """Copy a run's results into the project; an agent that is there already is replaced."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
-    parser.add_argument("--root", type=Path, default=ROOT)
+    parser.add_argument("--root", type=Path, default=ROOT, help="the clone that has trained")
+    parser.add_argument("--project", type=Path, default=ROOT, help="the folder to write to")
     parser.add_argument("--curve_only", action="store_true")
     options = parser.parse_args(arguments)
     run_folder = options.root / "runs" / options.run
@@ -86,7 +87,7 @@ def main(arguments: list[str]) -> None:
     if evaluation["env_steps"] != manifest.counters.env_steps:
         sys.exit(f"evaluate {source} first: evaluation.json is of {evaluation['env_steps']} steps")
     name = score_name(manifest.config)
-    scores = ROOT / "docs" / "runs" / "scores"
+    scores = options.project / "docs" / "runs" / "scores"
     scores.mkdir(parents=True, exist_ok=True)
     shutil.copy(run_folder / "progress.csv", scores / f"{name}.csv")
     (scores / f"{name}.json").write_text(json.dumps(evaluation, indent=1) + "\n")
@@ -94,9 +95,9 @@ def main(arguments: list[str]) -> None:
     if options.curve_only:
         return
     commit = subprocess.run(
-        ["git", "-C", str(options.root), "rev-parse", "HEAD"], check=True, capture_output=True, text=True
+        ["git", "-C", str(options.root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
-    target = ROOT / "checkpoints" / SHIPPED / default_model_name(manifest.config.run.env_name)
+    target = options.project / "checkpoints" / SHIPPED / default_model_name(manifest.config.run.env_name)
     if target.exists():
         shutil.rmtree(target)
     policy_only = replace(manifest, files={MODEL_FILE: manifest.files[MODEL_FILE]})

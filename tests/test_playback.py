@@ -1,15 +1,15 @@
 import json
 import re
-import runpy
 import shutil
 import time
-from pathlib import Path
 
 import pytest
 
 from ppo.agents import SHIPPED_FOLDER
+from ppo.command_line import parse_command_line
 from ppo.outputs import checkpoint
 from ppo.random_streams import stream
+from scripts.ship_agent import main as ship_agent
 from tests.forgery import edit_manifest
 from tests.jobs import CARTPOLE, PONG, ppo
 
@@ -177,17 +177,33 @@ def test_a_checkpoint_of_a_newer_version_is_refused_by_its_format(two, tmp_path)
     assert "newer version of ppo: it has format 4, this version reads format 3" in job.stderr
 
 
-def test_an_agent_that_is_shipped_plays_as_it_was_trained(two, tmp_path, monkeypatch):
-    script = Path(__file__).parent.parent / "scripts" / "ship_agent.py"
-    monkeypatch.chdir(tmp_path)
-    runpy.run_path(str(script))["main"](two[0])
-    shipped = tmp_path / "checkpoints/pretrained/CartPole-v1"
-    assert sorted(path.name for path in shipped.iterdir()) == ["manifest.json", "model.safetensors"]
-    assert checkpoint.verify(shipped).versions == checkpoint.verify(two[0]).versions
-    job = ppo(tmp_path, "--env_name=CartPole-v1", "--mode=play", "--episodes=1")
+def test_a_final_agent_is_shipped_with_its_card_curve_and_scores_and_plays_as_it_was_trained(two, tmp_path):
+    evaluate = ["--env_name=CartPole-v1", "--mode=evaluate", "--model_name=two", "--checkpoint=latest", "--episodes=2"]
+    evaluation = last_line(ppo(tmp_path, *evaluate))
+    project = tmp_path / "project"
+    ship_agent(["two", f"--root={tmp_path}", f"--project={project}"])
+    shipped = project / "checkpoints/pretrained/CartPole-v1"
+    assert sorted(path.name for path in shipped.iterdir()) == ["card.json", "manifest.json", "model.safetensors"]
+    assert checkpoint.verify(shipped).versions == checkpoint.verify(two[1]).versions
+    card = json.loads((shipped / "card.json").read_text())
+    assert card["evaluation"] == evaluation
+    assert card["env_steps"] == evaluation["env_steps"] == 128
+    trained_with = parse_command_line(card["command"].split()[1:])
+    assert trained_with.ppo == checkpoint.verify(two[1]).config.ppo
+    scores = project / "docs/runs/scores"
+    assert (scores / "CartPole-v1-128-seed-0.csv").read_bytes() == (tmp_path / "runs/two/progress.csv").read_bytes()
+    assert json.loads((scores / "CartPole-v1-128-seed-0.json").read_text()) == evaluation
+    job = ppo(project, "--env_name=CartPole-v1", "--mode=play", "--episodes=1")
     assert job.returncode == 0, job.stderr
     assert "using the shipped one in checkpoints/pretrained/CartPole-v1" in job.stdout
-    assert "trained for 64 steps" in job.stdout
+    assert "trained for 128 steps" in job.stdout
+
+
+def test_an_agent_whose_last_checkpoint_was_not_evaluated_is_not_shipped(two, tmp_path):
+    assert ppo(tmp_path, *CARTPOLE[:1], "--mode=evaluate", "--model_name=two", "--episodes=2").returncode == 0
+    with pytest.raises(SystemExit, match=r"evaluate .*128 first: evaluation.json is of 64 steps"):
+        ship_agent(["two", f"--root={tmp_path}", f"--project={tmp_path}/project"])
+    assert not (tmp_path / "project").exists()
 
 
 def test_a_damaged_shipped_agent_is_named_and_the_one_of_the_package_plays(tmp_path):
