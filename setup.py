@@ -37,7 +37,7 @@ setup(
         "gymnasium[classic-control]>=1.1",
         "ale-py>=0.12.1",
         "opencv-python-headless>=4.10",
-        "moviepy>=2.1",
+        "imageio-ffmpeg>=0.6",
         "tyro>=1.0",
         "rich>=13",
         "safetensors>=0.4",

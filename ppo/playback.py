@@ -25,42 +25,13 @@ from ppo.random_streams import Purpose, derived_seed
 def play(config: Config, comm: Collective, explicit: set[str]) -> int:
     """Play games on rank 0, in a window where there is a display, and print each game's return."""
     agent = decided_by_root(comm, lambda: find_agent(config, explicit))
-    code = 0
-    if comm.rank == 0:
-        announce(agent)
-        window = _open_window(agent)
-        try:
-            for game in play_games(agent, config, range(1), 1, window.show if window else None):
-                print_line(describe(game))
-        except WindowClosedError:
-            print_line("window closed")
-        except NoWindowError as error:  # the display has gone away
-            say_on_standard_error(f"ppo: {error}")
-            code = 1
-        finally:
-            if window:
-                window.close()
-    return comm.broadcast(code)
+    return decided_by_root(comm, lambda: _play(agent, config))
 
 
 def record(config: Config, comm: Collective, explicit: set[str]) -> int:
     """Play games on rank 0 and write them as one mp4 and one gif."""
-    from ppo.outputs.video import VideoError, VideoRecorder
-
     agent, folder = decided_by_root(comm, lambda: _find_with_folder(config, explicit, "asset_dir"))
-    code = 0
-    if comm.rank == 0:
-        announce(agent)
-        path = folder / checkpoint.folder_name(agent.counters.env_steps)
-        try:
-            with VideoRecorder(path, agent.frames_per_second) as video:
-                for game in play_games(agent, config, range(1), 1, video.write):
-                    print_line(describe(game))
-            print_line(f"wrote {path}.mp4 and {path}.gif")
-        except VideoError as error:
-            say_on_standard_error(f"ppo: {error}")
-            code = 1
-    return comm.broadcast(code)
+    return decided_by_root(comm, lambda: _record(agent, folder, config))
 
 
 def evaluate(config: Config, comm: Collective, explicit: set[str]) -> int:
@@ -139,6 +110,40 @@ def announce(agent: Agent) -> None:
     for note in agent.notes:
         print_line(note)
     print_line(f"{agent.name}, trained for {agent.counters.env_steps:,} steps")
+
+
+def _play(agent: Agent, config: Config) -> int:
+    """Play in a window, if there is one; return the exit code."""
+    announce(agent)
+    window = _open_window(agent)
+    try:
+        for game in play_games(agent, config, range(1), 1, window.show if window else None):
+            print_line(describe(game))
+    except WindowClosedError:
+        print_line("window closed")
+    except NoWindowError as error:  # the display has gone away
+        say_on_standard_error(f"ppo: {error}")
+        return 1
+    finally:
+        if window:
+            window.close()
+    return 0
+
+
+def _record(agent: Agent, folder: Path, config: Config) -> int:
+    """Play into a video; return the exit code."""
+    from ppo.outputs.video import VideoError, VideoRecorder
+
+    announce(agent)
+    try:
+        with VideoRecorder(folder / checkpoint.folder_name(agent.counters.env_steps), agent.frames_per_second) as video:
+            for game in play_games(agent, config, range(1), 1, video.write):
+                print_line(describe(game))
+        print_line(f"wrote {video.describe()}")
+    except VideoError as error:
+        say_on_standard_error(f"ppo: {error}")
+        return 1
+    return 0
 
 
 def _open_window(agent: Agent) -> GameWindow | None:

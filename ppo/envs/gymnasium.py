@@ -19,7 +19,7 @@ from ppo.envs.action_log import ActionLog, saved_length
 from ppo.envs.actions import ActionSpace, CompositeSpace, action_space
 from ppo.envs.arrays import StepArrays
 from ppo.envs.blocks import Block
-from ppo.envs.frames import find_render_mode, render
+from ppo.envs.frames import find_render_mode, frames_per_second, render
 from ppo.envs.making import Environment, cause, make_environment
 from ppo.envs.observations import ObservationConverter
 from ppo.envs.own_worlds import register_own_worlds
@@ -31,7 +31,6 @@ from ppo.settings import Refusal
 # Far above what any run counts, far below what overflows.
 _COUNTER_LIMIT = 2**48
 _STEPS_BETWEEN_REPORTS = 500
-_DEFAULT_FRAMES_PER_SECOND = 30
 
 
 class GymnasiumEnvironments(Block):
@@ -103,7 +102,7 @@ class GymnasiumEnvironments(Block):
             StepArrays.empty(len(indices), shown.shape, shown.dtype) if arrays is None else arrays,
             shown,
             actions,
-            frames_per_second=float(self._envs[0].metadata.get("render_fps") or _DEFAULT_FRAMES_PER_SECOND),
+            frames_per_second=frames_per_second(self._envs[0]),
         )
         self._rows = list(self.observations)
         self._log = ActionLog(self.num_envs, actions)

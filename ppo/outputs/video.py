@@ -1,11 +1,18 @@
-"""Videos of games: screens go to disk as they come, at the game's own speed, and become an mp4 and a gif at the end."""
+"""Videos of games: an mp4 and a gif, at the game's own speed.
+
+Frames go to ffmpeg as they come, so that a game of any length needs little memory. The delays of a gif are whole
+hundredths of a second: they differ by one where the frame rate asks for it, so that their sum is right.
+"""
 
 import contextlib
 import errno
 import math
 import os
+import shutil
+import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,9 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 GIF_SECONDS = 30
-_GIF_MAX_RATE = 25.0
+_GIF_MAX_RATE = 25
+# Browsers show a frame of 1/100 s for ten times as long.
+_GIF_MIN_DELAY = 2
 _SMALL_HEIGHT = 300
 
+_LOSSLESS = ("-c:v", "libx264rgb", "-preset", "ultrafast", "-qp", "0")
+# Other ways to store colours are not shown by all players.
+_PLAYABLE = ("-c:v", "libx264", "-crf", "20", "-pix_fmt", "yuv420p")
+_IN_PALETTE = "paletteuse=dither=none"
 
 # What ffmpeg says among other things when the fault is not its own.
 _CAUSES = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO))
@@ -32,118 +45,139 @@ class VideoRecorder:
     def __init__(self, path: Path, frames_per_second: float) -> None:
         """Prepare to write beside `path`, a name without suffix in a folder that exists.
 
-        The gif shows every k-th frame, each merged with the one before it, because Atari games draw some things on
-        every other frame only; k keeps the gif at the game's speed at no more than 25 frames per second.
+        The gif shows every k-th frame, without what flickers; k keeps it at the game's speed at no more than 25 frames
+        per second.
         """
-        self._path, self._rate = path, frames_per_second
-        self._gif_step = math.ceil(frames_per_second / _GIF_MAX_RATE)
-        self._previous: NDArray[np.uint8] | None = None
-        self._encoders: dict[str, _Encoder] = {}
+        self._path = path
+        self._rate = Fraction(frames_per_second).limit_denominator(1000)
+        self._gif_step = math.ceil(self._rate / _GIF_MAX_RATE)
+        self._encoders: list[_Encoder] = []
+        self._size: tuple[int, ...] = ()
+        self._past: list[NDArray[np.uint8]] = []
         self.num_frames = 0
 
     def __enter__(self) -> "VideoRecorder":
-        """Open the scratch folder the frames go to.
+        """Open the scratch folder where the files are made.
 
         Raises:
             VideoError: it cannot be made, or there is no ffmpeg.
         """
         with self._told():
-            import moviepy  # noqa: F401  looks for ffmpeg
+            from imageio_ffmpeg import get_ffmpeg_exe
 
+            program = get_ffmpeg_exe()
+            found = shutil.which(program)
+            if found is None:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), program)
+            self._program = os.path.abspath(found)
             self._scratch = tempfile.TemporaryDirectory(
                 prefix=".video-", dir=self._path.parent, ignore_cleanup_errors=True
             )
         return self
 
     def write(self, frame: NDArray[np.uint8]) -> None:
-        """Add a frame, (H, W, 3) RGB.
+        """Add a frame, (H, W, 3) RGB, of the size of the first.
 
         Raises:
-            VideoError: it cannot be written.
+            VideoError: it has another size, or cannot be written.
         """
-        small = frame.shape[0] <= _SMALL_HEIGHT
         with self._told():
-            self._encoder("mp4", frame, self._rate).write(_enlarge(frame) if small else frame)
+            if not self.num_frames:
+                self._size = frame.shape
+                self._start_encoder(_for_mp4(frame), self._rate, *_PLAYABLE, "done.mp4")
+                self._start_encoder(frame, self._rate / self._gif_step, *_LOSSLESS, "gif.mkv")
+            if frame.shape != self._size:
+                sizes = " and ".join(f"{height} x {width}" for height, width, _ in (self._size, frame.shape))
+                raise ValueError(f"its frames must have one size, got {sizes} (frame {self.num_frames + 1})")
+            mp4, gif = self._encoders
+            mp4.write(_for_mp4(frame))
             if self.num_frames % self._gif_step == 0 and self.num_frames < GIF_SECONDS * self._rate:
-                merged = frame if self._previous is None else np.maximum(frame, self._previous)
-                self._encoder("gif", frame, self._rate / self._gif_step).write(merged)
-        self._previous = frame.copy()
+                # Where every frame is shown none needs what another has.
+                gif.write(frame if self._gif_step == 1 else _without_flicker(frame, self._past))
+        self._past = [frame.copy(), *self._past[:2]]
         self.num_frames += 1
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Encode both files, unless the block failed, and remove the scratch folder.
+        """Finish both files, unless the block failed, and remove the scratch folder.
 
         Raises:
             VideoError: the block did not fail, but there is no video.
         """
         try:
-            if error is None and self.num_frames:
+            if error is None:
                 with self._told():
-                    for encoder in self._encoders.values():
-                        encoder.finish()
-                    self._encode()
+                    self._finish()
         finally:
-            for encoder in self._encoders.values():
+            for encoder in self._encoders:
                 encoder.stop()
             self._scratch.cleanup()
 
+    def describe(self) -> str:
+        """Return the names of the files and what they show, in words."""
+        seconds = self.num_frames / self._rate
+        shown = "all of it" if seconds <= GIF_SECONDS else f"its first {GIF_SECONDS} seconds"
+        if self._gif_step > 1:
+            shown += f", one frame in {self._gif_step}"
+        of_mp4 = f"{self.num_frames:,} frames, {float(seconds):,.1f} seconds"
+        return f"{self._path}.mp4 ({of_mp4}) and {self._path}.gif ({shown})"
+
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
-        """Turn what goes wrong on the way to ffmpeg, within it or on the disk into one line."""
+        """Turn what goes wrong with the frames, with ffmpeg or on the disk into one line."""
         try:
             yield
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise VideoError(f"the video {self._path}.mp4 was not made: {_reason(error)}") from error
 
-    def _encoder(self, kind: str, frame: NDArray[np.uint8], rate: float) -> "_Encoder":
-        """Return the encoder of a lossless scratch file, started at the first frame."""
-        if kind not in self._encoders:
-            height, width = frame.shape[:2]
-            scale = 2 if kind == "mp4" and height <= _SMALL_HEIGHT else 1
-            self._encoders[kind] = _Encoder(
-                self._scratch_path(f"{kind}.mkv"),
-                (width * scale, height * scale),
-                rate,
-                codec="libx264rgb",
-                preset="ultrafast",
-                ffmpeg_params=["-qp", "0"],
-            )
-        return self._encoders[kind]
+    def _start_encoder(self, frame: NDArray[np.uint8], rate: Fraction, *output: str) -> None:
+        """Start to encode frames like this one."""
+        height, width = frame.shape[:2]
+        size, rates = f"{width}x{height}", ("-r", str(rate))
+        raw = ("-f", "rawvideo", "-pixel_format", "rgb24", "-video_size", size, *rates, "-i", "pipe:")
+        self._start(*raw, *output)
 
-    def _encode(self) -> None:
-        from moviepy import VideoFileClip
+    def _start(self, *arguments: str) -> "_Encoder":
+        self._encoders.append(_Encoder(self._program, self._scratch.name, *arguments))
+        return self._encoders[-1]
 
-        mp4, gif = self._scratch_path("done.mp4"), self._scratch_path("done.gif")
-        with VideoFileClip(self._scratch_path("mp4.mkv"), audio=False) as clip:
-            encoder = _Encoder(mp4, clip.size, clip.fps, codec="libx264", ffmpeg_params=["-crf", "20"])
-            try:
-                for frame in clip.iter_frames(dtype="uint8"):
-                    encoder.write(frame)
-                encoder.finish()
-            finally:
-                encoder.stop()
-        with VideoFileClip(self._scratch_path("gif.mkv"), audio=False) as clip:
-            clip.write_gif(gif, fps=self._rate / self._gif_step, logger=None)
-        os.replace(mp4, f"{self._path}.mp4")
-        os.replace(gif, f"{self._path}.gif")
-
-    def _scratch_path(self, name: str) -> str:
-        return os.path.join(os.path.abspath(self._scratch.name), name)
+    def _finish(self) -> None:
+        if not self.num_frames:
+            raise ValueError("no frame was drawn")
+        for encoder in self._encoders:
+            encoder.finish()
+        rate = self._rate / self._gif_step
+        seconds = min(self.num_frames / self._rate, Fraction(GIF_SECONDS))
+        last_delay = _hundredths(seconds) - _hundredths((math.ceil(seconds * rate) - 1) / rate)
+        frames, delay = ("-r", str(rate), "-i", "gif.mkv"), ("-final_delay", str(max(_GIF_MIN_DELAY, last_delay)))
+        # One palette for all frames: with one for each, ffmpeg 9 leaves out what differs in nothing but the palette.
+        self._start(*frames, "-vf", "palettegen", "palette.png").finish()
+        self._start(*frames, "-i", "palette.png", "-filter_complex", _IN_PALETTE, *delay, "done.gif").finish()
+        for kind in ("mp4", "gif"):
+            os.replace(f"{self._scratch.name}/done.{kind}", f"{self._path}.{kind}")
 
 
 class _Encoder:
-    """ffmpeg as it writes one file. moviepy feeds it, but does not ask whether it succeeded in the end."""
+    """ffmpeg as it makes one file."""
 
-    def __init__(self, path: str, size: tuple[int, int], rate: float, **options: Any) -> None:
-        from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
-
-        self._writer = FFMPEG_VideoWriter(path, size, rate, **options)
-        self._process: Any = self._writer.proc
+    def __init__(self, program: str, folder: str, *arguments: str) -> None:
+        """Start it in a folder."""
+        command, pipe = (program, "-loglevel", "error", *arguments), subprocess.PIPE
+        self._process = subprocess.Popen(command, cwd=folder, stdin=pipe, stdout=subprocess.DEVNULL, stderr=pipe)
+        self._input: Any = self._process.stdin
 
     def write(self, frame: NDArray[np.uint8]) -> None:
-        self._writer.write_frame(frame)
+        """Pass a frame on.
+
+        Raises:
+            OSError: ffmpeg takes no more.
+        """
+        try:
+            self._input.write(frame.tobytes())
+        except BrokenPipeError:
+            self.finish()
+            raise
 
     def finish(self) -> None:
         """Have the file whole.
@@ -162,14 +196,38 @@ class _Encoder:
             self._process.communicate()
 
 
-def _reason(error: OSError | RuntimeError) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     text = str(error)
     lines = [line for line in text.splitlines() if line.strip()]
-    return next((cause for cause in _CAUSES if cause in text), lines[-1].strip() if lines else type(error).__name__)
+    return next((cause for cause in _CAUSES if cause in text), lines[0].strip() if lines else type(error).__name__)
 
 
-def _enlarge(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Double every pixel, so that the mp4's halved colour resolution costs nothing."""
-    return np.ascontiguousarray(frame.repeat(2, axis=0).repeat(2, axis=1))
+def _for_mp4(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Double a small frame, so that the mp4's halved colour resolution costs nothing; its sides must be even for it."""
+    height, width = frame.shape[:2]
+    if height <= _SMALL_HEIGHT:
+        return frame.repeat(2, axis=0).repeat(2, axis=1)
+    return np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+
+
+def _without_flicker(frame: NDArray[np.uint8], past: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Return a frame with the brighter of two colours where it has alternated between them for four frames.
+
+    Atari games draw some things on every other frame only, and of every k-th frame none might show them. What moves is
+    left as it is.
+
+    Args:
+        frame: the newest.
+        past: up to three frames before it, the latest first.
+    """
+    if len(past) < 3:
+        return frame
+    alternates = (frame == past[1]) & (past[0] == past[2])
+    return np.where(alternates, np.maximum(frame, past[0]), frame)
+
+
+def _hundredths(seconds: Fraction) -> int:
+    """Round to hundredths as ffmpeg does."""
+    return math.floor(100 * seconds + Fraction(1, 2))
