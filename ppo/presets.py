@@ -156,6 +156,21 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "act": "mode",
         "checkpoint_interval": 50,
     },
+    # The goal is hardly ever met by chance: what is learnt of the velocity in the meantime leads to it, while the
+    # entropy bonus keeps the actions apart.
+    "MountainCar": {
+        **_CLASSIC,
+        "env_steps": 1_000_000,
+        "observation_normalization": True,
+        "reward_normalization": True,
+        "rollout_steps": 128,
+        "num_epochs": 4,
+        "discount": 0.999,
+        "gae_lambda": 0.98,
+        "entropy_coefficient": 0.02,
+        "act": "mode",
+        "checkpoint_interval": 50,
+    },
     # Nearly undiscounted, with noise that is strong enough to leave the valley by itself.
     "MountainCarContinuous": {
         **_CONTINUOUS,
