@@ -145,7 +145,16 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "continuous": _CONTINUOUS,
     # Worlds with settings of their own, each found by training in it with other seeds than those of docs/scores.md. A
     # world's preset has its name without the version.
-    "CartPole": {**_CLASSIC, "env_steps": 100_000},
+    "CartPole": {
+        **_CLASSIC,
+        "env_steps": 100_000,
+        "num_envs": 8,
+        "rollout_steps": 32,
+        "num_epochs": 20,
+        "clip_range_schedule": "linear",
+        "discount": 0.98,
+        "gae_lambda": 0.8,
+    },
     "Acrobot": {
         **_CLASSIC,
         "env_steps": 500_000,
