@@ -5,6 +5,8 @@
 All ranks run this code in step. Rank 0 also has trackers that write and a folder to save to.
 """
 
+import json
+import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import fields
@@ -12,6 +14,7 @@ from datetime import datetime
 
 import numpy as np
 
+from ppo.algorithm.flat_parameters import num_parameters
 from ppo.algorithm.rollout import Episode
 from ppo.collectives import Collective
 from ppo.config import Config
@@ -19,6 +22,7 @@ from ppo.device import CPU, Placement
 from ppo.evaluation import Evaluation
 from ppo.outputs import checkpoint
 from ppo.outputs.display import make_display, print_line
+from ppo.outputs.histograms import look_at
 from ppo.outputs.trackers import CsvFiles, FinishedEpisode, Metrics, TensorBoard, Trackers, write_config
 from ppo.presets import is_tuned_for
 from ppo.run import Run, merge, save
@@ -252,13 +256,25 @@ def make_trackers(run: Run) -> Trackers:
     trackers = Trackers(
         [
             CsvFiles(folder, progress.update),
-            TensorBoard(folder, progress.env_steps),
+            TensorBoard(
+                folder,
+                progress.env_steps,
+                texts=texts(run),
+                look=lambda: look_at(run.collector.newest, run.learner.samples, run.model.distribution),
+            ),
             make_display(title, config.run.env_steps),
         ]
     )
     for note in notes:
         trackers.say(note)
     return trackers
+
+
+def texts(run: Run) -> dict[str, str]:
+    """Return what TensorBoard shows in words: the network with the number of its parameters, and the settings."""
+    settings = json.dumps(run.config.to_dict(), indent=1)
+    network = f"{num_parameters(run.model):,} parameters\n\n{_preformatted(str(run.model))}"
+    return {"network": network, "settings": _preformatted(settings)}
 
 
 def farewell(run: Run, *, saved: bool, stopped_early: bool) -> str:
@@ -275,6 +291,11 @@ def _tell_that_it_is_finished(run: Run, notes: Sequence[str]) -> None:
         name, done, wanted = run.config.model_name, run.progress.env_steps, run.config.run.env_steps
         for line in (*notes, _FINISHED.format(name=name, done=done, wanted=wanted)):
             print_line(line)
+
+
+def _preformatted(text: str) -> str:
+    """Return a text as Markdown that is shown as it is."""
+    return textwrap.indent(text, "    ")
 
 
 def _numbered(episode: Episode, steps_before: int, run: Run) -> FinishedEpisode:

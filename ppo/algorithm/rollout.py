@@ -126,6 +126,8 @@ class Collector:
         )
         # By the first environment of the group.
         self._graphs: dict[int, CUDAGraph] = {}
+        self.newest = self._rollout
+        """The rollout that was collected last."""
         # A GPU reads page-locked memory by itself.
         self._on_the_way = torch.empty_like(sample, pin_memory=True) if self._device.type == "cuda" else None
 
@@ -166,6 +168,7 @@ class Collector:
         last_values = self._values(rollout.last_observations.copy_(torch.from_numpy(envs.observations)))
         rollout.next_values.copy_(following_values(rollout, rollout.values, last_values, rollout.next_values))
         self._lap("inference")
+        self.newest = rollout
         return rollout, episodes
 
     def _steps(self, group: slice, all_noise: Tensor, episodes: list[Episode]) -> Iterator[None]:

@@ -116,6 +116,8 @@ class Learner:
         # 1 once any gradient of this update was not finite.
         self._is_not_finite = torch.zeros((), device=self._device)
         self.seconds = {"learn": 0.0, "communicate": 0.0}
+        self.samples: Samples | None = None
+        """What was learnt from the newest rollout, as in its last epoch; None if nothing was."""
 
     def update(self, rollout: Rollout, *, update: int, env_steps: int, progress: float) -> dict[str, float | None]:
         """Improve the policy with one rollout.
@@ -163,6 +165,7 @@ class Learner:
             if settings.kl_stop is not None and kl > settings.kl_stop:
                 break
         self._flat.check_gradient()
+        self.samples = samples
         self.seconds["learn"] = time.perf_counter() - started - self.seconds["communicate"]
         return {
             **statistics.metrics(),
@@ -174,7 +177,7 @@ class Learner:
 
     def no_update(self) -> dict[str, float | None]:
         """Return the metrics of a rollout that nothing is learnt from."""
-        self.seconds = {"learn": 0.0, "communicate": 0.0}
+        self.seconds, self.samples = {"learn": 0.0, "communicate": 0.0}, None
         statistics = UpdateStatistics(TERMS, self._noise_scale)
         return {
             **statistics.metrics(),

@@ -104,6 +104,10 @@ class ActionDistribution(abc.ABC):
         """Return the standard deviation of raw actions, averaged over dimensions; None where it means nothing."""
         return None
 
+    def probabilities(self, outputs: Tensor) -> Tensor | None:
+        """Return the probability of each category, or of a 1 for each bit, (B, K); None where it means nothing."""
+        return None
+
     @abc.abstractmethod
     def to_environment(self, actions: NDArray[Any]) -> NDArray[Any]:
         """Turn raw actions (B, *action_shape) into elements of the space, (B, *space.shape) of its dtype."""
@@ -132,6 +136,10 @@ class _Categories(ActionDistribution):
         """Return sum p_old (log p_old - log p)."""
         old_log_probs = self._log_probs(old_outputs)
         return (old_log_probs.exp() * (old_log_probs - self._log_probs(outputs))).sum(-1)
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """Return the probability of each category."""
+        return self._log_probs(outputs).exp()
 
     @abc.abstractmethod
     def _log_probs(self, outputs: Tensor) -> Tensor:
@@ -259,6 +267,10 @@ class Bernoulli(ActionDistribution):
         set_part = old_outputs.sigmoid() * (functional.logsigmoid(old_outputs) - functional.logsigmoid(outputs))
         clear_part = (-old_outputs).sigmoid() * (functional.logsigmoid(-old_outputs) - functional.logsigmoid(-outputs))
         return (set_part + clear_part).sum(-1)
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """Return the probability of a 1 for each bit."""
+        return outputs.sigmoid()
 
     def to_environment(self, actions: NDArray[Any]) -> NDArray[Any]:
         """Return the bits in the shape of the space."""

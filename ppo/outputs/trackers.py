@@ -4,7 +4,7 @@
         config.json          the settings, and the versions they ran with
         progress.csv         a row per update
         episodes.csv         a row per finished game, raw return of the whole game
-        events.out.tfevents  the same as progress.csv, for TensorBoard
+        events.out.tfevents  the same as progress.csv, for TensorBoard, and histograms
 
 After a stop and a resume the CSV files read like those of a run that was never stopped: rows past the checkpoint are
 dropped before new ones are added. TensorBoard hides such events itself.
@@ -24,14 +24,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from ppo.config import Config
 from ppo.outputs.csv_rows import keep_rows
 from ppo.outputs.folders import GrowingFile, write_whole
+from ppo.outputs.histograms import Look
 
 EPISODE_COLUMNS = ("episode", "update", "env_steps", "environment", "return", "length", "time/seconds")
 _EVENTS_PREFIX = "events.out.tfevents."
+UPDATES_BETWEEN_LOOKS = 10
+_STRING = 7  # in TensorFlow's enumeration of types
 
 Metrics = Mapping[str, float | int | None]
 
@@ -187,31 +191,55 @@ class CsvFiles:
 
 
 class TensorBoard:
-    """Scalars for `tensorboard --logdir runs`, under the names of the CSV columns.
+    """Curves for `tensorboard --logdir runs`, under the names of the CSV columns; histograms and texts.
 
     TensorBoard's own writer has a thread that dies of a full disk, and with it the events of the rest of the run.
     """
 
-    def __init__(self, folder: Path, resumed_steps: int) -> None:
-        """Prepare a file of events; those that earlier files hold past `resumed_steps` count no more."""
+    def __init__(
+        self,
+        folder: Path,
+        resumed_steps: int,
+        *,
+        texts: Mapping[str, str] = MappingProxyType({}),
+        look: Callable[[], Look] | None = None,
+    ) -> None:
+        """Prepare a file of events; those that earlier files hold past `resumed_steps` count no more.
+
+        Args:
+            folder: where it is.
+            resumed_steps: agent steps at which this start begins.
+            texts: Markdown by title, shown from there on.
+            look: looks at the newest rollout; called in the first of every ten updates.
+        """
         from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]
         from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 
         self.notes: list[str] = []
-        self._folder = folder
+        self._folder, self._look = folder, look
         self._event: Any = Event
         self._record_writer: Any = RecordWriter
         restart = Event(wall_time=time.time(), step=resumed_steps + 1)
         restart.session_log.status = restart.session_log.START
         header = self._record(Event(wall_time=time.time(), file_version="brain.Event:2")) + self._record(restart)
         self._file = GrowingFile(folder / _new_events_name(folder), header)
+        event = Event(wall_time=time.time(), step=resumed_steps)
+        for title, text in texts.items():
+            value = event.summary.value.add(tag=title)
+            value.metadata.plugin_data.plugin_name = "text"
+            value.tensor.dtype = _STRING
+            value.tensor.string_val.append(text.encode())
+        self._file.add(self._record(event))
 
     def log(self, metrics: Metrics, episodes: Sequence[FinishedEpisode]) -> None:
         """Write every known metric at this number of steps."""
         known = {k: v for k, v in metrics.items() if v is not None and k not in ("update", "env_steps")}
-        self._add(metrics["env_steps"] or 0, known)
+        env_steps = metrics["env_steps"] or 0
+        self._add(env_steps, known)
         for game in episodes:
             self._add(game.env_steps, {"episode/return": game.episode_return, "episode/length": game.episode_length})
+        if self._look and (metrics["update"] or 0) % UPDATES_BETWEEN_LOOKS == 1:
+            self._add_look(env_steps, self._look())
         with _trouble_with(self._folder):
             self._write()
 
@@ -233,6 +261,18 @@ class TensorBoard:
         event = self._event(wall_time=time.time(), step=int(step))
         for name, value in values.items():
             event.summary.value.add(tag=name, simple_value=float(value))
+        self._file.add(self._record(event))
+
+    def _add_look(self, step: float, look: Look) -> None:
+        self._add(step, look.means)
+        event = self._event(wall_time=time.time(), step=int(step))
+        for name, histogram in look.histograms.items():
+            numbers, histo = histogram.numbers, event.summary.value.add(tag=name).histo
+            histo.num, histo.sum, histo.sum_squares = len(numbers), numbers.sum(), numbers @ numbers
+            lowest, *limits = histogram.edges.tolist()
+            histo.min, histo.max = lowest, limits[-1]
+            histo.bucket_limit.extend(limits)
+            histo.bucket.extend(histogram.counts.tolist())
         self._file.add(self._record(event))
 
     def _record(self, event: Any) -> bytes:
