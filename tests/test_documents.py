@@ -12,9 +12,9 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 # Of scripts, of other programs, and an old name that is still taken.
 OTHER_FLAGS = {
-    *("all", "bind-to", "cpus", "deterministic", "fast", "goal", "help", "hostfile", "init", "inplace", "kills"),
-    *("logdir", "max_restarts", "mpi", "output", "quick", "repeats", "seconds", "seed", "slow", "title", "user"),
-    "warm_up_seconds",
+    *("all", "bind-to", "cpus", "deterministic", "fast", "folder", "goal", "help", "help_all", "hostfile", "init"),
+    *("inplace", "kills", "logdir", "max_restarts", "mpi", "output", "quick", "repeats", "root", "seconds", "seed"),
+    *("slow", "title", "user", "version", "warm_up_seconds", "write"),
 }
 
 
