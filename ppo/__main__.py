@@ -23,7 +23,7 @@ from ppo.collectives.abort_guard import AbortGuard
 from ppo.collectives.mpi import connect, launched_rank, was_launched
 from ppo.command_line import explicit_settings, parse_command_line
 from ppo.config import Config
-from ppo.settings import REFUSED, Refusal
+from ppo.settings import REFUSED, Refusal, printable
 
 if TYPE_CHECKING:
     from ppo.envs import Spaces
@@ -166,7 +166,7 @@ def run_playback(config: Config, collective: Collective, explicit: set[str]) -> 
 
 
 def _say(text: str) -> None:
-    print(f"ppo: {text}", file=sys.stderr, flush=True)
+    print(f"ppo: {printable(text)}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -142,25 +142,12 @@ def _find_own(config: Config) -> Path | None:
     if checkpoint.list_checkpoints(named):
         return named
     if config.run.model_name is None:
-        for folder in _own_folders(config):
-            env_name = _newest_env_name(folder)
+        for folder in checkpoint.list_models(config.run.checkpoint_dir):
+            manifest = checkpoint.newest_manifest(folder)
+            env_name = manifest.config.run.env_name if manifest else None
             if env_name and folder.name == default_model_name(env_name) and same_world(env_name, config.run.env_name):
                 return folder
     return None
-
-
-def _newest_env_name(parent: Path) -> str | None:
-    for folder in reversed(checkpoint.list_checkpoints(parent)):
-        try:
-            return checkpoint.read_manifest(folder).config.run.env_name
-        except (DamagedCheckpointError, Refusal):
-            continue
-    return None
-
-
-def _own_folders(config: Config) -> list[Path]:
-    parent = config.run.checkpoint_dir
-    return sorted(p for p in parent.iterdir() if checkpoint.list_checkpoints(p)) if parent.is_dir() else []
 
 
 def _choose_shipped(
@@ -183,7 +170,10 @@ def _choose_shipped(
 def _shipped(config: Config, warn: Callable[[str], None]) -> Iterator[tuple[Path, Manifest]]:
     """Yield the shipped agents whose manifests are whole, those beside the user's checkpoints first."""
     for parent in dict.fromkeys([config.run.checkpoint_dir / SHIPPED, SHIPPED_FOLDER]):
-        for path in sorted(parent.glob(f"*/{checkpoint.MANIFEST_FILE}")):
+        paths: list[Path] = []
+        with checkpoint.listing(parent):
+            paths = sorted(parent.glob(f"*/{checkpoint.MANIFEST_FILE}"))
+        for path in paths:
             try:
                 yield path.parent, checkpoint.read_manifest(path.parent)
             except (DamagedCheckpointError, OtherFormatError) as error:
@@ -192,7 +182,7 @@ def _shipped(config: Config, warn: Callable[[str], None]) -> Iterator[tuple[Path
 
 def _no_agent(config: Config) -> str:
     """Say that there is no such agent, and which there are."""
-    there_are = [f"--model_name={folder.name}" for folder in _own_folders(config)]
+    there_are = [f"--model_name={folder.name}" for folder in checkpoint.list_models(config.run.checkpoint_dir)]
     shipped = sorted(manifest.config.run.env_name for _, manifest in _shipped(config, lambda _: None))
     there_are += [f"--env_name={name} (shipped)" for name in shipped]
     listing = ", ".join(dict.fromkeys(there_are)) or "none yet; train one first"

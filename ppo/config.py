@@ -5,6 +5,7 @@ This module imports neither torch nor gymnasium, so that `--help` and a refused 
 """
 
 import dataclasses
+import itertools
 import json
 import re
 import typing
@@ -14,8 +15,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ppo.families import AtariSettings, Family, WorldSettings, family_of
-from ppo.settings import Refusal, check_bounds, require, setting
+from ppo.settings import MOST_STEPS, Refusal, check_bounds, require, setting
 
+ENV_NAME_PATTERN = re.compile(r"[A-Za-z0-9_./:-]{1,100}")
 MODEL_NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 KEEP_CHECKPOINTS_PATTERN = re.compile(r"all|(every=)?[1-9][0-9]{0,8}")
 SHIPPED = "pretrained"
@@ -23,8 +25,9 @@ SHIPPED = "pretrained"
 MAX_SEED = 2**63 - 1
 # Far above what anybody trains with, and low enough that no checkpoint's settings can keep a reader busy.
 _MOST = 2**20
-_MOST_STEPS = 2**48
 _LARGEST = 1e6
+# Two layers of 2,048 units and twice as many again: orthogonal weights for more would take minutes.
+_MOST_WEIGHTS = 2**23
 # What the header of a checkpoint can name.
 _MOST_ENVS = 4096
 
@@ -42,23 +45,23 @@ class RunSettings:
     CartPole. Default: the world's own, else that of its kind."""
     model_name: str | None = None
     """Folder name of this run under checkpoints, runs and assets. Default: the environment's name."""
-    env_steps: int = setting(10_000_000, at_least=1, at_most=_MOST_STEPS)
+    env_steps: int = setting(10_000_000, at_least=1, at_most=MOST_STEPS)
     """Length of the training in agent steps over all environments (an Atari step is 4 frames); the last update may pass
     it by less than one rollout."""
     rng_seed: int = setting(0, at_least=0, at_most=MAX_SEED)
     """Seed of every random number of the job."""
     fresh: bool = False
     """Start anew: move an earlier run of this name aside (nothing is deleted) instead of resuming it."""
-    checkpoint_interval: int = setting(25, at_least=1, at_most=_MOST_STEPS)
+    checkpoint_interval: int = setting(25, at_least=1, at_most=MOST_STEPS)
     """Updates between two checkpoints. One is written at the end and on Ctrl-C too."""
     keep_checkpoints: str = "5"
     """Checkpoints to keep: this number of the newest, and the best; all; or every=K: the newest 5, the best, and those
     whose update is a multiple of K times checkpoint_interval."""
-    evaluation_interval: int | None = setting(None, at_least=1, at_most=_MOST_STEPS)
+    evaluation_interval: int | None = setting(None, at_least=1, at_most=MOST_STEPS)
     """Updates between two evaluations: whole games by the policy as it is then, on environments of their own, by raw
     returns. A checkpoint is written at each, and the best one is that of the highest mean. None: no evaluations."""
     evaluation_episodes: int = setting(10, at_least=1, at_most=_MOST)
-    """Games of an evaluation, the same every time; a game is cut after 27,000 steps."""
+    """Games of an evaluation, the same every time; a game is cut after max_game_steps."""
     checkpoint_dir: Path = Path("checkpoints")
     """Where checkpoints live: <checkpoint_dir>/<model_name>/step_<steps>."""
     run_dir: Path = Path("runs")
@@ -127,7 +130,7 @@ class PPOSettings:
     """Lambda of generalised advantage estimation; of all of training if it is set and gae_lambda_late is not."""
     gae_lambda_late: float | None = setting(None, at_least=0.0, at_most=1.0)
     """Lambda that training ends with: shorter returns may serve better once values can be trusted. None: no change."""
-    gae_lambda_late_steps: int = setting(800_000, at_least=1, at_most=_MOST_STEPS)
+    gae_lambda_late_steps: int = setting(800_000, at_least=1, at_most=MOST_STEPS)
     """Agent steps at which lambda has become gae_lambda_late; it moves in a straight line from half of them on."""
     clip_rewards: bool = False
     """Train on the sign of the reward. Logged returns are always raw."""
@@ -142,7 +145,7 @@ class PPOSettings:
     learning_rate_schedule: Literal["linear", "inverse_time", "constant", "kl_adaptive"] = "linear"
     """linear falls to 0 at env_steps; inverse_time is halved after learning_rate_decay_steps, a third of it is left
     after twice as many, and so on; kl_adaptive steers the policy change of an epoch towards kl_target."""
-    learning_rate_decay_steps: int = setting(50_000, at_least=1, at_most=_MOST_STEPS)
+    learning_rate_decay_steps: int = setting(50_000, at_least=1, at_most=MOST_STEPS)
     """Agent steps after which the inverse_time rate is half of the first."""
     learning_rate_max: float = setting(1e-3, above=0.0, at_most=_LARGEST)
     """Upper bound of the kl_adaptive rate."""
@@ -183,7 +186,11 @@ class PlaybackSettings:
     """Settings of play, record and evaluate."""
 
     episodes: int | None = setting(None, at_least=1, at_most=_MOST)
-    """Games to play. Default: 3 for play, 1 for record, 100 for evaluate."""
+    """Games to play, each of at most max_game_steps: so long are a video and a whole evaluation at most. Default: 3 for
+    play, 1 for record, 100 for evaluate."""
+    max_game_steps: int = setting(27_000, at_least=1, at_most=MOST_STEPS)
+    """Agent steps after which a game of playback or of an evaluation is cut, and counts with the return it has then:
+    whatever its world or the checkpoint's settings allow. The default is an Atari game's 108,000 frames."""
     act: Literal["saved", "mean", "mode", "sample"] = "saved"
     """Which action is taken: the mean, the mode or a sample of the policy; saved: as the agent was saved to act (a run
     trained with --act=mean, say), or else the policy's own default. --deterministic is --act=mode."""
@@ -198,7 +205,7 @@ class SupervisionSettings:
     watchdog_seconds: float = setting(300.0, at_least=1.0, at_most=_LARGEST)
     """A rank that has not come to the next phase of an update after so many seconds ends the job."""
     # Below the 480 s after which mpirun itself gives a lost host up, with an exit code of 0.
-    replica_check_interval: int = setting(10, at_least=1, at_most=_MOST_STEPS)
+    replica_check_interval: int = setting(10, at_least=1, at_most=MOST_STEPS)
     """Updates between two comparisons of all ranks' weights and optimiser states; done before every save too. What all
     ranks have in one memory (all_reduce) is not compared with itself."""
     take_over_lock: bool = False
@@ -280,6 +287,8 @@ class Config:
         for section in dataclasses.fields(self):
             check_bounds(getattr(self, section.name))
         self.world.check()
+        named = ENV_NAME_PATTERN.fullmatch(self.run.env_name) is not None
+        require(named, "env_name", "1 to 100 letters, digits, '_', '.', '/', ':' or '-'", repr(self.run.env_name))
         _check_model_name(self.run.model_name)
         _check_learning_rate(self.ppo)
         _check_minibatch_size(self.ppo)
@@ -410,6 +419,11 @@ def _check_hidden_sizes(sizes: str) -> None:
     widths = sizes.split(",")
     valid = len(widths) <= 16 and all(re.fullmatch(r"[1-9][0-9]{0,3}", width) for width in widths)
     require(sizes == "auto" or valid, "hidden_sizes", "auto or up to 16 numbers below 10000, as 64,64", repr(sizes))
+    numbers = [int(width) for width in widths] if sizes != "auto" else []
+    weights = sum(before * after for before, after in itertools.pairwise(numbers))
+    require(
+        weights <= _MOST_WEIGHTS, "hidden_sizes", f"layers with at most {_MOST_WEIGHTS} weights between them", sizes
+    )
 
 
 def _check_learning_rate(ppo: PPOSettings) -> None:

@@ -19,8 +19,6 @@ from ppo.games import Actor, Game, mean_and_error, number_of_slots, play_slots
 from ppo.models.actor_critic import ActorCritic
 from ppo.random_streams import Purpose, derived_seed
 
-MAX_STEPS_PER_GAME = 27_000
-"""Agent steps after which a game is cut: the 108,000 frames of an Atari game, and more than other time limits allow."""
 _STEPS_BETWEEN_MEETINGS = 100
 
 
@@ -50,6 +48,7 @@ class Evaluator:
         """
         assert config.run.evaluation_interval is not None
         self._interval, self._episodes = config.run.evaluation_interval, config.run.evaluation_episodes
+        self._max_steps = config.playback.max_game_steps
         self._comm, self._model = comm, model
         self._rule = choose_rule(config.playback.act, "saved", model.distribution)
         self._seed = derived_seed(config.run.rng_seed, Purpose.EVALUATION)
@@ -101,4 +100,4 @@ class Evaluator:
         self._envs.set_states(self._beginnings)
         actor = Actor(self._model, self._rule, indices=self._slots, seed=self._seed)
         sizes = {"num_slots": self._num_slots, "episodes": self._episodes}
-        return play_slots(actor, self._envs, self._slots, **sizes, max_steps=MAX_STEPS_PER_GAME)
+        return play_slots(actor, self._envs, self._slots, **sizes, max_steps=self._max_steps)

@@ -12,6 +12,7 @@ from ppo.settings import require, setting
 
 _MOST_FRAMES = 2**40
 _MOST_CHARACTERS = 10_000
+_MOST_BRACKETS = 100
 
 ChannelAxis = Literal["auto", "first", "last"]
 
@@ -36,7 +37,7 @@ class AtariSettings(WorldSettings):
     """Probability that an emulated frame repeats the previous action (Machado et al. 2018 use 0.25). Atari only."""
     full_action_space: bool = setting(False, of_playback=True)
     """Offer all 18 joystick actions instead of those the game uses. Atari only."""
-    noop_max: int = setting(30, at_least=0, at_most=2**20, of_playback=True)
+    noop_max: int = setting(30, at_least=0, at_most=10_000, of_playback=True)
     """A game begins with 1 to this many no-op frames; 0 for none. Atari only."""
     fire_reset: bool = setting(True, of_playback=True)
     """Press FIRE at the start and after a lost life in games that use FIRE. Atari only."""
@@ -59,9 +60,12 @@ class GymnasiumSettings(WorldSettings):
 
     def check(self) -> None:
         """Refuse constructor arguments that are no JSON object."""
+        text = self.env_kwargs
+        # How deep Python can follow them depends on where it stands.
+        is_short = len(text) <= _MOST_CHARACTERS and text.count("[") + text.count("{") <= _MOST_BRACKETS
         try:
-            is_object = len(self.env_kwargs) <= _MOST_CHARACTERS and isinstance(json.loads(self.env_kwargs), dict)
-        except (ValueError, RecursionError):
+            is_object = is_short and isinstance(json.loads(text), dict)
+        except ValueError:
             is_object = False
         require(is_object, "env_kwargs", 'a JSON object such as {"continuous": true}', repr(self.env_kwargs))
 

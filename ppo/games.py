@@ -5,7 +5,6 @@ plays the games s, s + S, s + 2 S and so on, all of them to their ends. So the r
 ranks, and short games are not favoured.
 """
 
-import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,11 +26,13 @@ _STEPS_OF_NOISE_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class Game:
-    """A whole game played: its number from 0, raw return and agent steps."""
+    """A game played: its number from 0, raw return and agent steps."""
 
     number: int
     episode_return: float
     episode_length: int
+    is_cut: bool = False
+    """It was not over: its return is that of its first steps."""
 
 
 class Actor:
@@ -52,9 +53,15 @@ class Actor:
 
     @torch.inference_mode()
     def act(self, observations: NDArray[Any]) -> NDArray[Any]:
-        """Return what the environments are sent in their next step, for their observations (N, ...)."""
+        """Return what the environments are sent in their next step, for their observations (N, ...).
+
+        Raises:
+            FloatingPointError: an output of the network is not finite, which finite weights may lead to.
+        """
         distribution, device = self._model.distribution, self._model.device
         outputs = self._model(torch.from_numpy(observations).to(device)).action
+        if not outputs.isfinite().all():
+            raise FloatingPointError("the outputs of its network are not finite")
         if self._rule == "sample":
             raw = distribution.sample(outputs, self._next_noise().to(device))
         else:
@@ -78,7 +85,7 @@ def number_of_slots(episodes: int) -> int:
 
 
 def play_slots(
-    actor: Actor, envs: Environments, slots: range, *, num_slots: int, episodes: int, max_steps: float = math.inf
+    actor: Actor, envs: Environments, slots: range, *, num_slots: int, episodes: int, max_steps: int
 ) -> Iterator[list[Game]]:
     """Play some slots' share of a set of games, all at once; yield after every step the games that ended with it.
 
@@ -89,6 +96,7 @@ def play_slots(
         num_slots: the slots of all ranks.
         episodes: the games of all slots.
         max_steps: agent steps after which a game is cut, and counts with the return it has then; the lean engine only.
+            Nothing else bounds a game: a world may have no time limit, and a checkpoint's settings may put it off.
     """
     numbers = [iter(range(slot, episodes, num_slots)) for slot in slots]
     current = [next(own, None) for own in numbers]
@@ -102,7 +110,7 @@ def play_slots(
             episode_return = info["episode_return"][position] if ended[position] else envs.end_episode(position)
             number = current[position]
             if number is not None:
-                games.append(Game(number, float(episode_return), int(lengths[position])))
+                games.append(Game(number, float(episode_return), int(lengths[position]), not ended[position]))
                 current[position] = next(numbers[position], None)
             lengths[position] = 0
         yield games

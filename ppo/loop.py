@@ -255,7 +255,7 @@ def make_trackers(run: Run) -> Trackers:
         notes.append(f"preset {config.run.preset} is not tuned for {config.run.env_name}")
     trackers = Trackers(
         [
-            CsvFiles(folder, progress.update),
+            CsvFiles(folder, progress.logs),
             TensorBoard(
                 folder,
                 progress.env_steps,

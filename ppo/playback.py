@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ppo.agents import Agent, find_agent, restore_model
-from ppo.collectives import Collective, decided_by_root, share
+from ppo.collectives import Collective, decided_by_root, done_by_all, share
 from ppo.config import Config
 from ppo.envs import FrameListener, make_envs, world_of
 from ppo.games import Actor, Game, mean_and_error, number_of_slots, play_slots
@@ -20,6 +20,7 @@ from ppo.outputs.folders import require_writable, write_whole
 from ppo.outputs.trackers import say_on_standard_error
 from ppo.outputs.window import GameWindow, NoWindowError, WindowClosedError, has_display
 from ppo.random_streams import Purpose, derived_seed
+from ppo.settings import Refusal
 
 
 def play(config: Config, comm: Collective, explicit: set[str]) -> int:
@@ -41,19 +42,9 @@ def evaluate(config: Config, comm: Collective, explicit: set[str]) -> int:
         announce(agent)
     num_slots = number_of_slots(config.episodes)
     slots = share(num_slots, comm.rank, comm.size)
-    games = list(play_games(agent, config, slots, num_slots)) if slots else []
-    gathered = comm.gather(games)
-    code = 0
-    if gathered is not None:
-        everyone = sorted((game for part in gathered for game in part), key=lambda game: game.number)
-        result = statistics_of(everyone, agent, config)
-        print_line(json.dumps(result))
-        try:
-            write_whole(folder / "evaluation.json", (json.dumps(result, indent=1) + "\n").encode())
-        except OSError as error:
-            say_on_standard_error(f"ppo: {folder / 'evaluation.json'} was not written: {error.strerror}")
-            code = 1
-    return comm.broadcast(code)
+    parts = done_by_all(comm, lambda: list(play_games(agent, config, slots, num_slots)) if slots else [])
+    games = sorted((game for part in parts for game in part), key=lambda game: game.number)
+    return decided_by_root(comm, lambda: _report(games, agent, config, folder))
 
 
 def play_games(
@@ -67,13 +58,20 @@ def play_games(
         slots: the slots of this rank.
         num_slots: the slots of all ranks.
         on_frame: receives the screens of the first slot.
+
+    Raises:
+        Refusal: the policy's numbers overflow.
     """
     seed = derived_seed(config.run.rng_seed, Purpose.PLAYBACK)
     envs = make_envs(agent.config.run.env_name, agent.config.world, indices=slots, seed=seed, on_frame=on_frame)
     actor = Actor(restore_model(agent, envs), agent.rule, indices=slots, seed=seed)
     envs.reset()
-    for games in play_slots(actor, envs, slots, num_slots=num_slots, episodes=config.episodes):
-        yield from games
+    sizes = {"num_slots": num_slots, "episodes": config.episodes, "max_steps": config.playback.max_game_steps}
+    try:
+        for games in play_slots(actor, envs, slots, **sizes):
+            yield from games
+    except FloatingPointError as error:
+        raise Refusal(f"{agent.name} at {agent.counters.env_steps} steps cannot be played: {error}") from error
     envs.close()
 
 
@@ -87,6 +85,7 @@ def statistics_of(games: Sequence[Game], agent: Agent, config: Config) -> dict[s
         "model_name": agent.name,
         "env_steps": agent.counters.env_steps,
         "episodes": len(returns),
+        "episodes_cut": sum(game.is_cut for game in games),
         "return_mean": mean,
         "return_stderr": error,
         "return_median": statistics.median(returns),
@@ -95,6 +94,7 @@ def statistics_of(games: Sequence[Game], agent: Agent, config: Config) -> dict[s
         "episode_length_mean": statistics.fmean(game.episode_length for game in games),
         "act": agent.rule,
         "rng_seed": config.run.rng_seed,
+        "max_game_steps": config.playback.max_game_steps,
         "protocol": agent.config.to_dict()["world"],
         **world_of(env_name).facts(env_name, mean),
     }
@@ -102,7 +102,8 @@ def statistics_of(games: Sequence[Game], agent: Agent, config: Config) -> dict[s
 
 def describe(game: Game) -> str:
     """Return a game's line: `game 1: return -20, 1234 steps`."""
-    return f"game {game.number + 1}: return {game.episode_return:g}, {game.episode_length} steps"
+    cut = " (cut there: --max_game_steps)" if game.is_cut else ""
+    return f"game {game.number + 1}: return {game.episode_return:g}, {game.episode_length} steps{cut}"
 
 
 def announce(agent: Agent) -> None:
@@ -142,6 +143,18 @@ def _record(agent: Agent, folder: Path, config: Config) -> int:
         print_line(f"wrote {video.describe()}")
     except VideoError as error:
         say_on_standard_error(f"ppo: {error}")
+        return 1
+    return 0
+
+
+def _report(games: Sequence[Game], agent: Agent, config: Config, folder: Path) -> int:
+    """Print and write down the statistics of games; return the exit code."""
+    result = statistics_of(games, agent, config)
+    print_line(json.dumps(result))
+    try:
+        write_whole(folder / "evaluation.json", (json.dumps(result, indent=1) + "\n").encode())
+    except OSError as error:
+        say_on_standard_error(f"ppo: {folder / 'evaluation.json'} was not written: {error.strerror}")
         return 1
     return 0
 

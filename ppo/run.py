@@ -23,8 +23,9 @@ from ppo.envs import LEAN, Engine, Environments, make_envs
 from ppo.evaluation import Evaluator
 from ppo.models.actor_critic import ActorCritic, build_model
 from ppo.outputs import checkpoint
-from ppo.outputs.manifest import LOGS, Counters, Manifest, machine_here, rounding_here
+from ppo.outputs.manifest import Counters, Manifest, machine_here, rounding_here
 from ppo.outputs.tensor_file import specification
+from ppo.outputs.untrusted import brief
 from ppo.random_streams import Purpose, derived_seed
 from ppo.settings import Refusal
 from ppo.versions import versions_here, versions_outside
@@ -42,14 +43,17 @@ class Progress:
     recent_returns: deque[float] = field(default_factory=lambda: deque(maxlen=100))
     evaluation_return: float | None = None
     """Of the evaluation at this update; None where there was none."""
+    logs: dict[str, int] = field(default_factory=dict)
+    """Length in bytes of each log, with what waits to be written; kept up to date on rank 0 by what writes them."""
 
     def counters(self) -> Counters:
         """Return what a checkpoint stores of this."""
         returns = tuple(self.recent_returns)
         return Counters(self.update, self.env_steps, self.seconds, self.episodes, returns, self.evaluation_return)
 
-    def restore(self, counters: Counters) -> None:
-        """Go on from a checkpoint's counters."""
+    def restore(self, manifest: Manifest) -> None:
+        """Go on from where a checkpoint stands."""
+        counters, self.logs = manifest.counters, dict(manifest.logs)
         self.update, self.env_steps, self.seconds = counters.update, counters.env_steps, counters.seconds
         self.episodes, self.evaluation_return = counters.episodes, counters.evaluation_return
         self.recent_returns = deque(counters.recent_returns, maxlen=100)
@@ -144,7 +148,7 @@ def resume(run: Run) -> list[str]:
     if manifest is None or arrays is None:
         run.collector.reset()
         return notes
-    run.progress.restore(manifest.counters)
+    run.progress.restore(manifest)
     parts: dict[str, dict[str, Tensor]] = {}
     for name, array in arrays.items():
         part, _, rest = name.partition("/")
@@ -200,11 +204,12 @@ def _restore(run: Run, parts: dict[str, dict[str, Tensor]]) -> list[int]:
         run.learner.rewards.set_environment_states(own)
         worlds = [{key: array for key, array in state.items() if key != "running_return"} for state in own]
         return run.envs.set_states(worlds)
-    except (ValueError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
+    except (OSError, MemoryError):  # of this machine
+        raise
+    except Exception as error:  # whatever a library or a world makes of numbers that anybody may have written
         raise Refusal(
             f"the checkpoint at {run.progress.env_steps} steps in {run.config.checkpoint_folder} does not hold the "
-            f"state of this run: {reason}; --fresh moves it aside"
+            f"state of this run: {brief(error)}; --fresh moves it aside"
         ) from error
 
 
@@ -221,7 +226,7 @@ def _write_and_prune(run: Run, states: list[dict[str, NDArray[Any]]], say: Calla
             run.model_tensors(),
             training,
             ranks=run.comm.size,
-            logs=_log_lengths(run.config.run_folder),
+            logs=run.progress.logs,
         )
     except OSError as error:
         say(f"WARNING: the checkpoint at {run.progress.env_steps:,} steps was not saved: {error}")
@@ -230,13 +235,9 @@ def _write_and_prune(run: Run, states: list[dict[str, NDArray[Any]]], say: Calla
         raise Halt(f"{error}; it was not saved and the last checkpoint stands") from error
     try:
         checkpoint.prune(folder, written, run.config.run.keep_checkpoints)
-    except OSError as error:
+    except (OSError, Refusal) as error:
         say(f"WARNING: old checkpoints could not be deleted: {error}")
     return True
-
-
-def _log_lengths(folder: Path) -> dict[str, int]:
-    return {name: (folder / name).stat().st_size for name in LOGS if (folder / name).is_file()}
 
 
 def _read_for_resume(

@@ -12,6 +12,17 @@ from typing import Any
 
 REFUSED = 2
 """Exit code after a Refusal."""
+MOST_STEPS = 2**48
+"""Whatever a run counts stays below: far above what any run counts, and exact in every type it is kept in."""
+
+
+def printable(text: str) -> str:
+    """Return a text in one line, without what a terminal would obey.
+
+    Everything that is shown goes through it: names of files, strings of manifests and errors of environments come from
+    outside and may hold anything.
+    """
+    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
 
 
 class Refusal(ValueError):
@@ -49,7 +60,7 @@ class Bound:
 
 
 def setting(
-    default: Any,
+    default: Any = dataclasses.MISSING,
     *,
     at_least: float | None = None,
     above: float | None = None,
@@ -61,7 +72,7 @@ def setting(
     """Return a dataclass field.
 
     Args:
-        default: value unless a preset or a flag says otherwise.
+        default: value unless a preset or a flag says otherwise; none for what is always given.
         at_least: see `Bound`, as the next three.
         above: lower limit that is not allowed itself.
         at_most: upper limit.

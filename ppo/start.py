@@ -93,7 +93,7 @@ def prepare_folders(config: Config, lock: ModelLock) -> list[str]:
     aside = []
     if config.run.fresh:
         aside = move_aside([checkpoints, logs])
-    elif (logs / "progress.csv").exists() and not checkpoint.list_checkpoints(checkpoints):
+    elif os.path.lexists(logs / "progress.csv") and not checkpoint.list_checkpoints(checkpoints):
         aside = move_aside([logs])
     require_writable("checkpoint_dir", checkpoints)
     require_writable("run_dir", logs)

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import time
+import typing
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -13,9 +15,9 @@ from hypothesis import strategies as st
 
 from ppo.command_line import explicit_settings, parse_command_line, setting_types
 from ppo.config import MAX_SEED, Config, PPOSettings, RunSettings, default_model_name, differences, section_types
-from ppo.families import FAMILIES, GymnasiumSettings, family_of
+from ppo.families import FAMILIES, AtariSettings, GymnasiumSettings, family_of
 from ppo.presets import PRESETS
-from ppo.settings import Refusal, did_you_mean
+from ppo.settings import Refusal, did_you_mean, printable
 
 ATARI = family_of("PongNoFrameskip-v4")
 
@@ -180,6 +182,14 @@ def test_without_a_close_choice_nothing_is_suggested() -> None:
     assert did_you_mean("xyzzy", PRESETS) == ""
 
 
+@given(st.text())
+def test_what_is_printable_is_one_line_of_as_many_characters_and_stays_as_it_is(text: str) -> None:
+    line = printable(text)
+    assert line.isprintable() and len(line) == len(text)
+    assert printable(line) == line
+    assert all(shown in (character, " ", "?") for shown, character in zip(line, text, strict=True))
+
+
 # ------------------------------------------------------------------------------------------------------------ bounds
 
 INF, NAN = float("inf"), float("nan")
@@ -200,8 +210,8 @@ INVALID = [
     ("sticky_actions", -0.1, "at least 0"),
     ("sticky_actions", 1.0, "below 1"),
     ("sticky_actions", NAN, "below 1"),
-    ("noop_max", -1, "between 0 and 1048576"),
-    ("noop_max", 2**20 + 1, "between 0 and 1048576"),
+    ("noop_max", -1, "between 0 and 10000"),
+    ("noop_max", 10_001, "between 0 and 10000"),
     ("frame_stack", 0, "between 1 and 16"),
     ("frame_stack", 17, "between 1 and 16"),
     ("max_frames", 3, "between 4 and"),
@@ -242,12 +252,17 @@ INVALID = [
     ("log_deviation_init", -11.0, "between -10 and 10"),
     ("hidden_sizes", "64,,64", "as 64,64"),
     ("hidden_sizes", "10000", "as 64,64"),
+    ("hidden_sizes", "9999,9999", "at most 8388608 weights"),
+    ("env_name", "", "1 to 100 letters"),
+    ("env_name", "x" * 101, "1 to 100 letters"),
+    ("env_name", "a\x1b[2J\nb", r"'a\x1b[2J\nb'"),
     ("evaluation_interval", 0, "between 1 and"),
     ("evaluation_episodes", 0, "between 1 and"),
     ("keep_checkpoints", "0", "a number from 1 on, all or every=K"),
     ("keep_checkpoints", "every=0", "a number from 1 on, all or every=K"),
     ("keep_checkpoints", "best", "a number from 1 on, all or every=K"),
     ("episodes", 0, "between 1 and"),
+    ("max_game_steps", 0, "between 1 and"),
     ("checkpoint", "newest", "best, latest or a number of steps"),
     ("checkpoint", "-5", "best, latest or a number of steps"),
 ]
@@ -262,11 +277,55 @@ def test_an_invalid_setting_is_refused_by_name_with_what_is_valid(setting: str, 
 
 
 def test_every_bounded_setting_is_among_those_tried() -> None:
-    unbounded = {"env_name", "preset", "mode", "checkpoint_dir", "run_dir", "asset_dir"}
+    unbounded = {"preset", "mode", "checkpoint_dir", "run_dir", "asset_dir"}
     unbounded |= {"env_kwargs", "network", "policy"}  # checked where they are used
     chosen_from_a_list = {name for name, kind in setting_types().items() if getattr(kind, "__name__", "") == "Literal"}
     booleans = {name for name, kind in setting_types().items() if kind is bool}
     assert set(setting_types()) - unbounded - chosen_from_a_list - booleans == {name for name, _, _ in INVALID}
+
+
+NUMBERS = [name for name, kind in setting_types().items() if {int, float} & {kind, *typing.get_args(kind)}]
+
+
+@pytest.mark.parametrize("value", [2**63 - 1, 2**64, 10**400, -(10**400), 1e308, -1e308, NAN, INF])
+def test_every_number_has_a_bound_that_is_asked_before_anything_is_computed(value: float) -> None:
+    world = {field.name: family.settings for family in FAMILIES for field in fields(family.settings)}
+    for name in NUMBERS:
+        if (name, value) == ("rng_seed", MAX_SEED):
+            continue
+        config = Config(world=world.get(name, AtariSettings)())
+        with pytest.raises(Refusal, match=f"^{name} must be "):
+            config.replace_settings({name: value}).validate()
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        (["--num_envs=8", "--rollout_steps=1000000000039"], "rollout_steps"),
+        (["--num_envs=1000000000039"], "num_envs"),
+        (["--num_envs=" + "9" * 400], "num_envs"),
+        (["--minibatch_size=" + "9" * 5000], "minibatch_size"),
+        (["--clip_range=1e308"], "clip_range"),
+        (["--clip_range=" + "9" * 400], "clip_range"),
+        (["--rng_seed=" + "9" * 400], "rng_seed"),
+        (["--checkpoint_interval=9223372036854775808"], "checkpoint_interval"),
+        (["--mode=play", "--episodes=9223372036854775808"], "episodes"),
+        (["--max_frames=9223372036854775808"], "max_frames"),
+        (["--keep_checkpoints=every=9223372036854775808"], "keep_checkpoints"),
+    ],
+)
+def test_a_number_beyond_its_bound_is_refused_at_once(flags: list[str], name: str) -> None:
+    started = time.process_time()
+    with pytest.raises(Refusal, match=name.replace("_", "[_-]")):
+        parse(*flags)
+    assert time.process_time() - started < 2.0
+
+
+def test_arguments_of_a_world_have_few_levels_whatever_is_left_of_the_stack() -> None:
+    text = '{"a":' * 90 + "1" + "}" * 90
+    GymnasiumSettings(env_kwargs=text).check()
+    with pytest.raises(Refusal, match="env_kwargs must be a JSON object"):
+        GymnasiumSettings(env_kwargs='{"a":' * 101 + "1" + "}" * 101).check()
 
 
 def test_an_adaptive_rate_above_its_bound_is_refused() -> None:

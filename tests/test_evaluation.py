@@ -11,7 +11,6 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
-import ppo.evaluation
 from ppo.collectives import Alone, share
 from ppo.command_line import parse_command_line
 from ppo.envs import make_envs
@@ -104,7 +103,7 @@ def test_a_slot_plays_every_num_slots_th_game_to_its_end(rule, num_slots, dice):
         return envs, Actor(model, rule, indices=slots, seed=4)
 
     envs, actor = block(range(num_slots))
-    steps = play_slots(actor, envs, range(num_slots), num_slots=num_slots, episodes=7)
+    steps = play_slots(actor, envs, range(num_slots), num_slots=num_slots, episodes=7, max_steps=1000)
     games = sorted((game for ended in steps for game in ended), key=lambda game: game.number)
     assert [game.number for game in games] == list(range(7))
     for slot in range(num_slots):
@@ -117,9 +116,8 @@ def test_a_slot_plays_every_num_slots_th_game_to_its_end(rule, num_slots, dice):
     assert all(game.episode_return == REWARD * game.episode_length for game in games)
 
 
-def test_a_game_without_an_end_is_cut_and_counts_with_what_it_has(dice, monkeypatch):
-    monkeypatch.setattr(ppo.evaluation, "MAX_STEPS_PER_GAME", 130)
-    evaluator, _ = evaluator_of(*dice, '--env_kwargs={"endless": true}', episodes=20)
+def test_a_game_without_an_end_is_cut_and_counts_with_what_it_has(dice):
+    evaluator, _ = evaluator_of(*dice, '--env_kwargs={"endless": true}', "--max_game_steps=130", episodes=20)
     assert evaluator.evaluate(never) == Evaluation(130 * REWARD, 0.0, 20)
 
 
@@ -203,9 +201,8 @@ def test_a_rank_that_is_asked_to_stop_stops_all_and_the_next_evaluation_is_whole
     assert on_ranks(2, work) == [(None, alone.evaluate(never))] * 2
 
 
-def test_ranks_give_signs_of_life_however_long_the_games_of_one_of_them_are(dice, monkeypatch):
-    monkeypatch.setattr(ppo.evaluation, "MAX_STEPS_PER_GAME", 450)
-    flags = (*dice, '--env_kwargs={"endless": true}')
+def test_ranks_give_signs_of_life_however_long_the_games_of_one_of_them_are(dice):
+    flags = (*dice, '--env_kwargs={"endless": true}', "--max_game_steps=450")
     config = config_of(*flags, episodes=1)
     _, model = evaluator_of(*flags)
 

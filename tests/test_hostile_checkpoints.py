@@ -5,6 +5,7 @@ Every attack makes the hashes fit where it says `forged`: they are no secret.
 
 import ast
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -39,6 +40,8 @@ from tests.jobs import CARTPOLE, PONG, ppo, separately
 
 MAX_SECONDS = 5.0
 NAN = float("nan")
+DEEP = '{"a":' * 900 + "1" + "}" * 900
+HUGE = ",".join(["9999"] * 16)
 FLAGS = {"cartpole": CARTPOLE, "pong": PONG}
 
 
@@ -247,6 +250,20 @@ def state_of_another_kind(folder):
     replace_file(folder, TRAINING, content.replace(b"/actions", b"/outcome"))
 
 
+def nothing_of_a_huge_shape(folder):
+    """A part of each environment's state that has no bytes and a shape whose size no library can count."""
+
+    def change(header, data):
+        for index in range(4):
+            header[f"environment/{index}/nothing"] = {
+                "dtype": "U8",
+                "shape": [65536, 65536, 65536, 65536, 0],
+                "data_offsets": [len(data), len(data)],
+            }
+
+    edit_tensors(folder, TRAINING, change)
+
+
 def fifo(name):
     def attack(folder):
         (folder / name).unlink()
@@ -329,6 +346,9 @@ READ_BY_ALL = {
     "forged deep member": (text('{"format": 4, "a": ' + "[" * 50_000 + "]" * 50_000 + "}"), MANIFEST),
     "forged endless rollouts": (manifest(lambda d: d["config"]["ppo"].update(rollout_steps=10**18)), MANIFEST),
     "forged infinite steps": (manifest(lambda d: d["counters"].update(env_steps=10**18)), MANIFEST),
+    "forged returns that overflow": (manifest(lambda d: d["counters"].update(recent_returns=[1e308] * 3)), MANIFEST),
+    "forged deep arguments": (manifest(lambda d: d["config"]["world"].update(env_kwargs=DEEP)), MANIFEST),
+    "forged layers that take hours": (manifest(lambda d: d["config"]["model"].update(hidden_sizes=HUGE)), MANIFEST),
     "forged module for a world": (world("os:system"), "os:system"),
     "forged path for a world": (world("../../etc"), "../../etc"),
     "forged unknown game": (world("ALE/Nothing-v5"), "ALE/Nothing-v5"),
@@ -336,6 +356,7 @@ READ_BY_ALL = {
     "forged family of other worlds": (manifest(lambda data: data.update(family="atari")), MANIFEST),
 }
 READ_TO_TRAIN = {
+    "forged shape of nothing that overflows": (nothing_of_a_huge_shape, TRAINING),
     "pickle for the training state": (pickled(TRAINING, forged=False), TRAINING),
     "forged pickle for the training state": (pickled(TRAINING, forged=True), TRAINING),
     "torch archive for the training state": (torch_archive(TRAINING), TRAINING),
@@ -386,11 +407,108 @@ def test_the_attacks_are_on_a_checkpoint_that_is_used_without_them(trained, tmp_
     assert "resuming cartpole at 64 steps" in job.stdout
 
 
+@pytest.mark.parametrize("mode", ["play", "record", "evaluate"])
+def test_weights_that_overflow_are_not_played(mode, trained, tmp_path):
+    folder = copied(trained, tmp_path, "cartpole")
+    rewritten(MODEL, lambda t: {name: torch.full_like(w, 3e38) for name, w in t.items() if "weight" in name})(folder)
+    job = ppo(tmp_path, f"--mode={mode}", "--model_name=cartpole")
+    assert job.returncode == 2, job.stderr
+    assert job.stderr == "ppo: cartpole at 64 steps cannot be played: the outputs of its network are not finite\n"
+
+
 def test_the_canary_would_sing(tmp_path):
     folder = tmp_path / "checkpoints" / "cartpole" / "step"
     pickle.loads(pickle.dumps(Canary(canary(folder))))
     assert canary(folder) == tmp_path / "canary"
     assert canary(folder).exists()
+
+
+# ------------------------------------------------------------------------------------------ while a healthy run goes on
+
+
+def test_hostile_checkpoints_do_not_end_the_run_that_prunes_them(trained, tmp_path):
+    folder = copied(trained, tmp_path, "cartpole")
+    attacks = [*READ_TO_TRAIN.values(), *READ_BY_ALL.values()]
+    for env_steps, (attack, _) in enumerate(attacks, start=1):
+        old = folder.with_name(checkpoint.folder_name(env_steps))
+        assert env_steps < 64
+        shutil.copytree(folder, old)
+        attack(old)
+        status = (old / MANIFEST).lstat()
+        if stat.S_ISREG(status.st_mode) and status.st_size < 10_000_000:
+            forged = {"env_steps": env_steps, "update": 1, "episodes": 1, "recent_returns": [1e9] * 100}
+            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+                edit_manifest(old, lambda data, forged=forged: data["counters"].update(forged))
+    with no_hang():
+        job = ppo(
+            tmp_path,
+            *(*CARTPOLE, "--env_steps=192", "--checkpoint_interval=1", "--keep_checkpoints=1", "--model_name=cartpole"),
+        )
+    assert job.returncode == 0, job.stderr
+    assert checkpoint.steps_of(checkpoint.list_checkpoints(folder.parent)[-1]) == 192
+    assert "Traceback" not in job.stdout + job.stderr
+
+
+def failing(monkeypatch, call, broken):
+    """Let a call of the operating system fail for one path."""
+    original = getattr(os, call)
+
+    def fail(path, *arguments, **options):
+        if not isinstance(path, int) and Path(path).absolute() == broken:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return original(path, *arguments, **options)
+
+    monkeypatch.setattr(os, call, fail)
+
+
+@pytest.mark.parametrize("mode", ["train", "play"])
+def test_a_folder_that_cannot_be_listed_is_refused(mode, trained, tmp_path, monkeypatch):
+    folder = copied(trained, tmp_path, "cartpole")
+    failing(monkeypatch, "listdir", folder.parent)
+    everything = {"train": [*CARTPOLE, "--env_steps=128"], "play": ["--mode=play"]}[mode]
+    job = ppo(tmp_path, *everything, "--model_name=cartpole")
+    assert job.returncode == 2, job.stderr
+    assert job.stderr == "ppo: checkpoints/cartpole cannot be read: Input/output error\n"
+
+
+def test_another_folder_that_cannot_be_listed_hides_no_agent(trained, tmp_path, monkeypatch):
+    folder = copied(trained, tmp_path, "cartpole")
+    folder.parent.rename(folder.parent.with_name("CartPole-v1"))
+    broken = folder.parent.with_name("broken")
+    broken.mkdir()
+    failing(monkeypatch, "listdir", broken)
+    assert ppo(tmp_path, "--mode=play", "--episodes=1", "--env_name=CartPole-v1").returncode == 0
+    job = ppo(tmp_path, "--mode=play", "--model_name=none")
+    assert job.returncode == 2
+    assert "agents: --model_name=CartPole-v1" in job.stderr
+
+
+def test_a_folder_that_can_no_longer_be_listed_costs_a_warning(trained, tmp_path, monkeypatch):
+    folder = copied(trained, tmp_path, "cartpole")
+    original = checkpoint.prune
+
+    def prune(parent, *arguments):
+        with monkeypatch.context() as patch:
+            failing(patch, "listdir", folder.parent)
+            original(parent, *arguments)
+
+    monkeypatch.setattr(checkpoint, "prune", prune)
+    job = ppo(tmp_path, *CARTPOLE, "--env_steps=128", "--model_name=cartpole")
+    assert job.returncode == 0, job.stderr
+    assert "WARNING: old checkpoints could not be deleted: checkpoints/cartpole cannot be read" in job.stdout
+
+
+@pytest.mark.parametrize(
+    "name", ["a\x1b]0;b\x07", "a\nppo: done", "a\x1b[2J", "a\u202eb", os.fsdecode(b"a\xff"), "a\x9b2J"]
+)
+def test_names_of_folders_are_shown_without_what_a_terminal_obeys(name, trained, tmp_path):
+    folder = copied(trained, tmp_path, "cartpole")
+    folder.parent.rename(folder.parent.with_name(name))
+    job = ppo(tmp_path, "--mode=play", "--model_name=none")
+    assert job.returncode == 2
+    assert job.stderr.count("\n") == 1
+    assert job.stderr.rstrip("\n").isprintable()
+    assert "--model_name=a" in job.stderr
 
 
 # --------------------------------------------------------------------------------------------------------- other games

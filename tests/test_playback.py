@@ -214,3 +214,24 @@ def test_a_damaged_shipped_agent_is_named_and_the_one_of_the_package_plays(tmp_p
     assert job.returncode == 0, job.stderr
     assert "WARNING: damaged shipped agent passed over: checkpoints/pretrained/PongNoFrameskip-v4" in job.stdout
     assert f"using the shipped one in {SHIPPED_FOLDER}" in job.stdout
+
+
+@pytest.mark.parametrize("mode", ["play", "evaluate", "record"])
+def test_a_game_that_its_settings_let_go_on_for_ever_is_cut(mode, trained, tmp_path):
+    shutil.copytree(trained / "checkpoints" / "PongNoFrameskip-v4", tmp_path / "checkpoints" / "idle")
+    for folder in checkpoint.list_checkpoints(tmp_path / "checkpoints" / "idle"):
+        edit_manifest(folder, lambda data: data["config"]["world"].update(max_frames=2**40, fire_reset=False))
+    flags = [f"--mode={mode}", "--model_name=idle", "--episodes=2", "--max_game_steps=30"]
+    job = ppo(tmp_path, *flags)
+    assert job.returncode == 0, job.stderr
+    if mode == "evaluate":
+        result = last_line(job)
+        assert (result["episodes"], result["episodes_cut"], result["max_game_steps"]) == (2, 2, 30)
+        assert result["episode_length_mean"] == 30
+    else:
+        assert job.stdout.count("30 steps (cut there: --max_game_steps)") == 2
+
+
+def test_a_game_that_ends_by_itself_is_not_cut(trained):
+    result = last_line(ppo(trained, "--env_name=CartPole-v1", "--mode=evaluate", "--episodes=3"))
+    assert (result["episodes_cut"], result["max_game_steps"]) == (0, 27_000)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from ppo.collectives import Collective
+from ppo.settings import printable
 
 _SECONDS_FOR_ROOT = 1.5
 
@@ -49,6 +50,6 @@ class AbortGuard:
 
 
 def _complain(text: str) -> None:
-    """Print to stderr if there is one that takes it: nothing may keep a job from ending."""
+    """Print lines to stderr if there is one that takes them: nothing may keep a job from ending."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        print(text, file=sys.stderr, flush=True)
+        print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)

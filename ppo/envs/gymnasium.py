@@ -26,10 +26,10 @@ from ppo.envs.own_worlds import register_own_worlds
 from ppo.envs.processes import ProcessEnvironments
 from ppo.families import ChannelAxis, GymnasiumSettings, WorldSettings
 from ppo.random_streams import Purpose, derived_seed
-from ppo.settings import Refusal
+from ppo.settings import MOST_STEPS, Refusal
 
-# Far above what any run counts, far below what overflows.
-_COUNTER_LIMIT = 2**48
+# Far above what worlds give: a return of a whole game is finite, and so is a mean of such.
+_LARGEST_REWARD = 1e30
 _STEPS_BETWEEN_REPORTS = 500
 
 
@@ -213,7 +213,7 @@ class GymnasiumEnvironments(Block):
 
     def _begin(self, position: int, episode: int) -> None:
         env = self._envs[position]
-        self._episodes[position], self._returns[position] = episode, 0.0
+        self._episodes[position], self._returns[position] = episode % MOST_STEPS, 0.0
         self._log.clear(position)
         try:
             self.before_reset(env)
@@ -234,8 +234,8 @@ class GymnasiumEnvironments(Block):
             raise ValueError(f"the saved state {of} must be {sorted(counters | others)}, got {sorted(state)}")
         for name in sorted(counters):
             _require(state, name, of, np.dtype(np.int64), (1,))
-            if not 0 <= state[name][0] <= _COUNTER_LIMIT:
-                raise ValueError(f"the saved {name} {of} must be from 0 to 2^48, got {state[name][0]}")
+            if not 0 <= state[name][0] < MOST_STEPS:
+                raise ValueError(f"the saved {name} {of} must be from 0 on, below 2^48, got {state[name][0]}")
         length, spec = int(state["episode_length"][0]), self._envs[0].spec
         if spec and spec.max_episode_steps and length >= spec.max_episode_steps:
             raise ValueError(f"the saved {length} steps {of} are more than the time limit allows")
@@ -256,9 +256,12 @@ class GymnasiumEnvironments(Block):
         for number, action in enumerate(self.to_actions(self._log.restore(position, state["actions"]))):
             if number % _STEPS_BETWEEN_REPORTS == 0:
                 self.on_replay()
-            observation, reward, terminated, truncated, _ = step(action)
-            self.observe(observation, row)
-            self._returns[position] += float(reward)
+            try:
+                observation, reward, terminated, truncated, _ = step(action)
+                self.observe(observation, row)
+                self._returns[position] += float(reward)
+            except Exception:  # a world that fails where it did not before does not do again what it did
+                return False
             if terminated or truncated:
                 return False
         episode_return = self._returns[position : position + 1]
@@ -268,11 +271,14 @@ class GymnasiumEnvironments(Block):
         )
 
     def _require_finite(self, part: slice) -> None:
-        """Raise an error for the first environment of a part whose observation or reward is not finite."""
-        for name, values in (("reward", self.arrays.rewards), ("observation", self.observations)):
-            if values.dtype != np.uint8 and not np.isfinite(values[part]).all():
-                position = next(i for i in range(*part.indices(self.num_envs)) if not np.isfinite(values[i]).all())
-                raise self._failed(position, f"the {name} is not finite: {values[position]}")
+        """Raise an error for the first environment of a part whose observation or reward is beyond its bound."""
+        for name, values, holds, rule in (
+            ("reward", self.arrays.rewards, _is_reward, f"within {_LARGEST_REWARD:g}"),
+            ("observation", self.observations, np.isfinite, "finite"),
+        ):
+            if values.dtype != np.uint8 and not holds(values[part]).all():
+                position = next(i for i in range(*part.indices(self.num_envs)) if not holds(values[i]).all())
+                raise self._failed(position, f"the {name} is not {rule}: {values[position]}")
 
     def _failed(self, position: int, why: str) -> RuntimeError:
         """Return the error that says how an environment can be made to fail again."""
@@ -341,6 +347,10 @@ def _action_space(env_name: str, env: Environment) -> ActionSpace:
         return action_space(env.action_space)
     except ValueError as error:
         raise Refusal(f"env_name {env_name!r} cannot be served: {error}") from error
+
+
+def _is_reward(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    return np.abs(values) <= _LARGEST_REWARD
 
 
 def _require(state: ArrayState, name: str, of: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:

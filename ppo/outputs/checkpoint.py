@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,7 +31,16 @@ from ppo.outputs.manifest import (
     machine_here,
     rounding_here,
 )
-from ppo.outputs.tensor_file import Specification, Tensors, byte_size, encode_tensors, misfit, read_tensor_file
+from ppo.outputs.tensor_file import (
+    Specification,
+    Tensors,
+    byte_size,
+    declared_in,
+    encode_tensors,
+    misfit,
+    read_tensor_file,
+    verify_file,
+)
 from ppo.outputs.untrusted import DamagedCheckpointError, brief, open_regular
 from ppo.outputs.whole_folder import PREFIX, remove_folder, remove_scratch, set_aside, write_folder
 from ppo.settings import Refusal
@@ -58,11 +67,44 @@ def steps_of(folder: Path) -> int:
     return int(folder.name.removeprefix(PREFIX))
 
 
+@contextlib.contextmanager
+def listing(folder: Path) -> Iterator[None]:
+    """List a folder, which need not exist.
+
+    Raises:
+        Refusal: it cannot be read.
+    """
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise Refusal(f"{error.filename or folder} cannot be read: {error.strerror or error}") from error
+
+
 def list_checkpoints(parent: Path) -> list[Path]:
-    """Return the checkpoint folders in `parent`, oldest first; other entries are no checkpoints."""
-    if not parent.is_dir():
-        return []
-    return sorted((p for p in parent.iterdir() if _is_step_name(p.name) and p.is_dir()), key=steps_of)
+    """Return the checkpoint folders in `parent`, oldest first; other entries are no checkpoints.
+
+    Raises:
+        Refusal: the folder cannot be read.
+    """
+    with listing(parent):
+        return sorted((p for p in parent.iterdir() if _is_step_name(p.name) and p.is_dir()), key=steps_of)
+    return []
+
+
+def list_models(parent: Path) -> list[Path]:
+    """Return the folders in `parent` that have checkpoints, by name; those that cannot be read are left out.
+
+    Raises:
+        Refusal: `parent` cannot be read.
+    """
+    models = []
+    with listing(parent):
+        for folder in sorted(parent.iterdir()):
+            with contextlib.suppress(Refusal):
+                models += [folder] if list_checkpoints(folder) else []
+    return models
 
 
 def write_checkpoint(
@@ -80,14 +122,12 @@ def write_checkpoint(
     damaged or could not be read at the time, is renamed to `*.damaged`.
 
     Raises:
-        FloatingPointError: a number in it is not finite, or negative where none can be; names it, nothing is written.
+        FloatingPointError: a number in it is not finite, negative where none can be, or beyond what would be read
+            again; names it, nothing is written.
         OSError: it could not be written and nothing is left behind, or it does not read back as it was written and is
             renamed to `*.damaged`.
     """
     final = parent / folder_name(counters.env_steps)
-    means = (counters.return_mean or 0.0, counters.evaluation_return or 0.0)
-    if not all(map(math.isfinite, (counters.seconds, *means, *counters.recent_returns))):
-        raise FloatingPointError(f"the seconds or the returns are not finite: {counters}")
     contents = {MODEL_FILE: encode_tensors(model)}
     if training is not None:
         contents[TRAINING_FILE] = encode_tensors(training)
@@ -100,9 +140,19 @@ def write_checkpoint(
         machine=machine_here() | rounding_here(),
         logs=dict(logs or {}),
     )
-    if final.exists() and is_whole(final) and read_manifest(final).files == manifest.files:
+    try:
+        counters.check()
+        encoded = encode_manifest(manifest)
+        decode_manifest(encoded)
+        for name, content in contents.items():
+            _require_own(final / name, name, declared_in(content, final / name), config.ppo.num_envs)
+    except (DamagedCheckpointError, Refusal) as error:
+        raise FloatingPointError(
+            f"a checkpoint at {counters.env_steps} steps could not be read again: {error}"
+        ) from error
+    if _is_of(final, manifest.files):
         return final
-    write_folder(final, {**contents, MANIFEST_FILE: encode_manifest(manifest)})
+    write_folder(final, {**contents, MANIFEST_FILE: encoded})
     try:
         verify(final)
     except (DamagedCheckpointError, Refusal) as error:
@@ -121,11 +171,9 @@ def read_manifest(folder: Path) -> Manifest:
     with open_regular(path, _MAX_MANIFEST_BYTES) as (file, size):
         content = file.read(size)
     try:
-        manifest = decode_manifest(content)
+        manifest = decode_manifest(content, path)
     except OtherFormatError as error:
         raise OtherFormatError(f"{path} {error}; training with --fresh moves it aside") from error
-    except DamagedCheckpointError as error:
-        raise DamagedCheckpointError(f"{path} {error}") from error
     if _is_step_name(folder.name) and steps_of(folder) != manifest.counters.env_steps:
         raise DamagedCheckpointError(f"{path} says {manifest.counters.env_steps} steps, unlike its folder's name")
     return manifest
@@ -150,35 +198,30 @@ def read_tensors(folder: Path, manifest: Manifest, file_name: str, expected: Spe
         raise DamagedCheckpointError(f"{folder} was saved without {file_name}")
 
     def fit(found: Specification) -> str | None:
-        parts = _PARTS[file_name]
-        foreign = [name for name in found if not name.startswith(parts)]
-        if foreign:
-            raise DamagedCheckpointError(f"{path} holds {brief(foreign[0])}, which does not belong there")
-        if file_name == TRAINING_FILE:
-            _check_environments(path, found, manifest.config.ppo.num_envs)
+        _require_own(path, file_name, found, manifest.config.ppo.num_envs)
         if expected is None:
             return None
         learnt = {name: tensor_type for name, tensor_type in found.items() if not name.startswith("environment/")}
-        return misfit(learnt, {name: t for name, t in expected.items() if name.startswith(parts)})
+        return misfit(learnt, {name: t for name, t in expected.items() if name.startswith(_PARTS[file_name])})
 
     return read_tensor_file(path, entry.size, entry.sha256, fit)
 
 
 def verify(folder: Path) -> Manifest:
-    """Read a whole checkpoint and return its manifest.
+    """Hold the files of a checkpoint against the sizes and hashes in its manifest, and return that.
 
     Raises:
         DamagedCheckpointError: a file is missing or is not as this program writes it.
         OtherFormatError: another version of this program wrote it.
     """
     manifest = read_manifest(folder)
-    for file_name in manifest.files:
-        read_tensors(folder, manifest, file_name)
+    for file_name, entry in manifest.files.items():
+        verify_file(folder / file_name, entry.size, entry.sha256)
     return manifest
 
 
 def is_whole(folder: Path) -> bool:
-    """Return whether a checkpoint can be read by this version."""
+    """Return whether a checkpoint is as it was written, by this version."""
     try:
         verify(folder)
     except (DamagedCheckpointError, Refusal):
@@ -268,6 +311,7 @@ def prune(parent: Path, newest: Path | None = None, keep: str = str(KEPT_NEWEST)
 
     Raises:
         OSError: something could not be deleted.
+        Refusal: the folder cannot be read.
     """
     remove_scratch(parent)
     if keep == "all":
@@ -322,6 +366,23 @@ def _is_one_of_every(keep: str, folder: Path) -> bool:
 def _is_step_name(name: str) -> bool:
     steps = name.removeprefix(PREFIX)
     return name.startswith(PREFIX) and steps.isascii() and steps.isdecimal()
+
+
+def _is_of(folder: Path, files: Mapping[str, FileEntry]) -> bool:
+    """Return whether a checkpoint is whole and of these files."""
+    try:
+        return verify(folder).files == files
+    except (DamagedCheckpointError, Refusal):
+        return False
+
+
+def _require_own(path: Path, file_name: str, found: Specification, num_envs: int) -> None:
+    """Require that a file of this name can hold such tensors, whatever the settings."""
+    foreign = [name for name in found if not name.startswith(_PARTS[file_name])]
+    if foreign:
+        raise DamagedCheckpointError(f"{path} holds {brief(foreign[0])}, which does not belong there")
+    if file_name == TRAINING_FILE:
+        _check_environments(path, found, num_envs)
 
 
 def _check_environments(path: Path, found: Specification, num_envs: int) -> None:

@@ -17,6 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from ppo.outputs.trackers import FinishedEpisode, Metrics, OutputError, Tracker, say_on_standard_error
+from ppo.settings import printable
 
 SECONDS_BETWEEN_LINES = 5.0
 # A full disk or quota may be emptied; a pipe or terminal that was closed does not come back.
@@ -65,7 +66,7 @@ def make_display(title: str, total_steps: int) -> Tracker:
 def print_line(text: str) -> None:
     """Print a line at once, on standard error if standard output has gone: no reader is worth ending the work for."""
     try:
-        StandardOutput().use(lambda: print(text, flush=True))
+        StandardOutput().use(lambda: print(printable(text), flush=True))
     except OutputError:
         say_on_standard_error(text)
 

@@ -25,10 +25,11 @@ class GrowingFile:
     It is opened anew for every write, which costs some ten microseconds and notices a file that was removed.
     """
 
-    def __init__(self, path: Path, header: bytes) -> None:
-        """Prepare to append to a file, or to begin it with its header."""
+    def __init__(self, path: Path, header: bytes, size: int = 0) -> None:
+        """Prepare to append to a file of so many bytes, or to begin it with its header."""
         self.path = path
         self.header = header
+        self._size = size
         self._waiting: list[bytes] = []
         self._has_begun = False
         self._end: int | None = None
@@ -39,6 +40,11 @@ class GrowingFile:
     def num_waiting(self) -> int:
         """Records that are not in the file yet."""
         return len(self._waiting)
+
+    @property
+    def length(self) -> int:
+        """Bytes of the file, with all records that wait."""
+        return (self._size or len(self.header)) + sum(map(len, self._waiting))
 
     def add(self, record: bytes) -> None:
         """Have a record written with the next `write`."""
@@ -94,6 +100,7 @@ class GrowingFile:
         except OSError:
             os.ftruncate(descriptor, size)
             raise
+        self._size = size + len(content)
 
 
 def require_writable(setting: str, folder: Path) -> None:

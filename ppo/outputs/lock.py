@@ -28,7 +28,7 @@ from pathlib import Path
 
 import filelock
 
-from ppo.settings import Refusal
+from ppo.settings import Refusal, printable
 
 _MAX_RECORD_BYTES = 65_536
 _MAX_COMMAND_LENGTH = 500
@@ -58,10 +58,10 @@ class Holder:
     command: str
 
     def __str__(self) -> str:
-        """Return it in words, without what a terminal would obey."""
+        """Return it in words of bounded length."""
         job = f" (Slurm job {self.slurm_job_id})" if self.slurm_job_id else ""
         text = f"process {self.pid} on {self.host}{job}, started {self.started}: {self.command}"
-        return "".join(letter if letter.isprintable() else "?" for letter in text[:_MAX_DESCRIPTION_LENGTH])
+        return printable(text[:_MAX_DESCRIPTION_LENGTH])
 
     def shares_machine_with(self, other: "Holder") -> bool:
         """Return whether both are on one machine, before or after a boot."""

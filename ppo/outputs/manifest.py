@@ -11,6 +11,7 @@ import math
 import platform
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from types import NoneType
 from typing import Any
 
@@ -20,21 +21,23 @@ from ppo.algorithm import pixels
 from ppo.config import Config, section_types
 from ppo.families import Family, family_named
 from ppo.outputs.tensor_file import MAX_FILE_BYTES
-from ppo.outputs.untrusted import DamagedCheckpointError, brief, parse_json
-from ppo.settings import Refusal
+from ppo.outputs.untrusted import DamagedCheckpointError, brief, only_damage, parse_json
+from ppo.settings import MOST_STEPS, Bound, Refusal, check_bounds, require, setting
 
 FORMAT = 3
 MODEL_FILE = "model.safetensors"
 TRAINING_FILE = "training.safetensors"
 LOGS = ("progress.csv", "episodes.csv")
 """Names of the logs that grow with a run and resume with it."""
+LARGEST_RETURN = 1e100
+"""Of returns: far above what any world gives, and a mean or a deviation of them is finite."""
 _MAX_RETURNS = 100
+_RETURNS = Bound(at_least=-LARGEST_RETURN, at_most=LARGEST_RETURN)
 _SEAL = "manifest_sha256"
 _KEYS = {
     *("format", "env_name", "family", "counters", "return_mean", "config", "ranks", "versions", "machine", "files"),
     *("logs", _SEAL),
 }
-_ENV_NAME = re.compile(r"[A-Za-z0-9_./:-]{1,100}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Merit = tuple[bool, bool, float, int]
@@ -48,15 +51,32 @@ class OtherFormatError(Refusal):
 class Counters:
     """Where the training stood when a checkpoint was written."""
 
-    update: int
-    env_steps: int
-    seconds: float
-    episodes: int
+    update: int = setting(at_least=0)
+    # The last update may pass the setting env_steps by a rollout.
+    env_steps: int = setting(at_least=0, at_most=2 * MOST_STEPS)
+    seconds: float = setting(at_least=0.0)
+    episodes: int = setting(at_least=0)
     """Games finished since the run's start."""
-    recent_returns: tuple[float, ...]
+    recent_returns: tuple[float, ...] = setting()
     """Raw returns of the last games, at most 100, oldest first."""
-    evaluation_return: float | None = None
+    evaluation_return: float | None = setting(None, at_least=-LARGEST_RETURN, at_most=LARGEST_RETURN)
     """Mean raw return of the evaluation at this update; None where there was none."""
+
+    def check(self) -> None:
+        """Refuse numbers that no training counts, and those with which it could not go on counting.
+
+        Raises:
+            Refusal: names the number.
+        """
+        check_bounds(self)
+        for value in self.recent_returns:
+            require(_RETURNS.holds(value), "recent_returns", str(_RETURNS), value)
+        require(len(self.recent_returns) <= _MAX_RETURNS, "recent_returns", f"at most {_MAX_RETURNS}", "more")
+        # An update and a game take a step at least, so that these stay below their bounds as long as the steps do.
+        for name in ("update", "episodes"):
+            require(
+                getattr(self, name) <= self.env_steps, name, f"at most env_steps = {self.env_steps}", vars(self)[name]
+            )
 
     @property
     def return_mean(self) -> float | None:
@@ -127,19 +147,21 @@ def seal(data: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def decode_manifest(content: bytes) -> Manifest:
+def decode_manifest(content: bytes, path: Path = Path("manifest.json")) -> Manifest:
     """Return what a manifest's file says.
+
+    Args:
+        content: of the file.
+        path: of the file, for messages.
 
     Raises:
         DamagedCheckpointError: it is not as this program writes it.
         OtherFormatError: another version of this program wrote it.
     """
-    try:
+    with only_damage(path):
         data = parse_json(content)
         _check_format(data)
         return _manifest_of(data)
-    except RecursionError as error:
-        raise DamagedCheckpointError("is nested too deeply") from error
 
 
 def machine_here() -> dict[str, str]:
@@ -205,9 +227,6 @@ def _config_of(data: dict[str, Any], family: Family) -> Config:
         config = Config.from_dict(data, family)
     except (ValueError, TypeError) as error:
         raise DamagedCheckpointError(f"has no valid config: {brief(error)}") from error
-    # It will stand in messages, and it is looked up among the known environments.
-    if not _ENV_NAME.fullmatch(config.run.env_name) or not (config.run.preset or "").isascii():
-        raise DamagedCheckpointError("has no valid env_name")
     return config
 
 
@@ -215,19 +234,20 @@ def _counters_of(data: dict[str, Any]) -> Counters:
     if data.keys() != {field.name for field in dataclasses.fields(Counters)}:
         raise DamagedCheckpointError("has no valid counters")
     returns = _member(data, "recent_returns", list)
-    if len(returns) > _MAX_RETURNS or not all(type(value) in (int, float) for value in returns):
+    if not all(type(value) in (int, float) for value in returns):
         raise DamagedCheckpointError("has no valid recent_returns")
-    numbers = {name: _member(data, name, int) for name in ("update", "env_steps", "episodes")}
-    seconds = float(_member(data, "seconds", int, float))
     evaluated = _member(data, "evaluation_return", int, float, NoneType)
-    if min(seconds, *numbers.values()) < 0:
-        raise DamagedCheckpointError("has no valid counters")
-    return Counters(
-        **numbers,
-        seconds=seconds,
+    counters = Counters(
+        **{name: _member(data, name, int) for name in ("update", "env_steps", "episodes")},
+        seconds=float(_member(data, "seconds", int, float)),
         recent_returns=tuple(map(float, returns)),
         evaluation_return=None if evaluated is None else float(evaluated),
     )
+    try:
+        counters.check()
+    except Refusal as error:
+        raise DamagedCheckpointError(f"has no valid counters: {brief(error)}") from error
+    return counters
 
 
 def _file_entry_of(name: str, files: dict[str, Any]) -> FileEntry:

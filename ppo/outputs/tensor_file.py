@@ -1,12 +1,13 @@
 """Tensors in a safetensors file: https://github.com/huggingface/safetensors#format, the part this program writes.
 
-A file is 8 bytes with the length of the header, the header as JSON, and the data. The header is checked against the
-file's size and the caller's rules before the data is read. The bytes that were hashed become the tensors.
+A file is 8 bytes with the length of the header, the header as JSON, and the data. What the header declares is held
+against the caller's rules before the data is read; then the bytes are hashed, and become the tensors.
 """
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ppo.outputs.untrusted import DamagedCheckpointError, brief, open_regular, parse_json
+from ppo.outputs.untrusted import DamagedCheckpointError, brief, only_damage, open_regular, parse_json
 from ppo.settings import Refusal
 
 # Many times the largest network and a thousand environments, and hashed within a few seconds anywhere.
@@ -80,28 +81,49 @@ def read_tensor_file(path: Path, size: int, sha256: str, fit: Callable[[Specific
         DamagedCheckpointError: the file is not the one that was written, or holds numbers no training would leave.
         Refusal: it is, but does not fit.
     """
-    with open_regular(path, MAX_FILE_BYTES) as (file, actual_size):
-        if actual_size != size:
-            raise DamagedCheckpointError(f"{path} has {actual_size} bytes, its manifest says {size}")
-        places, start = _read_header(file, path, size)
-        wrong = fit({name: tensor_type for name, (tensor_type, _) in places.items()})
-        digest = hashlib.sha256(start)
-        data = bytearray(0 if wrong else size - len(start))
-        file.readinto(data)
-        digest.update(data)
+    with _open_whole(path, size) as file:
+        start = file.read(_LENGTH_BYTES)
+        start += file.read(min(int.from_bytes(start, "little"), _MAX_HEADER_BYTES))
+        declared = declared_in(start, path)
+        wrong = fit(declared)
+        content = start if wrong else start + file.read(max(0, size - len(start)))
         # What does not fit is only hashed, to tell another network from a damaged header, and never held in memory.
-        while wrong and (block := file.read(_BLOCK_BYTES)):
-            digest.update(block)
-        if digest.hexdigest() != sha256:
-            raise DamagedCheckpointError(f"{path} does not have the sha256 of its manifest")
+        _require_hash(path, hashlib.sha256(content), file, sha256)
     if wrong:
         raise Refusal(f"the tensors in {path} do not fit these settings: {wrong}")
-    tensors = {name: _view(data, tensor_type, begin) for name, (tensor_type, begin) in places.items()}
-    for name, tensor in tensors.items():
-        flaw = flaw_in(name, tensor)
-        if flaw:
-            raise DamagedCheckpointError(f"{path}: {brief(name)} {flaw}")
+    with only_damage(path):
+        tensors = safetensors.torch.load(content)
+        if specification(tensors) != declared:
+            raise DamagedCheckpointError("holds other tensors than it declares")
+        for name, tensor in tensors.items():
+            flaw = flaw_in(name, tensor)
+            if flaw:
+                raise DamagedCheckpointError(f"holds {brief(name)} that {flaw}")
     return tensors
+
+
+def verify_file(path: Path, size: int, sha256: str) -> None:
+    """Compare a file with its size and hash, in little memory and without asking what it holds.
+
+    Raises:
+        DamagedCheckpointError: the file is not the one that was written.
+    """
+    with _open_whole(path, size) as file:
+        _require_hash(path, hashlib.sha256(), file, sha256)
+
+
+def declared_in(content: bytes, path: Path) -> Specification:
+    """Return the types and shapes that a file declares, given its content or the start of it.
+
+    Raises:
+        DamagedCheckpointError: there is no header, or not one that this program would write.
+    """
+    with only_damage(path):
+        length = int.from_bytes(content[:_LENGTH_BYTES], "little")
+        header = content[_LENGTH_BYTES : _LENGTH_BYTES + length]
+        if not len(header) == length <= _MAX_HEADER_BYTES:
+            raise DamagedCheckpointError("is not a safetensors file")
+        return {name: _tensor_type(name, entry) for name, entry in parse_json(header).items()}
 
 
 def flaw_in(name: str, tensor: Tensor) -> str | None:
@@ -121,59 +143,31 @@ def flaw_in(name: str, tensor: Tensor) -> str | None:
     return "is negative" if bool((negative < 0).any()) else None
 
 
-def _read_header(file: BufferedReader, path: Path, size: int) -> tuple[dict[str, tuple[TensorType, int]], bytes]:
-    """Return type, shape and first byte of every tensor, and the bytes that say so."""
-    prefix = file.read(_LENGTH_BYTES)
-    header_bytes = int.from_bytes(prefix, "little")
-    if len(prefix) < _LENGTH_BYTES or header_bytes > min(_MAX_HEADER_BYTES, size - _LENGTH_BYTES):
-        raise DamagedCheckpointError(f"{path} is not a safetensors file")
-    header = file.read(header_bytes)
-    try:
-        return _parse_header(header, size - _LENGTH_BYTES - header_bytes), prefix + header
-    except DamagedCheckpointError as error:
-        raise DamagedCheckpointError(f"{path} {error}") from error
+@contextmanager
+def _open_whole(path: Path, size: int) -> Iterator[BufferedReader]:
+    with open_regular(path, MAX_FILE_BYTES) as (file, actual_size):
+        if actual_size != size:
+            raise DamagedCheckpointError(f"{path} has {actual_size} bytes, its manifest says {size}")
+        yield file
 
 
-def _parse_header(content: bytes, data_bytes: int) -> dict[str, tuple[TensorType, int]]:
-    """Return type, shape and first byte of every tensor; together they cover the data exactly once."""
-    header = parse_json(content)
-    if not isinstance(header, dict):
-        raise DamagedCheckpointError("has no header")
-    places = {name: _parse_entry(name, entry) for name, entry in header.items()}
-    position = 0
-    for name, (tensor_type, begin) in sorted(places.items(), key=lambda item: item[1][1]):
-        size = byte_size(tensor_type)
-        if size and begin != position:
-            raise DamagedCheckpointError(f"has {brief(name)} at byte {begin} instead of {position}")
-        position += size
-    if position != data_bytes:
-        raise DamagedCheckpointError(f"has {data_bytes} bytes of data, its header declares {position}")
-    return places
+def _require_hash(path: Path, digest: "hashlib._Hash", rest: BufferedReader, sha256: str) -> None:
+    """Add the rest of a file to the digest of its start and compare it."""
+    while block := rest.read(_BLOCK_BYTES):
+        digest.update(block)
+    if digest.hexdigest() != sha256:
+        raise DamagedCheckpointError(f"{path} does not have the sha256 of its manifest")
 
 
-def _parse_entry(name: str, entry: Any) -> tuple[TensorType, int]:
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise DamagedCheckpointError(f"has a header entry {brief(name)} that is not a tensor")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in _DTYPES:
+def _tensor_type(name: str, entry: dict[str, Any]) -> TensorType:
+    """Return what an entry of a header declares; raises anything where that is no tensor's."""
+    dtype, shape = _DTYPES.get(entry["dtype"]), tuple(entry["shape"])
+    if dtype is None:
         raise DamagedCheckpointError(f"holds {brief(name)} in another type than {', '.join(_DTYPES)}")
-    if not (_are_sizes(shape) and _are_sizes(offsets) and len(shape) <= 8 and len(offsets) == 2):
-        raise DamagedCheckpointError(f"has no valid shape or place of {brief(name)}")
-    tensor_type = _DTYPES[dtype], tuple(shape)
-    if offsets[1] - offsets[0] != byte_size(tensor_type) or offsets[0] % tensor_type[0].itemsize:
-        raise DamagedCheckpointError(f"declares {brief(shape)} {dtype} in other than that many bytes for {brief(name)}")
-    return tensor_type, offsets[0]
-
-
-def _are_sizes(numbers: Any) -> bool:
-    return isinstance(numbers, list) and all(type(n) is int and 0 <= n <= MAX_FILE_BYTES for n in numbers)
-
-
-def _view(data: bytearray, tensor_type: TensorType, begin: int) -> Tensor:
-    dtype, shape = tensor_type
-    if not byte_size(tensor_type):
-        return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(data, dtype=dtype, count=math.prod(shape), offset=begin).reshape(shape)
+    # Few and small enough to be multiplied.
+    if len(shape) > 8 or not all(type(n) is int and 0 <= n <= MAX_FILE_BYTES for n in shape):
+        raise DamagedCheckpointError(f"holds {brief(name)} of shape {brief(shape)}")
+    return dtype, shape
 
 
 def _describe(tensor_type: TensorType | None) -> str:

@@ -6,11 +6,11 @@
         episodes.csv         a row per finished game, raw return of the whole game
         events.out.tfevents  the same as progress.csv, for TensorBoard, and histograms
 
-After a stop and a resume the CSV files read like those of a run that was never stopped: rows past the checkpoint are
-dropped before new ones are added. TensorBoard hides such events itself.
+After a stop and a resume the CSV files read like those of a run that was never stopped: what they have got since the
+checkpoint, which counts their bytes, is cut off before new rows are added. TensorBoard hides such events itself.
 
-No trouble with an output ends a training: `Trackers` warns once and continues. Of the logs only the CSV files are ever
-read again, as text; nothing in them is executed, and no damage to them is an error.
+No trouble with an output ends a training: `Trackers` warns once and continues. Nothing that a log holds is read again
+but its header and the ends of lines, and no damage to it is an error.
 """
 
 import contextlib
@@ -28,9 +28,11 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from ppo.config import Config
-from ppo.outputs.csv_rows import keep_rows
 from ppo.outputs.folders import GrowingFile, write_whole
 from ppo.outputs.histograms import Look
+from ppo.outputs.log_start import keep_start
+from ppo.outputs.manifest import LOGS
+from ppo.settings import printable
 
 EPISODE_COLUMNS = ("episode", "update", "env_steps", "environment", "return", "length", "time/seconds")
 _EVENTS_PREFIX = "events.out.tfevents."
@@ -102,7 +104,8 @@ class Trackers:
             self.say(relief)
 
     def say(self, text: str) -> None:
-        """Pass an event on: to standard error if there is trouble with what would show it."""
+        """Pass an event on, made printable: to standard error if there is trouble with what would show it."""
+        text = printable(text)
         failed = [error for tracker in self._trackers if (error := _failure(lambda to: to.say(text), tracker))]
         new = {error.relief: error for error in failed if error.relief not in self._reliefs}
         self._reliefs |= set(new)
@@ -134,18 +137,23 @@ class Trackers:
 class CsvFiles:
     """progress.csv and episodes.csv; a row is in its file as soon as it is logged, or else with a later one."""
 
-    def __init__(self, folder: Path, resumed_update: int) -> None:
-        """Prepare to append to both files, keeping the rows of the first `resumed_update` updates."""
+    def __init__(self, folder: Path, lengths: dict[str, int]) -> None:
+        """Prepare to append to both files, each behind its first so many bytes.
+
+        Args:
+            folder: where they are.
+            lengths: bytes of each file by its name, none for one to be begun; kept up to date for the next checkpoint.
+        """
         self.notes: list[str] = []
-        self._folder, self._resumed_update = folder, resumed_update
+        self._folder, self._lengths = folder, lengths
         self._progress: GrowingFile | None = None  # its columns are not known before the first update
-        self._episodes = GrowingFile(folder / "episodes.csv", _csv_row(EPISODE_COLUMNS))
-        self._to_prepare = {"progress.csv", "episodes.csv"}
+        self._episodes = self._file("episodes.csv", _csv_row(EPISODE_COLUMNS))
+        self._to_keep = {name: lengths.get(name, 0) for name in LOGS}
 
     def log(self, metrics: Metrics, episodes: Sequence[FinishedEpisode]) -> None:
         """Append a row, and a row per game."""
         if self._progress is None:
-            self._progress = GrowingFile(self._folder / "progress.csv", _csv_row(list(metrics)))
+            self._progress = self._file("progress.csv", _csv_row(list(metrics)))
         self._progress.add(_csv_row(["" if value is None else str(value) for value in metrics.values()]))
         for game in episodes:
             row = (game.episode, game.update, game.env_steps, game.environment, game.episode_return)
@@ -168,6 +176,9 @@ class CsvFiles:
         with _loss_of(self._folder):
             self._write()
 
+    def _file(self, name: str, header: bytes) -> GrowingFile:
+        return GrowingFile(self._folder / name, header, self._lengths.get(name, 0))
+
     def _files(self) -> list[GrowingFile]:
         return [file for file in (self._progress, self._episodes) if file]
 
@@ -179,13 +190,15 @@ class CsvFiles:
                 self._write_one(file)
             except OSError as error:
                 failed = error
+            self._lengths[file.path.name] = file.length
         if failed:
             raise failed
 
     def _write_one(self, file: GrowingFile) -> None:
-        if file.path.name in self._to_prepare:
-            self.notes += keep_rows(file.path, file.header, self._resumed_update)
-            self._to_prepare.remove(file.path.name)
+        name = file.path.name
+        if name in self._to_keep:
+            self.notes += keep_start(file.path, file.header, self._to_keep[name])
+            del self._to_keep[name]
         if file.write():
             self.notes.append(_removed(self._folder))
 
@@ -300,7 +313,7 @@ def say_on_standard_error(text: str) -> None:
     """Print where standard output has failed; if this fails too, there is no reader left."""
     with contextlib.suppress(OSError, ValueError):
         if sys.stderr is not None:
-            print(text, file=sys.stderr, flush=True)
+            print(printable(text), file=sys.stderr, flush=True)
 
 
 def _csv_row(cells: Sequence[Any]) -> bytes:

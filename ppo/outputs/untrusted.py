@@ -13,11 +13,33 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from ppo.settings import Refusal, printable
+
 _MAX_INTEGER = 2**63 - 1
 
 
 class DamagedCheckpointError(Exception):
     """A file or folder is not a checkpoint as this program writes them."""
+
+
+@contextmanager
+def only_damage(path: Path) -> Iterator[None]:
+    """Stand around all that interprets a file's content: whatever it makes a library raise says that it is damaged.
+
+    No list of what libraries raise would be complete.
+
+    Raises:
+        DamagedCheckpointError: anything was raised but a Refusal, or for want of memory; names the file.
+    """
+    try:
+        yield
+    except (Refusal, MemoryError):
+        raise
+    except DamagedCheckpointError as error:
+        raise DamagedCheckpointError(f"{path} {error}") from error
+    except Exception as error:
+        what = f"{type(error).__name__}: {brief(error)}"
+        raise DamagedCheckpointError(f"{path} cannot be understood ({what})") from error
 
 
 @contextmanager
@@ -62,7 +84,7 @@ def parse_json(content: bytes) -> Any:
 
 def brief(something: object) -> str:
     """Return the text of an error or a value from a file, in one printable line of bounded length."""
-    text = "".join(c if c.isprintable() else "?" for c in str(something)[:200])
+    text = printable(str(something)[:200])
     return text if len(str(something)) <= 200 else f"{text}..."
 
 

@@ -1,10 +1,12 @@
 import textwrap
+import threading
 import time
 
 import numpy as np
 import pytest
 
 from ppo.collectives import Alone, decided_by_root, share
+from ppo.collectives.abort_guard import AbortGuard
 from ppo.collectives.mpi import MPIRanks
 from ppo.settings import Refusal
 from tests.jobs import mpirun
@@ -99,6 +101,23 @@ def test_a_decision_of_the_root_is_passed_on():
     assert decided_by_root(Alone(), lambda: 7) == 7
     with pytest.raises(Refusal, match="not so"):
         decided_by_root(Alone(), lambda: (_ for _ in ()).throw(Refusal("not so")))
+
+
+class Ended(Exception):
+    """Stands for the end of the process."""
+
+
+def test_the_text_of_an_error_is_printed_without_what_a_terminal_obeys(capsys, monkeypatch):
+    def end(alone, code):
+        raise Ended
+
+    monkeypatch.setattr(Alone, "abort", end)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    with pytest.raises(Ended), AbortGuard(Alone()):
+        raise RuntimeError("first\x1b]0;title\x07\nsecond\x9b2J\udcff")
+    printed = capsys.readouterr().err
+    assert "RuntimeError: first?]0;title?\nsecond?2J?\n" in printed
+    assert all(line.isprintable() for line in printed.split("\n"))
 
 
 FAILURES = {

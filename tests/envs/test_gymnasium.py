@@ -304,7 +304,8 @@ class Numbers(gymnasium.Env[NDArray[np.float64], int]):
     [
         ({"observation": (np.nan, 0.0)}, r"the observation is not finite: \[nan  0.\]"),
         ({"observation": (0.0, np.inf)}, "the observation is not finite"),
-        ({"reward": np.nan}, "the reward is not finite: nan"),
+        ({"reward": np.nan}, r"the reward is not within 1e\+30: nan"),
+        ({"reward": -1e308}, r"the reward is not within 1e\+30: -1e\+308"),
         ({"reward": None}, "TypeError"),
         ({"observation": (0.0,)}, r"ValueError: the observation has shape \(1,\), its space \(2,\)"),
         ({"observation": None}, r"ZeroDivisionError: by nothing \(.*test_gymnasium.py:\d+\)"),
@@ -587,6 +588,7 @@ MALFORMED: dict[str, Callable[[State], State]] = {
     "without an episode": lambda state: {**state, "episode": np.empty(0, np.int64)},
     "with a negative episode": lambda state: {**state, "episode": np.array([-1])},
     "with an episode that there cannot be": lambda state: {**state, "episode": np.array([2**62])},
+    "with an episode at the limit": lambda state: {**state, "episode": np.array([2**48])},
     "with an episode of another type": lambda state: {**state, "episode": np.zeros(1)},
     "with a negative length": lambda state: {**state, "episode_length": np.array([-1])},
     "with another length than it has actions": lambda state: {**state, "episode_length": np.array([2])},
@@ -612,6 +614,26 @@ MALFORMED: dict[str, Callable[[State], State]] = {
     "without a return": lambda state: {**state, "episode_return": np.empty(0)},
     "with an infinite return": lambda state: {**state, "episode_return": np.array([np.inf])},
 }
+
+
+def test_from_the_last_episode_that_can_be_saved_a_run_goes_on_to_states_that_can_be_read() -> None:
+    states = saved_after_three_steps(CART_POLE)[:1]
+    last = [{**states[0], "episode": np.array([2**48 - 1])}]
+    envs, other = (GymnasiumEnvironments(CART_POLE, indices=range(4, 5), seed=0) for _ in range(2))
+    envs.set_states(last)
+    for _ in range(3):
+        envs.end_episode(0)
+        assert other.set_states(envs.get_states()) == []
+
+
+def test_a_world_that_fails_when_an_episode_is_played_again_begins_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    envs = GymnasiumEnvironments(CART_POLE, indices=range(4, 5), seed=0)
+
+    def fail(action: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(envs, "_step_one", [fail])
+    assert envs.set_states(saved_after_three_steps(CART_POLE)[:1]) == [4]
 
 
 @pytest.mark.parametrize("kind", MALFORMED)

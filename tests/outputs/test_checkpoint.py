@@ -1,5 +1,7 @@
 """Checkpoints: whole or absent, damage reported, the newest or best whole one found."""
 
+import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -36,7 +38,9 @@ TRAINING = {
 
 
 def counters(env_steps: int, returns: tuple[float, ...] = ()) -> Counters:
-    return Counters(update=env_steps // 10, env_steps=env_steps, seconds=1.5, episodes=3, recent_returns=returns)
+    return Counters(
+        update=env_steps // 10, env_steps=env_steps, seconds=1.5, episodes=min(1, env_steps), recent_returns=returns
+    )
 
 
 def write(parent: Path, env_steps: int, returns: tuple[float, ...] = ()) -> Path:
@@ -166,8 +170,37 @@ def test_numbers_that_are_not_finite_are_named_and_nothing_is_written(tmp_path: 
 
 
 def test_a_return_that_is_not_finite_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match="returns are not finite"):
+    with pytest.raises(FloatingPointError, match=r"recent_returns must be between -1e\+100 and 1e\+100, got inf"):
         write(tmp_path / "run", 10, (1.0, float("inf")))
+    assert names(tmp_path) == []
+
+
+WRITTEN_IN_VAIN: dict[str, dict[str, Any]] = {
+    "counters": {"counters": Counters(2**62, 2**62, 1.5, 3, ())},
+    "returns": {"counters": counters(10, (1e308, 1e308))},
+    "evaluation": {"counters": dataclasses.replace(counters(10), evaluation_return=-1e200)},
+    "time": {"counters": dataclasses.replace(counters(10), seconds=float("nan"))},
+    "updates": {"counters": Counters(11, 10, 1.5, 3, ())},
+    "settings": {"config": CONFIG.replace_settings({"env_name": "Ünknown-v0"})},
+    "ranks": {"ranks": 0},
+    "logs": {"logs": {"progress.csv": -1}},
+    "tensor of another file": {"model": MODEL | {"learner/first_moment": torch.zeros(1)}},
+    "state of an environment": {
+        "training": TRAINING | {"environment/1/emulator": torch.zeros(65 << 20, dtype=torch.uint8)}
+    },
+    "environment": {"training": TRAINING | {"environment/2/emulator": torch.zeros(1)}},
+    "name": {
+        "training": TRAINING
+        | {"environment/0/" + "x" * 40: torch.zeros(1), "environment/1/" + "x" * 40: torch.zeros(1)}
+    },
+}
+
+
+@pytest.mark.parametrize("kind", WRITTEN_IN_VAIN)
+def test_what_could_not_be_read_again_is_not_written(tmp_path: Path, kind: str) -> None:
+    given = {"config": CONFIG, "counters": counters(10), "model": MODEL, "training": TRAINING, **WRITTEN_IN_VAIN[kind]}
+    with pytest.raises(FloatingPointError, match="could not be read again"):
+        checkpoint.write_checkpoint(tmp_path / "run", **given)
     assert names(tmp_path) == []
 
 
@@ -241,6 +274,26 @@ def test_other_entries_are_no_checkpoints(tmp_path: Path) -> None:
 
 def test_a_folder_that_does_not_exist_has_no_checkpoints(tmp_path: Path) -> None:
     assert checkpoint.list_checkpoints(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize("call", ["listdir", "stat"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ESTALE])
+def test_a_folder_that_cannot_be_read_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
+    broken, whole = write(tmp_path / "broken", 10), write(tmp_path / "whole", 10)
+    broken = broken if call == "stat" else broken.parent
+    original = getattr(os, call)
+
+    def fail(path: Any, *arguments: Any, **options: Any) -> Any:
+        if Path(path) == broken:
+            raise OSError(number, os.strerror(number), str(path))
+        return original(path, *arguments, **options)
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(Refusal, match=f"{broken} cannot be read: {os.strerror(number)}"):
+        checkpoint.list_checkpoints(tmp_path / "broken")
+    assert checkpoint.list_models(tmp_path) == [whole.parent]
 
 
 # -------------------------------------------------------------------------------------------------------------- damage

@@ -1,19 +1,26 @@
 """Logs equal those of a run without a stop after a stop and a resume, and log failures never end a run."""
 
+import contextlib
 import csv
 import errno
 import json
 import os
 import shutil
+import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ppo.config import Config
+from ppo.outputs.log_start import keep_start
 from ppo.outputs.trackers import (
     CsvFiles,
     FinishedEpisode,
@@ -48,12 +55,14 @@ def game(episode: int, update: int) -> FinishedEpisode:
     )
 
 
-def log_updates(folder: Path, updates: Sequence[int], *, resumed_update: int = 0) -> None:
-    """Log updates with one finished game each."""
-    files = CsvFiles(folder, resumed_update)
+def log_updates(folder: Path, updates: Sequence[int], lengths: dict[str, int] | None = None) -> dict[str, int]:
+    """Log updates with one finished game each, behind what is kept, and return the lengths for the next checkpoint."""
+    lengths = dict(lengths or {})
+    files = CsvFiles(folder, lengths)
     for update in updates:
         files.log(metrics(update), [game(update, update)])
     files.close()
+    return lengths
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -75,7 +84,7 @@ def test_an_unknown_value_is_an_empty_cell(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [np.float64(0.1), np.float32(0.5), np.int64(3)])
 def test_numbers_of_numpy_are_written_as_numbers(tmp_path: Path, value: float) -> None:
-    files = CsvFiles(tmp_path, 0)
+    files = CsvFiles(tmp_path, {})
     files.log({"update": 1, "update/entropy": value}, [])
     files.close()
     assert float(rows(tmp_path / "progress.csv")[0]["update/entropy"]) == value
@@ -83,14 +92,14 @@ def test_numbers_of_numpy_are_written_as_numbers(tmp_path: Path, value: float) -
 
 def test_floats_are_written_without_loss(tmp_path: Path) -> None:
     value = 0.1 + 0.2
-    files = CsvFiles(tmp_path, 0)
+    files = CsvFiles(tmp_path, {})
     files.log(metrics(1, other=value), [])
     files.close()
     assert float(rows(tmp_path / "progress.csv")[0]["other"]) == value
 
 
 def test_episodes_has_a_row_per_game(tmp_path: Path) -> None:
-    files = CsvFiles(tmp_path, 0)
+    files = CsvFiles(tmp_path, {})
     files.log(metrics(1), [game(1, 1), game(2, 1)])
     files.log(metrics(2), [])
     files.close()
@@ -108,13 +117,13 @@ def test_episodes_has_a_row_per_game(tmp_path: Path) -> None:
 
 
 def test_before_the_first_game_episodes_has_a_header_and_no_rows(tmp_path: Path) -> None:
-    CsvFiles(tmp_path, 0).close()
+    CsvFiles(tmp_path, {}).close()
     assert (tmp_path / "episodes.csv").read_text().startswith("episode,update,env_steps,")
     assert rows(tmp_path / "episodes.csv") == []
 
 
 def test_rows_are_on_disk_as_soon_as_they_are_logged(tmp_path: Path) -> None:
-    files = CsvFiles(tmp_path, 0)
+    files = CsvFiles(tmp_path, {})
     files.log(metrics(1), [game(1, 1)])
     assert len(rows(tmp_path / "progress.csv")) == len(rows(tmp_path / "episodes.csv")) == 1
     files.close()
@@ -132,38 +141,49 @@ def contents(folder: Path) -> list[bytes]:
 
 def test_a_resumed_run_leaves_the_bytes_of_a_run_that_was_never_stopped(tmp_path: Path) -> None:
     log_updates(tmp_path / "whole", [1, 2, 3, 4])
-    log_updates(tmp_path / "stopped", [1, 2, 3])  # killed after update 3, last saved after update 2
-    log_updates(tmp_path / "stopped", [3, 4], resumed_update=2)
+    saved = log_updates(tmp_path / "stopped", [1, 2])
+    log_updates(tmp_path / "stopped", [3], saved)  # killed after update 3, last saved after update 2
+    log_updates(tmp_path / "stopped", [3, 4], saved)
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("cut", [1, 2, 5])
-def test_a_torn_last_line_is_dropped_on_resume(tmp_path: Path, cut: int) -> None:
+TAILS = {
+    "nothing": b"",
+    "a torn line": b"3,30,",
+    "a number that reads as an earlier update": b"1",
+    "zeros, as a power cut leaves them": bytes(5000),
+    "random bytes": bytes(range(256)) * 20,
+    "a line without end": b"7" * 300_000,
+    "lines": b"2,20,,1.25\n" * 10,
+}
+
+
+@pytest.mark.parametrize("kind", TAILS)
+def test_whatever_a_log_has_got_since_the_checkpoint_is_cut_off(tmp_path: Path, kind: str) -> None:
     log_updates(tmp_path / "whole", [1, 2, 3, 4])
-    log_updates(tmp_path / "torn", [1, 2, 3])
+    saved = log_updates(tmp_path / "run", [1, 2])
     for name in FILES:
-        path = tmp_path / "torn" / name
-        path.write_bytes(path.read_bytes()[:-cut])
-    log_updates(tmp_path / "torn", [3, 4], resumed_update=2)
-    assert contents(tmp_path / "torn") == contents(tmp_path / "whole")
+        with open(tmp_path / "run" / name, "ab") as file:
+            file.write(TAILS[kind])
+    files = CsvFiles(tmp_path / "run", saved)
+    for update in (3, 4):
+        files.log(metrics(update), [game(update, update)])
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+    assert files.notes == []
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(FILES)
 
 
-def test_a_torn_line_whose_number_reads_as_an_earlier_update_is_dropped_too(tmp_path: Path) -> None:
-    log_updates(tmp_path / "whole", range(1, 13))
-    log_updates(tmp_path / "torn", range(1, 12))
+def test_what_the_checkpoint_counts_is_left_as_it_is(tmp_path: Path) -> None:
+    saved = log_updates(tmp_path, [1, 2, 3])
     for name in FILES:
-        with open(tmp_path / "torn" / name, "a") as file:
-            file.write("1")  # the first digit of 12
-    log_updates(tmp_path / "torn", [12], resumed_update=11)
-    assert contents(tmp_path / "torn") == contents(tmp_path / "whole")
-
-
-def test_a_line_that_lacks_its_end_is_dropped_rather_than_joined_with_the_next(tmp_path: Path) -> None:
-    log_updates(tmp_path, [1, 2, 3])
-    for name in FILES:
-        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-1])
-    log_updates(tmp_path, [4], resumed_update=3)
-    assert [[row["update"] for row in rows(tmp_path / name)] for name in FILES] == [["1", "2", "4"]] * 2
+        with open(tmp_path / name, "r+b") as file:
+            file.seek(-20, os.SEEK_END)
+            file.write(b"\n\0\xff,,")
+    damaged = contents(tmp_path)
+    log_updates(tmp_path, [4], saved)
+    assert [content.startswith(before) for content, before in zip(contents(tmp_path), damaged, strict=True)] == [
+        True
+    ] * 2
 
 
 def test_a_run_that_starts_from_scratch_starts_new_files(tmp_path: Path) -> None:
@@ -172,59 +192,39 @@ def test_a_run_that_starts_from_scratch_starts_new_files(tmp_path: Path) -> None
     assert [len(rows(tmp_path / name)) for name in FILES] == [1, 1]
 
 
-def test_resuming_without_the_files_starts_new_ones(tmp_path: Path) -> None:
-    log_updates(tmp_path, [6], resumed_update=5)
-    assert [rows(tmp_path / name)[0]["update"] for name in FILES] == ["6", "6"]
-
-
-def test_resuming_leaves_no_other_files(tmp_path: Path) -> None:
-    log_updates(tmp_path, [1, 2])
-    log_updates(tmp_path, [2], resumed_update=1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
-
-
-def test_rows_are_numbered_upwards_and_none_is_doubled(tmp_path: Path) -> None:
-    log_updates(tmp_path / "whole", [1, 2, 3, 4])
-    log_updates(tmp_path / "doubled", [1, 2, 3])
+def test_resuming_without_the_files_starts_new_ones_and_says_so(tmp_path: Path) -> None:
+    saved = log_updates(tmp_path, [1, 2])
     for name in FILES:
-        path = tmp_path / "doubled" / name
-        lines = path.read_bytes().splitlines(keepends=True)
-        path.write_bytes(b"".join([*lines[:3], lines[2], lines[1], lines[3]]))
-    log_updates(tmp_path / "doubled", [4], resumed_update=3)
-    assert contents(tmp_path / "doubled") == contents(tmp_path / "whole")
+        (tmp_path / name).unlink()
+    files = CsvFiles(tmp_path, saved)
+    files.log(metrics(3), [game(3, 3)])
+    assert [rows(tmp_path / name)[0]["update"] for name in FILES] == ["3", "3"]
+    assert files.notes == [f"WARNING: {tmp_path / name} is gone and is begun again" for name in FILES]
 
 
-TAILS = {
-    "zeros, as a power cut leaves them": bytes(5000),
-    "random bytes": bytes(range(256)) * 20,
-    "a line without end": b"7" * 300_000,
-    "a number without end": b"7" * 5_000 + b",1,,1\n",
-    "numbers of another script": "٤,٤,٤,٤\n".encode(),
-    "negative numbers": b"-4,-4,-4,-4,-4,-4,-4\n",
-    "words": b"hello,world\n\n,,,,,,\n",
-}
-
-
-@pytest.mark.parametrize("kind", TAILS)
-def test_an_invalid_row_is_dropped_and_the_rows_before_and_after_it_are_kept(tmp_path: Path, kind: str) -> None:
-    log_updates(tmp_path / "whole", [1, 2, 3, 4])
-    for place in (1, 2, 3):
-        folder = tmp_path / f"damaged {place}"
-        log_updates(folder, [1, 2, 3])
-        for name in FILES:
-            lines = (folder / name).read_bytes().splitlines(keepends=True)
-            junk = TAILS[kind] + (b"" if place == 3 or TAILS[kind].endswith(b"\n") else b"\n")
-            (folder / name).write_bytes(b"".join([*lines[: place + 1], junk, *lines[place + 1 :]]))
-        log_updates(folder, [4], resumed_update=3)
-        assert contents(folder) == contents(tmp_path / "whole")
+def test_of_a_log_that_is_too_short_the_whole_lines_are_kept_and_it_is_reported(tmp_path: Path) -> None:
+    saved = log_updates(tmp_path, [1, 2, 3])
+    sizes = {name: (tmp_path / name).stat().st_size for name in FILES}
+    for name in FILES:
+        os.truncate(tmp_path / name, sizes[name] - 2)
+    files = CsvFiles(tmp_path, dict(saved))
+    files.log(metrics(4), [game(4, 4)])
+    assert [[row["update"] for row in rows(tmp_path / name)] for name in FILES] == [["1", "2", "4"]] * 2
+    assert [note.partition(" lacks ")[0] for note in files.notes] == [f"WARNING: {tmp_path / name}" for name in FILES]
 
 
 def wrong_header(path: Path) -> None:
     path.write_text("update,other\n1,2\n")
 
 
-def cut_in_the_header(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:5])
+def fewer_columns(path: Path) -> None:
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"".join(line.rpartition(b",")[0] + b"\n" for line in lines))
+
+
+def fewer_columns_and_a_hole(path: Path) -> None:
+    fewer_columns(path)
+    os.truncate(path, 2 << 30)
 
 
 def only_zeros(path: Path) -> None:
@@ -240,93 +240,126 @@ def a_folder(path: Path) -> None:
     path.mkdir()
 
 
-@pytest.mark.parametrize("damage", [wrong_header, only_zeros, a_picture, a_folder])
-@pytest.mark.parametrize("update", [0, 3])
-def test_a_file_of_another_kind_is_moved_aside_with_a_note(tmp_path: Path, damage: object, update: int) -> None:
-    log_updates(tmp_path, [1, 2, 3])
+def a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def a_link(path: Path) -> None:
+    path.symlink_to(path.rename(path.with_name(f"{path.name}.elsewhere")))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [wrong_header, fewer_columns, fewer_columns_and_a_hole, only_zeros, a_picture, a_folder, a_pipe, a_link],
+)
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_file_of_another_kind_is_moved_aside_with_a_note(
+    tmp_path: Path, damage: Callable[[Path], None], resumed: bool
+) -> None:
+    saved = log_updates(tmp_path, [1, 2, 3])
     for name in FILES:
-        damage(tmp_path / name)  # type: ignore[operator]
-    files = CsvFiles(tmp_path, update)
+        damage(tmp_path / name)
+    files = CsvFiles(tmp_path, saved if resumed else {})
     files.log(metrics(4), [game(4, 4)])
     assert [[row["update"] for row in rows(tmp_path / name)] for name in FILES] == [["4"]] * 2
-    aside = sorted(path.name for path in tmp_path.iterdir() if path.name not in FILES)
-    assert [name.partition(".before-")[0] for name in aside] == sorted(FILES)
-    for name in aside:
-        assert [note for note in files.notes if "it was renamed to" in note and name in note]
+    for name in FILES:
+        (aside,) = [path for path in tmp_path.iterdir() if path.name.startswith(f"{name}.before-")]
+        assert [note for note in files.notes if f"it was renamed to {aside}" in note]
 
 
-@pytest.mark.parametrize("update", [0, 3])
-def test_a_header_that_was_cut_short_is_written_again(tmp_path: Path, update: int) -> None:
+def test_a_header_that_was_cut_short_is_written_again(tmp_path: Path) -> None:
     log_updates(tmp_path, [1, 2, 3])
     for name in FILES:
-        cut_in_the_header(tmp_path / name)
-    log_updates(tmp_path, [4], resumed_update=update)
+        os.truncate(tmp_path / name, 5)
+    log_updates(tmp_path, [4])
     assert [[row["update"] for row in rows(tmp_path / name)] for name in FILES] == [["4"]] * 2
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
 
 
-def without_entropy(line: bytes) -> bytes:
-    return b",".join(cell for cell in line.split(b",") if cell not in (b"update/entropy", b"1.25"))
+def test_the_size_of_a_log_costs_neither_memory_nor_time(tmp_path: Path) -> None:
+    log_updates(tmp_path / "whole", [1, 2, 3])
+    saved = log_updates(tmp_path / "run", [1, 2])
+    for name in FILES:
+        os.truncate(tmp_path / "run" / name, 8 << 30)
+    tracemalloc.start()
+    started = time.process_time()
+    log_updates(tmp_path / "run", [3], saved)
+    seconds, (_, most_bytes) = time.process_time() - started, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+    assert most_bytes < 1 << 20
+    assert seconds < 1.0
 
 
-@pytest.mark.parametrize("end", [b"", b"4,40,,1", b"some,junk\n"])
-def test_rows_of_a_version_with_fewer_columns_get_empty_cells(tmp_path: Path, end: bytes) -> None:
-    log_updates(tmp_path, [1, 2, 3])
-    path = tmp_path / "progress.csv"
-    before = rows(path)
-    path.write_bytes(b"\n".join(map(without_entropy, path.read_bytes().split(b"\n"))) + end)
-    assert "update/entropy" not in rows(path)[0]
-    files = CsvFiles(tmp_path, 2)
-    files.log(metrics(3), [])
-    assert rows(path) == [*({**row, "update/entropy": ""} for row in before[:2]), before[2]]
-    assert [note for note in files.notes if "columns that it lacks were added" in note]
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
-
-
-def test_updates_that_the_file_lacks_are_reported(tmp_path: Path) -> None:
-    log_updates(tmp_path, [1, 2])
-    files = CsvFiles(tmp_path, 5)
-    files.log(metrics(6), [])
-    assert files.notes == [f"{tmp_path / 'progress.csv'} lacks 3 of the 5 updates before the checkpoint"]
+@settings(max_examples=100, deadline=None)
+@given(
+    st.one_of(st.binary(max_size=200), st.sampled_from([b"a,b\n", b"a,b\n1,2\n", b"a,b"])),
+    st.binary(max_size=200),
+    st.integers(0, 2**63 - 1) | st.integers(0, 300),
+)
+def test_no_content_and_no_length_is_an_error(start: bytes, rest: bytes, length: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "log.csv"
+        path.write_bytes(start + rest)
+        notes = keep_start(path, b"a,b\n", length)
+        left = path.read_bytes() if path.exists() else b""
+        assert left == b"" or (left.startswith(b"a,b\n") and left.endswith(b"\n"))
+        assert (start + rest).startswith(left) and len(left) <= max(length, 4)
+        assert bool(notes) or len(left) >= length
 
 
 def test_an_ordinary_resume_has_nothing_to_report(tmp_path: Path) -> None:
-    log_updates(tmp_path, [1, 2, 3])
-    files = CsvFiles(tmp_path, 2)
+    saved = log_updates(tmp_path, [1, 2])
+    log_updates(tmp_path, [3], saved)
+    files = CsvFiles(tmp_path, saved)
     files.log(metrics(3), [])
     assert files.notes == []
 
 
-def test_dropping_rows_needs_no_room_on_the_disk(disk: SmallDisk) -> None:
-    log_updates(disk.path / "run", [1, 2, 3])
+def test_rows_that_waited_for_room_while_a_checkpoint_was_saved_are_counted_by_it(disk: SmallDisk) -> None:
+    lengths: dict[str, int] = {}
+    files = CsvFiles(disk.path / "run", lengths)
+    files.log(metrics(1), [game(1, 1)])
     disk.fill()
-    log_updates(disk.path / "run", [3, 4], resumed_update=2)
+    for update in range(2, 600):
+        with contextlib.suppress(OutputError):
+            files.log(metrics(update), [game(update, update)])
+    saved = dict(lengths)
+    assert saved["progress.csv"] > (disk.path / "run" / "progress.csv").stat().st_size
+    disk.make_room()
+    files.log(metrics(600), [game(600, 600)])  # which is lost: the run is killed here
+    log_updates(disk.path / "run", [600], saved)
+    log_updates(disk.path / "reference", range(1, 601))
+    assert contents(disk.path / "run") == contents(disk.path / "reference")
+
+
+def test_dropping_rows_needs_no_room_on_the_disk(disk: SmallDisk) -> None:
+    saved = log_updates(disk.path / "run", [1, 2])
+    log_updates(disk.path / "run", [3], saved)
+    disk.fill()
+    log_updates(disk.path / "run", [3, 4], saved)
     disk.make_room()
     assert [[row["update"] for row in rows(disk.path / "run" / name)] for name in FILES] == [["1", "2", "3", "4"]] * 2
 
 
-def test_a_rewrite_that_fails_leaves_the_file_and_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cut_that_fails_leaves_the_file_and_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log_updates(tmp_path / "whole", [1, 2, 3, 4])
-    log_updates(tmp_path / "damaged", [1, 2])
-    with open(tmp_path / "damaged" / "progress.csv", "a") as file:
-        file.write("junk\n3,30,,1.25\n")
-    with open(tmp_path / "damaged" / "episodes.csv", "a") as file:
-        file.write("3,3,27,2,-21.0,764,12.346\n")
-    damaged = (tmp_path / "damaged" / "progress.csv").read_bytes()
+    saved = log_updates(tmp_path / "run", [1, 2])
+    log_updates(tmp_path / "run", [3], saved)
+    before = (tmp_path / "run" / "progress.csv").read_bytes()
 
-    def full(old: object, new: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def fail(descriptor: int, size: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    files = CsvFiles(tmp_path / "damaged", 3)
+    files = CsvFiles(tmp_path / "run", saved)
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", full)
-        with pytest.raises(OutputError, match="No space left"):
-            files.log(metrics(4), [game(4, 4)])
-    assert (tmp_path / "damaged" / "progress.csv").read_bytes() == damaged
-    files.close()
-    assert contents(tmp_path / "damaged") == contents(tmp_path / "whole")
+        patch.setattr(os, "ftruncate", fail)
+        with pytest.raises(OutputError, match="Input/output error"):
+            files.log(metrics(3), [game(3, 3)])
+    assert (tmp_path / "run" / "progress.csv").read_bytes() == before
+    files.log(metrics(4), [game(4, 4)])
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
 
 
 # ------------------------------------------------------------------------------------------------------------- trouble
@@ -335,10 +368,10 @@ def test_a_rewrite_that_fails_leaves_the_file_and_is_tried_again(
 class Listener:
     """Trackers with all files and a display that records messages."""
 
-    def __init__(self, folder: Path, update: int = 0) -> None:
+    def __init__(self, folder: Path, lengths: dict[str, int] | None = None) -> None:
         self.folder = folder
         self.display = Recorder()
-        self.trackers = Trackers([CsvFiles(folder, update), TensorBoard(folder, update * 10), self.display])
+        self.trackers = Trackers([CsvFiles(folder, lengths or {}), TensorBoard(folder, 0), self.display])
 
     def log(self, updates: Sequence[int]) -> None:
         for update in updates:
@@ -436,10 +469,12 @@ def test_a_file_in_the_place_of_the_folder_is_no_reason_to_stop(tmp_path: Path) 
 
 
 def test_pipes_in_the_place_of_the_files_do_not_block(tmp_path: Path) -> None:
-    for name in FILES:
-        os.mkfifo(tmp_path / name)
     run = Listener(tmp_path)
-    run.log([1, 2])
+    run.log([1])
+    for path in tmp_path.iterdir():
+        path.unlink()
+        os.mkfifo(path)
+    run.log([2])
     run.trackers.close()
     assert len(run.said) == 2
 
@@ -464,9 +499,15 @@ def test_the_settings_of_the_last_start_stay_if_new_ones_cannot_be_written(disk:
 
 
 def test_notes_about_the_files_are_reported_with_the_first_update(tmp_path: Path) -> None:
-    run = Listener(tmp_path, update=2)
+    run = Listener(tmp_path, {"progress.csv": 100})
     run.log([3, 4])
-    assert run.said == [f"{tmp_path / 'progress.csv'} lacks 2 of the 2 updates before the checkpoint"]
+    assert run.said == [f"WARNING: {tmp_path / 'progress.csv'} is gone and is begun again"]
+
+
+def test_a_message_is_printable_whatever_it_names(tmp_path: Path) -> None:
+    run = Listener(tmp_path)
+    run.trackers.say("WARNING: checkpoints/a\x1b]0;b\x07\nc\u202e\udcff cannot be read")
+    assert run.said == ["WARNING: checkpoints/a?]0;b? c?? cannot be read"]
 
 
 class Faulty:

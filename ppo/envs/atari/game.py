@@ -31,6 +31,7 @@ from ppo.envs.atari.fire import FIRE_ACTIONS, FireWatch
 from ppo.envs.atari.screens import IDENTITY_GREYS, NTSC_GREYS, SCREEN_SIZE, push_screens
 from ppo.families import AtariSettings
 from ppo.random_streams import Purpose, derived_seed, stream
+from ppo.settings import MOST_STEPS
 
 FRAME_SKIP = 4
 # Consoles of the PAL standard, which has other colours, have taller screens.
@@ -49,8 +50,6 @@ _CONSOLE_LENGTH = slice(24, 28)
 # the words, in order of use.
 _GENERATOR = re.compile(rb"(?:\d+ ){623,624}\d+")
 _GENERATOR_WORDS = 624
-# Far above the counts of any run, far below overflow.
-_COUNTER_LIMIT = 2**48
 _NOOP: int = ale_py.Action.NOOP.value
 _FIRE: int = ale_py.Action.FIRE.value
 
@@ -100,7 +99,7 @@ class AtariGame:
 
     def reset(self) -> None:
         """Start the next game: no-ops, then FIRE where the game uses it; `screens` shows its first frame."""
-        self.episode += 1
+        self.episode = (self.episode + 1) % MOST_STEPS
         # `reset_game` initialises the rest of the console.
         self._beginning = {
             "counters": np.array([self.episode, self._sticky_frames], np.int64),
@@ -182,8 +181,8 @@ class AtariGame:
             array = state[name]
             if (array.dtype.name, array.shape) != (dtype, (size,)):
                 raise ValueError(f"the saved {name} {of} must be {dtype} ({size},), got {array.dtype} {array.shape}")
-        if ((state["counters"] < 0) | (state["counters"] > _COUNTER_LIMIT)).any():
-            raise ValueError(f"the saved counters {of} must be from 0 to 2^48, got {state['counters'].tolist()}")
+        if ((state["counters"] < 0) | (state["counters"] >= MOST_STEPS)).any():
+            raise ValueError(f"the saved counters {of} must be from 0 on, below 2^48, got {state['counters'].tolist()}")
         limits = np.where(np.arange(words) < _GENERATOR_WORDS, 2**32 - 1, _GENERATOR_WORDS)
         if ((state["generator"] < 0) | (state["generator"] > limits)).any():
             raise ValueError(f"the saved generator {of} is not the state of an MT19937")
@@ -278,7 +277,7 @@ class AtariGame:
         block, position = divmod(self._sticky_frames, _STICKY_BLOCK)
         if position == 0 or not self._sticky_draws.size:
             self._sticky_draws = stream(self._seed, Purpose.STICKY_ACTIONS, self.index, block).random(_STICKY_BLOCK)
-        self._sticky_frames += 1
+        self._sticky_frames = (self._sticky_frames + 1) % MOST_STEPS
         return float(self._sticky_draws[position])
 
 
@@ -290,8 +289,8 @@ def saved_episode(state: ArrayState, index: int) -> int:
     """
     name, size = ("episode", 1) if set(state) == VECTOR_STATE_PARTS else ("counters", 2)
     array = state.get(name, np.empty(0))
-    if (array.dtype.name, array.shape) != ("int64", (size,)) or not 0 <= array[0] <= _COUNTER_LIMIT:
-        raise ValueError(f"the saved {name} of environment {index} must be int64 ({size},) from 0 to 2^48")
+    if (array.dtype.name, array.shape) != ("int64", (size,)) or not 0 <= array[0] < MOST_STEPS:
+        raise ValueError(f"the saved {name} of environment {index} must be int64 ({size},) from 0 on, below 2^48")
     return int(array[0])
 
 

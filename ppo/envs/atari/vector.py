@@ -38,6 +38,7 @@ from ppo.envs.atari.screens import SCREEN_SIZE, push
 from ppo.envs.blocks import BlockInHalves, halves
 from ppo.families import AtariSettings
 from ppo.random_streams import Purpose, derived_seed
+from ppo.settings import MOST_STEPS
 
 # ALE's own time limit in frames, never reached: a year of play.
 _NO_LIMIT = 2**31 - 8
@@ -89,7 +90,7 @@ class AtariVectorEnvironments(BlockInHalves):
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[Any], dict[str, Any]]:
         """Start a new game in every environment; `seed` is ignored, since the constructor has it."""
-        self._episodes += 1
+        self._episodes[:] = (self._episodes + 1) % MOST_STEPS
         seeds = [
             derived_seed(self._seed, Purpose.EMULATOR, index, episode)
             for index, episode in zip(self._indices, self._episodes.tolist(), strict=True)
@@ -163,7 +164,7 @@ class AtariVectorEnvironments(BlockInHalves):
         self._final_stacks[positions] = self._stacks[positions]
         self._stacks[positions] = 0
         self._stacks[positions, ..., -1] = screens[ended]
-        self._episodes[positions] += 1
+        self._episodes[positions] = (self._episodes[positions] + 1) % MOST_STEPS
         self._begin_with_fire(positions.tolist())
 
     def _begin_with_fire(self, positions: Iterable[int]) -> None:

@@ -712,6 +712,7 @@ MALFORMED: dict[str, Callable[[State], State]] = {
     "with a part too many": lambda state: {**state, "more": np.zeros(1)},
     "with too few counters": lambda state: {**state, "counters": state["counters"][:1]},
     "with a negative game": lambda state: changed(state, "counters", 0, -1),
+    "with a game at the limit": lambda state: changed(state, "counters", 0, 2**48),
     "with more frames than there can be": lambda state: changed(state, "counters", 1, 2**62),
     "with counters of another type": lambda state: {**state, "counters": state["counters"].astype(np.float64)},
     "with a generator cut short": lambda state: {**state, "generator": state["generator"][:-1]},
@@ -728,6 +729,15 @@ MALFORMED: dict[str, Callable[[State], State]] = {
     "with half a digest": lambda state: {**state, "digest": state["digest"][:16]},
     "of an emulator copied whole": lambda state: {"emulator": np.zeros(14_000, np.uint8)},
 }
+
+
+def test_from_the_last_game_that_can_be_saved_a_run_goes_on_to_states_that_can_be_read() -> None:
+    envs, other = (AtariEnvironments("pong", AtariSettings(), indices=range(5, 6), seed=0) for _ in range(2))
+    last = changed(changed(state_of("pong"), "counters", 0, 2**48 - 1), "counters", 1, 2**48 - 1)
+    envs.set_states([last])
+    for _ in range(2):
+        envs.end_episode(0)
+        assert other.set_states(envs.get_states()) == []
 
 
 @pytest.fixture(scope="module")
