@@ -194,6 +194,8 @@ class PlaybackSettings:
     act: Literal["saved", "mean", "mode", "sample"] = "saved"
     """Which action is taken: the mean, the mode or a sample of the policy; saved: as the agent was saved to act (a run
     trained with --act=mean, say), or else the policy's own default. --deterministic is --act=mode."""
+    overlay: bool = False
+    """Write the game's return so far under the pictures of a video. Record only."""
     checkpoint: str = "best"
     """Which checkpoint of the model: best, latest or a number of steps."""
 

@@ -99,5 +99,11 @@ class Evaluator:
             return iter(())
         self._envs.set_states(self._beginnings)
         actor = Actor(self._model, self._rule, indices=self._slots, seed=self._seed)
-        sizes = {"num_slots": self._num_slots, "episodes": self._episodes}
-        return play_slots(actor, self._envs, self._slots, **sizes, max_steps=self._max_steps)
+        return play_slots(
+            actor,
+            self._envs,
+            self._slots,
+            num_slots=self._num_slots,
+            episodes=self._episodes,
+            max_steps=self._max_steps,
+        )

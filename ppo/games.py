@@ -6,7 +6,7 @@ ranks, and short games are not favoured.
 """
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +85,14 @@ def number_of_slots(episodes: int) -> int:
 
 
 def play_slots(
-    actor: Actor, envs: Environments, slots: range, *, num_slots: int, episodes: int, max_steps: int
+    actor: Actor,
+    envs: Environments,
+    slots: range,
+    *,
+    num_slots: int,
+    episodes: int,
+    max_steps: int,
+    on_step: Callable[[float], None] | None = None,
 ) -> Iterator[list[Game]]:
     """Play some slots' share of a set of games, all at once; yield after every step the games that ended with it.
 
@@ -97,14 +104,19 @@ def play_slots(
         episodes: the games of all slots.
         max_steps: agent steps after which a game is cut, and counts with the return it has then; the lean engine only.
             Nothing else bounds a game: a world may have no time limit, and a checkpoint's settings may put it off.
+        on_step: called after every step with the return of the first slot's game so far.
     """
     numbers = [iter(range(slot, episodes, num_slots)) for slot in slots]
     current = [next(own, None) for own in numbers]
     lengths = np.zeros(len(slots), np.int64)
+    returns = np.zeros(len(slots))
     while any(number is not None for number in current):
-        _, _, terminated, truncated, info = envs.step(actor.act(envs.observations))
+        _, rewards, terminated, truncated, info = envs.step(actor.act(envs.observations))
         lengths += 1
+        returns += rewards
         ended = terminated | truncated
+        if on_step:
+            on_step(float(returns[0]))
         games = []
         for position in np.flatnonzero(ended | (lengths >= max_steps)).tolist():
             episode_return = info["episode_return"][position] if ended[position] else envs.end_episode(position)
@@ -112,7 +124,7 @@ def play_slots(
             if number is not None:
                 games.append(Game(number, float(episode_return), int(lengths[position]), not ended[position]))
                 current[position] = next(numbers[position], None)
-            lengths[position] = 0
+            lengths[position] = returns[position] = 0
         yield games
 
 

@@ -5,7 +5,7 @@ The protocol is the one the agent was trained with; only what the command line n
 
 import json
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,12 @@ def evaluate(config: Config, comm: Collective, explicit: set[str]) -> int:
 
 
 def play_games(
-    agent: Agent, config: Config, slots: range, num_slots: int, on_frame: FrameListener | None = None
+    agent: Agent,
+    config: Config,
+    slots: range,
+    num_slots: int,
+    on_frame: FrameListener | None = None,
+    on_step: Callable[[float], None] | None = None,
 ) -> Iterator[Game]:
     """Play this rank's share of a fixed set of games, many at once; see `ppo.games`.
 
@@ -58,6 +63,7 @@ def play_games(
         slots: the slots of this rank.
         num_slots: the slots of all ranks.
         on_frame: receives the screens of the first slot.
+        on_step: called after every step with the return of the first slot's game so far.
 
     Raises:
         Refusal: the policy's numbers overflow.
@@ -68,7 +74,7 @@ def play_games(
     envs.reset()
     sizes = {"num_slots": num_slots, "episodes": config.episodes, "max_steps": config.playback.max_game_steps}
     try:
-        for games in play_slots(actor, envs, slots, **sizes):
+        for games in play_slots(actor, envs, slots, **sizes, on_step=on_step):
             yield from games
     except FloatingPointError as error:
         raise Refusal(f"{agent.name} at {agent.counters.env_steps} steps cannot be played: {error}") from error
@@ -133,12 +139,15 @@ def _play(agent: Agent, config: Config) -> int:
 
 def _record(agent: Agent, folder: Path, config: Config) -> int:
     """Play into a video; return the exit code."""
+    from ppo.outputs.overlay import ReturnOverlay
     from ppo.outputs.video import VideoError, VideoRecorder
 
     announce(agent)
     try:
         with VideoRecorder(folder / checkpoint.folder_name(agent.counters.env_steps), agent.frames_per_second) as video:
-            for game in play_games(agent, config, range(1), 1, video.write):
+            overlay = ReturnOverlay(video.write) if config.playback.overlay else None
+            listeners = (overlay.hold, overlay.end_step) if overlay else (video.write, None)
+            for game in play_games(agent, config, range(1), 1, *listeners):
                 print_line(describe(game))
         print_line(f"wrote {video.describe()}")
     except VideoError as error:

@@ -103,8 +103,12 @@ def test_a_slot_plays_every_num_slots_th_game_to_its_end(rule, num_slots, dice):
         return envs, Actor(model, rule, indices=slots, seed=4)
 
     envs, actor = block(range(num_slots))
-    steps = play_slots(actor, envs, range(num_slots), num_slots=num_slots, episodes=7, max_steps=1000)
+    so_far: list[float] = []
+    sizes = {"num_slots": num_slots, "episodes": 7, "max_steps": 1000}
+    steps = play_slots(actor, envs, range(num_slots), **sizes, on_step=so_far.append)
     games = sorted((game for ended in steps for game in ended), key=lambda game: game.number)
+    of_first_slot = [REWARD * step for game in games[::num_slots] for step in range(1, game.episode_length + 1)]
+    assert so_far[: len(of_first_slot)] == pytest.approx(of_first_slot)
     assert [game.number for game in games] == list(range(7))
     for slot in range(num_slots):
         alone, actor = block(range(slot, slot + 1))
