@@ -145,15 +145,14 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "continuous": _CONTINUOUS,
     # Worlds with settings of their own, each found by training in it with other seeds than those of docs/scores.md. A
     # world's preset has its name without the version.
+    # A cart that drifts off leaves the track after hundreds of steps: longer returns than usual see it coming.
     "CartPole": {
         **_CLASSIC,
         "env_steps": 100_000,
-        "num_envs": 8,
         "rollout_steps": 32,
-        "num_epochs": 20,
-        "clip_range_schedule": "linear",
-        "discount": 0.98,
-        "gae_lambda": 0.8,
+        "num_epochs": 10,
+        "discount": 0.995,
+        "gae_lambda": 0.95,
     },
     "Acrobot": {
         **_CLASSIC,
@@ -193,7 +192,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "ContinuousCartPole": {**_CONTINUOUS, "env_steps": 200_000, "rollout_steps": 128, "learning_rate": 1e-3},
     "ReachingDot": {**_CONTINUOUS, "env_steps": 200_000, "rollout_steps": 128, "learning_rate": 1e-3},
     "LunarLander": {**_LANDER, "env_steps": 5_000_000, "entropy_coefficient": 0.01},
-    "LunarLanderContinuous": {**_LANDER, "env_steps": 3_000_000},
+    # Its samples land more often than the mean does.
+    "LunarLanderContinuous": {**_LANDER, "env_steps": 3_000_000, "act": "sample"},
 }
 
 
