@@ -70,6 +70,8 @@ class Environments(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], abc.ABC)
     """Rate at which a frame listener receives the screen."""
     observations: NDArray[Any]
     """The current observations, (N, ...)."""
+    processes: Sequence[int] = ()
+    """Ids of the processes that step them; none if it is this one."""
     uncompiled: str = ""
     """What is slow about it where the package was installed without a compiler; empty where nothing is."""
     on_replay: Callable[[], None] = staticmethod(lambda: None)
@@ -157,8 +159,15 @@ class World(Protocol):
 
 
 def world_of(env_name: str) -> World:
-    """Return what acts for the family of an id."""
-    world: World = importlib.import_module(f"ppo.envs.{family_of(env_name).name}").WORLD
+    """Return what acts for the family of an id.
+
+    Raises:
+        Refusal: a library that the family needs cannot be imported.
+    """
+    from ppo.envs.making import refused_if_it_fails
+
+    with refused_if_it_fails(f"env_name {env_name!r} cannot be served here"):
+        world: World = importlib.import_module(f"ppo.envs.{family_of(env_name).name}").WORLD
     return world
 
 

@@ -20,7 +20,7 @@ from ppo.envs.actions import ActionSpace, CompositeSpace, action_space
 from ppo.envs.arrays import StepArrays
 from ppo.envs.blocks import Block
 from ppo.envs.frames import find_render_mode, frames_per_second, render
-from ppo.envs.making import Environment, cause, make_environment
+from ppo.envs.making import Environment, cause, make_environment, refused_if_it_fails
 from ppo.envs.observations import ObservationConverter
 from ppo.envs.own_worlds import register_own_worlds
 from ppo.envs.processes import ProcessEnvironments
@@ -46,18 +46,21 @@ class GymnasiumEnvironments(Block):
     def check(
         cls, env_name: str, env_kwargs: Mapping[str, Any] = MappingProxyType({}), channel_axis: ChannelAxis = "auto"
     ) -> Spaces:
-        """Make one environment to see what it is.
+        """Make one environment and reset it, to see what it is and whether it works here.
 
         Raises:
-            Refusal: there is no such id, it cannot be made here, or its spaces cannot be served.
+            Refusal: there is no such id, it cannot be made or reset here, or its spaces cannot be served.
         """
-        env = cls.make_env(env_name, env_kwargs)
-        try:
-            converter = _converter(env_name, env, channel_axis)
-            notes = tuple(f"{env_name}: {note}" for note in converter.notes)
-            return Spaces(converter.space, _action_space(env_name, env), notes)
-        finally:
-            env.close()
+        with refused_if_it_fails(f"env_name {env_name!r} cannot be made here"):
+            block = cls(env_name, indices=range(1), seed=0, env_kwargs=env_kwargs, channel_axis=channel_axis)
+            try:
+                block.reset()
+            except RuntimeError as error:
+                raise Refusal(f"env_name {env_name!r} cannot be played here: {error}") from error
+            block.close()
+        converter = block._converter
+        notes = tuple(f"{env_name}: {note}" for note in converter.notes)
+        return Spaces(converter.space, block.single_action_space, notes)
 
     @classmethod
     def make_env(cls, env_name: str, env_kwargs: Mapping[str, Any], render_mode: str | None = None) -> Environment:

@@ -1,8 +1,9 @@
 """Makes a Gymnasium environment by its id, or says in one line why it cannot be made here."""
 
+import contextlib
 import importlib
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import gymnasium
@@ -43,10 +44,27 @@ def make_environment(env_name: str, env_kwargs: Mapping[str, Any], render_mode: 
     spec, kwargs = find_spec(env_name), dict(env_kwargs)
     if render_mode:
         kwargs["render_mode"] = render_mode
-    try:
+    with refused_if_it_fails(f"env_name {env_name!r} cannot be made here", spec):
         return gymnasium.make(spec, disable_env_checker=True, **kwargs)
-    except Exception as error:
-        raise Refusal(f"env_name {env_name!r} cannot be made here: {cause(error, spec)}") from error
+
+
+@contextlib.contextmanager
+def refused_if_it_fails(what: str, spec: EnvSpec | None = None) -> Iterator[None]:
+    """Say in one line what code from outside raises while it is imported, made or tried.
+
+    Args:
+        what: cannot be done; begins the message.
+        spec: of the environment, if it could not be made.
+
+    Raises:
+        Refusal: anything was raised, a module's wish to end the program included.
+    """
+    try:
+        yield
+    except Refusal:
+        raise
+    except (Exception, SystemExit) as error:
+        raise Refusal(f"{what}: {cause(error, spec)}") from error
 
 
 def find_spec(env_name: str) -> EnvSpec:
@@ -58,12 +76,8 @@ def find_spec(env_name: str) -> EnvSpec:
     """
     module, _, env_id = env_name.rpartition(":")
     if module:
-        try:
+        with refused_if_it_fails(f"env_name {env_name!r} names a module that cannot be imported here"):
             importlib.import_module(module)
-        except Exception as error:
-            raise Refusal(
-                f"env_name {env_name!r} names a module that cannot be imported here: {cause(error)}"
-            ) from error
     if env_id in gymnasium.registry and not _is_of_ale(env_id):
         return gymnasium.registry[env_id]
     from ppo.envs import atari  # registers ALE's ids
@@ -79,7 +93,7 @@ def find_spec(env_name: str) -> EnvSpec:
     raise Refusal(f"{unknown} (ids of other packages are written module:id, e.g. minigrid:MiniGrid-Empty-5x5-v0)")
 
 
-def cause(error: Exception, spec: EnvSpec | None = None) -> str:
+def cause(error: BaseException, spec: EnvSpec | None = None) -> str:
     """Return why an environment failed and where, with the way out if it is known.
 
     Args:
