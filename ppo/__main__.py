@@ -1,7 +1,7 @@
 """`python -m ppo`: flags -> Config -> mode. Ends the whole job if one rank fails.
 
 Exit codes: 0 done; 2 a setting was refused; 70 the training went wrong in a way that starting again would not mend;
-75 saved and left on SIGUSR1 or SIGTERM; 130 on Ctrl-C; 1 anything else.
+75 saved and left on SIGUSR1, SIGTERM or SIGHUP; 130 on Ctrl-C; 1 anything else.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ from ppo.collectives.mpi import connect, launched_rank, was_launched
 from ppo.command_line import explicit_settings, parse_command_line
 from ppo.config import Config
 from ppo.settings import REFUSED, Refusal, printable
+from ppo.standard_streams import prepare_standard_streams
 
 if TYPE_CHECKING:
     from ppo.envs import Spaces
@@ -34,7 +35,7 @@ _SECONDS_FOR_ROOT_TO_SPEAK = 5.0
 
 def main(arguments: Sequence[str]) -> int:
     """Run one invocation and return its exit code."""
-    keep_standard_streams_open()
+    prepare_standard_streams()
     launcher = os.getppid()
     speaks = launched_rank() == 0
     explicit = explicit_settings(arguments)
@@ -43,6 +44,9 @@ def main(arguments: Sequence[str]) -> int:
     spaces: Spaces | None = None
     try:
         config = parse_command_line(arguments, speak=speaks)
+        from ppo.outputs.window import keep_drawing_quiet
+
+        keep_drawing_quiet()
         if config.run.mode == "train" or "env_name" in explicit:
             from ppo.envs import check_environment
 
@@ -80,18 +84,6 @@ def main(arguments: Sequence[str]) -> int:
                 _say(str(error))
             collective.barrier()
             return REFUSED if isinstance(error, Refusal) else WENT_WRONG
-
-
-def keep_standard_streams_open() -> None:
-    """Open standard streams that the caller has closed to nowhere.
-
-    The next file to be opened would get their numbers, and C libraries would print into a checkpoint.
-    """
-    for descriptor in (0, 1, 2):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
 
 
 def _end_output() -> None:

@@ -21,8 +21,10 @@ from ppo.collectives import WENT_WRONG
 from ppo.command_line import parse_command_line
 from ppo.config import Config
 from ppo.machine import SEVERAL_CORES, cores_here
+from ppo.outputs.trackers import say_on_standard_error
 from ppo.settings import REFUSED, Refusal
-from ppo.supervision.signals import AS_ASKED, INTERRUPTED, PREEMPTED
+from ppo.standard_streams import prepare_standard_streams
+from ppo.supervision.signals import AS_ASKED, INTERRUPTED, PREEMPTED, listen
 
 # After these codes the job would do the same again, or was asked to leave.
 _FINAL_CODES = {0, REFUSED, WENT_WRONG, PREEMPTED, INTERRUPTED}
@@ -34,6 +36,7 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 def main() -> int:
     """Launch the job and return its exit code."""
+    prepare_standard_streams()
     try:
         max_restarts, arguments = take_max_restarts(sys.argv[1:])
         if "--help" in arguments:
@@ -50,17 +53,17 @@ def main() -> int:
     if command[0] == sys.executable and max_restarts == 0:
         signals.let_go()
         os.execv(sys.executable, command)
-    restarts, launched = 0, time.time()
+    restarts, before = 0, identity_of(config.checkpoint_folder)
     while True:
         code = signals.run(command)
         if code in _FINAL_CODES or signals.received or restarts == max_restarts or config.run.mode != "train":
             break
         restarts += 1
         pause = min(2**restarts, _LONGEST_PAUSE)
-        if has_saved_since(launched, config):
+        if has_checkpoints_of_its_own(config, before):
             # --fresh has done its work: what there is now is this run's own.
             command = [argument for argument in command if argument.partition("=")[0] != "--fresh"]
-        print(f"the job died (exit code {code}); restart {restarts} of {max_restarts} in {pause} s", file=sys.stderr)
+        say_on_standard_error(f"the job died (exit code {code}); restart {restarts} of {max_restarts} in {pause} s")
         signals.wait(pause)
         if signals.received:
             break
@@ -92,9 +95,22 @@ def take_max_restarts(arguments: Sequence[str]) -> tuple[int, list[str]]:
     return int(restarts), others
 
 
-def has_saved_since(moment: float, config: Config) -> bool:
-    """Return whether a checkpoint of this run is younger than a moment."""
-    return any(path.stat().st_mtime >= moment for path in config.checkpoint_folder.glob("step_*"))
+def identity_of(folder: Path) -> tuple[int, int] | None:
+    """Return what tells a folder from any other that has its name before or after it; None if there is none."""
+    try:
+        status = os.lstat(folder)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def has_checkpoints_of_its_own(config: Config, before: tuple[int, int] | None) -> bool:
+    """Return whether there are checkpoints in a folder that was not there at the launch; --fresh makes one.
+
+    Clocks do not tell: that of the disk may be another host's, and that of this one may be set.
+    """
+    folder = config.checkpoint_folder
+    return identity_of(folder) not in (None, before) and any(folder.glob("step_*"))
 
 
 def job_command(config: Config, arguments: Sequence[str]) -> list[str]:
@@ -156,11 +172,11 @@ class Signals:
 
     def listen(self) -> None:
         """Install the handlers; before the job starts, so that no Ctrl-C leaves it behind."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-            self._before[number] = signal.signal(number, self._receive)
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+        self._before = listen(numbers, self._receive)
 
     def let_go(self) -> None:
-        """Undo `listen`: what this process was started to ignore (nohup), its successor ignores too."""
+        """Undo `listen`."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -193,7 +209,7 @@ class Signals:
         if not self._saves or self.interrupted > 1:
             self._job.terminate()
         elif number in (signal.SIGINT, signal.SIGUSR2):
-            print("\nsaving after this update; Ctrl-C again leaves without saving", file=sys.stderr, flush=True)
+            say_on_standard_error("\nsaving after this update; Ctrl-C again leaves without saving")
             self._job.send_signal(signal.SIGUSR2)
         else:
             self._job.send_signal(signal.SIGUSR1)

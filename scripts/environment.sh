@@ -1,6 +1,9 @@
 # Sourced by the other scripts from the repository root: makes .venv on first use, enters it on every use.
 # The argument is the list of extras of setup.py to install, e.g. "mpi" or "mpi,test".
 
+# Open MPI does not start without it; a scheduler or `env -i` may have left it out.
+[ -n "${HOME+set}" ] || export HOME=~
+
 set_up_environment() {
     local extras="$1" stamp=".venv/installed-$1"
     # Made anew if half made (the variables are its last step) or moved (it works only where it was made).

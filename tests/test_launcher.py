@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,8 +16,8 @@ from ppo.command_line import parse_command_line
 from ppo.config import Config
 from ppo.outputs.checkpoint import write_checkpoint
 from ppo.outputs.manifest import Counters
-from tests.faults.running import ENDLESS, RunningJob
-from tests.jobs import CARTPOLE, rows, separately
+from tests.faults.running import ENDLESS, ROOT, RunningJob
+from tests.jobs import CARTPOLE, MPI_ENVIRONMENT, rows, separately
 
 LAUNCHER = Path(ppo.launcher.__file__)
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -161,6 +162,57 @@ def test_a_job_that_died_is_started_again_as_often_as_asked(tmp_path):
         code, _ = job.end(within=20, since=time.time())
         assert code not in (0, 2, 75)
         assert job.log.count("the job died") == 1
+
+
+STANDS_IN_FOR_A_JOB = """
+import os, pathlib, sys
+model = pathlib.Path("checkpoints/CartPole-v1")
+with open("started", "a") as started:
+    print(*sys.argv[1:], file=started)
+if os.path.exists("lives") and len(open("started").readlines()) == 2:
+    sys.exit(0)
+if sys.argv[1] == "dies at once":
+    sys.exit(9)
+if "--fresh" in sys.argv and model.exists():
+    model.rename(f"{model}.before")
+model.mkdir(parents=True, exist_ok=True)
+if sys.argv[1] == "saves":
+    (model / "step_000000000000").mkdir(exist_ok=True)
+    os.utime(model / "step_000000000000", (1, 1))  # the disk's clock is another one
+sys.exit(9)
+"""
+
+
+@pytest.mark.parametrize("there_before", [True, False])
+@pytest.mark.parametrize("job", ["saves", "dies at once", "dies before its first save"])
+def test_a_restart_begins_anew_only_until_the_run_has_a_checkpoint_whatever_clocks_say(
+    job, there_before, launcher, tmp_path, monkeypatch
+):
+    (tmp_path / "lives").touch()
+    if there_before:
+        (tmp_path / "checkpoints/CartPole-v1/step_000000000064").mkdir(parents=True)
+    (tmp_path / "job.py").write_text(STANDS_IN_FOR_A_JOB)
+    monkeypatch.setattr(launcher, "job_command", lambda config, flags: [sys.executable, "job.py", job, *flags])
+    monkeypatch.setattr(launcher.Signals, "wait", lambda signals, seconds: None)
+    monkeypatch.setattr(sys, "argv", ["launcher", "--env_name=CartPole-v1", "--fresh", "--max_restarts=1"])
+    before = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    assert launcher.main() == 0
+    for number, handler in before.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
+    starts = (tmp_path / "started").read_text().splitlines()
+    assert ["--fresh" in start for start in starts] == [True, job != "saves"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks its home up as Linux does")
+def test_ranks_start_where_the_environment_has_no_home():
+    mpirun = Path(sys.executable).with_name("mpirun")
+    allowed = [f"{name}={value}" for name, value in MPI_ENVIRONMENT.items()]
+    script = f". scripts/environment.sh; exec {mpirun} -np 2 bash -c 'echo $HOME'"
+    command = ["env", "-i", "PATH=/usr/bin:/bin", *allowed, "bash", "-euc", script]
+    job = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert job.returncode == 0, job.stderr
+    assert job.stdout.splitlines() == [os.path.expanduser("~")] * 2
 
 
 def test_a_job_whose_launcher_is_killed_saves_and_leaves(tmp_path):

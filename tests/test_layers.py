@@ -12,8 +12,10 @@ import ppo
 from tests.jobs import CARTPOLE
 
 LAYERS = (
-    *("settings", "families", "config", "presets", "random_streams", "versions", "collectives", "machine", "device"),
+    *("settings", "families", "config", "presets", "random_streams", "standard_streams", "versions", "collectives"),
     *(
+        "machine",
+        "device",
         "supervision",
         "envs",
         "models",

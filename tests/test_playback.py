@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+import sys
 import time
 
 import pytest
@@ -11,7 +12,7 @@ from ppo.outputs import checkpoint
 from ppo.random_streams import stream
 from scripts.ship_agent import main as ship_agent
 from tests.forgery import edit_manifest
-from tests.jobs import CARTPOLE, PONG, ppo
+from tests.jobs import CARTPOLE, PONG, ppo, separately
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +95,19 @@ def test_record_writes_an_mp4_and_a_gif(name, trained):
     folder = trained / "assets" / name
     assert sorted(p.suffix for p in folder.iterdir()) == [".gif", ".mp4"]
     assert all(p.stat().st_size > 1000 for p in folder.iterdir())
+
+
+@pytest.mark.parametrize("mode", ["record", pytest.param("evaluate", marks=pytest.mark.slow)])
+def test_a_machine_without_a_screen_or_a_loudspeaker_is_nothing_to_tell_of(mode, trained):
+    command = [sys.executable, "-m", "ppo", "--model_name=CartPole-v1", f"--mode={mode}", "--episodes=1"]
+    without = ["env", *(f"--unset={name}" for name in ("XDG_RUNTIME_DIR", "SDL_VIDEODRIVER", "SDL_AUDIODRIVER"))]
+    without += ["--unset=PYGAME_HIDE_SUPPORT_PROMPT"]  # which this process may have set
+    job = separately([*without, *command], trained)
+    assert (job.returncode, job.stderr) == (0, "")
+    first, *games, last = job.stdout.splitlines()
+    assert first == "CartPole-v1, trained for 128 steps"
+    assert len(games) == (mode == "record")
+    assert last.startswith("wrote " if mode == "record" else "{")
 
 
 def test_a_missing_agent_is_refused_with_those_there_are(trained):

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import struct
 import sys
@@ -11,13 +12,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rich.console import Console
+from rich.console import Console, OverflowMethod
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from ppo.outputs.trackers import FinishedEpisode, Metrics, OutputError, Tracker, say_on_standard_error
 from ppo.settings import printable
+from ppo.standard_streams import encodable
 
 SECONDS_BETWEEN_LINES = 5.0
 # A full disk or quota may be emptied; a pipe or terminal that was closed does not come back.
@@ -153,12 +155,15 @@ class LiveTable:
     def __init__(self, title: str, total_steps: int, terminal: Terminal) -> None:
         """Start drawing on a terminal of this size."""
         self.notes: list[str] = []
-        self._title, self._total_steps = title, total_steps
+        self._total_steps = total_steps
         self._evaluation = ""
         self._output = StandardOutput()
         console = _Console(
             force_terminal=True, width=terminal.columns, height=terminal.rows, legacy_windows=False, soft_wrap=False
         )
+        # Escaped here, since an escape is wider than the character that the table would have measured.
+        self._escape = functools.partial(encodable, encoding=console.encoding)
+        self._title, self._is_plain = self._escape(title), console.options.ascii_only
         self._live = Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
         with contextlib.suppress(OutputError):  # the first update tells
             self._output.use(self._live.start)
@@ -169,8 +174,8 @@ class LiveTable:
         """Redraw."""
         evaluation = describe_evaluation(metrics)
         if evaluation:
-            self._evaluation = f"{evaluation}, at {metrics['env_steps']:,} steps"
-        table = live_table(self._title, metrics, self._total_steps, self._evaluation)
+            self._evaluation = self._escape(f"{evaluation}, at {metrics['env_steps']:,} steps")
+        table = live_table(self._title, metrics, self._total_steps, self._evaluation, is_plain=self._is_plain)
         self._output.use(lambda: self._live.update(table, refresh=True))
 
     def say(self, text: str) -> None:
@@ -209,12 +214,18 @@ def summary_line(metrics: Metrics, total_steps: int) -> str:
     )
 
 
-def live_table(title: str, metrics: Metrics, total_steps: int, evaluation: str = "") -> Table:
-    """Return the table of the live display, with the last evaluation in words if there was one."""
+def live_table(
+    title: str, metrics: Metrics, total_steps: int, evaluation: str = "", *, is_plain: bool = False
+) -> Table:
+    """Return the table of the live display, with the last evaluation in words if there was one.
+
+    A plain one is of ASCII characters if its texts are: what it has no room for is cut off without an ellipsis.
+    """
     steps = metrics["env_steps"] or 0
     table = Table(title=title, show_header=False, title_justify="left", expand=False, min_width=60)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(no_wrap=True)
+    overflow: OverflowMethod = "crop" if is_plain else "ellipsis"
+    table.add_column(style="bold", no_wrap=True, overflow=overflow)
+    table.add_column(no_wrap=True, overflow=overflow)
     table.add_row("progress", ProgressBar(total=total_steps, completed=min(steps, total_steps), width=40))
     table.add_row("steps", f"{steps:,} of {total_steps:,} ({steps / total_steps:.1%})")
     table.add_row("time left", time_left(metrics, total_steps))

@@ -16,6 +16,15 @@ def has_display() -> bool:
     return sys.platform in ("darwin", "win32") or any(os.environ.get(n) for n in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
+def keep_drawing_quiet() -> None:
+    """Let what worlds draw with neither greet nor miss a screen or a loudspeaker; what the user has set stays."""
+    quiet = {"PYGAME_HIDE_SUPPORT_PROMPT": "1"}
+    if not has_display():
+        quiet |= {"SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy"}
+    for name, value in quiet.items():
+        os.environ.setdefault(name, value)
+
+
 class WindowClosedError(Exception):
     """The user closed the window."""
 
@@ -33,7 +42,6 @@ class GameWindow:
         Raises:
             NoWindowError: it could not be opened.
         """
-        os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
         import pygame
 
         self._pygame: Any = pygame

@@ -4,16 +4,19 @@
 |------------------|------------------------------------------------|--------------------------|
 | SIGINT           | Ctrl-C on `python -m ppo`                      | 130                      |
 | SIGUSR1, SIGTERM | a scheduler that preempts the job              | 75                       |
+| SIGHUP           | a terminal that goes away                      | 75                       |
 | SIGUSR2          | `scripts/train` on Ctrl-C, through mpirun      | 0                        |
 
 A signal handler only notes the request: saving happens in the loop, where all ranks are at the same update. mpirun
-passes SIGUSR1 and SIGUSR2 on to its ranks; on SIGINT or SIGTERM it ends them within half a second, too soon for a save.
+passes SIGUSR1 and SIGUSR2 on to its ranks; on SIGINT, SIGTERM or SIGHUP it ends them within half a second, too soon for
+a save. A signal that this process was started to ignore (`nohup`) stays ignored.
 """
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
+from typing import Any
 
 INTERRUPTED = 130
 PREEMPTED = 75
@@ -23,8 +26,19 @@ _EXIT_CODES = {
     signal.SIGINT: INTERRUPTED,
     signal.SIGUSR1: PREEMPTED,
     signal.SIGTERM: PREEMPTED,
+    signal.SIGHUP: PREEMPTED,
     signal.SIGUSR2: AS_ASKED,
 }
+
+
+def listen(numbers: Iterable[int], handler: Callable[[int, FrameType | None], Any]) -> dict[int, Any]:
+    """Install a handler for those of the signals that are not ignored; return what was there before, by signal.
+
+    Whoever started this process may have told it to ignore some: `nohup` the end of the terminal, a shell the Ctrl-C
+    that is not for what runs in the background.
+    """
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in heard}
 
 
 class StopRequest:
@@ -40,8 +54,7 @@ class StopRequest:
 
     def listen(self) -> None:
         """Install the handlers."""
-        for number in _EXIT_CODES:
-            signal.signal(number, self._note)
+        listen(_EXIT_CODES, self._note)
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:

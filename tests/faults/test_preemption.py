@@ -1,13 +1,20 @@
 """Signals: all ranks save at one update and leave with a code that a requeue script can test."""
 
+import fcntl
 import os
 import signal
+import struct
+import subprocess
+import sys
+import termios
 import time
 
 import pytest
 
+import ppo.launcher
 from tests.faults.running import (
     ENDLESS,
+    ROOT,
     STEADY,
     RunningJob,
     checkpoint_steps,
@@ -16,7 +23,7 @@ from tests.faults.running import (
     run_to_end,
     scratch_left,
 )
-from tests.jobs import CARTPOLE
+from tests.jobs import CARTPOLE, environment
 
 FLAGS = [*CARTPOLE, *STEADY, "--checkpoint_interval=10"]
 
@@ -109,3 +116,31 @@ def test_ctrl_c_twice_during_a_save_without_mpi_changes_nothing(tmp_path, fault_
         assert "Traceback" not in job.log
     assert scratch_left(tmp_path) == []
     fault_report(4, "Ctrl-C twice during a save, one rank", "saved, exit code 130")
+
+
+# Its terminal becomes the one of the session, which ends with it.
+ON_ITS_TERMINAL = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
+@pytest.mark.parametrize("launcher", ["none", pytest.param("scripts/train", marks=pytest.mark.slow)])
+def test_a_job_whose_terminal_goes_away_saves_and_leaves(launcher, tmp_path, fault_report):
+    program = ["-m", "ppo"] if launcher == "none" else [ppo.launcher.__file__]
+    ours, theirs = os.openpty()
+    with os.fdopen(theirs) as terminal:
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+        job = subprocess.Popen(
+            [sys.executable, "-c", ON_ITS_TERMINAL, sys.executable, *program, *FLAGS, ENDLESS],
+            cwd=tmp_path,
+            env=environment(PYTHONPATH=str(ROOT)),
+            **dict.fromkeys(("stdin", "stdout", "stderr"), terminal),
+            start_new_session=True,
+        )
+    progress, seen = tmp_path / "runs/CartPole-v1/progress.csv", b""
+    while not progress.exists() or len(progress.read_text().splitlines()) < 4:
+        seen += os.read(ours, 65_536)
+    os.close(ours)
+    assert job.wait(timeout=60) == 75, seen.decode(errors="replace")
+    assert checkpoint_steps(tmp_path)[-1] == 64 * len(csv_rows(tmp_path, "progress.csv"))
+    fault_report(3, f"the terminal of a job goes away, launcher: {launcher}", "saved, exit code 75")

@@ -3,10 +3,11 @@
 import contextlib
 import errno
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from io import StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ppo.outputs.display import (
     time_left,
 )
 from ppo.outputs.trackers import OutputError, Tracker, Trackers
+from ppo.standard_streams import prepare_standard_streams
 from tests.jobs import CARTPOLE, environment
 
 METRICS: dict[str, float | int | None] = {
@@ -230,6 +232,34 @@ def test_standard_output_that_was_closed_later_is_no_terminal() -> None:
     with standard_output() as output:
         output.close()
         assert find_terminal() is None
+
+
+NOT_ASCII = "moved aside to Pr\u00fcfung/\U0001f600"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+@pytest.mark.parametrize("columns", [None, 60, 80])
+def test_a_character_that_cannot_be_encoded_is_escaped_and_output_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], encoding: str, columns: int | None
+) -> None:
+    written = BytesIO()
+    monkeypatch.setattr(sys, "stdout", TextIOWrapper(written, encoding))
+    prepare_standard_streams()
+    evaluation = {"evaluation/return_mean": 1.0, "evaluation/return_stderr": 0.5, "evaluation/episodes": 10}
+    show: Tracker = PlainLines(1_000_000)
+    if columns:
+        show = LiveTable("Pr\u00fcfung " * 5, 1_000_000, Terminal(columns, rows=40))
+    trackers = Trackers([show])
+    for _ in range(2):
+        trackers.say(NOT_ASCII)
+        trackers.log({**METRICS, **evaluation, "time/evaluation": 1.0}, [])
+    trackers.close()
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.getvalue().decode(encoding)).splitlines()
+    assert [line.strip() for line in lines].count(NOT_ASCII.encode(encoding, "backslashreplace").decode(encoding)) == 2
+    assert len([line for line in lines if "250,000" in line]) >= 2
+    # A longer line would break the table.
+    assert columns is None or max(map(len, lines)) <= columns
+    assert capsys.readouterr().err == ""
 
 
 def test_a_line_that_standard_output_does_not_take_is_reported_on_standard_error(

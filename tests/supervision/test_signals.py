@@ -3,17 +3,26 @@ import signal
 
 import pytest
 
+from ppo.launcher import Signals
 from ppo.supervision.signals import AS_ASKED, INTERRUPTED, PREEMPTED, StopRequest
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @pytest.fixture
-def stop():
-    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
-    request = StopRequest()
-    request.listen()
-    yield request
+def handlers():
+    """Whatever a test does to the handlers ends with it."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def stop(handlers):
+    request = StopRequest()
+    request.listen()
+    return request
 
 
 @pytest.mark.parametrize(
@@ -21,6 +30,7 @@ def stop():
     [
         (signal.SIGINT, INTERRUPTED),
         (signal.SIGTERM, PREEMPTED),
+        (signal.SIGHUP, PREEMPTED),
         (signal.SIGUSR1, PREEMPTED),
         (signal.SIGUSR2, AS_ASKED),
     ],
@@ -48,3 +58,23 @@ def test_during_a_save_no_ctrl_c_is_more_than_a_note(stop):
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGINT)
     assert stop.exit_code == INTERRUPTED
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_what_a_process_was_started_to_ignore_it_ignores(handlers, number):
+    signal.signal(number, signal.SIG_IGN)  # as nohup does, and a shell to what it starts in the background
+    request, launcher = StopRequest(), Signals(saves=True)
+    request.listen()
+    launcher.listen()
+    os.kill(os.getpid(), number)
+    assert (request.exit_code, launcher.received) == (None, False)
+    launcher.let_go()
+    assert signal.getsignal(number) is signal.SIG_IGN
+
+
+def test_a_launcher_still_hears_the_signals_that_are_not_ignored(handlers):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    launcher = Signals(saves=True)
+    launcher.listen()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert launcher.received
