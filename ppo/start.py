@@ -63,6 +63,7 @@ def started(
             torch.cuda.set_device(placement.device)
         run = build_run(config, comm, engine, placement)
         run.envs.on_replay = lambda: watchdog.enter("resuming", 0)
+        watchdog.processes = run.envs.processes
         try:
             notes += resume(run)
             yield Start(run, _about(run, engine, placement), notes)

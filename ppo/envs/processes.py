@@ -57,6 +57,7 @@ class ProcessEnvironments(BlockInHalves):
             _Process(Work(env_name, world, indices, seed, blocks, layout), memory)
             for blocks in shared_out(len(indices), min(num_processes, len(indices)))
         ]
+        self.processes = [process.pid for process in self._processes]
         described = self._ask("describe")[0]
         super().__init__(memory.arrays, spaces.observation_space, **described)
 
@@ -149,6 +150,7 @@ class _Process:
                 )
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self.pid = self._process.pid
         self._descriptor = ours.detach()
         self._channel = Connection(self._descriptor)
         self._environments = ", ".join(str(work.indices[position]) for position in self.positions)

@@ -49,6 +49,8 @@ class Watchdog:
         """
         self._collective, self._seconds = collective, seconds
         self.hosts = hosts
+        self.processes: Sequence[int] = ()
+        """Ids of those that step games for this rank: while a debugger has one, the rank waits for it."""
         self._beat = min(_LONGEST_BEAT, seconds / 4)
         self._exchange = Exchange(collective) if collective.size > 1 else None
         self._main = threading.main_thread().ident
@@ -88,6 +90,10 @@ class Watchdog:
     def describe(self) -> str:
         """Return where the loop is: `update 3, collecting`."""
         return f"update {self._update}, {self._phase}"
+
+    def is_debugging(self) -> bool:
+        """Return whether a debugger has this rank, or a process that it waits for."""
+        return in_debugger(sys._current_frames().get(self._main or 0)) or any(map(is_traced, self.processes))
 
     def _watch(self) -> None:
         last, stalled, entered = time.monotonic(), 0.0, self._entered
@@ -150,7 +156,7 @@ class Watchdog:
             phase=self._phase,
             place=place_of(frame),
             waiting=self._collective.waiting,
-            debugging=in_debugger(frame),
+            debugging=self.is_debugging(),
             expired=self._expired,
         )
 
@@ -158,11 +164,7 @@ class Watchdog:
         """Return whether a native debugger holds a silent rank on this host."""
         if beat.host != self.hosts[0] or self._silence[beat.rank] < _BEATS_OF_SILENCE * self._beat:
             return False
-        try:
-            status = Path(f"/proc/{beat.pid}/status").read_text()
-        except OSError:
-            return False
-        return "TracerPid:\t0\n" not in status
+        return is_traced(beat.pid)
 
     def _end_job(self) -> None:
         """Print this rank's stack, let one rank name the culprit, and leave; does not return."""
@@ -239,7 +241,16 @@ def in_debugger(frame: FrameType | None) -> bool:
     return False
 
 
+def is_traced(pid: int) -> bool:
+    """Return whether a native debugger has a process of this host (Linux only)."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(errors="replace")
+    except OSError:
+        return False
+    return "TracerPid:\t0\n" not in status
+
+
 def _say(text: str) -> None:
     """Write to stderr in one piece, as far as there still is one."""
     with contextlib.suppress(OSError):
-        os.write(2, f"{text}\n".encode())
+        os.write(2, f"{text}\n".encode(errors="backslashreplace"))

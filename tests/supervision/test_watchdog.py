@@ -1,8 +1,11 @@
 """The parts of the watchdog that can be tested without ending this process; tests/faults has the rest."""
 
+import ctypes
 import dataclasses
 import json
+import os
 import socket
+import subprocess
 import sys
 import threading
 
@@ -117,3 +120,24 @@ def test_a_watchdog_lets_go_at_once():
         watchdog.enter("collecting", 3)
         assert watchdog.describe() == "update 3, collecting"
     assert not [thread for thread in threading.enumerate() if thread.name == "watchdog"]
+
+
+PTRACE_ATTACH, PTRACE_DETACH = 16, 17
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+def test_a_native_debugger_that_has_a_process_of_the_rank_is_seen():
+    trace = ctypes.CDLL(None, use_errno=True).ptrace
+    with Watchdog(Alone(), seconds=600.0, hosts=["here"]) as watchdog, subprocess.Popen(["sleep", "60"]) as process:
+        watchdog.processes = [process.pid]
+        try:
+            assert not watchdog.is_debugging()
+            if trace(PTRACE_ATTACH, process.pid, None, None):
+                pytest.skip(f"no debugger may attach here: {os.strerror(ctypes.get_errno())}")
+            os.waitpid(process.pid, os.WUNTRACED)
+            assert watchdog.is_debugging()
+            trace(PTRACE_DETACH, process.pid, None, None)
+            assert not watchdog.is_debugging()
+        finally:
+            process.kill()
+    assert not watchdog.is_debugging()
