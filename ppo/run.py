@@ -74,6 +74,8 @@ class Run:
     evaluator: Evaluator | None
     """None where there are no evaluations."""
     progress: Progress
+    warnings: set[str] = field(default_factory=set)
+    """Of the folder of the checkpoints, given once and not at every save."""
 
     def model_tensors(self) -> dict[str, Tensor]:
         """Return what playing needs, by the names in a checkpoint; equal on all ranks."""
@@ -234,9 +236,13 @@ def _write_and_prune(run: Run, states: list[dict[str, NDArray[Any]]], say: Calla
     except FloatingPointError as error:
         raise Halt(f"{error}; it was not saved and the last checkpoint stands") from error
     try:
-        checkpoint.prune(folder, written, run.config.run.keep_checkpoints)
+        stays = checkpoint.prune(folder, written, run.config.run.keep_checkpoints)
     except (OSError, Refusal) as error:
-        say(f"WARNING: old checkpoints could not be deleted: {error}")
+        stays = [f"old checkpoints could not be deleted: {error}"]
+    for words in dict.fromkeys(stays):
+        if words not in run.warnings:
+            say(f"WARNING: {words}")
+    run.warnings.update(stays)
     return True
 
 

@@ -300,8 +300,10 @@ def choose(parent: Path, which: str, load: Callable[[Path, Manifest], T], warn: 
     raise Refusal(f"checkpoint must be best, latest or one of the steps {there_are}, got {which}")
 
 
-def prune(parent: Path, newest: Path | None = None, keep: str = str(KEPT_NEWEST)) -> None:
+def prune(parent: Path, newest: Path | None = None, keep: str = str(KEPT_NEWEST)) -> list[str]:
     """Delete all checkpoints but those to keep and the best whole one, and what killed writers left behind.
+
+    What cannot be deleted stays and keeps no other from being deleted.
 
     Args:
         parent: the folder of the checkpoints.
@@ -309,20 +311,26 @@ def prune(parent: Path, newest: Path | None = None, keep: str = str(KEPT_NEWEST)
             must not push out a whole one. None: the one with most steps.
         keep: the setting `keep_checkpoints`.
 
+    Returns:
+        What stays although it should not, in words.
+
     Raises:
-        OSError: something could not be deleted.
         Refusal: the folder cannot be read.
     """
-    remove_scratch(parent)
+    stays = [f"{path} is in the way and cannot be deleted; it is stepped around" for path in remove_scratch(parent)]
     if keep == "all":
-        return
+        return stays
     folders = [f for f in list_checkpoints(parent) if newest is None or steps_of(f) <= steps_of(newest)]
     kept_newest = int(keep) if keep.isdecimal() else KEPT_NEWEST
     if len(folders) > kept_newest:
         best = next((folder for folder in _by_merit(folders) if is_whole(folder)), None)
         for folder in folders[:-kept_newest]:
             if best and folder != best and not folder.is_symlink() and not _is_one_of_every(keep, folder):
-                remove_folder(folder)
+                try:
+                    remove_folder(folder)
+                except OSError as error:
+                    stays.append(f"{folder} could not be deleted: {error.strerror}")
+    return stays
 
 
 def _first_whole(folders: Iterable[Path], load: Callable[[Path, Manifest], T], warn: Callable[[str], None]) -> T:

@@ -5,6 +5,7 @@ records.
 """
 
 import contextlib
+import itertools
 import os
 import tempfile
 from collections.abc import Sequence
@@ -15,8 +16,8 @@ from ppo.settings import Refusal
 
 # A full disk still takes an empty file.
 _PROBE_BYTES = 65_536
-# Without waiting for a reader, should a named pipe be in the way.
-_APPEND = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK
+# Neither waits for a reader, should a named pipe be in the way, nor writes where a link leads.
+_APPEND = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOFOLLOW
 
 
 class GrowingFile:
@@ -115,7 +116,7 @@ def require_writable(setting: str, folder: Path) -> None:
             if not os.path.isdir(path):
                 path.mkdir(exist_ok=True)
                 made.append(path)
-        with tempfile.NamedTemporaryFile(prefix=".writable-", dir=folder, buffering=0) as probe:
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:  # without a name that a kill would leave
             written = 0
             while written < _PROBE_BYTES:
                 written += probe.write(bytes(_PROBE_BYTES - written))
@@ -153,13 +154,17 @@ def rename_aside(path: Path) -> Path:
     Raises:
         OSError: it has its old name.
     """
-    # Nobody takes the name meanwhile: what belongs to a model is renamed only by the run that holds its lock.
-    name, number = f"{path.name}.before-{datetime.now():%Y%m%d-%H%M%S}", 1
-    aside = path.with_name(name)
-    while os.path.lexists(aside):
-        number += 1
-        aside = path.with_name(f"{name}-{number}")
-    return path.rename(aside)
+    return path.rename(unused(path.with_name(f"{path.name}.before-{datetime.now():%Y%m%d-%H%M%S}")))
+
+
+def unused(path: Path, suffix: str = "") -> Path:
+    """Return a path with a suffix that nothing has yet, if need be with a number before the suffix.
+
+    Nobody takes the name meanwhile: what belongs to a model is named only by the run that holds its lock.
+    """
+    numbered = (path.with_name(f"{path.name}-{number}{suffix}") for number in itertools.count(2))
+    names = itertools.chain([path.with_name(f"{path.name}{suffix}")], numbered)
+    return next(name for name in names if not os.path.lexists(name))
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -168,8 +173,9 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         OSError: it could not be written; the old one, if any, is there.
     """
-    scratch = path.with_name(f".{path.name}.tmp")
-    scratch.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # of a process that was killed
+        path.with_name(f".{path.name}.tmp").unlink()
+    scratch = unused(path.with_name(f".{path.name}"), ".tmp")
     try:
         with open(scratch, "xb") as file:
             file.write(content)

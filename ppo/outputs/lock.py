@@ -28,9 +28,11 @@ from pathlib import Path
 
 import filelock
 
+from ppo.outputs.untrusted import DamagedCheckpointError, open_regular
 from ppo.settings import Refusal, printable
 
 _MAX_RECORD_BYTES = 65_536
+_SIGNATURE = "owner.json"
 _MAX_COMMAND_LENGTH = 500
 _MAX_DESCRIPTION_LENGTH = 700
 # A process that has just got the lock has not written its record yet; one that is ending has just removed it.
@@ -124,6 +126,23 @@ class ModelLock:
         """Let go of what is held and remove its files; never fails."""
         for lock in reversed(self._locks):
             lock.release()
+
+
+def sign(folder: Path) -> None:
+    """Leave in a scratch folder which process it is of.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    _create(folder / _SIGNATURE, json.dumps(dataclasses.asdict(_this_process())).encode())
+
+
+def is_abandoned(folder: Path) -> bool:
+    """Return whether the process that has signed a scratch folder has surely ended; False also if nobody has."""
+    with contextlib.suppress(DamagedCheckpointError), open_regular(folder / _SIGNATURE, _MAX_RECORD_BYTES) as (file, _):
+        owner = _parse(file.read())
+        return owner is not None and owner.is_alive(_this_process()) is False
+    return False
 
 
 class _FolderLock:

@@ -20,11 +20,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ppo.outputs.lock import is_abandoned, sign
+
 GIF_SECONDS = 30
 _GIF_MAX_RATE = 25
 # Browsers show a frame of 1/100 s for ten times as long.
 _GIF_MIN_DELAY = 2
 _SMALL_HEIGHT = 300
+_SCRATCH = ".video-"
 
 _LOSSLESS = ("-c:v", "libx264rgb", "-preset", "ultrafast", "-qp", "0")
 # Other ways to store colours are not shown by all players.
@@ -57,7 +60,7 @@ class VideoRecorder:
         self.num_frames = 0
 
     def __enter__(self) -> "VideoRecorder":
-        """Open the scratch folder where the files are made.
+        """Open the scratch folder where the files are made, and delete those of recorders that were killed.
 
         Raises:
             VideoError: it cannot be made, or there is no ffmpeg.
@@ -70,9 +73,17 @@ class VideoRecorder:
             if found is None:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), program)
             self._program = os.path.abspath(found)
+            for leftover in self._path.parent.glob(f"{_SCRATCH}*"):
+                if is_abandoned(leftover):
+                    shutil.rmtree(leftover, ignore_errors=True)
             self._scratch = tempfile.TemporaryDirectory(
-                prefix=".video-", dir=self._path.parent, ignore_cleanup_errors=True
+                prefix=_SCRATCH, dir=self._path.parent, ignore_cleanup_errors=True
             )
+            try:
+                sign(Path(self._scratch.name))
+            except OSError:
+                self._scratch.cleanup()
+                raise
         return self
 
     def write(self, frame: NDArray[np.uint8]) -> None:

@@ -1,14 +1,18 @@
-"""Folders `step_*` that are whole or absent: written under another name, flushed to disk and renamed."""
+"""Folders `step_*` that are whole or absent: written under another name, flushed to disk and renamed.
 
+Where something has a name that is needed on the way and cannot be deleted, the next name that is free does as well.
+"""
+
+import contextlib
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from ppo.outputs.folders import sync_folder
+from ppo.outputs.folders import sync_folder, unused
 
 PREFIX = "step_"
-_ASIDE = ".damaged"
+_ASIDE, _SCRATCH = ".damaged", ".tmp"
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -21,8 +25,9 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """
     parent = folder.parent
     parent.mkdir(parents=True, exist_ok=True)
-    scratch = parent / f".{folder.name}.{os.getpid()}.tmp"
-    shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed; containers reuse process ids
+    name = f".{folder.name}.{os.getpid()}"
+    _try_to_delete(parent / f"{name}{_SCRATCH}")  # of a process that was killed; containers reuse process ids
+    scratch = unused(parent / name, _SCRATCH)
     try:
         scratch.mkdir()
         for name, content in files.items():
@@ -43,23 +48,31 @@ def set_aside(folder: Path) -> Path:
         OSError: it could not be renamed.
     """
     for earlier in folder.parent.glob(f"{PREFIX}*{_ASIDE}"):
-        shutil.rmtree(earlier, ignore_errors=True)
-    return folder.rename(folder.with_name(f"{folder.name}{_ASIDE}"))
+        _try_to_delete(earlier)
+    return folder.rename(unused(folder, _ASIDE))
 
 
 def remove_folder(folder: Path) -> None:
     """Delete a folder that from the first moment on is not there any more, even if the deletion is interrupted.
 
     Raises:
-        OSError: it could not be deleted.
+        OSError: it could not be renamed. What could not be deleted after that is for `remove_scratch`.
     """
-    shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}.tmp")))
+    _try_to_delete(folder.rename(unused(folder.with_name(f".{folder.name}"), _SCRATCH)))
 
 
-def remove_scratch(parent: Path) -> None:
-    """Delete what killed writers left behind."""
-    for scratch in parent.glob(f".{PREFIX}*.tmp"):
-        shutil.rmtree(scratch, ignore_errors=True)
+def remove_scratch(parent: Path) -> list[Path]:
+    """Delete what killed writers left behind; return what has such a name, or that of one set aside, and stays."""
+    in_the_way = [path for path in parent.glob(f".{PREFIX}*{_SCRATCH}") if not _try_to_delete(path)]
+    return in_the_way + [path for path in parent.glob(f"{PREFIX}*{_ASIDE}") if path.is_symlink() or not path.is_dir()]
+
+
+def _try_to_delete(folder: Path) -> bool:
+    """Delete a folder and return whether it has gone; what is none, or a link to one, stays."""
+    if folder.is_dir():  # or a pipe would have to be opened first, which waits for its other end
+        with contextlib.suppress(OSError, RecursionError):  # Python follows folders within folders only so far
+            shutil.rmtree(folder)
+    return not os.path.lexists(folder)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -180,6 +180,29 @@ def test_a_foreign_lock_needs_a_flag(tmp_path, fault_report):
     fault_report(18, "a lock of another host", "exit code 2 until --take_over_lock")
 
 
+def test_what_is_in_the_way_of_checkpoints_and_logs_is_named_once_and_stops_no_save(tmp_path, fault_report):
+    checkpoints, logs, outside = (
+        tmp_path / "checkpoints/CartPole-v1",
+        tmp_path / "runs/CartPole-v1",
+        tmp_path / "outside",
+    )
+    for folder in (checkpoints, logs, outside):
+        folder.mkdir(parents=True)
+    (checkpoints / ".step_000000000000.tmp").write_text("stray")
+    (checkpoints / "step_000000000064.damaged").write_text("stray")
+    (logs / ".config.json.tmp").mkdir()
+    (logs / "progress.csv").symlink_to(outside / "progress.csv")
+    job = ppo(tmp_path, *FLAGS, "--env_steps=640")
+    assert job.returncode == 0, job.stderr
+    assert checkpoint_steps(tmp_path) == [384, 448, 512, 576, 640]
+    for name in (".step_000000000000.tmp", "step_000000000064.damaged", "progress.csv"):
+        assert [name in line for line in job.stdout.splitlines() if "WARNING" in line].count(True) == 1, job.stdout
+    assert len(csv_rows(tmp_path, "progress.csv")) == 10
+    assert (logs / "config.json").is_file()
+    assert list(outside.iterdir()) == []
+    fault_report(17, "files, links and folders in the way of checkpoints and logs", "named once, all saved")
+
+
 @pytest.mark.parametrize("mode", [pytest.param("play", marks=pytest.mark.slow), "record"])
 def test_playing_without_a_checkpoint_under_four_ranks_says_so_once(mode, tmp_path, fault_report):
     log = run_to_end(tmp_path, "--env_name=CartPole-v1", f"--mode={mode}", ranks=4, code=2, within=40)

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -599,3 +600,99 @@ def test_pruning_removes_what_killed_writers_left_behind(tmp_path: Path) -> None
     (tmp_path / ".step_000000000010.1.tmp").mkdir()
     checkpoint.prune(tmp_path)
     assert names(tmp_path) == []
+
+
+# ------------------------------------------------------------------------------------------------- what is in the way
+
+
+def a_file(path: Path) -> None:
+    path.write_text("stray")
+
+
+def a_link_to_nowhere(path: Path) -> None:
+    path.symlink_to("nowhere")
+
+
+def a_link_to_a_folder(path: Path) -> None:
+    (path.parent / "elsewhere").mkdir()
+    (path.parent / "elsewhere" / "precious").touch()
+    path.symlink_to("elsewhere")
+
+
+def a_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def a_folder_of_1000_in_each_other(path: Path) -> None:
+    path.mkdir()
+    descriptor = os.open(path, os.O_RDONLY)
+    for _ in range(1000):
+        os.mkdir("d", dir_fd=descriptor)
+        inner = os.open("d", os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = inner
+    os.close(descriptor)
+
+
+OBSTACLES = [a_file, a_link_to_nowhere, a_link_to_a_folder, a_pipe]
+# The scratch folder of the save, that of the oldest's deletion, another's, and the one a damaged checkpoint is set
+# aside to.
+NEEDED = [f".step_000000000080.{os.getpid()}.tmp", ".step_000000000010.tmp", ".step_1.tmp", "step_000000000080.damaged"]
+
+
+@pytest.fixture(scope="module")
+def damaged_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    parent = tmp_path_factory.mktemp("run")
+    for number in range(1, 9):
+        write(parent, 10 * number)
+    flip_a_byte(parent / "step_000000000080" / MODEL_FILE)
+    return parent
+
+
+@pytest.mark.parametrize(
+    ("put", "name"),
+    [*itertools.product(OBSTACLES, NEEDED), (a_folder_of_1000_in_each_other, NEEDED[1])],
+)
+def test_whatever_is_in_the_way_is_stepped_around_and_named(
+    put: Callable[[Path], None], name: str, damaged_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = shutil.copytree(damaged_run, tmp_path / "run")
+    put(parent / name)
+    newest = write(parent, 80)
+    stays = checkpoint.prune(parent, newest)
+    assert checkpoint.is_whole(newest)
+    assert steps(parent) == [40, 50, 60, 70, 80]
+    assert stays == [f"{parent / name} is in the way and cannot be deleted; it is stepped around"]
+    assert checkpoint.prune(parent, newest) == stays
+    assert {path.name for path in parent.iterdir() if not path.name.startswith("step_")} <= {"elsewhere", name}
+    assert put is not a_link_to_a_folder or (parent / "elsewhere" / "precious").exists()
+    if put is a_folder_of_1000_in_each_other:
+        monkeypatch.chdir(parent / name)
+        delete_from_the_innermost_on()
+
+
+def delete_from_the_innermost_on() -> None:
+    """Delete the folder `d`, whose folders within folders are too many for pytest as well."""
+    depth = 0
+    while os.path.isdir("d"):
+        os.chdir("d")
+        depth += 1
+    for _ in range(depth):
+        os.chdir("..")
+        os.rmdir("d")
+
+
+def test_a_checkpoint_that_cannot_be_deleted_keeps_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(1, 9):
+        write(tmp_path, 10 * number)
+    rename = Path.rename
+
+    def busy(self: Path, target: Path) -> Path:
+        if self.name == "step_000000000010":
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", busy)
+    (stays,) = checkpoint.prune(tmp_path)
+    assert stays == f"{tmp_path / 'step_000000000010'} could not be deleted: Device or resource busy"
+    assert steps(tmp_path) == [10, 40, 50, 60, 70, 80]

@@ -31,6 +31,15 @@ def test_a_folder_is_made_with_its_parents_and_nothing_is_left_in_it(tmp_path: P
     assert names(tmp_path / "a" / "b" / "c") == []
 
 
+def test_a_process_that_is_killed_while_it_tries_a_folder_leaves_nothing_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: seen.append(names(tmp_path)))
+    require_writable("run_dir", tmp_path)
+    assert seen == [[]]
+
+
 def test_a_relative_folder_is_made_where_the_program_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     require_writable("run_dir", Path("runs/Pong"))
@@ -148,6 +157,24 @@ def test_a_file_is_replaced_and_nothing_else_remains(tmp_path: Path) -> None:
         write_whole(tmp_path / "file", content)
     assert (tmp_path / "file").read_bytes() == b"new"
     assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("name", ["file", ".file.tmp"])
+@pytest.mark.parametrize("target", ["precious", "nowhere"])
+def test_a_file_is_not_written_where_a_link_leads(tmp_path: Path, name: str, target: str) -> None:
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / name).symlink_to(target)
+    write_whole(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new" and not (tmp_path / "file").is_symlink()
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert names(tmp_path) == ["file", "precious"]
+
+
+def test_a_folder_with_the_name_of_the_scratch_file_is_stepped_around(tmp_path: Path) -> None:
+    (tmp_path / ".file.tmp").mkdir()
+    write_whole(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+    assert names(tmp_path) == [".file.tmp", "file"]
 
 
 def test_a_failed_write_leaves_the_old_file(disk: SmallDisk) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from ppo.outputs import lock
-from ppo.outputs.lock import ModelLock
+from ppo.outputs.lock import ModelLock, is_abandoned, sign
 from ppo.settings import Refusal
 
 HOLD = """
@@ -515,6 +515,28 @@ def test_without_flock_exactly_one_of_several_takes_over_a_stale_record(pong: Pa
 
 
 # -------------------------------------------------------------------------------------------------------- other trouble
+
+
+@pytest.mark.parametrize("name", [".Pong.lock", ".Pong.lock.json", ".Pong.lock.json.tmp"])
+@pytest.mark.parametrize("target", ["precious", "nowhere"])
+def test_a_lock_is_not_written_where_a_link_leads(pong: Path, tmp_path: Path, name: str, target: str) -> None:
+    (tmp_path / "precious").write_text("precious")
+    (pong.parent / name).symlink_to(tmp_path / target)
+    with contextlib.suppress(Refusal):
+        ModelLock([pong]).acquire(take_over=True)
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_scratch_folder_is_abandoned_once_the_process_that_signed_it_has_surely_ended(tmp_path: Path) -> None:
+    assert not is_abandoned(tmp_path)
+    sign(tmp_path)
+    assert not is_abandoned(tmp_path)
+    record = tmp_path / "owner.json"
+    for changes, abandoned in (({"start_ticks": 1}, True), ({"start_ticks": 1, "host": "x", "boot_id": "x"}, False)):
+        owner = json.loads(record.read_text()) | changes
+        record.write_text(json.dumps(owner))
+        assert is_abandoned(tmp_path) is abandoned
 
 
 def test_a_folder_that_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:

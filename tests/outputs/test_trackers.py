@@ -479,6 +479,41 @@ def test_pipes_in_the_place_of_the_files_do_not_block(tmp_path: Path) -> None:
     assert len(run.said) == 2
 
 
+@pytest.mark.parametrize("target", ["precious", "nowhere", "a log", "/dev/full"])
+def test_logs_are_not_written_where_a_link_leads(tmp_path: Path, target: str) -> None:
+    outside, run = tmp_path / "outside", tmp_path / "run"
+    outside.mkdir()
+    run.mkdir()
+    (outside / "precious").write_text("precious")
+    log_updates(outside / "log", [1, 2])
+    for name in FILES:
+        to = outside / "log" / name if target == "a log" else outside / target
+        (run / name).symlink_to(to)
+    for name in ("config.json", ".config.json.tmp", ".progress.csv.tmp"):
+        (run / name).symlink_to(outside / target)
+    before = {path: path.read_text() for path in outside.rglob("*") if path.is_file()}
+    assert write_config(run, Config()) == []
+    listener = Listener(run)
+    listener.log([3])
+    listener.trackers.sync()
+    assert [row["update"] for row in rows(run / "progress.csv")] == ["3"]
+    assert sorted(words.split()[1] for words in listener.said) == sorted(str(run / name) for name in FILES)
+    assert json.loads((run / "config.json").read_text())
+    assert {path: path.read_text() for path in outside.rglob("*") if path.is_file()} == before
+
+
+def test_a_link_that_takes_the_place_of_a_log_meanwhile_is_not_followed(tmp_path: Path) -> None:
+    run = Listener(tmp_path / "run")
+    run.log([1])
+    (tmp_path / "run" / "progress.csv").unlink()
+    (tmp_path / "run" / "progress.csv").symlink_to(tmp_path / "precious")
+    run.log([2])
+    assert not (tmp_path / "precious").exists()
+    (tmp_path / "run" / "progress.csv").unlink()
+    run.log([3])
+    assert [row["update"] for row in rows(tmp_path / "run" / "progress.csv")] == ["2", "3"]
+
+
 def test_a_run_that_cannot_even_begin_its_logs_trains_all_the_same(disk: SmallDisk) -> None:
     disk.set_writable(False)
     (note,) = write_config(disk.path / "run", Config())

@@ -3,6 +3,7 @@
 import math
 import os
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from imageio_ffmpeg import get_ffmpeg_exe
 from numpy.typing import NDArray
 from PIL import Image
 
+from ppo.outputs.lock import sign
 from ppo.outputs.video import GIF_SECONDS, VideoError, VideoRecorder
 from tests.disks import SmallDisk, small_disk
 
@@ -254,6 +256,28 @@ def test_a_recording_without_frames_is_an_error_and_no_file(tmp_path: Path) -> N
     with pytest.raises(VideoError, match="no frame was drawn"):
         record(tmp_path / "empty", [], 60.0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_recorder_left_goes_with_the_next_recording_and_what_others_have_stays(tmp_path: Path) -> None:
+    for name in ("killed", "living", "unknown"):
+        (tmp_path / f".video-{name}").mkdir()
+        (tmp_path / f".video-{name}" / "mp4.mkv").touch()
+    sign(tmp_path / ".video-living")
+    program = "import sys; from pathlib import Path; from ppo.outputs.lock import sign; sign(Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / ".video-killed")], check=True)
+    record(tmp_path / "step_1", [frame()] * 3, 60.0)
+    assert sorted(path.name for path in tmp_path.glob(".video-*")) == [".video-living", ".video-unknown"]
+
+
+@pytest.mark.parametrize("target", ["precious", "nowhere"])
+def test_a_video_is_not_written_where_a_link_leads(tmp_path: Path, target: str) -> None:
+    (tmp_path / "precious").write_text("precious")
+    for suffix in (".mp4", ".gif"):
+        (tmp_path / f"step_1{suffix}").symlink_to(target)
+    record(tmp_path / "step_1", [frame()] * 3, 60.0)
+    assert all((tmp_path / f"step_1{suffix}").stat().st_size > 100 for suffix in (".mp4", ".gif"))
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert not (tmp_path / "nowhere").exists()
 
 
 # ------------------------------------------------------------------------------------------------------------- trouble
