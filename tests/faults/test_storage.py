@@ -191,11 +191,11 @@ def test_what_is_in_the_way_of_checkpoints_and_logs_is_named_once_and_stops_no_s
     (checkpoints / ".step_000000000000.tmp").write_text("stray")
     (checkpoints / "step_000000000064.damaged").write_text("stray")
     (logs / ".config.json.tmp").mkdir()
-    (logs / "progress.csv").symlink_to(outside / "progress.csv")
+    (logs / "episodes.csv").symlink_to(outside / "episodes.csv")
     job = ppo(tmp_path, *FLAGS, "--env_steps=640")
     assert job.returncode == 0, job.stderr
     assert checkpoint_steps(tmp_path) == [384, 448, 512, 576, 640]
-    for name in (".step_000000000000.tmp", "step_000000000064.damaged", "progress.csv"):
+    for name in (".step_000000000000.tmp", "step_000000000064.damaged", "episodes.csv"):
         assert [name in line for line in job.stdout.splitlines() if "WARNING" in line].count(True) == 1, job.stdout
     assert len(csv_rows(tmp_path, "progress.csv")) == 10
     assert (logs / "config.json").is_file()
