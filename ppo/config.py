@@ -78,12 +78,14 @@ class ModelSettings:
     """Images: small is the two-layer CNN of A3C, large the Nature CNN, impala the residual network of IMPALA. Vectors:
     64 or 256 units a layer (small or large)."""
     network: str = "auto"
-    """The encoder: auto (by the observations and model_size), a3c, nature, impala, mlp, or module:Name for a class of
-    your own."""
+    """The encoder: auto (by the observations and model_size), a3c, nature, impala, convnet, coordconv, mlp, or
+    module:Name for a class of your own."""
     hidden_sizes: str = "auto"
     """Units of each layer of an mlp, as 64,64. auto: two layers of 64 or 256 units (model_size small or large)."""
     activation: Literal["tanh", "relu", "leaky_relu"] = "tanh"
     """Nonlinearity of an mlp."""
+    head_units: int | None = setting(None, at_least=1, at_most=9999)
+    """Units of a layer of ReLUs before the policy's outputs, and of another before the value. None: no such layers."""
     trunk: Literal["auto", "shared", "separate"] = "auto"
     """Whether policy and values share one encoder. auto: images do, vectors do not."""
     initialization: Literal["orthogonal", "default"] = "orthogonal"
@@ -95,6 +97,9 @@ class ModelSettings:
     """Logarithm of a gaussian policy's first standard deviation."""
     state_dependent_deviation: bool = False
     """Let a gaussian policy's deviation depend on the observation instead of being one parameter per dimension."""
+    action_start: str = "0.5"
+    """Mean of a gaussian or beta policy's first actions as a fraction of their range; one number, or one for each
+    dimension as 0.5,0.5,0.1."""
     pixel_normalization: bool = False
     """Centre and scale pixels by the running mean and deviation of all of them, instead of dividing by 255."""
     observation_normalization: bool = False
@@ -109,6 +114,12 @@ class ModelSettings:
         if self.hidden_sizes == "auto":
             return (256, 256) if self.model_size == "large" else (64, 64)
         return tuple(int(width) for width in self.hidden_sizes.split(","))
+
+    @property
+    def action_starts(self) -> float | tuple[float, ...]:
+        """The numbers of `action_start`."""
+        numbers = tuple(float(number) for number in self.action_start.split(","))
+        return numbers[0] if len(numbers) == 1 else numbers
 
 
 @dataclass(frozen=True)
@@ -295,6 +306,7 @@ class Config:
         _check_learning_rate(self.ppo)
         _check_minibatch_size(self.ppo)
         _check_hidden_sizes(self.model.hidden_sizes)
+        _check_action_start(self.model.action_start)
         keep = self.run.keep_checkpoints
         valid = KEEP_CHECKPOINTS_PATTERN.fullmatch(keep) is not None
         require(valid, "keep_checkpoints", "a number from 1 on, all or every=K with such a number K", repr(keep))
@@ -426,6 +438,13 @@ def _check_hidden_sizes(sizes: str) -> None:
     require(
         weights <= _MOST_WEIGHTS, "hidden_sizes", f"layers with at most {_MOST_WEIGHTS} weights between them", sizes
     )
+
+
+def _check_action_start(start: str) -> None:
+    # Few digits, so that none is rounded to 0 or 1.
+    valid = len(start) <= 1000 and all(re.fullmatch(r"0?\.[0-9]{1,9}", number) for number in start.split(","))
+    valid = valid and all(float(number) > 0.0 for number in start.split(","))
+    require(valid, "action_start", "numbers above 0 and below 1, as 0.5 or 0.5,0.5,0.1", repr(start))
 
 
 def _check_learning_rate(ppo: PPOSettings) -> None:

@@ -139,7 +139,9 @@ def acquire_patiently(lock: ModelLock, *, take_over: bool) -> list[str]:
 def _about(run: Run, engine: Engine, placement: Placement) -> list[str]:
     """Return what a log says of the machinery of a run."""
     used = replace(placement, precision=run.model.precision)  # which need not be what the device has
-    about = [engine.describe(), *uncompiled(run), used.describe()]
+    size = sum(parameter.numel() for parameter in run.model.parameters())
+    network = f"network: {type(run.model.actor).__name__}, {size:,} parameters"
+    about = [engine.describe(), *uncompiled(run), used.describe(), network]
     if run.comm.size > 1 and placement.device.type == "cpu":
         about.append(f"gradients: summed {run.learner.how_gradients_are_summed}")
     return about

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ppo.config import ModelSettings
-from ppo.models.distributions import ActionDistribution, Composite, Gaussian, make_distribution
+from ppo.models.distributions import ActionDistribution, GaussianHead, distribution_type, make_distribution
 from ppo.models.encoders import ENCODERS, Encoder, PixelConv2d, orthogonal
 from ppo.models.inputs import InputStatistics, PixelStatistics, VectorStatistics
 from ppo.models.repeatable import find_unrepeatable
@@ -48,11 +48,13 @@ class ActorCritic(nn.Module):
         actor: nn.Module,
         critic: nn.Module | None,
         num_features: int,
+        head_units: int | None = None,
         precision: torch.dtype = torch.float32,
     ) -> None:
         """Put heads on an actor's encoder and a critic's; None lets both share the actor's.
 
-        With another `precision` than float32 the encoders compute in it; weights and heads are float32 all the same.
+        With `head_units` a layer of so many ReLUs stands before each head. With another `precision` than float32 the
+        encoders compute in it; weights and heads are float32 all the same.
         """
         super().__init__()
         self.distribution = distribution
@@ -60,6 +62,9 @@ class ActorCritic(nn.Module):
         self.actor = actor
         self.critic = critic
         self.precision = precision
+        self.policy_layer = _relu_layer(num_features, head_units)
+        self.value_layer = _relu_layer(num_features, head_units)
+        num_features = head_units or num_features
         # A nearly uniform first policy, and values near 0 (Andrychowicz et al. 2021, arXiv:2006.05990, section 3.2).
         self.policy_head = distribution.head(num_features)
         self.value_head = orthogonal(nn.Linear(num_features, 1), gain=1.0)
@@ -77,7 +82,10 @@ class ActorCritic(nn.Module):
         with _arithmetic(self.device, self.precision):
             features = self.actor(observations)
             value_features = features if self.critic is None else self.critic(observations)
-        return Prediction(self.policy_head(features.float()), self.value_head(value_features.float()).squeeze(-1))
+        features, value_features = features.float(), value_features.float()
+        if self.policy_layer is not None and self.value_layer is not None:
+            features, value_features = self.policy_layer(features), self.value_layer(value_features)
+        return Prediction(self.policy_head(features), self.value_head(value_features).squeeze(-1))
 
     @property
     def precision_name(self) -> str:
@@ -143,7 +151,7 @@ def build_model(
             raise Refusal(f"network must have num_features, the length of its features; {settings.network} has none")
         # Eight bits of an angle or a speed are too few, and there is no time to gain.
         used = precision if is_image else torch.float32
-        model = ActorCritic(distribution, inputs, actor, critic, actor.num_features, used)
+        model = ActorCritic(distribution, inputs, actor, critic, actor.num_features, settings.head_units, used)
         if settings.initialization == "default":
             _initialise_as_torch_does(model)
     if ":" in settings.network + settings.policy:
@@ -174,14 +182,18 @@ def build_distribution(action_space: Space, settings: ModelSettings) -> ActionDi
             raise Refusal(f"policy={settings.policy} {reason}, got {action_space}")
         distribution: ActionDistribution = kind(action_space)
         return distribution
-    is_gaussian = any(
-        settings.policy in ("auto", kind.name) and kind.refusal(action_space) is None for kind in (Gaussian, Composite)
-    )
-    options = {name: getattr(settings, name) for name in Gaussian.options} if is_gaussian else {}
     try:
-        return make_distribution(action_space, settings.policy, **options)
+        kind = distribution_type(action_space, settings.policy)
+        return make_distribution(
+            action_space, settings.policy, **{name: _option(settings, name) for name in kind.options}
+        )
     except ValueError as error:
         raise Refusal(str(error)) from error
+
+
+def _option(settings: ModelSettings, name: str) -> Any:
+    """Return the value of an option of a distribution."""
+    return settings.action_starts if name == "action_start" else getattr(settings, name)
 
 
 def _encoder_type(settings: ModelSettings, is_image: bool) -> type[Encoder]:
@@ -213,6 +225,11 @@ def _imported(setting: str, name: str, base: type) -> Any:
     return found
 
 
+def _relu_layer(num_features: int, units: int | None) -> nn.Module | None:
+    """Return a layer of ReLUs, or None for no units."""
+    return None if units is None else nn.Sequential(orthogonal(nn.Linear(num_features, units)), nn.ReLU(inplace=True))
+
+
 def _refuse_modules(model: ActorCritic, space: gymnasium.spaces.Box) -> None:
     """Refuse modules from outside that cannot be learnt, or act otherwise than they learn."""
     for name, parameter in model.named_parameters():
@@ -228,7 +245,7 @@ def _refuse_modules(model: ActorCritic, space: gymnasium.spaces.Box) -> None:
 
 
 def _initialise_as_torch_does(model: ActorCritic) -> None:
-    head = model.policy_head
+    head = model.policy_head.means if isinstance(model.policy_head, GaussianHead) else model.policy_head
     # A bias that is not 0 is a first policy that was asked for, as by log_deviation_init.
     chosen = head.bias.detach().clone() if isinstance(head, nn.Linear) else None
     for module in model.modules():

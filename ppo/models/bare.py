@@ -30,6 +30,8 @@ def bare(model: ActorCritic) -> "BareActorCritic | None":
     """Return the arithmetic of a model, which reads its weights where they are; None if the model is not recognised."""
     if type(model) is not ActorCritic or type(model.inputs) is not VectorStatistics or model.device.type != "cpu":
         return None
+    if model.policy_layer is not None:
+        return None
     head = model.policy_head
     is_gaussian = type(head) is GaussianHead
     actor = _bare_mlp(model.actor, head.get_submodule("means") if is_gaussian else head)

@@ -286,8 +286,13 @@ class _BoxDistribution(ActionDistribution):
     default_rule = "mean"
     dtype = torch.float32
 
-    def __init__(self, space: Space) -> None:
-        """Serve a Box of any shape and of any dtype: whole numbers are rounded by `to_environment` alone."""
+    def __init__(self, space: Space, action_start: float | Sequence[float] = 0.5) -> None:
+        """Serve a Box of any shape and of any dtype: whole numbers are rounded by `to_environment` alone.
+
+        Args:
+            space: the Box.
+            action_start: mean of the first policy as a fraction of the range, one for all dimensions or one for each.
+        """
         assert isinstance(space, spaces.Box)
         self._space = space
         self._low, self._high = (bound.astype(np.float64).flatten() for bound in (space.low, space.high))
@@ -297,6 +302,14 @@ class _BoxDistribution(ActionDistribution):
         self.num_dimensions = math.prod(space.shape)
         self.num_outputs = 2 * self.num_dimensions
         self.action_shape = (self.num_dimensions,)
+        fractions = np.asarray(action_start, np.float64)
+        if fractions.shape not in ((), self.action_shape) or not ((fractions > 0.0) & (fractions < 1.0)).all():
+            raise ValueError(
+                f"action_start must be one number in (0, 1) or {self.num_dimensions} of them, got {action_start}"
+            )
+        self._start = np.broadcast_to(fractions, self.action_shape)
+        if not bounded[self._start != 0.5].all():
+            raise ValueError(f"action_start must be 0.5 for actions without bounds, got {action_start}")
 
     @classmethod
     def refusal(cls, space: Space) -> str | None:
@@ -324,10 +337,15 @@ class Gaussian(_BoxDistribution):
     """
 
     name = "gaussian"
-    options = ("log_deviation_init", "state_dependent_deviation")
+    options = ("log_deviation_init", "state_dependent_deviation", "action_start")
 
     def __init__(
-        self, space: Space, *, log_deviation_init: float = 0.0, state_dependent_deviation: bool = False
+        self,
+        space: Space,
+        *,
+        log_deviation_init: float = 0.0,
+        state_dependent_deviation: bool = False,
+        action_start: float | Sequence[float] = 0.5,
     ) -> None:
         """Serve a Box.
 
@@ -336,8 +354,9 @@ class Gaussian(_BoxDistribution):
             log_deviation_init: logarithm of the first standard deviations, between -10 and 10.
             state_dependent_deviation: let the deviations depend on the state as the means do, instead of being
                 parameters of their own.
+            action_start: mean of the first policy as a fraction of the range, one for all dimensions or one for each.
         """
-        super().__init__(space)
+        super().__init__(space, action_start)
         lowest, highest = _LOG_DEVIATIONS
         if not lowest <= log_deviation_init <= highest:
             raise ValueError(f"log_deviation_init must lie in [{lowest:g}, {highest:g}], got {log_deviation_init}")
@@ -347,11 +366,16 @@ class Gaussian(_BoxDistribution):
 
     def head(self, num_features: int) -> nn.Module:
         """Make a linear layer for the means, and parameters or a layer for the deviations."""
+        means = torch.from_numpy(2.0 * self._start - 1.0)
         if not self._state_dependent:
-            return GaussianHead(num_features, self.num_dimensions, self._log_deviation_init)
+            head = GaussianHead(num_features, self.num_dimensions, self._log_deviation_init)
+            with torch.no_grad():
+                head.means.bias.copy_(means)
+            return head
         layer = nn.Linear(num_features, self.num_outputs)
         orthogonal(layer, _HEAD_GAIN)
         with torch.no_grad():
+            layer.bias[: self.num_dimensions] = means
             layer.bias[self.num_dimensions :] = self._log_deviation_init
         return layer
 
@@ -406,7 +430,8 @@ class GaussianHead(nn.Module):
     def __init__(self, num_features: int, num_dimensions: int, log_deviation_init: float) -> None:
         """Start with means near 0 and one deviation for all dimensions."""
         super().__init__()
-        self.means = orthogonal(nn.Linear(num_features, num_dimensions), _HEAD_GAIN)
+        self.means = nn.Linear(num_features, num_dimensions)
+        orthogonal(self.means, _HEAD_GAIN)
         self.log_deviations = nn.Parameter(torch.full((num_dimensions,), log_deviation_init))
 
     def forward(self, features: Tensor) -> Tensor:
@@ -424,20 +449,16 @@ class Beta(_BoxDistribution):
     """
 
     name = "beta"
-    options = ("start",)
+    options = ("action_start",)
 
-    def __init__(self, space: Space, *, start: float | Sequence[float] = 0.5) -> None:
+    def __init__(self, space: Space, *, action_start: float | Sequence[float] = 0.5) -> None:
         """Serve a Box with finite bounds.
 
         Args:
             space: the Box.
-            start: mean of the first policy as a fraction of the range, one for all dimensions or one for each.
+            action_start: mean of the first policy as a fraction of the range, one for all dimensions or one for each.
         """
-        super().__init__(space)
-        fractions = np.asarray(start, np.float64)
-        if fractions.shape not in ((), self.action_shape) or not ((fractions > 0.0) & (fractions < 1.0)).all():
-            raise ValueError(f"start must be one number in (0, 1) or {self.num_dimensions} of them, got {start}")
-        self._start = np.broadcast_to(fractions, self.action_shape)
+        super().__init__(space, action_start)
         self.noise_shape = (2, 2, _PROPOSALS + 1, self.num_dimensions)
 
     @classmethod
@@ -660,6 +681,19 @@ def make_distribution(space: Space, policy: str = "auto", **options: Any) -> Act
     Raises:
         ValueError: no such policy, none for this space, or an option that the kind does not have.
     """
+    kind = distribution_type(space, policy)
+    for option in options:
+        if option not in kind.options:
+            raise ValueError(f"{option} does not apply to policy={kind.name}, which takes {kind.options or 'none'}")
+    return kind(space, **options)  # type: ignore[call-arg]
+
+
+def distribution_type(space: Space, policy: str = "auto") -> type[ActionDistribution]:
+    """Return the kind of distribution for an action space.
+
+    Raises:
+        ValueError: no such policy, or none for this space.
+    """
     serving = [name for name, kind in DISTRIBUTIONS.items() if kind.refusal(space) is None]
     if policy != "auto" and policy not in DISTRIBUTIONS:
         raise ValueError(f"policy must be one of auto, {', '.join(DISTRIBUTIONS)}, got {policy}")
@@ -669,10 +703,7 @@ def make_distribution(space: Space, policy: str = "auto", **options: Any) -> Act
     reason = kind.refusal(space)
     if reason is not None:
         raise ValueError(f"policy={policy} {reason}, got {space}; try auto or {' or '.join(serving)}")
-    for option in options:
-        if option not in kind.options:
-            raise ValueError(f"{option} does not apply to policy={kind.name}, which takes {kind.options or 'none'}")
-    return kind(space, **options)  # type: ignore[call-arg]
+    return kind
 
 
 def gumbel_noise(generator: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:

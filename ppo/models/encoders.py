@@ -123,11 +123,39 @@ class Encoder(Protocol):
         """Map observations (B, *shape) to features (B, F)."""
 
 
-class CNN(nn.Sequential):
-    """Convolutions without padding, each behind a ReLU, and a linear layer."""
+class CoordConv2d(nn.Module):
+    """A convolution that knows where it is: it sees x and y beside its channels (Liu et al. 2018, arXiv:1807.03247).
+
+    Both run from -1 to 1 over the image. What the convolution of them adds is the same for all images of a minibatch.
+    """
+
+    def __init__(self, convolution: nn.Conv2d, size: tuple[int, int]) -> None:
+        """Let a convolution of images of a size (H, W), with a square kernel, see two more channels."""
+        super().__init__()
+        self.of_channels = convolution
+        kernel, stride = convolution.kernel_size[0], convolution.stride[0]
+        self.of_coordinates = nn.Conv2d(2, convolution.out_channels, kernel, stride, bias=False)
+        y, x = torch.meshgrid(*(torch.linspace(-1.0, 1.0, number) for number in size), indexing="ij")
+        # Nothing of it is learnt or saved.
+        self.register_buffer("coordinates", torch.stack([x, y]).unsqueeze(0), persistent=False)
+        with torch.no_grad():
+            both = torch.cat([convolution.weight, self.of_coordinates.weight], dim=1)
+            nn.init.orthogonal_(both, math.sqrt(2.0))
+            convolution.weight.copy_(both[:, :-2])
+            self.of_coordinates.weight.copy_(both[:, -2:])
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, out_channels, H', W')."""
+        result: Tensor = self.of_channels(features) + self.of_coordinates(self.coordinates)
+        return result
+
+
+class Convolutions(nn.Sequential):
+    """Convolutions without padding, each behind a ReLU."""
 
     LAYERS: ClassVar[Sequence[tuple[int, int, int]]]
     """Channels, kernel size and stride of each convolution."""
+    sees_coordinates: ClassVar[bool] = False
     num_features: int
 
     def __init__(self, shape: tuple[int, ...], settings: ModelSettings) -> None:
@@ -139,28 +167,54 @@ class CNN(nn.Sequential):
                 least = _least_size(self.LAYERS)
                 raise ValueError(f"images of at least {least}x{least} pixels, got {shape[2]}x{shape[1]}")
             kind = nn.Conv2d if layers else PixelConv2d
-            layers += [orthogonal(kind(channels, number, kernel, stride=stride)), nn.ReLU(inplace=True)]
+            layer = orthogonal(kind(channels, number, kernel, stride=stride))
+            if self.sees_coordinates:
+                assert isinstance(layer, nn.Conv2d)
+                layer = CoordConv2d(layer, (height, width))
+            layers += [layer, nn.ReLU(inplace=True)]
             channels, height, width = number, (height - kernel) // stride + 1, (width - kernel) // stride + 1
-        super().__init__(
-            *layers,
-            Flatten(),
-            orthogonal(nn.Linear(channels * height * width, self.num_features)),
-            nn.ReLU(inplace=True),
-        )
+        super().__init__(*layers, Flatten())
+        self.num_features = channels * height * width
+
+
+class ConvNet(Convolutions):
+    """The six layers of github.com/xtma/pytorch_car_caring, which end in 256 features of images of 96x96."""
+
+    LAYERS = ((8, 4, 2), (16, 3, 2), (32, 3, 2), (64, 3, 2), (128, 3, 1), (256, 3, 1))
+
+
+class CoordConvNet(Convolutions):
+    """The four layers of github.com/dgandiaga/CoordConvPPO, which end in 256 features of images of 48x48."""
+
+    LAYERS = ((8, 4, 2), (16, 3, 2), (32, 3, 2), (64, 3, 2))
+    sees_coordinates = True
+
+
+class CNN(Convolutions):
+    """Convolutions without padding and a linear layer, each behind a ReLU."""
+
+    UNITS: ClassVar[int]
+    """Of the linear layer."""
+
+    def __init__(self, shape: tuple[int, ...], settings: ModelSettings) -> None:
+        """Build for images of a shape (C, H, W)."""
+        super().__init__(shape, settings)
+        self.extend([orthogonal(nn.Linear(self.num_features, self.UNITS)), nn.ReLU(inplace=True)])
+        self.num_features = self.UNITS
 
 
 class SmallCNN(CNN):
     """The network of Mnih et al. 2013 and of A3C (arXiv:1602.01783, section 8): 16 8x8/4, 32 4x4/2, 256 units."""
 
     LAYERS = ((16, 8, 4), (32, 4, 2))
-    num_features = 256
+    UNITS = 256
 
 
 class NatureCNN(CNN):
     """The network of Mnih et al. 2015 (Nature 518): 32 8x8/4, 64 4x4/2, 64 3x3/1, 512 units."""
 
     LAYERS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
-    num_features = 512
+    UNITS = 512
 
 
 class ResidualBlock(nn.Module):
@@ -243,6 +297,8 @@ ENCODERS: Mapping[str, type[Encoder]] = {
     "a3c": SmallCNN,
     "nature": NatureCNN,
     "impala": ImpalaResNet,
+    "convnet": ConvNet,
+    "coordconv": CoordConvNet,
     "mlp": MLP,
 }
 """The networks that the setting `network` names."""

@@ -36,7 +36,7 @@ def _is_recognised(model: ActorCritic) -> bool:
     return (
         [type(layer) for layer in encoder] == [*first, *others, Flatten, nn.Linear, nn.ReLU]
         and type(model.inputs) is PixelStatistics
-        and model.critic is None
+        and model.critic is model.policy_layer is None
         and type(model.policy_head) is type(model.value_head) is nn.Linear
     )
 

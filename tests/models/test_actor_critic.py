@@ -21,6 +21,7 @@ Size = Literal["small", "large", "impala"]
 SCREENS = spaces.Box(0, 255, (4, 84, 84), np.uint8)
 VECTOR = spaces.Box(-np.inf, np.inf, (3,), np.float32)
 BOX = spaces.Box(-1.0, 1.0, (2,))
+CAR = spaces.Box(np.array([-1.0, 0.0, 0.0], np.float32), np.ones(3, np.float32))
 
 
 def build(
@@ -257,6 +258,52 @@ def test_settings_of_a_gaussian_policy_are_no_trouble_to_another() -> None:
     assert build_distribution(BOX, settings).name == "beta"
 
 
+@pytest.mark.parametrize(
+    ("network", "size", "count"),
+    # Without the 24,824 parameters of CoordConvPPO's that nothing reads.
+    [("coordconv", 48, 104_027 - 24_824), ("convnet", 96, 445_955)],
+)
+def test_networks_of_the_racing_car_have_the_published_parameters_and_all_of_them_learn(
+    network: str, size: int, count: int
+) -> None:
+    settings = ModelSettings(network=network, head_units=100, policy="beta", action_start="0.5,0.5,0.1")
+    model = build_model(spaces.Box(0, 255, (4, size, size), np.uint8), CAR, settings, seed=0)
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+    prediction = model(pixels(8, 4, size, size))
+    (prediction.action.square().sum() + prediction.values.square().sum()).backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("initialization", ["orthogonal", "default"])
+@pytest.mark.parametrize("policy", ["gaussian", "beta"])
+def test_the_first_brake_is_where_it_is_told(policy: str, initialization: Any) -> None:
+    settings = ModelSettings(
+        network="coordconv",
+        head_units=100,
+        policy=policy,
+        action_start="0.5,0.4,0.1",
+        initialization=initialization,
+        log_deviation_init=-3.0,
+    )
+    model = build_model(spaces.Box(0, 255, (4, 48, 48), np.uint8), CAR, settings, seed=0)
+    with torch.no_grad():
+        mean = model.distribution.mean(model(pixels(8, 4, 48, 48)).action)
+    actions = model.distribution.to_environment(mean.numpy()).mean(0)
+    np.testing.assert_allclose(actions, (0.0, 0.4, 0.1), atol=0.05 if initialization == "orthogonal" else 0.15)
+
+
+def test_a_layer_stands_before_each_head_of_any_network() -> None:
+    model = build_model(VECTOR, BOX, ModelSettings(head_units=5, trunk="shared"), seed=0)
+    observations = torch.randn(4, 3)
+    features = model.actor(observations)
+    assert model.policy_layer is not None and model.value_layer is not None
+    expected = model.value_head(torch.relu(model.value_layer[0](features)))  # type: ignore[index]
+    torch.testing.assert_close(model(observations).values, expected.squeeze(-1))
+    outputs = model.policy_head(torch.relu(model.policy_layer[0](features)))  # type: ignore[index]
+    torch.testing.assert_close(model(observations).action, outputs)
+    assert not torch.equal(model.policy_layer[0].weight, model.value_layer[0].weight)  # type: ignore[index]
+
+
 # Networks and policies from outside.
 
 
@@ -336,6 +383,15 @@ def test_encoders_in_16_bits_say_the_same_within_rounding_from_float32_weights_a
     for parameter in models[1].parameters():
         assert parameter.dtype == torch.float32
         assert parameter.grad is not None and parameter.grad.dtype == torch.float32
+
+
+def test_coordinates_in_16_bits_give_the_same_within_rounding() -> None:
+    settings: dict[str, Any] = {"network": "coordconv", "head_units": 100}
+    exact, rounded = (build(precision=precision, **settings) for precision in (torch.float32, torch.bfloat16))
+    observations = pixels(8, 4, 84, 84)
+    for expected, got in zip(exact(observations), rounded(observations), strict=True):
+        assert not torch.equal(got, expected)
+        torch.testing.assert_close(got, expected, rtol=0.05, atol=0.02)
 
 
 @pytest.mark.parametrize("mean", [200.0, 200.4])

@@ -123,10 +123,24 @@ class OtherActorCritic(ActorCritic):
         changed("critic", None),
         build(activation="leaky_relu"),
         build(trunk="shared"),
+        build(head_units=5),
         build_model(spaces.Box(0, 255, (1, 8, 8), np.uint8), TWO, ModelSettings(network="mlp"), seed=0),
         build().to("meta"),
     ],
-    ids=["encoder", "layer", "head", "mixed", "model", "sequence", "no critic", "leaky", "shared", "images", "device"],
+    ids=[
+        "encoder",
+        "layer",
+        "head",
+        "mixed",
+        "model",
+        "sequence",
+        "no critic",
+        "leaky",
+        "shared",
+        "units",
+        "images",
+        "device",
+    ],
 )
 def test_an_unrecognised_network_is_left_to_the_model(model: ActorCritic) -> None:
     assert bare(model) is None

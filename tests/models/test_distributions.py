@@ -542,7 +542,7 @@ def test_beta_of_equal_outputs_of_minus_infinity_nearly_is_uniform_of_entropy_0(
 
 
 def test_beta_starts_where_it_is_set() -> None:
-    kind = make_distribution(spaces.Box(0.0, 1.0, (3,)), "beta", start=(0.5, 0.9, 0.1))
+    kind = make_distribution(spaces.Box(0.0, 1.0, (3,)), "beta", action_start=(0.5, 0.9, 0.1))
     outputs = kind.head(4)(torch.zeros(1, 4))
     torch.testing.assert_close(kind.mean(outputs), torch.tensor([[0.5, 0.9, 0.1]]))
     least = 1.0 + math.log(2.0)
@@ -550,10 +550,26 @@ def test_beta_starts_where_it_is_set() -> None:
     torch.testing.assert_close(torch.minimum(alpha, beta), torch.full((3,), least))
 
 
+@pytest.mark.parametrize("is_dependent", [False, True])
+def test_a_gaussian_starts_where_it_is_told(is_dependent: bool) -> None:
+    box = spaces.Box(np.array([-2.0, 0.0]), np.array([2.0, 10.0]), dtype=np.float64)
+    options = {"state_dependent_deviation": is_dependent, "log_deviation_init": -1.0}
+    kind = make_distribution(box, "gaussian", action_start=(0.75, 0.1), **options)
+    outputs = kind.head(4)(torch.zeros(1, 4))
+    np.testing.assert_allclose(kind.to_environment(kind.mean(outputs).detach().numpy()), [[1.0, 1.0]], atol=1e-6)
+    torch.testing.assert_close(outputs[:, 2:], torch.full((1, 2), -1.0))
+
+
+@pytest.mark.parametrize("policy", ["gaussian", "beta"])
 @pytest.mark.parametrize("start", [0.0, 1.0, -0.5, math.nan, (0.5,), (0.5, 1.5, 0.5)])
-def test_a_start_that_is_no_fraction_is_refused(start: Any) -> None:
-    with pytest.raises(ValueError, match=r"start must be one number in \(0, 1\) or 3 of them"):
-        make_distribution(spaces.Box(0.0, 1.0, (3,)), "beta", start=start)
+def test_a_start_that_is_no_fraction_is_refused(policy: str, start: Any) -> None:
+    with pytest.raises(ValueError, match=r"action_start must be one number in \(0, 1\) or 3 of them"):
+        make_distribution(spaces.Box(0.0, 1.0, (3,)), policy, action_start=start)
+
+
+def test_a_start_is_no_fraction_of_a_range_without_bounds() -> None:
+    with pytest.raises(ValueError, match=r"action_start must be 0\.5 for actions without bounds"):
+        make_distribution(spaces.Box(0.0, np.inf), "gaussian", action_start=0.1)
 
 
 # Conversion to the environment.
@@ -674,5 +690,5 @@ def test_a_policy_that_cannot_serve_the_space_is_refused(space: spaces.Space[Any
 
 
 def test_an_option_of_another_kind_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"start does not apply to policy=gaussian, .*log_deviation_init"):
-        make_distribution(spaces.Box(0.0, 1.0), start=0.1)
+    with pytest.raises(ValueError, match=r"log_deviation_init does not apply to policy=beta, .*action_start"):
+        make_distribution(spaces.Box(0.0, 1.0), "beta", log_deviation_init=0.1)

@@ -10,6 +10,9 @@ from ppo.config import ModelSettings
 from ppo.models.encoders import (
     ENCODERS,
     MLP,
+    ConvNet,
+    CoordConv2d,
+    CoordConvNet,
     Flatten,
     ImpalaResNet,
     NatureCNN,
@@ -43,7 +46,7 @@ def pixel_layer(kernel: int, *, stride: int = 1, padding: int = 0) -> PixelConv2
 
 
 def test_the_table_names_every_encoder() -> None:
-    assert {**CNNS, "mlp": MLP} == ENCODERS
+    assert {**CNNS, "convnet": ConvNet, "coordconv": CoordConvNet, "mlp": MLP} == ENCODERS
 
 
 # Features that are left for the linear layer, from (size - kernel) // stride + 1 of each convolution, or from halving
@@ -178,6 +181,39 @@ def test_flattening_is_that_of_torch_and_its_gradient_lies_as_the_features_do(or
     assert gradient.stride() == features.stride()
     with torch.inference_mode():
         assert torch.equal(Flatten()(features), flat)
+
+
+@pytest.mark.parametrize("first", [nn.Conv2d, PixelConv2d])
+def test_a_convolution_with_coordinates_is_one_of_an_image_with_two_more_channels(first: type[nn.Conv2d]) -> None:
+    layer = CoordConv2d(first(3, 5, 3, stride=2), (7, 9))
+    images = pixels(2, 3, 7, 9).float()
+    seen = images / 255.0 if first is PixelConv2d else images
+    x = torch.linspace(-1.0, 1.0, 9).expand(2, 1, 7, 9)
+    y = torch.linspace(-1.0, 1.0, 7).view(7, 1).expand(2, 1, 7, 9)
+    weight = torch.cat([layer.of_channels.weight, layer.of_coordinates.weight], 1)
+    expected = nn.functional.conv2d(torch.cat([seen, x, y], 1), weight, layer.of_channels.bias, 2)
+    torch.testing.assert_close(layer(images), expected, rtol=1e-4, atol=1e-4)
+    rows = weight.flatten(1)
+    torch.testing.assert_close(rows @ rows.T, 2.0 * torch.eye(5), rtol=1e-4, atol=1e-5)
+
+
+def test_coordinates_are_neither_learnt_nor_saved() -> None:
+    layer = CoordConv2d(nn.Conv2d(3, 5, 3), (7, 9))
+    assert [name for name, _ in layer.named_buffers()] == ["coordinates"]
+    assert "coordinates" not in layer.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "features", "least"),
+    [(ConvNet, 96, 256, 96), (ConvNet, 128, 256 * 9, 96), (CoordConvNet, 48, 256, 32), (CoordConvNet, 32, 64, 32)],
+)
+def test_networks_of_the_racing_car_end_in_features_of_pixels(
+    kind: type[ConvNet | CoordConvNet], size: int, features: int, least: int
+) -> None:
+    encoder = kind((4, size, size), SETTINGS)
+    assert encoder(pixels(2, 4, size, size)).shape == (2, features) == (2, encoder.num_features)
+    with pytest.raises(ValueError, match=f"images of at least {least}x{least} pixels"):
+        kind((4, least, least - 1), SETTINGS)
 
 
 def test_a_residual_block_adds_to_its_input_what_two_convolutions_make_of_it() -> None:

@@ -99,11 +99,12 @@ def test_a_subclass_of_the_network_acts_itself() -> None:
     [
         build(trunk="separate"),
         build(network="mlp"),
+        build(head_units=5),
         build_model(SCREENS, BOX, ModelSettings(), seed=0),  # whose head is no linear layer
         build(precision=torch.bfloat16),
         build().to("meta"),
     ],
-    ids=["separate", "mlp", "gaussian", "bfloat16", "device"],
+    ids=["separate", "mlp", "layers before heads", "gaussian", "bfloat16", "device"],
 )
 def test_other_networks_act_themselves(model: ActorCritic) -> None:
     assert freeze(model) is model
