@@ -98,6 +98,7 @@ def _load(name: str, folder: Path, manifest: Manifest, config: Config, explicit:
     except Refusal as error:
         raise Refusal(f"{folder} cannot be played: {error}") from error
     settings = manifest.config.replace_settings(_changes_for_playback(config, explicit))
+    settings = dataclasses.replace(settings, world=settings.world.of_whole_games())
     envs = make_envs(env_name, settings.world, indices=range(1), seed=0)
     model = _build(settings, envs)
     rule, expected = choose_rule(config.playback.act, settings.playback.act, model.distribution), _expected(model)
@@ -123,8 +124,8 @@ def _require_named(saved: Config, config: Config, explicit: set[str], folder: Pa
 
 def _changes_for_playback(config: Config, explicit: set[str]) -> dict[str, Any]:
     """Return what flags change of the protocol; weights that do not fit the change are refused when they are read."""
-    fields = dataclasses.fields(config.world)
-    return {f.name: getattr(config.world, f.name) for f in fields if f.name in explicit and f.metadata["of_playback"]}
+    fields = [field for field in dataclasses.fields(config.world) if field.metadata.get("of_playback")]
+    return {field.name: getattr(config.world, field.name) for field in fields if field.name in explicit}
 
 
 def _build(config: Config, envs: Environments) -> ActorCritic:

@@ -5,7 +5,7 @@ import dataclasses
 import io
 import re
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -79,9 +79,13 @@ def parse_command_line(arguments: Sequence[str], *, speak: bool = True) -> Confi
     _refuse_unknown_flags(explicit)
     arguments = _spell_out_numbers(_spell_out_booleans(arguments))
     chosen = _peek(arguments, ("env_name", "preset", "mode", "num_envs", "rollout_steps"))
-    env_name = chosen.get("env_name", RunSettings.env_name)
+    preset = PRESETS.get(chosen.get("preset", ""), {})
+    env_name = chosen.get("env_name", preset.get("env_name", RunSettings.env_name))
     family = family_of(env_name)
-    _refuse_flags_of_other_families(explicit, family, env_name)
+    for name, title in _of_other_families(explicit, family):
+        raise Refusal(f"{name} must not be set for {env_name}: it applies to {title} only")
+    for name, title in _of_other_families(preset, family):
+        raise Refusal(f"preset must not be {chosen['preset']} for {env_name}: it sets {name}, of {title} only")
     defaults = _defaults(chosen, family, env_name, explicit)
     if explicit & {"version", "help"} or "-h" in arguments:
         with _silent_unless(speak):
@@ -179,11 +183,13 @@ def _refuse_unknown_flags(explicit: set[str]) -> None:
         raise Refusal(f"there is no setting --{name}{did_you_mean(name, known)}")
 
 
-def _refuse_flags_of_other_families(explicit: set[str], family: Family, env_name: str) -> None:
+def _of_other_families(names: Iterable[str], family: Family) -> Iterator[tuple[str, str]]:
+    """Yield those of some settings that a family does not have but others do, and the titles of these."""
     own = typing.get_type_hints(family.settings)
-    for other in FAMILIES:
-        for name in sorted(explicit & (set(typing.get_type_hints(other.settings)) - set(own))):
-            raise Refusal(f"{name} must not be set for {env_name}: it applies to {other.title} only")
+    for name in sorted(set(names) - set(own)):
+        titles = [other.title for other in FAMILIES if name in typing.get_type_hints(other.settings)]
+        if titles:
+            yield name, ", ".join(titles)
 
 
 def _peek(arguments: Sequence[str], names: Sequence[str]) -> dict[str, str]:

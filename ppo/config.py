@@ -41,8 +41,9 @@ class RunSettings:
     mode: Literal["train", "play", "record", "evaluate"] = "train"
     """train; play (watch games); record (write a video); evaluate (score many games)."""
     preset: str | None = None
-    """Named settings to start from: atari, paper, cleanrl, ppo1, classic, continuous, or a world that has its own, as
-    CartPole. Default: the world's own, else that of its kind."""
+    """Named settings to start from: atari, paper, cleanrl, ppo1, classic, continuous, car-racing, car-racing-discrete,
+    coordconv-000, convnet-000, or a world that has its own, as CartPole. Default: the world's own, else that of its
+    kind."""
     model_name: str | None = None
     """Folder name of this run under checkpoints, runs and assets. Default: the environment's name."""
     env_steps: int = setting(10_000_000, at_least=1, at_most=MOST_STEPS)

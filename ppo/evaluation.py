@@ -56,7 +56,8 @@ class Evaluator:
         self._slots = share(self._num_slots, comm.rank, comm.size)
         self._envs = None
         if self._slots:
-            self._envs = make_envs(config.run.env_name, config.world, indices=self._slots, seed=self._seed)
+            world = config.world.of_whole_games()
+            self._envs = make_envs(config.run.env_name, world, indices=self._slots, seed=self._seed)
             self._envs.reset()
             self._beginnings = self._envs.get_states()
 

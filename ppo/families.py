@@ -3,16 +3,19 @@
 What acts for a family stands in the module or package of `ppo.envs` that has its name.
 """
 
+import dataclasses
 import json
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from ppo.settings import require, setting
 
 _MOST_FRAMES = 2**40
 _MOST_CHARACTERS = 10_000
 _MOST_BRACKETS = 100
+_LARGEST_PENALTY = 1e6
+_Settings = TypeVar("_Settings", bound="WorldSettings")
 
 ChannelAxis = Literal["auto", "first", "last"]
 
@@ -27,6 +30,15 @@ class WorldSettings:
         Raises:
             Refusal: names the setting and the rule.
         """
+
+    def of_whole_games(self: _Settings) -> _Settings:
+        """Return the protocol of games that are not learnt from: settings for training only are off."""
+        off = {
+            field.name: False if field.type is bool else None
+            for field in dataclasses.fields(self)
+            if field.metadata.get("training_only")
+        }
+        return dataclasses.replace(self, **off)
 
 
 @dataclass(frozen=True)
@@ -71,6 +83,30 @@ class GymnasiumSettings(WorldSettings):
 
 
 @dataclass(frozen=True)
+class CarRacingSettings(GymnasiumSettings):
+    """The protocol of CarRacing; `env_kwargs` may hold {"continuous": false} and {"domain_randomize": true}."""
+
+    action_repeat: int = setting(8, at_least=1, at_most=1000)
+    """Frames that an action is held for; the last of them is seen. CarRacing only."""
+    picture: Literal["full", "area", "maximum", "cropped"] = "maximum"
+    """full: 96x96 pixels, as the world draws them. area, maximum: 48x48, of 2x2 pixels the mean or the largest.
+    cropped: 84x84, without 12 rows below, where the indicators are, and 6 columns at each side. CarRacing only."""
+    colour: bool = False
+    """Show red, green and blue instead of grey. CarRacing only."""
+    frame_stack: int = setting(4, at_least=1, at_most=16)
+    """Pictures an observation holds, one for each action; 1 to switch stacking off. CarRacing only."""
+    noop_frames: int = setting(0, at_least=0, at_most=999, of_playback=True)
+    """Frames without an action that an episode begins with. They count as frames and their rewards for the logged
+    return, but the learner does not see them. CarRacing only."""
+    give_up_frames: int | None = setting(100, at_least=1, at_most=_MOST_FRAMES, training_only=True)
+    """Frames without a new tile of the road that end an episode, as if the car had crashed. None: none do. Training
+    only, CarRacing only."""
+    grass_penalty: float | None = setting(None, above=0.0, at_most=_LARGEST_PENALTY, training_only=True)
+    """Taken from what is learnt from, never from logged returns, at every frame whose green is above 180 of 255 on
+    average; every frame is drawn for it. None: nothing is. Training only, CarRacing only."""
+
+
+@dataclass(frozen=True)
 class Family:
     """A kind of world."""
 
@@ -103,9 +139,18 @@ FAMILIES = (
         auto_engine="lean",
     ),
     Family(
+        "car_racing",
+        "CarRacing",
+        r"CarRacing-v\d+",
+        CarRacingSettings,
+        "car-racing",
+        ("lean", "processes"),
+        extra="box2d",
+    ),
+    Family(
         "box2d",
         "Box2D worlds",
-        r"(LunarLander|LunarLanderContinuous|BipedalWalker|BipedalWalkerHardcore|CarRacing)-v\d+",
+        r"(LunarLander|LunarLanderContinuous|BipedalWalker|BipedalWalkerHardcore)-v\d+",
         GymnasiumSettings,
         "classic",
         ("lean", "processes"),

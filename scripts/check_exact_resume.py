@@ -22,7 +22,7 @@ class Options(games.Options):
     only: Literal["games", "worlds"] | None = None
     """Check one of the two. Default: both."""
     worlds: tuple[str, ...] = worlds.WORLDS
-    """Ids of the worlds to check."""
+    """Ids of the worlds to check, each with flags of its own behind it if it has any."""
     output: Path | None = None
     """Write the tables to this .md and the numbers to the .json beside it; unchecked parts stay unchanged."""
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ppo.command_line import explicit_settings, parse_command_line, setting_types
 from ppo.config import MAX_SEED, Config, PPOSettings, RunSettings, default_model_name, differences, section_types
-from ppo.families import FAMILIES, AtariSettings, GymnasiumSettings, family_of
+from ppo.families import FAMILIES, AtariSettings, CarRacingSettings, GymnasiumSettings, family_of
 from ppo.presets import PRESETS
 from ppo.settings import Refusal, did_you_mean, printable
 
@@ -148,6 +148,7 @@ def test_explicit_settings_are_those_the_command_line_names(arguments: list[str]
         ("someone/CartPole-v1", "classic"),
         ("Taxi-v3", "classic"),
         ("Pusher-v5", "continuous"),
+        ("CarRacing-v3", "car-racing"),
     ],
 )
 def test_the_default_preset_is_that_of_the_world_or_of_its_family(env_name: str, preset: str) -> None:
@@ -165,7 +166,32 @@ def test_every_setting_of_a_preset_reaches_the_config(name: str) -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_valid(name: str) -> None:
-    Config().replace_settings(PRESETS[name]).validate()
+    parse(f"--preset={name}").validate()
+
+
+def test_a_preset_may_name_its_world() -> None:
+    config = parse("--preset=car-racing")
+    assert (config.run.env_name, config.family.name) == ("CarRacing-v3", "car_racing")
+    assert parse("--preset=paper").run.env_name == RunSettings().env_name
+    assert parse("--preset=paper", "--env_name=CarRacing-v3").run.env_name == "CarRacing-v3"
+
+
+def test_a_preset_of_another_family_is_refused() -> None:
+    rule = "preset must not be car-racing for CartPole-v1: it sets action_repeat, of CarRacing only"
+    with pytest.raises(Refusal, match=rule):
+        parse("--preset=car-racing", "--env_name=CartPole-v1")
+
+
+def test_a_setting_of_several_other_families_is_refused_with_all_of_them() -> None:
+    with pytest.raises(Refusal, match=r"frame_stack must not be set for CartPole-v1: .*Atari games, CarRacing only"):
+        parse("--env_name=CartPole-v1", "--frame_stack=2")
+
+
+def test_what_is_for_training_only_is_off_in_whole_games() -> None:
+    settings = AtariSettings(noop_max=7)
+    assert settings.of_whole_games() == replace(settings, episodic_life=False)
+    car = CarRacingSettings(grass_penalty=0.05, env_kwargs='{"continuous": false}')
+    assert car.of_whole_games() == replace(car, grass_penalty=None, give_up_frames=None)
 
 
 def test_flags_override_the_preset() -> None:
@@ -215,6 +241,14 @@ INVALID = [
     ("frame_stack", 0, "between 1 and 16"),
     ("frame_stack", 17, "between 1 and 16"),
     ("max_frames", 3, "between 4 and"),
+    ("action_repeat", 0, "between 1 and 1000"),
+    ("noop_frames", 1000, "between 0 and 999"),
+    ("give_up_frames", 0, "between 1 and"),
+    ("grass_penalty", 0.0, "above 0"),
+    ("head_units", 0, "between 1 and 9999"),
+    ("action_start", "0.5,1.0", "as 0.5 or 0.5,0.5,0.1"),
+    ("action_start", "0.0", "as 0.5 or 0.5,0.5,0.1"),
+    ("action_start", "half", "as 0.5 or 0.5,0.5,0.1"),
     ("num_envs", 0, "between 1 and 4096"),
     ("rollout_steps", 0, "between 1 and 1048576"),
     ("rollout_steps", 10**15, "between 1 and 1048576"),
@@ -250,10 +284,6 @@ INVALID = [
     ("reward_clip", 0.0, "above 0"),
     ("observation_clip", 0.0, "above 0"),
     ("log_deviation_init", -11.0, "between -10 and 10"),
-    ("head_units", 0, "between 1 and 9999"),
-    ("action_start", "0.5,1.0", "as 0.5 or 0.5,0.5,0.1"),
-    ("action_start", "0.0", "as 0.5 or 0.5,0.5,0.1"),
-    ("action_start", "half", "as 0.5 or 0.5,0.5,0.1"),
     ("hidden_sizes", "64,,64", "as 64,64"),
     ("hidden_sizes", "10000", "as 64,64"),
     ("hidden_sizes", "9999,9999", "at most 8388608 weights"),
@@ -274,8 +304,9 @@ INVALID = [
 
 @pytest.mark.parametrize(("setting", "value", "valid"), INVALID)
 def test_an_invalid_setting_is_refused_by_name_with_what_is_valid(setting: str, value: Any, valid: str) -> None:
+    family = next((family for family in FAMILIES if setting in family.settings.__dataclass_fields__), ATARI)
     with pytest.raises(Refusal) as refusal:
-        Config().replace_settings({setting: value}).validate()
+        replace(Config(), world=family.settings()).replace_settings({setting: value}).validate()
     assert str(refusal.value).startswith(f"{setting} must")
     assert valid in str(refusal.value)
 
@@ -402,7 +433,7 @@ def test_no_two_sections_share_a_name() -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_config_survives_json(name: str) -> None:
-    config = parse(f"--preset={name}", "--kl_stop=0.03", "--checkpoint_dir=/some/where", "--no_fire_reset")
+    config = parse(f"--preset={name}", "--kl_stop=0.03", "--checkpoint_dir=/some/where", "--trunk=separate")
     assert Config.from_dict(json.loads(json.dumps(config.to_dict())), config.family) == config
 
 

@@ -125,6 +125,14 @@ def test_a_game_without_an_end_is_cut_and_counts_with_what_it_has(dice):
     assert evaluator.evaluate(never) == Evaluation(130 * REWARD, 0.0, 20)
 
 
+def test_what_is_for_training_only_ends_no_game_of_an_evaluation():
+    pytest.importorskip("Box2D")
+    flags = ["--env_name=CarRacing-v3", "--give_up_frames=1", '--env_kwargs={"max_episode_steps": 40}']
+    evaluator, _ = evaluator_of(*flags, "--num_envs=1", episodes=2)
+    games = [game for ended in evaluator._play() for game in ended]
+    assert [game.episode_length for game in games] == [10, 10]  # of 4 frames each
+
+
 @pytest.mark.parametrize("world", WORLDS)
 def test_an_episode_that_is_ended_is_followed_by_the_next_and_the_others_stay_where_they_are(world):
     config = config_of(*WORLDS[world])

@@ -66,6 +66,7 @@ def test_the_protocol_of_the_training_is_reused_and_a_flag_overrides_it(trained)
     flags = ["--env_name=PongNoFrameskip-v4", "--mode=evaluate", "--episodes=1"]
     saved = last_line(ppo(trained, *flags))
     assert saved["protocol"]["sticky_actions"] == 0.25
+    assert saved["protocol"]["episodic_life"] is False  # for training only
     assert -0.1 < saved["human_normalised_score"] < 0.1
     assert last_line(ppo(trained, *flags, "--sticky_actions=0"))["protocol"]["sticky_actions"] == 0.0
 

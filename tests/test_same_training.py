@@ -32,10 +32,11 @@ FAMILIES = {
     "PongNoFrameskip-v4": {"pixel_normalization": True, "clip_rewards": True},
     "Pendulum-v1": {},
     "BipedalWalker-v3": {"observation_normalization": True},
+    "CarRacing-v3": {"network": "coordconv", "head_units": 100, "policy": "beta", "value_loss": "smooth_l1"},
     "HalfCheetah-v5": {"observation_normalization": True, "reward_normalization": True, "reward_clip": 10.0},
     "Taxi-v4": {"value_normalization": True},
 }
-PACKAGES = {"BipedalWalker-v3": "Box2D", "HalfCheetah-v5": "mujoco"}
+PACKAGES = {"BipedalWalker-v3": "Box2D", "CarRacing-v3": "Box2D", "HalfCheetah-v5": "mujoco"}
 # Episodes of 6 steps, so that time limits cut some within a rollout.
 SHORT_PENDULUM = {"env_name": "Pendulum-v1", "env_kwargs": '{"max_episode_steps": 6}'}
 SWITCHES = [

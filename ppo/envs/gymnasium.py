@@ -36,7 +36,8 @@ _STEPS_BETWEEN_REPORTS = 500
 class GymnasiumEnvironments(Block):
     """A block of Gymnasium environments of one id.
 
-    A family of worlds that needs more overrides `make_env`, `before_reset`, `observe` or `to_actions`.
+    A family of worlds that needs more overrides `make_env`, `before_reset`, `before_replayed`, `observe` or
+    `to_actions`.
     """
 
     rendering_hint = ""
@@ -114,6 +115,9 @@ class GymnasiumEnvironments(Block):
 
     def before_reset(self, env: Environment) -> None:
         """Prepare an environment for `reset`, so that its seed and its actions alone decide what follows."""
+
+    def before_replayed(self, env: Environment, left: int) -> None:
+        """Prepare an environment for a step of a replay that so many others follow."""
 
     def observe(self, observation: Any, out: NDArray[Any]) -> None:
         """Write what an environment returned into its row of `observations`."""
@@ -256,9 +260,11 @@ class GymnasiumEnvironments(Block):
             return False
         self._begin(position, int(state["episode"][0]))
         row, step = self._rows[position], self._step_one[position]
-        for number, action in enumerate(self.to_actions(self._log.restore(position, state["actions"]))):
+        actions = self.to_actions(self._log.restore(position, state["actions"]))
+        for number, action in enumerate(actions):
             if number % _STEPS_BETWEEN_REPORTS == 0:
                 self.on_replay()
+            self.before_replayed(self._envs[position], len(actions) - number - 1)
             try:
                 observation, reward, terminated, truncated, _ = step(action)
                 self.observe(observation, row)
@@ -301,7 +307,7 @@ class GymnasiumWorld:
     def check(self, env_name: str, world: WorldSettings) -> Spaces:
         """Refuse an id that cannot be made here or whose spaces cannot be served, and return its spaces."""
         register_own_worlds()
-        return self._block.check(env_name, **_arguments(world))
+        return self._block.check(env_name, **self.arguments(world))
 
     def make_block(
         self,
@@ -321,7 +327,13 @@ class GymnasiumWorld:
             return ProcessEnvironments(
                 env_name, world, spaces, indices=indices, seed=seed, num_processes=engine.workers
             )
-        return self._block(env_name, indices=indices, seed=seed, on_frame=on_frame, arrays=arrays, **_arguments(world))
+        arguments = self.arguments(world)
+        return self._block(env_name, indices=indices, seed=seed, on_frame=on_frame, arrays=arrays, **arguments)
+
+    def arguments(self, world: WorldSettings) -> dict[str, Any]:
+        """Return the arguments of a block, and of its check, that the settings hold."""
+        assert isinstance(world, GymnasiumSettings)
+        return {"env_kwargs": json.loads(world.env_kwargs), "channel_axis": world.channel_axis}
 
     def same_world(self, first: str, second: str) -> bool:
         """Return whether two ids are the same: each names a world of its own."""
@@ -330,12 +342,6 @@ class GymnasiumWorld:
     def facts(self, env_name: str, return_mean: float) -> dict[str, Any]:
         """Return nothing: no published scores are known here."""
         return {}
-
-
-def _arguments(world: WorldSettings) -> dict[str, Any]:
-    """Return the arguments of a block, and of its check, that the settings hold."""
-    assert isinstance(world, GymnasiumSettings)
-    return {"env_kwargs": json.loads(world.env_kwargs), "channel_axis": world.channel_axis}
 
 
 def _converter(env_name: str, env: Environment, channel_axis: ChannelAxis) -> ObservationConverter:

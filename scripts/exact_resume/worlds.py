@@ -19,10 +19,13 @@ from safetensors.numpy import load_file
 
 from ppo.families import family_of
 
+# Ids, some with flags of their own.
 WORLDS = (
     *("PongNoFrameskip-v4", "BreakoutNoFrameskip-v4", "QbertNoFrameskip-v4"),
     *("CartPole-v1", "Pendulum-v1", "MountainCarContinuous-v0", "ppo/ContinuousCartPole-v0", "ppo/ReachingDot-v0"),
-    *("LunarLander-v3", "BipedalWalker-v3", "CarRacing-v3"),
+    *("LunarLander-v3", "BipedalWalker-v3", "BipedalWalkerHardcore-v3"),
+    *("CarRacing-v3", "CarRacing-v3 --preset=car-racing-discrete --noop_frames=5"),
+    'CarRacing-v3 --env_kwargs={"domain_randomize":true} --picture=area --colour --grass_penalty=0.05',
     *("HalfCheetah-v5", "Ant-v5", "Humanoid-v5"),
     *("Taxi-v4", "Blackjack-v1", "minigrid:MiniGrid-DoorKey-5x5-v0"),
 )
@@ -86,7 +89,7 @@ def check_world(world: str, folder: Path) -> Row:
     fewer, more = continued_by(world, folder / "ranks", (1, 3))
     return Row(
         world=world,
-        family=family_of(world).name,
+        family=family_of(world.split()[0]).name,
         within_episodes=sum(steps > 0 for steps in steps_in),
         longest_episode=max(steps_in, default=0),
         lean=lean,
@@ -141,7 +144,9 @@ def train(world: str, folder: Path, updates: int, *flags: str, ranks: int = 1) -
     folder.mkdir(parents=True, exist_ok=True)
     launcher = [str(MPIRUN), "-np", str(ranks)] if ranks > 1 else []
     steps = updates * NUM_ENVS * ROLLOUT_STEPS
-    command = [*launcher, sys.executable, "-m", "ppo", f"--env_name={world}", *FLAGS, f"--env_steps={steps}", *flags]
+    name, *own = world.split()
+    own += [*FLAGS, f"--env_steps={steps}"]
+    command = [*launcher, sys.executable, "-m", "ppo", f"--env_name={name}", *own, *flags]
     job = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if job.returncode:
         last = (job.stderr.strip() or job.stdout.strip()).splitlines()[-1:]

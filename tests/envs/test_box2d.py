@@ -41,18 +41,3 @@ def test_every_episode_has_a_world_of_its_own_with_the_same_gravity(env_name: st
     assert first is not second
     assert first.gravity == second.gravity
     envs.close()
-
-
-def test_pictures_of_the_racing_car_continue_bit_for_bit() -> None:
-    original, fresh = (Box2DEnvironments("CarRacing-v3", indices=range(1), seed=0) for _ in range(2))
-    original.reset()
-    fresh.reset()
-    assert original.observations.shape == (1, 3, 96, 96)
-    actions = np.random.default_rng(0).uniform((-1, 0, 0), 1, (16, 1, 3)).astype(np.float32)
-    for batch in actions[:8]:
-        original.step(batch)
-    assert fresh.set_states(original.get_states()) == []
-    for batch in actions[8:]:
-        np.testing.assert_array_equal(fresh.step(batch)[0], original.step(batch)[0])
-    original.close()
-    fresh.close()

@@ -1,0 +1,145 @@
+"""The pictures of CarRacing: pixel for pixel those that Gymnasium draws, in a fraction of the time and on request only.
+
+Gymnasium turns and draws some 700 polygons in Python after every frame, on 1000x800 pixels that are then shrunk to
+96x96. Nothing in its physics or rewards reads the picture. Here the polygons of a track are one array that is turned at
+once, and only those on the screen are drawn, by the same calls in the same order; the car and the indicators are drawn
+by Gymnasium. Pictures are drawn upside down. pygame shrinks each row before it shrinks columns, so that they need to be
+turned over only between the two, when they have become small. Tests compare whole episodes. What a pixel is depends on
+the version of pygame, in both alike.
+"""
+
+import functools
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_CORNERS_OF_A_PATCH = np.array([(1.0, 0.0), (0.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
+_PATCHES = range(-20, 20, 2)
+# What an edge may draw outside of its corners is one pixel.
+_MARGIN = 2
+# The bar of the indicators covers this many rows below.
+_BAR_ROWS = 100
+# Beyond these the indicators leave the bar; no car has been seen to come near.
+_FASTEST, _FASTEST_WHEEL = 195.0, 390.0
+_TEXT_SIZE, _TEXT_CENTRE = 42, (60, 750)
+_WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
+
+
+class Drawing:
+    """Draws the frame that a CarRacing world has been stepped to, instead of the world."""
+
+    def __init__(self, world: Any) -> None:
+        """Keep an unwrapped world from drawing what its agent might see; all else it draws as before."""
+        import pygame
+        from gymnasium.envs.box2d import car_racing
+        from pygame import gfxdraw
+
+        self._pygame, self._gfxdraw, self._constants = pygame, gfxdraw, car_racing
+        pygame.font.init()
+        font = pygame.font.Font(pygame.font.get_default_font(), _TEXT_SIZE)
+        self._text = functools.lru_cache(2048)(lambda text: font.render(text, True, _WHITE, _BLACK))
+        width, height = car_racing.WINDOW_W, car_racing.WINDOW_H
+        upper, self._size = height - _BAR_ROWS, (car_racing.STATE_W, car_racing.STATE_H)
+        self._canvas, self._panel = (pygame.Surface((width, height)) for _ in range(2))
+        self._narrow = pygame.Surface((self._size[0], height))
+        # Where what is drawn on the two is narrowed: from the rows of the first part to those of the second.
+        self._above = self._canvas.subsurface((0, _BAR_ROWS, width, upper)), pygame.Surface((self._size[0], upper))
+        self._bar = (
+            self._panel.subsurface((0, upper, width, _BAR_ROWS)),
+            self._narrow.subsurface((0, upper, self._size[0], _BAR_ROWS)),
+        )
+        # (2, 4, 400): x and y of the four corners of every patch of grass.
+        first = car_racing.GRASS_DIM * np.array([(x, y) for x in _PATCHES for y in _PATCHES], np.float64)
+        self._grass = first.T[:, None] + car_racing.GRASS_DIM * _CORNERS_OF_A_PATCH.T[:, :, None]
+        self._corners = self._grass
+        self._road: list[Any] | None = None
+        self._world = world
+        self._draw_otherwise = world._render
+        self._return = 0.0
+        world._render = self._remember
+
+    def draw(self) -> NDArray[np.uint8]:
+        """Return the picture of the current frame, (96, 96, 3) RGB."""
+        world, pygame, constants = self._world, self._pygame, self._constants
+        if world.road_poly is not self._road:  # of another episode
+            self._take_track()
+        angle, (x, y) = -world.car.hull.angle, world.car.hull.position
+        # The camera comes nearer in the first second.
+        zoom = constants.SCALE * 0.1 * max(1 - world.t, 0) + constants.ZOOM * constants.SCALE * min(world.t, 1)
+        moved = pygame.math.Vector2(-x * zoom, -y * zoom).rotate_rad(angle)
+        shift = (constants.WINDOW_W / 2 + moved.x, constants.WINDOW_H / 4 + moved.y)
+        world.surf = self._canvas
+        self._draw_background(max(abs(x), abs(y)), zoom, shift, angle)
+        self._draw_patches_and_road(zoom, shift, angle)
+        world.car.draw(self._canvas, zoom, shift, angle, False)
+        scaled = pygame.transform.smoothscale(self._narrowed(), self._size)
+        return np.ascontiguousarray(pygame.surfarray.pixels3d(scaled).transpose(1, 0, 2))
+
+    def _narrowed(self) -> Any:
+        """Return the canvas, turned over, with its indicators, and as wide as a picture; a surface."""
+        world, transform = self._world, self._pygame.transform
+        wheels = max(abs(wheel.omega) for wheel in world.car.wheels)
+        is_in_bar = wheels < _FASTEST_WHEEL and world.car.hull.linearVelocity.length < _FASTEST
+        world.surf = self._panel if is_in_bar else transform.flip(self._canvas, False, True)
+        world._render_indicators(self._constants.WINDOW_W, self._constants.WINDOW_H)
+        text = self._text(f"{self._return:04.0f}")
+        world.surf.blit(text, text.get_rect(center=_TEXT_CENTRE))
+        if not is_in_bar:
+            return transform.smoothscale(world.surf, self._narrow.get_size())
+        for wide, narrow in (self._above, self._bar):
+            transform.smoothscale(wide, narrow.get_size(), narrow)
+        self._narrow.blit(transform.flip(self._above[1], False, True), (0, 0))
+        return self._narrow
+
+    def _remember(self, mode: str) -> Any:
+        """Stand in for the world's own drawing; the return that a picture shows is that before the frame's cost."""
+        if mode != "state_pixels":
+            return self._draw_otherwise(mode)
+        self._return = self._world.reward
+        return None
+
+    def _take_track(self) -> None:
+        self._road = self._world.road_poly
+        road = np.array([corners for corners, _ in self._road], np.float64)
+        self._corners = np.concatenate([self._grass, road.transpose(2, 1, 0)], axis=2)
+
+    def _draw_background(self, distance: float, zoom: float, shift: tuple[float, float], angle: float) -> None:
+        """Fill the canvas where the field covers it, and draw the field on black where it may not.
+
+        Args:
+            distance: of the car from the middle of the field, along the axis where it is farther.
+            zoom: pixels per unit of length.
+            shift: where the middle of the field is, in pixels.
+            angle: how far the field is turned.
+        """
+        world, constants, colour = self._world, self._constants, self._world.bg_color
+        farthest = np.hypot(constants.WINDOW_W / 2, constants.WINDOW_H * 3 / 4) + _MARGIN
+        if distance + farthest / zoom < constants.PLAYFIELD:
+            self._above[0].fill([int(part) for part in colour])
+            return
+        self._above[0].fill(_BLACK)
+        bound = constants.PLAYFIELD
+        field = [(bound, bound), (bound, -bound), (-bound, -bound), (-bound, bound)]
+        world._draw_colored_polygon(self._canvas, field, colour, zoom, shift, angle, clip=False)
+
+    def _draw_patches_and_road(self, zoom: float, shift: tuple[float, float], angle: float) -> None:
+        constants = self._constants
+        x, y = self._corners
+        # As pygame turns a vector, quarter turns included.
+        cosine, sine = self._pygame.math.Vector2(1.0, 0.0).rotate_rad(angle)
+        pixels = np.stack([(cosine * x - sine * y) * zoom + shift[0], (sine * x + cosine * y) * zoom + shift[1]])
+        least, greatest = pixels.min(1), pixels.max(1)
+        is_seen = (greatest[0] >= -_MARGIN) & (least[0] <= constants.WINDOW_W + _MARGIN)
+        # What is drawn is flipped: the bar hides the first rows.
+        is_seen &= (greatest[1] >= _BAR_ROWS - _MARGIN) & (least[1] <= constants.WINDOW_H + _MARGIN)
+        seen = np.flatnonzero(is_seen)
+        polygons = pixels[:, :, seen].transpose(2, 1, 0).astype(np.int64).tolist()
+        num_patches = self._grass.shape[2]
+        grass, road = [int(part) for part in self._world.grass_color], self._world.road_poly
+        canvas, edge, fill = self._canvas, self._gfxdraw.aapolygon, self._gfxdraw.filled_polygon
+        for polygon, number in zip(polygons, seen.tolist(), strict=True):
+            # A tile changes its colour when it is touched.
+            colour = grass if number < num_patches else [int(part) for part in road[number - num_patches][1]]
+            edge(canvas, polygon, colour)
+            fill(canvas, polygon, colour)

@@ -1,0 +1,74 @@
+"""Measure how many frames of CarRacing a core steps in a second: those of Gymnasium's world, and those of ours.
+
+Both play the same episodes with the same actions; ours holds each for some frames, Gymnasium's is sent it as often.
+They take turns, an episode each, and what counts is processor time, resets included. Needs the extra box2d.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+
+from ppo.envs.car_racing import CarRacingEnvironments
+from ppo.families import CarRacingSettings
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags of this script."""
+
+    episodes: int = 5
+    """Episodes that count; one before them warms up."""
+    frames: int = 1000
+    """Of an episode, unless the car leaves the field."""
+    action_repeat: int = 8
+    """Frames an action is held for."""
+
+
+def main() -> None:
+    """Measure and print."""
+    options = tyro.cli(Options, description=__doc__)
+    settings = CarRacingSettings(action_repeat=options.action_repeat, give_up_frames=None)
+    stock = gymnasium.make("CarRacing-v3", disable_env_checker=True)
+    ours = CarRacingEnvironments.make_env("CarRacing-v3", {"protocol": settings})
+    counts, seconds = np.zeros(2), np.zeros(2)
+    for episode in range(options.episodes + 1):
+        actions = wandering(options.frames // options.action_repeat, episode)
+        each = [
+            play(stock, episode, actions.repeat(options.action_repeat, axis=0)),
+            play(ours, episode, actions),
+        ]
+        if episode > 0:
+            counts += (each[0][0], each[1][0] * options.action_repeat)
+            seconds += (each[0][1], each[1][1])
+    rates = counts / seconds
+    print(f"frames per second and core, {options.episodes} episodes, {counts[0]:,.0f} frames:")
+    print(f"Gymnasium's world {rates[0]:,.0f}, ours {rates[1]:,.0f}: {rates[1] / rates[0]:.1f} times as many")
+
+
+def wandering(decisions: int, seed: int) -> NDArray[np.float32]:
+    """Return actions of a car that turns left and right in turns, now on the road and now beside it."""
+    random = np.random.default_rng(seed)
+    steering = np.where(np.arange(decisions) // 20 % 2, 0.3, -0.3) + random.normal(0.0, 0.1, decisions)
+    actions = [steering, random.uniform(0.0, 0.2, decisions), random.uniform(0.0, 0.05, decisions)]
+    return np.stack(actions, axis=1).astype(np.float32)
+
+
+def play(env: gymnasium.Env[Any, Any], seed: int, actions: NDArray[np.float32]) -> tuple[int, float]:
+    """Play an episode; return its steps and processor seconds."""
+    start, steps = time.process_time(), 0
+    env.reset(seed=seed)
+    for action in actions:
+        terminated, truncated = env.step(action)[2:4]
+        steps += 1
+        if terminated or truncated:
+            break
+    return steps, time.process_time() - start
+
+
+if __name__ == "__main__":
+    main()
