@@ -5,7 +5,7 @@ minibatch grow with the ranks, so that a rank does the work of a single one.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -119,14 +119,15 @@ def make_cases(settings: Settings, num_cores: int, flags: Sequence[str]) -> list
         _require_rivals(settings, flags)
     cases = []
     for preset in dict.fromkeys(settings.presets):
-        num_envs = _case(preset, 1, flags).config.ppo.num_envs
+        single = _case(preset, 1, flags)
+        num_envs = single.config.ppo.num_envs
         numbers = sorted({*settings.ranks}) if settings.ranks else _default_ranks(settings, min(num_cores, num_envs))
         if max(numbers) > num_envs:
             raise Refusal(
                 f"ranks must be at most num_envs = {num_envs} of preset {preset}, got {max(numbers)}; "
                 f"try --ranks {min(num_envs, num_cores)}"
             )
-        cases += [_case(preset, ranks, flags) for ranks in numbers]
+        cases += [replace(single, ranks=ranks) for ranks in numbers]
         if not settings.quick and preset == settings.presets[0] and 1 in numbers:
             cases += [_case(preset, ranks, flags, weak=True) for ranks in numbers if ranks > 1]
     return cases
