@@ -21,6 +21,11 @@ LONGEST_FILES = (
     "tests/test_launcher.py",
     "tests/envs/atari/test_game.py",
     "tests/envs/atari/test_vector.py",
+    "tests/envs/atari/test_raw_returns.py",
+    "tests/envs/atari/test_fire.py",
+    "tests/test_evaluation.py",
+    "tests/faults/test_resume_of_worlds.py",
+    "tests/test_cuda.py",
 )
 STARTS_PROCESSES = "--fast: starts processes"
 NO_GPU = "there is no GPU that PyTorch can use"

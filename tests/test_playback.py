@@ -72,7 +72,7 @@ def test_the_protocol_of_the_training_is_reused_and_a_flag_overrides_it(trained)
 
 
 def test_play_prints_a_line_per_game_once_whatever_the_rank_count(trained):
-    job = ppo(trained, "--env_name=CartPole-v1", "--mode=play", "--episodes=2", ranks=4)
+    job = ppo(trained, "--env_name=CartPole-v1", "--mode=play", "--episodes=2", ranks=2)
     assert job.returncode == 0, job.stderr
     games = re.findall(r"^game (\d+): return (-?\d+), (\d+) steps\r?$", job.stdout, re.M)
     assert [number for number, _, _ in games] == ["1", "2"]

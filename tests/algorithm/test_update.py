@@ -351,7 +351,7 @@ print("rank", comm.rank, "of", comm.size, "agrees after", steps, "steps")
 """
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_no_rank_continues_before_every_shard_of_the_shared_weights_has_been_moved(ranks, tmp_path):
     here = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r})"
     job = mpirun(ranks, ["-c", f"{here}\n{LATE}"], tmp_path)

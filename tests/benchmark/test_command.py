@@ -18,7 +18,13 @@ TINY = ["--", "--num_envs=2", "--rollout_steps=16", "--minibatch_size=32", "--nu
 SHORT = ["--seconds=0.5", "--warm_up_seconds=0", "--limit_seconds=0.02"]
 
 
-@pytest.mark.parametrize("extent", [("--quick",), ("--presets", "atari", "--repeats=1", "--no-stable_baselines3")])
+@pytest.mark.parametrize(
+    "extent",
+    [
+        ("--quick",),
+        pytest.param(("--presets", "atari", "--repeats=1", "--no-stable_baselines3"), marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_measures_and_writes_what_it_measured(tmp_path, extent):
     ranks = min(2, len(available_cores()))
     flags = [*extent, f"--ranks={ranks}", *SHORT, "--worlds=CartPole-v1", f"--output={tmp_path}/results", *TINY]

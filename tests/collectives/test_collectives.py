@@ -77,7 +77,7 @@ def test_the_contract_holds_on_a_one_rank_communicator():
     contract()(MPIRanks(MPI.COMM_SELF))
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_the_contract_holds_under_mpirun(ranks, tmp_path):
     end = f"from ppo.collectives.mpi import connect\ncomm = connect()\nassert comm.size == {ranks}\ncheck(comm)"
     job = mpirun(ranks, ["-c", f"{CONTRACT}\n{end}\nprint('rank', comm.rank, 'agrees')"], tmp_path)

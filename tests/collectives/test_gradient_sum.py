@@ -198,14 +198,14 @@ def test_all_ways_give_the_gradient_on_a_one_rank_communicator():
     contract()(MPIRanks(MPI.COMM_SELF))
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_all_ways_give_the_flat_sum_on_all_ranks(ranks, tmp_path):
     job = mpirun(ranks, ["-c", f"{CONTRACT}\n{RUN_IT}"], tmp_path)
     assert job.returncode == 0, job.stderr
     assert job.stdout.count(f"of {ranks} agrees") == ranks
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_no_gradient_is_changed_before_all_ranks_have_added_it(ranks, tmp_path):
     job = mpirun(ranks, ["-c", LATE], tmp_path)
     assert job.returncode == 0, job.stderr

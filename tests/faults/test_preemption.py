@@ -23,12 +23,12 @@ from tests.faults.running import (
     run_to_end,
     scratch_left,
 )
-from tests.jobs import CARTPOLE, environment
+from tests.jobs import CARTPOLE, environment, ppo
 
 FLAGS = [*CARTPOLE, *STEADY, "--checkpoint_interval=10"]
 
 
-def assert_it_goes_on_like_a_run_never_stopped(folder, reference):
+def assert_it_continues_like_a_run_without_a_stop(folder, reference):
     """Continue a stopped run for a while and compare it with one that was not stopped."""
     steps = checkpoint_steps(folder)[-1] + 5 * 64
     log = run_to_end(folder, *FLAGS, f"--env_steps={steps}")
@@ -49,7 +49,7 @@ def test_sigusr1_to_mpirun_saves_on_one_update_and_the_same_command_continues_ex
         code, seconds = job.end(within=30, since=time.time())
         assert code == 75, job.log
     assert checkpoint_steps(work)[-1] == 64 * len(csv_rows(work, "progress.csv"))
-    assert_it_goes_on_like_a_run_never_stopped(work, tmp_path / "reference")
+    assert_it_continues_like_a_run_without_a_stop(work, tmp_path / "reference")
     fault_report(2, "SIGUSR1 to mpirun", f"exit code 75 after {seconds:.1f} s; resumed: same sha256 and logs")
 
 
@@ -75,17 +75,17 @@ def test_a_signal_to_ranks_saves_on_one_update(number, targets, expected, tmp_pa
 
 
 def test_sigterm_to_mpirun_loses_no_more_than_the_interval_and_tears_nothing(tmp_path, fault_report):
-    work = tmp_path / "work"
-    work.mkdir()
-    with RunningJob(work, *FLAGS, ENDLESS) as job:
+    with RunningJob(tmp_path, *FLAGS, ENDLESS) as job:
         job.wait_for_updates(23)
         os.kill(job.process.pid, signal.SIGTERM)
         code, seconds = job.end(within=10, since=time.time())
         assert code != 0
-    steps, updates = checkpoint_steps(work)[-1], len(csv_rows(work, "progress.csv"))
+    steps, updates = checkpoint_steps(tmp_path)[-1], len(csv_rows(tmp_path, "progress.csv"))
     assert updates - steps // 64 <= 10
-    assert_it_goes_on_like_a_run_never_stopped(work, tmp_path / "reference")
-    assert scratch_left(work) == []
+    resumed = ppo(tmp_path, *FLAGS, f"--env_steps={steps + 64}")
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"resuming CartPole-v1 at {steps} steps" in resumed.stdout
+    assert scratch_left(tmp_path) == []
     fault_report(
         3, "SIGTERM to mpirun", f"ended after {seconds:.1f} s; resumed from {steps // 64} of {updates} updates"
     )

@@ -36,12 +36,14 @@ def prefix_of(text):
     ("kind", "point", "says"),
     [
         ("raise", "collect", "rank 1 of 2 on .* failed in update 3, collecting, .*the emulator is on fire"),
-        ("exit0", "learn", r"rank 1 of 2 on .* failed in update 3, learning, .*SystemExit\(0\)"),
+        pytest.param(
+            "exit0", "learn", r"rank 1 of 2 on .* failed in update 3, learning, .*SystemExit\(0\)", marks=SLOW
+        ),
         pytest.param("exit3", "collect", r"rank 1 of 2 on .* failed .*SystemExit\(3\)", marks=SLOW),
         ("os_exit0", "collect", "(process rank 1 |@1,1])"),
         pytest.param("segv", "learn", "process rank 1 .*signal 11", marks=SLOW),
         ("kill", "learn", "process rank 1 .*signal 9"),
-        ("thread", "collect", "rank 1 of 2 on .* failed .*the helper thread is on fire"),
+        pytest.param("thread", "collect", "rank 1 of 2 on .* failed .*the helper thread is on fire", marks=SLOW),
         pytest.param("wrong_shape", "collect", "rank 1 of 2 on .* failed in update 3, collecting", marks=SLOW),
     ],
 )
@@ -63,6 +65,7 @@ def test_rank_0_killed_in_the_middle_of_an_update_ends_the_job(tmp_path, fault_r
     fault_report(1, "kill -9 of rank 0 between backward and all-reduce", f"exit code {code} after {seconds:.1f} s")
 
 
+@SLOW
 def test_a_failure_among_four_ranks_ends_all_of_them(tmp_path, fault_report):
     with RunningJob(tmp_path, ranks=4, fault="collect:2:2:raise") as job:
         code, seconds = job.end_after_fault(within=10)
@@ -95,6 +98,7 @@ def test_a_stopped_rank_is_named_with_its_host_and_last_phase_and_the_others_pri
     fault_report(14, "SIGSTOP of rank 1, --watchdog_seconds=4", f"ended after {seconds:.1f} s: {said[0]}")
 
 
+@SLOW
 def test_a_stopped_rank_0_is_named_by_another(tmp_path, fault_report):
     with RunningJob(tmp_path, *CARTPOLE, ENDLESS, "--watchdog_seconds=4") as job:
         job.wait_for_updates(40)
@@ -126,6 +130,7 @@ def test_a_run_without_mpi_that_is_stuck_ends_itself(kind, tmp_path, fault_repor
     fault_report(14, f"a single rank loops for ever ({kind})", f"exit code {code} after {seconds:.1f} s, stack printed")
 
 
+@SLOW
 def test_a_run_stopped_by_sigstop_continues_after_sigcont(tmp_path, fault_report):
     with RunningJob(tmp_path, *CARTPOLE, ENDLESS, "--watchdog_seconds=3") as job:
         job.wait_for_updates(20)
@@ -222,7 +227,7 @@ def multiple(*commands):
         ),
         (["--learning_rate=0.5"], "learning_rate 0.5 instead of 0.001"),
         pytest.param(["--minibatch_size=7"], "rank 1: minibatch_size must be a multiple of num_envs = 4", marks=SLOW),
-        (["--model_size=huge"], "rank 1: invalid choice 'huge'"),
+        pytest.param(["--model_size=huge"], "rank 1: invalid choice 'huge'", marks=SLOW),
     ],
 )
 def test_ranks_that_were_started_differently_are_reported_once_and_nothing_is_made(other, says, tmp_path, fault_report):
@@ -254,7 +259,9 @@ def test_ranks_with_different_code_are_reported(tmp_path, fault_report):
     fault_report(15, "rank 1 runs other code", "exit code 2, one message")
 
 
-@pytest.mark.parametrize("flag", ["--env_name=ALE/Combat-v5", "--env_name=PnogNoFrameskip-v4"])
+@pytest.mark.parametrize(
+    "flag", ["--env_name=ALE/Combat-v5", pytest.param("--env_name=PnogNoFrameskip-v4", marks=SLOW)]
+)
 def test_a_game_that_cannot_be_loaded_is_refused_once(flag, tmp_path, fault_report):
     job = mpirun(2, ["-m", "ppo", flag], tmp_path, timeout=30)
     assert job.returncode == 2

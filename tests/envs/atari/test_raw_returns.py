@@ -13,7 +13,13 @@ from ppo.families import AtariSettings
 
 # Skiing has a reward in every frame and a penalty at the end, Double Dunk and Private Eye have rewards of both signs,
 # Video Pinball large ones; Tennis is a match to 24 points. The last number is for how many steps an action is held.
-GAMES = [("skiing", 1), ("double_dunk", 1), ("video_pinball", 1), ("private_eye", 10), ("tennis", 1)]
+GAMES = [
+    ("skiing", 1),
+    pytest.param("double_dunk", 1, marks=pytest.mark.slow),
+    ("video_pinball", 1),
+    pytest.param("private_eye", 10, marks=pytest.mark.slow),
+    ("tennis", 1),
+]
 
 
 def added_up(rom: str, frames: list[int]) -> tuple[float, int]:

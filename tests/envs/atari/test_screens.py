@@ -112,7 +112,7 @@ def test_the_greys_of_every_game_are_those_of_ale(rom: str) -> None:
     game.reset()
     assert (game.greys is NTSC_GREYS) == (game._ale.getScreenDims()[0] < 250)
     generator = np.random.default_rng(0)
-    for _ in range(40):
+    for _ in range(20):
         _, over, _, _ = game.step(int(generator.integers(len(game.actions))))
         if game.greys is NTSC_GREYS:
             np.testing.assert_array_equal(NTSC_GREYS[game._ale.getScreen()], game._ale.getScreenGrayscale())
