@@ -54,7 +54,7 @@ from ppo.families import FAMILIES, family_of
 PACKAGES = ("minigrid", "popgym", "gymnasium_robotics")
 LEARNT = "learnt, resumed exactly, evaluated"
 ENDLESS = "learnt, resumed exactly, evaluated without an end in sight"
-ANEW = "learnt, resumed with environments that began anew, evaluated"
+ANEW = "learnt, resumed with new episodes, evaluated"
 FAILED = "FAILED"
 REFUSALS = {
     "refused: Atari id of another protocol": r"must be a \.\.\.NoFrameskip-v4 or ALE/\.\.\.-v5 id",
@@ -66,7 +66,7 @@ REFUSALS = {
 }
 """The outcomes that are not faults, by the words of the refusal; the first match counts."""
 OUTCOMES = (LEARNT, ENDLESS, ANEW, *REFUSALS, FAILED)
-EXACTLY, BEGAN_ANEW = "exactly", "environments began anew"
+EXACTLY, BEGAN_ANEW = "exactly", "with new episodes"
 # The outcome of an unfinished row.
 TRAINING, RESUMING, COMPARING, EVALUATING = "training", "resuming", "comparing", "evaluating"
 
@@ -381,7 +381,7 @@ def table(rows: Sequence[Row]) -> str:
         f"**{passed} of {len(rows)} ids are served or refused for an allowed reason.**",
         "",
         f"`python {' '.join(sys.argv)}`, {date.today()}, {minutes:.0f} minutes of processor time on "
-        f"{platform.machine()}; {software}. `{Path(sys.argv[0]).name}` says what is done with an id. "
+        f"{platform.machine()}; {software}. `{Path(sys.argv[0]).name}` describes the check. "
         f"All ids are in the CSV beside this page. The text among the observations of {without_text} ids is left out.",
         "",
         f"| worlds | ids | {' | '.join(outcomes)} |",
@@ -393,9 +393,9 @@ def table(rows: Sequence[Row]) -> str:
         lines.append(f"| {group or '**all**'} | {sum(numbers)} | {' | '.join(str(n or '') for n in numbers)} |")
     lines += [
         "",
-        "## What was not simply served",
+        "## Other outcomes",
         "",
-        "Ids with the same message stand together.",
+        "Ids with the same message share a row.",
         "",
         "| ids | worlds | observations | actions | outcome | message |",
         "|---|---|---|---|---|---|",

@@ -84,7 +84,7 @@ def test_a_refusal_for_another_reason_is_a_fault(tried) -> None:
 
 def test_a_world_that_does_not_repeat_itself_is_found(tried) -> None:
     row = tried(f"{MODULE}:Forgetful-v0")
-    assert (row.outcome, row.resumed) == (ANEW, "environments began anew")
+    assert (row.outcome, row.resumed) == (ANEW, "with new episodes")
 
 
 def test_a_world_that_shows_only_later_that_it_was_not_brought_back_is_a_fault(tried) -> None:

@@ -291,21 +291,21 @@ def section(options: Options, rows: Sequence[Row]) -> list[str]:
     not_copied = [row.rom for row in rows if row.copied != "exact"]
     own = [verdict for row in rows for verdict in (row.plain, row.sticky)]
     lines = [
-        f"**{len(rows) - len(inexact)} of {len(rows)} games go on bit for bit from a saved state.** "
+        f"**{len(rows) - len(inexact)} of {len(rows)} games resume bit for bit from a saved state.** "
         f"Exceptions: {', '.join(inexact) or 'none'}.",
         "",
         f"Each game is played for {options.steps} steps of {FRAME_SKIP} frames with random actions, without and with "
         f"sticky actions (0.25), and cut after {options.max_frames} frames. States saved at the steps named are "
-        f"brought back in another process and played on for {STEPS_COMPARED} steps with the same actions. Compared at "
+        f"restored in another process and played on for {STEPS_COMPARED} steps with the same actions. Compared at "
         f"every step: {', '.join(PARTS)}; and the saved state at the end. In all: "
         f"{sum(v.frames_compared for v in own):,} frames from {sum(len(v.save_points) for v in own)} saved states, "
         f"over {sum(v.ends_crossed for v in own)} ends of games.",
         "",
-        "A state is how its game began and the actions since; it is brought back by playing them again. The last "
-        f"column is what copying ALE's own state would give, at every {COPY_INTERVAL}th step without sticky actions. "
-        f"Not exact so: {', '.join(not_copied) or 'none'}.",
+        "A state is the start of its game and the actions since; it is restored by replaying them. The last column is "
+        f"the result with ALE's own copied state, at every {COPY_INTERVAL}th step without sticky actions. Not exact: "
+        f" {', '.join(not_copied) or 'none'}.",
         "",
-        "| game | steps when saved, sticky off | sticky on | steps played again, at most | frames compared "
+        "| game | steps when saved, sticky off | sticky on | steps replayed, at most | frames compared "
         "| ends crossed | sticky off | sticky on | restored by | ALE's copy |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]

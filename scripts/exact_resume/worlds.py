@@ -205,14 +205,13 @@ def section(rows: Sequence[Row]) -> list[str]:
         "",
         f"A run of {UPDATES} updates of {NUM_ENVS} x {ROLLOUT_STEPS} steps is stopped after updates "
         f"{' and '.join(map(str, STOPS))}, each time continued by another process, and compared with one that was "
-        "never stopped: sha256 of weights, optimiser, running statistics and states of environments, and both logs but "
-        "for times. All running statistics are switched on: of observations, whose first rollout only initialises "
-        "them and is followed by the first stop, of discounted returns and of values. Saved by 2 ranks and continued "
-        "by 1 or 3, no environment may begin a new episode.",
+        "never stopped: sha256 of weights, optimiser, running statistics and states of environments, and both logs "
+        "except times. All running statistics are on: of observations (the first rollout only initialises them and is "
+        "followed by the first stop), of discounted returns and of values. When 2 ranks save and 1 or 3 resume, no "
+        "environment may begin a new episode.",
         "",
-        "Not every episode is longer than a rollout: the third column says how many of "
-        f"{NUM_ENVS * len(STOPS)} environments were within an episode when stopped, and the most steps that one was "
-        "into it.",
+        "Not every episode is longer than a rollout. The third column has the number of environments, of "
+        f"{NUM_ENVS * len(STOPS)}, that were stopped within an episode, and the largest number of steps since its start.",
         "",
         "| family | world | stopped within an episode, longest | lean engine | worker processes | 2 ranks, then 1 "
         "| 2 ranks, then 3 |",
