@@ -303,7 +303,7 @@ def section(options: Options, rows: Sequence[Row]) -> list[str]:
         "",
         "A state is the start of its game and the actions since; it is restored by replaying them. The last column is "
         f"the result with ALE's own copied state, at every {COPY_INTERVAL}th step without sticky actions. Not exact: "
-        f" {', '.join(not_copied) or 'none'}.",
+        f"{', '.join(not_copied) or 'none'}.",
         "",
         "| game | steps when saved, sticky off | sticky on | steps replayed, at most | frames compared "
         "| ends crossed | sticky off | sticky on | restored by | ALE's copy |",

@@ -211,7 +211,7 @@ def section(rows: Sequence[Row]) -> list[str]:
         "environment may begin a new episode.",
         "",
         "Not every episode is longer than a rollout. The third column has the number of environments, of "
-        f"{NUM_ENVS * len(STOPS)}, that were stopped within an episode, and the largest number of steps since its start.",
+        f"{NUM_ENVS * len(STOPS)}, that were stopped within an episode, and the most steps since its start.",
         "",
         "| family | world | stopped within an episode, longest | lean engine | worker processes | 2 ranks, then 1 "
         "| 2 ranks, then 3 |",
