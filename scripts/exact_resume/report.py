@@ -31,12 +31,11 @@ def conclude(
     print(f"{len(rows) - len(inexact)} of {len(rows)} {part} are exact; not exact: {inexact}", flush=True)
     if output is not None:
         minutes = processor_minutes() - minutes
-        describe = ["git", "describe", "--always", "--dirty"]
         versions = {"Python": platform.python_version(), **{name: metadata.version(name) for name in SOFTWARE}}
         facts = {
             "command": f"python {' '.join(sys.argv)}",
             "date": str(date.today()),
-            "commit": subprocess.check_output(describe, text=True).strip(),
+            "commit": _commit(),
             "processor_minutes": minutes,
             "versions": versions,
         }
@@ -51,6 +50,13 @@ def conclude(
         content[part] = {**facts, "rows": [asdict(row) for row in rows]}
         numbers.write_text(json.dumps(content, indent=1) + "\n")
     return not inexact
+
+
+def _commit() -> str:
+    """Return the commit of the code that was checked, marked if its files differ: the report itself does not count."""
+    commit = subprocess.check_output(["git", "describe", "--always"], text=True).strip()
+    is_clean = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "ppo", "scripts"], check=False).returncode == 0
+    return commit if is_clean else f"{commit}-dirty"
 
 
 def write_section(report: Path, heading: str, lines: Sequence[str]) -> None:
