@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import ppo.envs  # noqa: F401  # before ALE, whose ROMs load the faster for it
+import ppo.envs.atari  # noqa: F401  # before ALE, whose ROMs load the faster for it
 
 # They start first, so that no worker still has one when the others are done; --fast leaves them out.
 LONGEST_FILES = (
