@@ -1,6 +1,7 @@
 """How a preset adapts to another number of environments."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from ppo.presets import PRESETS, for_environments, is_tuned_for
 from ppo.settings import Refusal
 
 
+@functools.cache
 def parse(*arguments: str) -> PPOSettings:
     return parse_command_line(arguments, speak=False).ppo
 
