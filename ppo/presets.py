@@ -251,6 +251,16 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "log_deviation_init": 1.0,
         "learning_rate": 1e-3,
     },
+    # All rewards are negative and of one size: advantages need no scale of their own.
+    "Pendulum": {
+        **_CONTINUOUS,
+        "env_steps": 500_000,
+        "rollout_steps": 128,
+        "num_epochs": 20,
+        "discount": 0.97,
+        "learning_rate": 5e-4,
+        "advantage_normalization": "none",
+    },
     "ContinuousCartPole": {**_CONTINUOUS, "env_steps": 200_000, "rollout_steps": 128, "learning_rate": 1e-3},
     "ReachingDot": {**_CONTINUOUS, "env_steps": 200_000, "rollout_steps": 128, "learning_rate": 1e-3},
     "LunarLander": {**_LANDER, "env_steps": 5_000_000, "entropy_coefficient": 0.01},
