@@ -637,7 +637,7 @@ def a_folder_of_1000_in_each_other(path: Path) -> None:
 OBSTACLES = [a_file, a_link_to_nowhere, a_link_to_a_folder, a_pipe]
 # The scratch folder of the save, that of the oldest's deletion, another's, and the one a damaged checkpoint is set
 # aside to.
-NEEDED = [f".step_000000000080.{os.getpid()}.tmp", ".step_000000000010.tmp", ".step_1.tmp", "step_000000000080.damaged"]
+NEEDED = [".step_000000000080.PID.tmp", ".step_000000000010.tmp", ".step_1.tmp", "step_000000000080.damaged"]
 
 
 @pytest.fixture(scope="module")
@@ -657,6 +657,7 @@ def test_whatever_is_in_the_way_is_stepped_around_and_named(
     put: Callable[[Path], None], name: str, damaged_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parent = shutil.copytree(damaged_run, tmp_path / "run")
+    name = name.replace("PID", str(os.getpid()))
     put(parent / name)
     newest = write(parent, 80)
     stays = checkpoint.prune(parent, newest)
