@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
+from typing import NoReturn
 
 import tyro
 
@@ -30,8 +31,12 @@ from scripts.benchmarking.results import Benchmark, CaseResult, Round
 from scripts.benchmarking.small_worlds import Ways
 from scripts.benchmarking.stable_baselines3 import Way
 
-FAILED, REFUSED, INTERRUPTED = 1, 2, 130
+FAILED, REFUSED, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 DOCUMENT, DATA, PICTURE = "benchmark.md", "measurements/benchmark.json", "figures/benchmark.png"
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM has come. No SystemExit: a world that raises that is refused while it is checked."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -55,6 +60,8 @@ def main(arguments: Sequence[str]) -> int:
     except JobError as error:
         print(f"ppo: {error}", file=sys.stderr)
         return FAILED
+    except Terminated:
+        return TERMINATED
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0
@@ -183,6 +190,11 @@ def write(benchmark: Benchmark, output: Path) -> None:
     (output / DOCUMENT).write_text(report.insert(text, _existing_document(output)))
 
 
+def terminate(*_: object) -> NoReturn:
+    """End the benchmark and the job that it measures."""
+    raise Terminated
+
+
 def _existing_document(output: Path) -> str | None:
     path = output / DOCUMENT
     return path.read_text() if path.exists() else None
@@ -190,5 +202,5 @@ def _existing_document(output: Path) -> str | None:
 
 if __name__ == "__main__":
     # Otherwise the job under measurement would outlive the benchmark.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGTERM, terminate)
     sys.exit(main(sys.argv[1:]))
