@@ -1,7 +1,7 @@
 """Switch the code-level optimisations of PPO off in turn and see what each is worth.
 
-    python scripts/ablation.py --folder=FOLDER [--workers=2]      train; go on where it stopped
-    python scripts/ablation.py --folder=FOLDER --write            write docs/ablation.md from what is there
+    python -m scripts.ablation --folder=FOLDER [--workers=2]      train; go on where it stopped
+    python -m scripts.ablation --folder=FOLDER --write            write docs/ablation.md from what is there
 
 Engstrom et al. 2020, "Implementation Matters in Deep RL" (arXiv:2005.12729): HalfCheetah-v5 and Hopper-v5, three seeds,
 300,000 steps each. Every run has all optimisations but one. A finished run is never repeated.
@@ -18,6 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+from scripts.marked_page import write_table
 
 ROOT = Path(__file__).resolve().parent.parent
 MPIRUN = Path(sys.executable).with_name("mpirun")
@@ -137,10 +139,7 @@ def write(folder: Path) -> None:
     docs = ROOT / "docs"
     (docs / "measurements" / "ablation.json").write_text(json.dumps(returns, indent=1) + "\n")
     draw(returns, docs / "figures" / "ablation.png")
-    page = docs / "ablation.md"
-    before, begin, rest = page.read_text().partition("<!-- table -->\n")
-    _, end, after = rest.partition("<!-- end of table -->\n")
-    page.write_text(before + begin + table(returns) + "\n" + end + after)
+    write_table(docs / "ablation.md", table(returns))
 
 
 def main(arguments: Sequence[str]) -> None:

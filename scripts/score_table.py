@@ -1,6 +1,6 @@
 """Write docs/scores.md from committed runs: what the agents of each world score, beside what was published.
 
-    python scripts/score_table.py
+    python -m scripts.score_table
 
 Reads docs/runs/scores/<world>-<steps>-seed-<N>.csv (a run's progress.csv) and .json (its evaluation.json), what was
 published (docs/measurements/published.json) and the speeds of quiet runs (docs/measurements/training_rates.json).
@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from scripts.marked_page import write_table
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 RUNS = DOCS / "runs" / "scores"
@@ -109,15 +111,10 @@ def table(runs: Sequence[ScoredRun], published: Sequence[Mapping[str, str]], rat
 
 def main() -> None:
     """Fill the table between the marks in docs/scores.md."""
-    page = DOCS / "scores.md"
     runs = list(read_runs(RUNS))
     published = json.loads((DOCS / "measurements" / "published.json").read_text())
     rates = json.loads((DOCS / "measurements" / "training_rates.json").read_text())
-    before, begin, rest = page.read_text().partition("<!-- table -->\n")
-    _, end, after = rest.partition("<!-- end of table -->\n")
-    if not begin or not end:
-        raise SystemExit(f"{page} must have the lines <!-- table --> and <!-- end of table -->")
-    page.write_text(before + begin + table(runs, published, rates["steps_per_second"]) + "\n" + end + after)
+    write_table(DOCS / "scores.md", table(runs, published, rates["steps_per_second"]))
 
 
 if __name__ == "__main__":

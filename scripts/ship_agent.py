@@ -53,14 +53,21 @@ def score_name(config: Config) -> str:
     return f"{world}-{length}-seed-{config.run.rng_seed}"
 
 
-def card_of(manifest: Manifest, run_folder: Path, evaluation: dict[str, Any], commit: str) -> dict[str, Any]:
+def commit_at(root: Path, started: str) -> str | None:
+    """Return the commit that a clone had checked out at a local time; None if it is no clone."""
+    command = ["git", "-C", str(root), "rev-parse", f"HEAD@{{{started}}}"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() if found.returncode == 0 else None
+
+
+def card_of(manifest: Manifest, run_folder: Path, evaluation: dict[str, Any], commit: str | None) -> dict[str, Any]:
     """Return what a reader should know about an agent."""
     with (run_folder / "progress.csv").open(newline="") as file:
         last = list(csv.DictReader(file))[-1]
     return {
         "env_name": manifest.config.run.env_name,
         "command": command_of(manifest.config),
-        "commit": commit or None,
+        "commit": commit,
         "ranks": manifest.ranks,
         "machine": manifest.machine,
         "versions": manifest.versions,
@@ -94,9 +101,7 @@ def main(arguments: list[str]) -> None:
     print(f"wrote {scores / name}.csv and .json")
     if options.curve_only:
         return
-    commit = subprocess.run(
-        ["git", "-C", str(options.root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
+    commit = commit_at(options.root, json.loads((run_folder / "config.json").read_text())["started"])
     target = options.project / "checkpoints" / SHIPPED / default_model_name(manifest.config.run.env_name)
     if target.exists():
         shutil.rmtree(target)
