@@ -91,7 +91,7 @@ def parse_command_line(arguments: Sequence[str], *, speak: bool = True) -> Confi
         with _silent_unless(speak):
             print(f"ppo {version_of('ppo')}" if "version" in explicit else _short_help(defaults), flush=True)
         raise SystemExit(0)
-    arguments = ["--help" if _is_flag(argument, "help_all") else argument for argument in arguments]
+    arguments = ["--help" if argument in ("--help_all", "--help-all") else argument for argument in arguments]
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint), _silent_unless(speak):
@@ -143,9 +143,9 @@ def _short_help(defaults: Config) -> str:
     return _SHORT_HELP.format(flags="\n".join(flags)).rstrip()
 
 
-def _is_flag(argument: str, name: str) -> bool:
-    """Return whether an argument is a flag of this name, in either spelling."""
-    return argument.startswith("--") and argument[2:].replace("-", "_") == name
+def _flag_name(flag: str) -> str:
+    """Return the name of the setting that a flag, without its value, stands for; either spelling."""
+    return flag.removeprefix("--").replace("-", "_")
 
 
 def _number_in_bounds(chosen: Mapping[str, str], name: str) -> int | None:
@@ -197,7 +197,7 @@ def _peek(arguments: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for position, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
-        name = flag.removeprefix("--").replace("-", "_")
+        name = _flag_name(flag)
         if flag.startswith("--") and name in names:
             if not equals and position + 1 < len(arguments):
                 value = arguments[position + 1]
@@ -222,7 +222,7 @@ def _spell_out_booleans(arguments: Sequence[str]) -> list[str]:
     spelled = []
     for argument in arguments:
         flag, equals, value = argument.partition("=")
-        name = flag.removeprefix("--").replace("-", "_")
+        name = _flag_name(flag)
         if equals and types.get(name) is bool and value.lower() in ("true", "false"):
             argument = f"--{name}" if value.lower() == "true" else f"--no_{name}"
         spelled.append(argument)
@@ -236,7 +236,7 @@ def _spell_out_numbers(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         before, equals, value = argument.rpartition("=")
         flag = before if equals else "".join(spelled[-1:])
-        if flag.removeprefix("--").replace("-", "_") in whole and _SHORT_NUMBER.fullmatch(value):
+        if _flag_name(flag) in whole and _SHORT_NUMBER.fullmatch(value):
             number = Decimal(value)
             value = f"{number:f}" if number == number.to_integral_value() else value
         spelled.append(f"{before}{equals}{value}")
