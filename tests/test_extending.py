@@ -229,8 +229,8 @@ def edited(tmp_path: Path) -> types.ModuleType:
 
 def install(edited: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the learner use the edited module as it would the one in its place."""
-    monkeypatch.setattr(ppo.algorithm.update, "ppo_loss", edited.ppo_loss)
-    monkeypatch.setattr(ppo.algorithm.update, "TERMS", edited.TERMS)
+    for name in ("ppo_loss", "loss_terms", "TERMS"):
+        monkeypatch.setattr(ppo.algorithm.update, name, getattr(edited, name))
 
 
 def test_the_new_term_is_a_column_and_a_run_without_it_continues(
@@ -267,7 +267,7 @@ def test_the_new_term_adds_the_gradient_of_the_divergence(edited: types.ModuleTy
 
     def of(module: types.ModuleType) -> torch.Tensor:
         return gradient(
-            lambda head: module.ppo_loss(Prediction(head, values), samples, distribution, PPOSettings(), 0.2)[0]
+            lambda head: module.ppo_loss(Prediction(head, values), samples, distribution, PPOSettings(), 0.2)
         )
 
     added = gradient(lambda head: distribution.kl(old_outputs, head).sum())

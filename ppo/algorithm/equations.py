@@ -50,7 +50,7 @@ def value_loss(
     def loss(predictions: Tensor) -> Tensor:
         if smooth_l1:
             return functional.smooth_l1_loss(predictions, returns, reduction="none")
-        return 0.5 * (predictions - returns).square()
+        return 0.5 * functional.mse_loss(predictions, returns, reduction="none")
 
     if clip_range is None:
         return loss(values)

@@ -22,8 +22,8 @@ def ppo_loss(
     distribution: ActionDistribution,
     settings: PPOSettings,
     clip_range: float | Tensor,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the sum over samples of the loss, and its terms per sample.
+) -> Tensor:
+    """Return the sum over samples of the loss, ().
 
     The loss is policy_loss + value_coefficient * value_loss - entropy_coefficient * entropy, to be minimised: Schulman
     et al. 2017, eq. 9 (arXiv:1707.06347), with its sign turned.
@@ -34,27 +34,53 @@ def ppo_loss(
         distribution: interprets the outputs of the policy head.
         settings: coefficients and the clip range of values.
         clip_range: of the probability ratios.
-
-    Returns:
-        The loss, (), and by the names of TERMS what the log has the means of, (B,) each.
     """
-    log_ratios = distribution.log_prob(prediction.action, samples.actions) - samples.log_probs
-    # What is only logged needs no derivative.
-    entropy = distribution.entropy(prediction.action if settings.entropy_coefficient else prediction.action.detach())
+    log_ratios = _log_ratios(prediction, samples, distribution)
     policy_loss = equations.clipped_surrogate_loss(log_ratios, samples.advantages, clip_range)
-    value_loss = equations.value_loss(
+    loss = policy_loss + settings.value_coefficient * _value_loss(prediction, samples, settings)
+    if settings.entropy_coefficient:
+        loss = loss - settings.entropy_coefficient * distribution.entropy(prediction.action)
+    return loss.sum()
+
+
+def loss_terms(
+    prediction: Prediction,
+    samples: Samples,
+    distribution: ActionDistribution,
+    settings: PPOSettings,
+    clip_range: float | Tensor,
+) -> dict[str, Tensor]:
+    """Return by the names of TERMS what the log has the means of, (B,) each.
+
+    It is called once for all minibatches of an epoch, with what was predicted in each: small networks take less time
+    for a minibatch than all of this does.
+
+    Args:
+        prediction: of the network as it was in each minibatch.
+        samples: of all minibatches, (B,).
+        distribution: as that of `ppo_loss`.
+        settings: as those of `ppo_loss`.
+        clip_range: as that of `ppo_loss`.
+    """
+    log_ratios = _log_ratios(prediction, samples, distribution)
+    return {
+        "policy_loss": equations.clipped_surrogate_loss(log_ratios, samples.advantages, clip_range),
+        "value_loss": _value_loss(prediction, samples, settings),
+        "entropy": distribution.entropy(prediction.action),
+        "approx_kl": equations.approximate_kl(log_ratios),
+        "clip_fraction": equations.clipped(log_ratios, clip_range),
+    }
+
+
+def _log_ratios(prediction: Prediction, samples: Samples, distribution: ActionDistribution) -> Tensor:
+    return distribution.log_prob(prediction.action, samples.actions) - samples.log_probs
+
+
+def _value_loss(prediction: Prediction, samples: Samples, settings: PPOSettings) -> Tensor:
+    return equations.value_loss(
         prediction.values,
         samples.values,
         samples.returns,
         settings.value_clip_range,
         smooth_l1=settings.value_loss == "smooth_l1",
     )
-    loss = policy_loss + settings.value_coefficient * value_loss - settings.entropy_coefficient * entropy
-    log_ratios = log_ratios.detach()
-    return loss.sum(), {
-        "policy_loss": policy_loss,
-        "value_loss": value_loss,
-        "entropy": entropy,
-        "approx_kl": equations.approximate_kl(log_ratios),
-        "clip_fraction": equations.clipped(log_ratios, clip_range),
-    }

@@ -21,7 +21,7 @@ from torch import Tensor
 from ppo.algorithm.adam import Adam
 from ppo.algorithm.cuda_graph import CUDAGraph
 from ppo.algorithm.flat_parameters import FlatParameters, num_parameters
-from ppo.algorithm.loss import TERMS, ppo_loss
+from ppo.algorithm.loss import TERMS, loss_terms, ppo_loss
 from ppo.algorithm.minibatches import minibatch_indices
 from ppo.algorithm.noise_scale import GradientNoiseScale
 from ppo.algorithm.rewards import RewardTransform
@@ -34,7 +34,7 @@ from ppo.collectives.device_sum import make_device_sum
 from ppo.collectives.gradient_sum import shard_of, share_memory
 from ppo.collectives.moments import Moments, RunningMoments, moments_over_ranks
 from ppo.config import MachineSettings, PPOSettings
-from ppo.models.actor_critic import ActorCritic, Policy
+from ppo.models.actor_critic import ActorCritic, Policy, Prediction
 from ppo.models.bare import bare
 
 # Behind the gradient: the mean over ranks of each one's squared gradient norm.
@@ -91,9 +91,9 @@ class Learner:
         # Each rank fills what ranks share, here and when a checkpoint is loaded: all with the same, and all meet before
         # any of them updates a weight.
         weights = None if shared is None else shared.parameters
-        small = bare(model)
-        self._network: Policy = small or model
-        moves_gradients = self._device.type == "cpu" and small is None
+        self._bare = bare(model)
+        self._network: Policy = self._bare or model
+        moves_gradients = self._device.type == "cpu" and self._bare is None
         self._flat = FlatParameters(model, _NUM_SUMS, buffer, weights, moves_gradients=moves_gradients)
         self._gradient_sum = make_device_sum(
             machine, comm, self._flat.buffer, count, meeting_host=meeting_host, shared=shared
@@ -113,6 +113,8 @@ class Learner:
         # By the number of samples; they read the observations at one place in memory.
         self._graphs: dict[int, CUDAGraph] = {}
         self._graphs_read = 0
+        # The derivative of the minibatch's mean by the loss of a sample.
+        self._one_sample = torch.full((), 1.0 / settings.minibatch_size, device=self._device)
         # 1 once any gradient of this update was not finite.
         self._is_not_finite = torch.zeros((), device=self._device)
         self.seconds = {"learn": 0.0, "communicate": 0.0}
@@ -155,11 +157,11 @@ class Learner:
             indices = minibatch_indices(settings, self._indices, seed=self._seed, update=update, epoch=epoch)
             indices = indices.to(self._device)
             minibatches = gather_minibatches(samples, indices, settings, self._moments)
-            steps, sums = [], []
+            steps, predictions = [], []
             for number, (index, *minibatch) in enumerate(zip(indices, *minibatches, strict=True)):
-                sums += self._add_gradients(rollout, index, Samples(*minibatch), clip_range)
+                predictions += self._add_gradients(rollout, index, Samples(*minibatch), clip_range)
                 steps.append(self._step(learning_rate, with_noise=measures_noise(number)))
-            of_steps, means = self._read(steps, sums)
+            of_steps, means = self._read(steps, predictions, minibatches, clip_range)
             kl = statistics.add_epoch(of_steps, means, update)
             learning_rate = self._schedules.after_epoch(learning_rate, kl)
             if settings.kl_stop is not None and kl > settings.kl_stop:
@@ -237,8 +239,8 @@ class Learner:
         next_values = following_values(rollout, values, raw_values(rollout.last_observations), at_ends)
         return replace(rollout, values=values, next_values=next_values)
 
-    def _add_gradients(self, rollout: Rollout, index: Tensor, samples: Samples, clip_range: float) -> list[Tensor]:
-        """Compute this rank's gradient of a minibatch, part by part; return the sums of the loss's terms of each.
+    def _add_gradients(self, rollout: Rollout, index: Tensor, samples: Samples, clip_range: float) -> list[Prediction]:
+        """Compute this rank's gradient of a minibatch, part by part; return what was predicted for each.
 
         Args:
             rollout: where the observations are.
@@ -253,14 +255,14 @@ class Learner:
         parts = zip(*(torch.split(numbers, at_once) for numbers in (index, *samples)), strict=True)
         return [self._add_gradient(rollout, part[0], Samples(*part[1:]), clip_range) for part in parts]
 
-    def _add_gradient(self, rollout: Rollout, index: Tensor, samples: Samples, clip_range: float) -> Tensor:
+    def _add_gradient(self, rollout: Rollout, index: Tensor, samples: Samples, clip_range: float) -> Prediction:
         """Do what `_accumulate` does; on a GPU by the recorded kernels."""
         if self._device.type != "cuda":
             return self._accumulate(rollout, index, samples, clip_range)
 
-        def accumulate(index: Tensor, *numbers: Tensor) -> tuple[Tensor, ...]:
+        def accumulate(index: Tensor, *numbers: Tensor) -> Prediction:
             *samples, clip_range = numbers
-            return (self._accumulate(rollout, index, Samples(*samples), clip_range),)
+            return self._accumulate(rollout, index, Samples(*samples), clip_range)
 
         if self._graphs_read != rollout.observations.data_ptr():
             self._graphs.clear()
@@ -270,10 +272,10 @@ class Learner:
             before = self._flat.buffer.clone()
             self._graphs[len(index)] = CUDAGraph(accumulate, inputs)
             self._flat.buffer.copy_(before)
-        return self._graphs[len(index)](*inputs)[0].clone()
+        return Prediction(*(numbers.clone() for numbers in self._graphs[len(index)](*inputs)))
 
-    def _accumulate(self, rollout: Rollout, index: Tensor, samples: Samples, clip_range: float | Tensor) -> Tensor:
-        """Add the gradient of samples, divided by the job's minibatch size; return the sums of the loss's terms.
+    def _accumulate(self, rollout: Rollout, index: Tensor, samples: Samples, clip_range: float | Tensor) -> Prediction:
+        """Add the gradient of samples, divided by the job's minibatch size; return what was predicted, without a graph.
 
         Args:
             rollout: where their observations are.
@@ -282,9 +284,11 @@ class Learner:
             clip_range: of the ratios; () if it is a tensor.
         """
         prediction = self._network(rollout.observations_at(index))
-        loss, terms = ppo_loss(prediction, samples, self._model.distribution, self._settings, clip_range)
-        (loss / self._settings.minibatch_size).backward()  # type: ignore[no-untyped-call]
-        return torch.stack([terms[name].detach() for name in TERMS]).sum(-1)
+        loss = ppo_loss(prediction, samples, self._model.distribution, self._settings, clip_range)
+        loss.backward(self._one_sample)  # type: ignore[no-untyped-call]
+        if self._bare is not None:
+            self._bare.add_gradients()
+        return Prediction(*(numbers.detach() for numbers in prediction))
 
     def _step(self, rate: float, *, with_noise: bool = True) -> Tensor:
         """Sum the gradient over ranks, clip it and take an Adam step.
@@ -301,34 +305,47 @@ class Learner:
         with self._communicating():
             summed = self._gradient_sum.finish()
         norm = summed[: flat.count].norm()
-        # A NaN of one rank is in the sum of all: every rank comes to the same decision without communication.
-        self._is_not_finite.masked_fill_(~(norm < math.inf), 1.0)
         gradient = summed[self._shard]
-        limit = self._settings.max_gradient_norm
-        # A processor can look at the norm at no cost, and saves a pass over the gradient.
-        if limit is not None and self._device.type == "cpu" and norm.item() > limit:
-            gradient = torch.mul(gradient, limit / norm.item(), out=flat.gradient[self._shard])
-        elif limit is not None and self._device.type != "cpu":
-            factor = (limit / norm.double()).clamp_max(1.0)
-            gradient = torch.mul(gradient, factor, out=flat.gradient[self._shard])
+        limit = self._settings.max_gradient_norm or math.inf
+        # A NaN of one rank is in the sum of all: every rank comes to the same decision without communication. A
+        # processor can look at the norm at no cost, and saves a pass over the gradient.
+        if self._device.type == "cpu":
+            length = norm.item()
+            if not length < math.inf:
+                self._is_not_finite.fill_(1.0)
+            elif length > limit:
+                gradient = torch.mul(gradient, limit / length, out=flat.gradient[self._shard])
+        else:
+            self._is_not_finite.masked_fill_(~(norm < math.inf), 1.0)
+            if limit < math.inf:
+                factor = (limit / norm.double()).clamp_max(1.0)
+                gradient = torch.mul(gradient, factor, out=flat.gradient[self._shard])
         self._optimizer.step(flat.values, gradient, rate, unless=self._is_not_finite, shard=self._shard)
         if self.shares_memory:
             with self._communicating():
                 self._neighbours.barrier()  # until the other shards are updated too
         return torch.cat([norm.view(1), summed[flat.count :]])
 
-    def _read(self, steps: list[Tensor], sums: list[Tensor]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    @torch.no_grad()
+    def _read(
+        self, steps: list[Tensor], predictions: list[Prediction], minibatches: Samples, clip_range: float
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Wait for the device at the end of an epoch of K minibatches.
 
         Args:
             steps: the results of `_step`.
-            sums: this rank's sums of the loss's terms.
+            predictions: this rank's, of one part of a minibatch after the other.
+            minibatches: what they were compared with, (K, B).
+            clip_range: of the ratios.
 
         Returns:
-            The results of `_step`, (K, 2), and the sums over minibatches of the terms, each a mean over the minibatch
-            of the whole job.
+            The results of `_step`, (K, 2), and the sums over minibatches of the loss's terms, each a mean over the
+            minibatch of the whole job.
         """
-        own_sums = torch.stack(sums).double().sum(0)
+        prediction = Prediction(*(torch.cat(parts) for parts in zip(*predictions, strict=True)))
+        samples = Samples(*(numbers.flatten(0, 1) for numbers in minibatches))
+        terms = loss_terms(prediction, samples, self._model.distribution, self._settings, clip_range)
+        own_sums = torch.stack([terms[name].sum(dtype=torch.float64) for name in TERMS])
         numbers = torch.cat([torch.cat(steps).double(), own_sums]).cpu().numpy()
         of_steps, of_terms = numbers[: -len(TERMS)].reshape(len(steps), -1), numbers[-len(TERMS) :]
         of_terms /= self._settings.minibatch_size

@@ -58,36 +58,33 @@ class BareMLP:
         """Serve layers whose weights may change between calls."""
         self._parameters = [(layer.weight, layer.bias) for layer in layers]
         self._activate, self._derivative = activate, derivative
+        # Of the layers in the last call, each (B, its number of features), and what the last layer returned.
+        self._inputs: list[Tensor] = []
+        self._outputs: Tensor | None = None
 
+    @torch.no_grad()
     def __call__(self, features: Tensor) -> Tensor:
-        """Map (B, D) to (B, K).
-
-        With gradients enabled that is a leaf of autograd's graph. The backward pass goes on from there by hand and adds
-        to the gradients that the parameters have, which must be there already.
-        """
-        inputs: list[Tensor] = []
-        with torch.no_grad():
-            for weight, bias in self._parameters:
-                if inputs:
-                    features = self._activate(features)
-                inputs.append(features)
-                features = torch.addmm(bias, features, weight.t())
-        if torch.is_grad_enabled():
-            features.requires_grad_().register_hook(partial(self._add_gradients, inputs))  # type: ignore[no-untyped-call]
+        """Map (B, D) to (B, K), a leaf of autograd's graph: what has its gradient goes on with `add_gradients`."""
+        self._inputs.clear()
+        for weight, bias in self._parameters:
+            if self._inputs:
+                features = self._activate(features)
+            self._inputs.append(features)
+            features = torch.addmm(bias, features, weight.t())
+        self._outputs = features
         return features
 
-    def _add_gradients(self, inputs: Sequence[Tensor], gradient: Tensor) -> None:
-        """Add to the gradients of the parameters.
-
-        Args:
-            inputs: of the layers, each (B, its number of features).
-            gradient: with respect to what the last layer returned, (B, K).
-        """
-        for (weight, bias), features in reversed(list(zip(self._parameters, inputs, strict=True))):
+    @torch.no_grad()
+    def add_gradients(self) -> None:
+        """Add to the gradients of the parameters, which must be there, by that of what the last call returned."""
+        gradient = None if self._outputs is None else self._outputs.grad
+        if gradient is None:  # the loss does not depend on them
+            return
+        for (weight, bias), features in zip(reversed(self._parameters), reversed(self._inputs), strict=True):
             assert weight.grad is not None and bias.grad is not None
             weight.grad.addmm_(gradient.t(), features)
             bias.grad.add_(gradient.sum(0))
-            if features is not inputs[0]:
+            if features is not self._inputs[0]:
                 gradient = self._derivative(gradient @ weight, features)
 
 
@@ -101,9 +98,20 @@ class BareActorCritic:
         self._inputs, self._actor, self._critic, self._log_deviations = inputs, actor, critic, log_deviations
 
     def __call__(self, observations: Tensor) -> Prediction:
-        """Predict for observations (B, D)."""
+        """Predict for observations (B, D).
+
+        With gradients enabled the graph begins behind the last layers: see `add_gradients`.
+        """
         observations = self._inputs(observations)
-        outputs, values = self._actor(observations), self._critic(observations).squeeze(-1)
+        outputs, values = self._actor(observations), self._critic(observations)
+        if torch.is_grad_enabled():
+            outputs.requires_grad_()
+            values.requires_grad_()
         if self._log_deviations is not None:
             outputs = torch.cat([outputs, self._log_deviations.expand_as(outputs)], -1)
-        return Prediction(outputs, values)
+        return Prediction(outputs, values.squeeze(-1))
+
+    def add_gradients(self) -> None:
+        """Finish a backward pass from the last prediction: add to the gradients of the layers' parameters."""
+        self._actor.add_gradients()
+        self._critic.add_gradients()

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from ppo.algorithm import equations
-from ppo.algorithm.loss import TERMS, ppo_loss
+from ppo.algorithm.loss import TERMS, loss_terms, ppo_loss
 from ppo.algorithm.samples import Samples
 from ppo.config import PPOSettings
 from ppo.models.actor_critic import Prediction
@@ -72,7 +72,11 @@ def a_case(kind, *, count=400, seed=0, dtype=torch.float32):
 
 
 def loss_of(kind, prediction, samples, value_clip_range=None, clip_range=CLIP_RANGE):
-    return ppo_loss(prediction, samples, KINDS[kind], settings(value_clip_range), clip_range)
+    """Return the loss and its terms."""
+    given = (samples, KINDS[kind], settings(value_clip_range), clip_range)
+    with torch.no_grad():
+        terms = loss_terms(Prediction(*(numbers.detach() for numbers in prediction)), *given)
+    return ppo_loss(prediction, *given), terms
 
 
 def log_prob_derivative(kind, outputs, actions):
@@ -264,7 +268,8 @@ def test_ratios_far_from_one_give_finite_gradients(moved):
 def test_a_smooth_value_loss_is_learnt_from_where_it_is_asked_for(kind):
     prediction, samples = a_case(kind)
     smooth = dataclasses.replace(settings(), value_loss="smooth_l1")
-    loss, terms = ppo_loss(prediction, samples, KINDS[kind], smooth, CLIP_RANGE)
+    given = (prediction, samples, KINDS[kind], smooth, CLIP_RANGE)
+    loss, terms = ppo_loss(*given), loss_terms(*given)
     errors = (prediction.values - samples.returns).detach()
     torch.testing.assert_close(torch.autograd.grad(loss, prediction.values)[0], VALUE * errors.clamp(-1.0, 1.0))
     assert (terms["value_loss"] < errors.square() / 2).any()

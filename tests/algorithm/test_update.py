@@ -37,11 +37,11 @@ def test_the_gradient_is_that_of_the_loss_written_out():
 
     samples = samples_of(learner, rollout)
     index = indices_of(learner, 0, 0)[0]
-    sums = learner._add_gradients(rollout, index, samples.at(index), 0.2)
+    predictions = learner._add_gradients(rollout, index, samples.at(index), 0.2)
     torch.testing.assert_close(learner._flat.gradient, expected, rtol=1e-4, atol=1e-6)
     # The logged number is a mean too.
     logged = torch.stack([-objective, 0.5 * (values - returns).square().mean(), policy.entropy().mean()])
-    _, means = learner._read([learner._step(0.0)], sums)
+    _, means = learner._read([learner._step(0.0)], predictions, samples.at(index[None]), 0.2)
     assert TERMS[:3] == ("policy_loss", "value_loss", "entropy")
     torch.testing.assert_close(torch.from_numpy(means[:3]).float(), logged, rtol=1e-4, atol=1e-6)
 

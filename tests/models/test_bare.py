@@ -27,9 +27,16 @@ def build(actions: spaces.Space = TWO, **settings) -> ActorCritic:  # type: igno
 
 
 def gradients(model: ActorCritic, policy: Policy, observations: Tensor) -> list[Tensor]:
-    """Return the gradients of a loss that depends on every output, and leave zeros behind."""
+    """Return the gradients of a loss that depends on every output."""
     prediction = policy(observations)
     (prediction.action.sin().sum() + prediction.values.square().sum()).backward()  # type: ignore[no-untyped-call]
+    if isinstance(policy, BareActorCritic):
+        policy.add_gradients()
+    return taken_gradients(model)
+
+
+def taken_gradients(model: ActorCritic) -> list[Tensor]:
+    """Return the gradients and leave zeros behind."""
     found = []
     for parameter in model.parameters():
         assert parameter.grad is not None
@@ -62,12 +69,22 @@ def test_gradients_of_parts_add_up_to_that_of_the_whole() -> None:
     assert policy is not None
     whole = gradients(model, policy, observations)
 
-    def in_parts(observations: Tensor):  # type: ignore[no-untyped-def]
-        first, second = policy(observations[:4]), policy(observations[4:])
-        return type(first)(*(torch.cat(both) for both in zip(first, second, strict=True)))
-
-    for actual, expected in zip(gradients(model, in_parts, observations), whole, strict=True):
+    for part in (observations[:4], observations[4:]):
+        prediction = policy(part)
+        (prediction.action.sin().sum() + prediction.values.square().sum()).backward()  # type: ignore[no-untyped-call]
+        policy.add_gradients()
+    for actual, expected in zip(taken_gradients(model), whole, strict=True):
         torch.testing.assert_close(actual, expected)
+
+
+def test_what_the_loss_does_not_depend_on_gets_no_gradient() -> None:
+    model = build()
+    policy = bare(model)
+    assert policy is not None
+    policy(torch.randn(2, 5)).values.sum().backward()  # type: ignore[no-untyped-call]
+    policy.add_gradients()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert {name.split(".")[0] for name, gradient in gradients.items() if gradient.any()} == {"critic", "value_head"}
 
 
 def test_weights_are_read_where_they_are() -> None:
