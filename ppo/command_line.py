@@ -78,7 +78,7 @@ def parse_command_line(arguments: Sequence[str], *, speak: bool = True) -> Confi
     explicit = explicit_settings(arguments)
     _refuse_unknown_flags(explicit)
     arguments = _spell_out_numbers(_spell_out_booleans(arguments))
-    chosen = _peek(arguments, ("env_name", "preset", "mode", "num_envs", "rollout_steps"))
+    chosen = _peek(arguments, ("env_name", "env_kwargs", "preset", "mode", "num_envs", "rollout_steps"))
     preset = PRESETS.get(chosen.get("preset", ""), {})
     env_name = chosen.get("env_name", preset.get("env_name", RunSettings.env_name))
     family = family_of(env_name)
@@ -117,7 +117,7 @@ def parse_command_line(arguments: Sequence[str], *, speak: bool = True) -> Confi
 
 def _defaults(chosen: Mapping[str, str], family: Family, env_name: str, explicit: set[str]) -> Config:
     """Return the settings of an empty command line, given the few flags on which they depend."""
-    preset = chosen.get("preset") or preset_of(env_name, family)
+    preset = chosen.get("preset") or preset_of(env_name, family, chosen.get("env_kwargs", "{}"))
     if preset not in PRESETS:
         raise Refusal(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}{did_you_mean(preset, PRESETS)}")
     settings = PRESETS[preset]

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import re
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from ppo.settings import require, setting
 
@@ -72,14 +72,20 @@ class GymnasiumSettings(WorldSettings):
 
     def check(self) -> None:
         """Refuse constructor arguments that are no JSON object."""
-        text = self.env_kwargs
-        # How deep Python can follow them depends on where it stands.
-        is_short = len(text) <= _MOST_CHARACTERS and text.count("[") + text.count("{") <= _MOST_BRACKETS
-        try:
-            is_object = is_short and isinstance(json.loads(text), dict)
-        except ValueError:
-            is_object = False
+        is_object = constructor_arguments(self.env_kwargs) is not None
         require(is_object, "env_kwargs", 'a JSON object such as {"continuous": true}', repr(self.env_kwargs))
+
+
+def constructor_arguments(env_kwargs: str) -> dict[str, Any] | None:
+    """Return what the JSON of `env_kwargs` holds, or None if that is no object or too large to read."""
+    # How deep Python can follow brackets depends on where it stands.
+    if len(env_kwargs) > _MOST_CHARACTERS or env_kwargs.count("[") + env_kwargs.count("{") > _MOST_BRACKETS:
+        return None
+    try:
+        arguments = json.loads(env_kwargs)
+    except ValueError:
+        return None
+    return arguments if isinstance(arguments, dict) else None
 
 
 @dataclass(frozen=True)

@@ -251,7 +251,8 @@ def make_trackers(run: Run) -> Trackers:
     notes = write_config(folder, config, ranks=run.comm.size, started=datetime.now().isoformat(timespec="seconds"))
     ranks = "1 rank" if run.comm.size == 1 else f"{run.comm.size} ranks"
     title = f"{config.model_name}: {config.ppo.num_envs} environments on {ranks}, preset {config.run.preset}"
-    if config.run.preset and not is_tuned_for(config.run.preset, config.run.env_name, config.family):
+    world = (config.run.env_name, config.family, getattr(config.world, "env_kwargs", "{}"))
+    if config.run.preset and not is_tuned_for(config.run.preset, *world):
         notes.append(f"preset {config.run.preset} is not tuned for {config.run.env_name}")
     trackers = Trackers(
         [

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ppo.families import Family
+from ppo.families import Family, constructor_arguments
 
 _LARGEST_BATCH = 16_384
 _LARGEST_RATE = 1e-3
@@ -269,15 +269,33 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def preset_of(env_name: str, family: Family) -> str:
-    """Return the name of the preset that a world starts from: its own, or its family's."""
+# Worlds that an argument of their constructor turns into others, with other actions.
+_BY_ARGUMENT = {
+    ("CarRacing", "continuous", False): "car-racing-discrete",
+    ("LunarLander", "continuous", True): "LunarLanderContinuous",
+}
+
+
+def preset_of(env_name: str, family: Family, env_kwargs: str = "{}") -> str:
+    """Return the name of the preset that a world starts from: its own, or its family's.
+
+    Args:
+        env_name: the world's id.
+        family: of the world.
+        env_kwargs: the constructor's arguments as JSON; no object counts as none.
+    """
     named = re.fullmatch(r"(?:ppo/)?(\w+)-v\d+", env_name)
-    return named[1] if named and named[1] in PRESETS else family.preset
+    if not named:
+        return family.preset
+    for argument, value in (constructor_arguments(env_kwargs) or {}).items():
+        if isinstance(value, bool) and (named[1], argument, value) in _BY_ARGUMENT:
+            return _BY_ARGUMENT[named[1], argument, value]
+    return named[1] if named[1] in PRESETS else family.preset
 
 
-def is_tuned_for(preset: str, env_name: str, family: Family) -> bool:
+def is_tuned_for(preset: str, env_name: str, family: Family, env_kwargs: str = "{}") -> bool:
     """Whether a preset was found by training in this world; all Atari games share theirs."""
-    return family.name == "atari" or (preset == preset_of(env_name, family) != family.preset)
+    return family.name == "atari" or (preset == preset_of(env_name, family, env_kwargs) != family.preset)
 
 
 def for_environments(preset: Mapping[str, Any], num_envs: int, rollout_steps: int | None = None) -> Mapping[str, Any]:

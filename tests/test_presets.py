@@ -11,7 +11,7 @@ import pytest
 from ppo.command_line import parse_command_line
 from ppo.config import Config, PPOSettings
 from ppo.families import family_of
-from ppo.presets import PRESETS, for_environments, is_tuned_for
+from ppo.presets import PRESETS, for_environments, is_tuned_for, preset_of
 from ppo.settings import Refusal
 
 
@@ -135,3 +135,23 @@ def test_an_agent_is_played_as_it_was_saved_whatever_the_preset_of_its_world_say
 )
 def test_a_preset_is_tuned_for_a_world_that_has_its_own(preset: str, env_name: str, tuned: bool) -> None:
     assert is_tuned_for(preset, env_name, family_of(env_name)) == tuned
+
+
+@pytest.mark.parametrize(
+    ("env_name", "env_kwargs", "preset"),
+    [
+        ("CarRacing-v3", '{"continuous": false, "domain_randomize": true}', "car-racing-discrete"),
+        ("CarRacing-v3", '{"continuous": true}', "car-racing"),
+        ("LunarLander-v3", '{"continuous": true, "gravity": -5.0}', "LunarLanderContinuous"),
+        ("LunarLander-v3", '{"gravity": -5.0}', "LunarLander"),
+        ("Acrobot-v1", '{"continuous": true}', "Acrobot"),
+    ],
+)
+def test_an_argument_that_changes_the_actions_chooses_the_preset(env_name: str, env_kwargs: str, preset: str) -> None:
+    config = parse_command_line([f"--env_name={env_name}", f"--env_kwargs={env_kwargs}"], speak=False)
+    assert config.run.preset == preset
+
+
+def test_no_hostile_argument_comes_past_the_choice_of_a_preset() -> None:
+    for text in ("[" * 100_000, '{"continuous": [' * 1000, "{", "3", '{"continuous": {}}'):
+        assert preset_of("CarRacing-v3", family_of("CarRacing-v3"), text) == "car-racing"
