@@ -23,6 +23,8 @@ LONGEST_FILES = (
     "tests/envs/atari/test_vector.py",
     "tests/envs/atari/test_raw_returns.py",
     "tests/envs/atari/test_fire.py",
+    "tests/envs/test_car_racing.py",
+    "tests/test_check_every_world.py",
     "tests/test_evaluation.py",
     "tests/faults/test_resume_of_worlds.py",
     "tests/test_cuda.py",

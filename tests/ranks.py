@@ -44,7 +44,20 @@ class Thread(Alone):
 
 
 def on_ranks(size, work):
-    """Call `work(comm)` on every rank at once and return the results."""
+    """Call `work(comm)` on every rank at once and return the results, or raise what the first rank to fail raised."""
     meeting = _Meeting(size)
+    failures = []
+
+    def run(comm):
+        try:
+            return work(comm)
+        except BaseException as failure:
+            failures.append(failure)
+            meeting.barrier.abort()  # the others would wait for this rank
+            raise
+
     with ThreadPoolExecutor(size) as threads:
-        return list(threads.map(work, [Thread(rank, size, meeting) for rank in range(size)]))
+        results = [threads.submit(run, Thread(rank, size, meeting)) for rank in range(size)]
+    if failures:
+        raise failures[0]
+    return [result.result() for result in results]
