@@ -1,4 +1,4 @@
-"""Kill -9 a Pong run on two ranks at random moments, restarting it each time, then compare it with one never killed.
+"""Kill -9 a Pong run at random moments, restarting it each time, then compare it with one never killed.
 
 Each start of the run ends by SIGKILL of a rank, of mpirun or of everything, at a random moment between the launch and
 two and a half times the time to the first update, so during the start and the resume too. Every fourth time it is
@@ -14,11 +14,13 @@ import hashlib
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
@@ -28,33 +30,37 @@ FLAGS = [
 ]
 NAME = "PongNoFrameskip-v4"
 STEPS_PER_UPDATE = 64
-TARGETS = ("rank 0", "rank 1", "mpirun", "everything")
 LIFE_IN_STARTS = 2.5
 MPIRUN = Path(sys.executable).with_name("mpirun")
 
 
 def main() -> int:
     """Run the chaos, then the undisturbed run; write and print the result."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], epilog="Further flags go to the program, as --env_engine=processes."
+    )
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0, help="of the moments and targets")
     parser.add_argument("--output", type=Path, help="write the result to this JSON file")
-    arguments = parser.parse_args()
+    arguments, flags = parser.parse_known_args()
+    command = [str(MPIRUN), "-np", str(arguments.ranks), sys.executable, "-m", "ppo", *FLAGS, *flags]
+    targets = [*(f"rank {rank}" for rank in range(arguments.ranks)), "mpirun", "everything"]
     choose = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
         killed, whole = Path(folder) / "killed", Path(folder) / "whole"
         killed.mkdir()
         whole.mkdir()
-        longest = LIFE_IN_STARTS * seconds_to_the_first_update(Path(folder) / "start")
-        lives = [live(killed, choose, number, longest) for number in range(arguments.kills)]
+        longest = LIFE_IN_STARTS * seconds_to_the_first_update(command, Path(folder) / "start")
+        lives = [live(command, killed, choose, targets, number, longest) for number in range(arguments.kills)]
         steps = max(newest_steps(killed), 0) + 20 * STEPS_PER_UPDATE
         for run in (killed, whole):
-            code = start(run, steps).wait()
+            code = start(command, run, steps).wait()
             assert code == 0, f"the run in {run} ended with {code}:\n{(run / 'log').read_text()[-3000:]}"
         first, second = outcome(killed, steps), outcome(whole, steps)
     result = {
         "date": date.today().isoformat(),
-        "command": f"./scripts/chaos --kills={arguments.kills} --seed={arguments.seed}",
+        "command": shlex.join(["./scripts/chaos", *sys.argv[1:]]),
         "kills": dict(collections.Counter(target for target, _, _ in lives)),
         "kills while a checkpoint was being written": sum(saving for _, saving, _ in lives),
         "lives in which no update was finished": sum(updates == 0 for _, _, updates in lives),
@@ -70,12 +76,14 @@ def main() -> int:
     return 0 if result["equal"] else 1
 
 
-def live(folder: Path, choose: random.Random, number: int, longest: float) -> tuple[str, bool, int]:
+def live(
+    command: Sequence[str], folder: Path, choose: random.Random, targets: Sequence[str], number: int, longest: float
+) -> tuple[str, bool, int]:
     """Start the run and kill it; return who was killed, whether during a save, and the updates saved until then."""
-    target, at_save, before = choose.choice(TARGETS), number % 4 == 3, newest_steps(folder)
+    target, at_save, before = choose.choice(targets), number % 4 == 3, newest_steps(folder)
     moment = time.monotonic() + choose.uniform(0.0, longest)
     left_before = saving(folder)
-    job = start(folder, 10**9)
+    job = start(command, folder, 10**9)
     while time.monotonic() < moment or (at_save and time.monotonic() < moment + 60):
         assert job.poll() is None, f"the run ended by itself:\n{(folder / 'log').read_text()[-3000:]}"
         if at_save and time.monotonic() > moment and saving(folder) - left_before:
@@ -91,20 +99,20 @@ def live(folder: Path, choose: random.Random, number: int, longest: float) -> tu
     return target, in_save, updates
 
 
-def seconds_to_the_first_update(folder: Path) -> float:
+def seconds_to_the_first_update(command: Sequence[str], folder: Path) -> float:
     """Measure how long the run takes to start."""
     folder.mkdir()
     began = time.monotonic()
-    job = start(folder, STEPS_PER_UPDATE)
+    job = start(command, folder, STEPS_PER_UPDATE)
     assert job.wait() == 0, (folder / "log").read_text()
     return time.monotonic() - began
 
 
-def start(folder: Path, steps: int) -> "subprocess.Popen[bytes]":
+def start(command: Sequence[str], folder: Path, steps: int) -> "subprocess.Popen[bytes]":
     """Start or resume the run: the same command every time, except for its last step."""
     with open(folder / "log", "ab") as log:
-        command = [MPIRUN, "-np", "2", sys.executable, "-m", "ppo", *FLAGS, f"--env_steps={steps}"]
-        return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+        whole = [*command, f"--env_steps={steps}"]
+        return subprocess.Popen(whole, cwd=folder, stdout=log, stderr=log, start_new_session=True)
 
 
 def victims(mpirun: int, target: str) -> list[int]:
