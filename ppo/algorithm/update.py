@@ -113,8 +113,6 @@ class Learner:
         # By the number of samples; they read the observations at one place in memory.
         self._graphs: dict[int, CUDAGraph] = {}
         self._graphs_read = 0
-        # The derivative of the minibatch's mean by the loss of a sample.
-        self._one_sample = torch.full((), 1.0 / settings.minibatch_size, device=self._device)
         # 1 once any gradient of this update was not finite.
         self._is_not_finite = torch.zeros((), device=self._device)
         self.seconds = {"learn": 0.0, "communicate": 0.0}
@@ -285,7 +283,8 @@ class Learner:
         """
         prediction = self._network(rollout.observations_at(index))
         loss = ppo_loss(prediction, samples, self._model.distribution, self._settings, clip_range)
-        loss.backward(self._one_sample)  # type: ignore[no-untyped-call]
+        # Given a derivative to begin with, PyTorch would import SymPy to compare shapes.
+        (loss / self._settings.minibatch_size).backward()  # type: ignore[no-untyped-call]
         if self._bare is not None:
             self._bare.add_gradients()
         return Prediction(*(numbers.detach() for numbers in prediction))

@@ -53,9 +53,12 @@ def test_moments_of_another_network_are_refused():
         Adam(5, 1e-8).load_state_dict(Adam(4, 1e-8).state_dict())
 
 
-def test_a_learner_does_not_load_the_compiler():
+@pytest.mark.parametrize("world", ["CartPole-v1", "PongNoFrameskip-v4"])
+def test_a_run_loads_neither_the_compiler_nor_sympy(world, tmp_path):
+    flags = [f"--env_name={world}", "--num_envs=2", "--rollout_steps=4", "--minibatch_size=8", "--env_steps=8"]
     program = (
-        "import sys, torch\nfrom ppo.algorithm.adam import Adam\n"
-        "Adam(3, 1e-8).step(torch.zeros(3), torch.ones(3), 0.1)\nsys.exit('torch._dynamo' in sys.modules)"
+        f"import sys\nfrom ppo.__main__ import main\nassert main({[*flags, '--device=cpu']}) == 0\n"
+        "sys.exit(' '.join({'sympy', 'torch._dynamo'} & sys.modules.keys()) or 0)"
     )
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+    job = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert job.returncode == 0, job.stderr
