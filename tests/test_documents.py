@@ -9,7 +9,7 @@ from ppo.command_line import setting_types
 from tests.test_layers import LAYERS, NAMES
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "docs/history").glob("*.md")])
 # Of scripts, of other programs, and an old name that is still taken.
 OTHER_FLAGS = {
     *("all", "bind-to", "cpus", "deterministic", "fast", "folder", "goal", "help", "help_all", "hostfile", "init"),
