@@ -14,7 +14,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "doc
 OTHER_FLAGS = {
     *("all", "bind-to", "cpus", "deterministic", "fast", "folder", "goal", "help", "help_all", "hostfile", "init"),
     *("inplace", "kills", "logdir", "max_restarts", "mpi", "output", "quick", "repeats", "root", "seconds", "seed"),
-    *("slow", "title", "user", "version", "warm_up_seconds", "write"),
+    *("map_by", "shm_size", "slow", "title", "user", "version", "warm_up_seconds", "write"),
 }
 
 
