@@ -17,10 +17,10 @@ from ppo.games import Actor, Game, mean_and_error, number_of_slots, play_slots
 from ppo.outputs import checkpoint
 from ppo.outputs.display import print_line
 from ppo.outputs.folders import require_writable, write_whole
-from ppo.outputs.trackers import say_on_standard_error
 from ppo.outputs.window import GameWindow, NoWindowError, WindowClosedError, has_display
 from ppo.random_streams import Purpose, derived_seed
 from ppo.settings import Refusal
+from ppo.standard_streams import say_on_standard_error
 
 
 def play(config: Config, comm: Collective, explicit: set[str]) -> int:

@@ -1,8 +1,11 @@
 """Standard input, output and error: open, and able to take every character."""
 
+import contextlib
 import io
 import os
 import sys
+
+from ppo.settings import printable
 
 
 def prepare_standard_streams() -> None:
@@ -19,6 +22,13 @@ def prepare_standard_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def say_on_standard_error(text: str) -> None:
+    """Print where standard output has failed; if this fails too, there is no reader left."""
+    with contextlib.suppress(OSError, ValueError):
+        if sys.stderr is not None:
+            print(printable(text), file=sys.stderr, flush=True)
 
 
 def encodable(text: str, encoding: str) -> str:

@@ -17,9 +17,9 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from ppo.outputs.trackers import FinishedEpisode, Metrics, OutputError, Tracker, say_on_standard_error
+from ppo.outputs.trackers import FinishedEpisode, Metrics, OutputError, Tracker
 from ppo.settings import printable
-from ppo.standard_streams import encodable
+from ppo.standard_streams import encodable, say_on_standard_error
 
 SECONDS_BETWEEN_LINES = 5.0
 # A full disk or quota may be emptied; a pipe or terminal that was closed does not come back.

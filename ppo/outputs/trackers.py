@@ -19,7 +19,6 @@ import io
 import json
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from ppo.outputs.histograms import Look
 from ppo.outputs.log_start import keep_start
 from ppo.outputs.manifest import LOGS
 from ppo.settings import printable
+from ppo.standard_streams import say_on_standard_error
 
 EPISODE_COLUMNS = ("episode", "update", "env_steps", "environment", "return", "length", "time/seconds")
 _EVENTS_PREFIX = "events.out.tfevents."
@@ -307,13 +307,6 @@ def write_config(folder: Path, config: Config, **facts: Any) -> list[str]:
     except OSError as error:
         return [f"WARNING: {folder / 'config.json'} was not written: {error.strerror}"]
     return []
-
-
-def say_on_standard_error(text: str) -> None:
-    """Print where standard output has failed; if this fails too, there is no reader left."""
-    with contextlib.suppress(OSError, ValueError):
-        if sys.stderr is not None:
-            print(printable(text), file=sys.stderr, flush=True)
 
 
 def _csv_row(cells: Sequence[Any]) -> bytes:
