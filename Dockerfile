@@ -22,7 +22,7 @@ COPY setup.py pyproject.toml README.md ./
 COPY ppo/__init__.py ppo/
 COPY ppo/algorithm/_pixels.c ppo/algorithm/
 COPY ppo/envs/atari/_blended_colours.c ppo/envs/atari/_screens.c ppo/envs/atari/
-# Editable: the shipped agents are found beside the package.
+# Editable: the rest of the code comes after it.
 RUN pip install --constraint scripts/constraints.txt --editable ".[mpi]"
 COPY . .
 
@@ -34,7 +34,4 @@ VOLUME ["/results/checkpoints", "/results/runs", "/results/assets"]
 WORKDIR /results
 USER ppo
 
-# Open MPI: a job may have more ranks than there are cores, and ranks that wait give way to those that work.
-ENV PRTE_MCA_rmaps_default_mapping_policy=slot:oversubscribe OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_btl=^ofi
-
-ENTRYPOINT ["python", "/opt/ppo/ppo/launcher.py"]
+ENTRYPOINT ["ppo"]

@@ -19,7 +19,8 @@ from ppo.outputs.tensor_file import Specification, Tensors, specification
 from ppo.outputs.untrusted import DamagedCheckpointError
 from ppo.settings import Refusal
 
-SHIPPED_FOLDER = Path(__file__).parent.parent / "checkpoints" / SHIPPED
+SHIPPED_FOLDER = Path(__file__).parent / SHIPPED
+"""In a clone a link to checkpoints/pretrained, in a wheel a folder."""
 
 
 @dataclass(frozen=True)

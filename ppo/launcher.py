@@ -1,7 +1,8 @@
-"""Run `python -m ppo` under mpirun with one rank per core, or per GPU; Ctrl-C lets the ranks save and leave.
+"""The command `ppo`: run `python -m ppo` under mpirun, one rank per core or GPU; Ctrl-C lets the ranks save and leave.
 
-The job has fewer ranks than cores where it has fewer environments, and one rank to play or record. With
-`--max_restarts=N` a training job that dies is started again, up to N times, and resumes its newest checkpoint.
+The job has fewer ranks than cores where it has fewer environments, one rank to play or record, and as many as
+`--ranks=N` says. With `--max_restarts=N` a training job that dies is started again, up to N times, and resumes its
+newest checkpoint. Both flags are the launcher's own; all others go to the ranks.
 """
 
 import contextlib
@@ -13,57 +14,82 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from ppo.collectives import WENT_WRONG
+from ppo.collectives.mpi import find_mpirun, launching_environment
 from ppo.command_line import parse_command_line
 from ppo.config import Config
-from ppo.machine import SEVERAL_CORES, cores_here
-from ppo.outputs.trackers import say_on_standard_error
+from ppo.machine import SEVERAL_CORES, cores_here, cpus_here
 from ppo.settings import REFUSED, Refusal
-from ppo.standard_streams import prepare_standard_streams
+from ppo.standard_streams import prepare_standard_streams, say_on_standard_error
 from ppo.supervision.signals import AS_ASKED, INTERRUPTED, PREEMPTED, listen
 
 # After these codes the job would do the same again, or was asked to leave.
 _FINAL_CODES = {0, REFUSED, WENT_WRONG, PREEMPTED, INTERRUPTED}
 _LONGEST_PAUSE = 60
 _PR_SET_PDEATHSIG = 1
+# The least value of each, and what it must be in words.
+_OWN_FLAGS = {
+    "ranks": (1, "a number of ranks, 1 or more"),
+    "max_restarts": (0, "a number of restarts, 0 or more"),
+}
+_GET_MPI = "pip install 'ppo-mpi[mpi]'"
 # Looked up here, since a process between fork and exec may not.
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_HELP = """\
+The launcher takes --ranks=N (processes that share the work; by default one per core or GPU),
+--max_restarts=N (start a job that died again, up to N times), and:
+"""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the launcher itself is told."""
+
+    ranks: int | None = None
+    """Of the job; None: as many as there are cores or GPUs, and work for them."""
+    max_restarts: int = 0
+    """Times that a training job which died is started again."""
 
 
 def main() -> int:
     """Launch the job and return its exit code."""
     prepare_standard_streams()
     try:
-        max_restarts, arguments = take_max_restarts(sys.argv[1:])
+        launch, arguments = take_launch(sys.argv[1:])
         if "--help" in arguments:
-            print("scripts/train takes --max_restarts=N (start a job that died again, up to N times), and:\n")
+            print(_HELP)
         config = parse_command_line(arguments)
+        if launch.ranks not in (None, 1) and find_mpirun() is None:
+            raise Refusal(f"ranks must be 1 where there is no mpirun, got {launch.ranks}; {_GET_MPI} brings one")
     except Refusal as refusal:
         print(f"ppo: {refusal}", file=sys.stderr)
         return REFUSED
     signals = Signals(saves=config.run.mode == "train")
     signals.listen()
-    command = job_command(config, arguments)  # may take seconds
+    command = job_command(config, arguments, launch.ranks)  # may take seconds
     if signals.received:
         return INTERRUPTED if signals.interrupted else PREEMPTED
-    if command[0] == sys.executable and max_restarts == 0:
+    if command[0] == sys.executable and launch.max_restarts == 0:
         signals.let_go()
-        os.execv(sys.executable, command)
+        os.execve(sys.executable, command, launching_environment())
     restarts, before = 0, identity_of(config.checkpoint_folder)
     while True:
         code = signals.run(command)
-        if code in _FINAL_CODES or signals.received or restarts == max_restarts or config.run.mode != "train":
+        if code in _FINAL_CODES or signals.received or restarts == launch.max_restarts or config.run.mode != "train":
             break
         restarts += 1
         pause = min(2**restarts, _LONGEST_PAUSE)
         if has_checkpoints_of_its_own(config, before):
             # --fresh has done its work: what there is now is this run's own.
             command = [argument for argument in command if argument.partition("=")[0] != "--fresh"]
-        say_on_standard_error(f"the job died (exit code {code}); restart {restarts} of {max_restarts} in {pause} s")
+        say_on_standard_error(
+            f"the job died (exit code {code}); restart {restarts} of {launch.max_restarts} in {pause} s"
+        )
         signals.wait(pause)
         if signals.received:
             break
@@ -76,23 +102,27 @@ def main() -> int:
     return code
 
 
-def take_max_restarts(arguments: Sequence[str]) -> tuple[int, list[str]]:
-    """Split the launcher's own flag off a command line.
+def take_launch(arguments: Sequence[str]) -> tuple[Launch, list[str]]:
+    """Split the launcher's own flags off a command line.
 
     Raises:
-        Refusal: its value is not a number of restarts.
+        Refusal: the value of one of them is not a number that it takes.
     """
-    restarts, others = "0", []
+    found: dict[str, int] = {}
+    others = []
     remaining = iter(arguments)
     for argument in remaining:
         flag, equals, value = argument.partition("=")
-        if flag.replace("-", "_") == "__max_restarts":
-            restarts = value if equals else next(remaining, "")
-        else:
+        name = flag.replace("-", "_").removeprefix("__")
+        if not flag.startswith("--") or name not in _OWN_FLAGS:
             others.append(argument)
-    if not restarts.isdecimal():
-        raise Refusal(f"max_restarts must be a number of restarts, 0 or more, got {restarts!r}")
-    return int(restarts), others
+            continue
+        value = value if equals else next(remaining, "")
+        least, rule = _OWN_FLAGS[name]
+        if not value.isdecimal() or int(value) < least:
+            raise Refusal(f"{name} must be {rule}, got {value!r}")
+        found[name] = int(value)
+    return Launch(**found), others
 
 
 def identity_of(folder: Path) -> tuple[int, int] | None:
@@ -113,17 +143,21 @@ def has_checkpoints_of_its_own(config: Config, before: tuple[int, int] | None) -
     return identity_of(folder) not in (None, before) and any(folder.glob("step_*"))
 
 
-def job_command(config: Config, arguments: Sequence[str]) -> list[str]:
-    """Return what runs the job: one rank per core, or per GPU, as far as there is work for them."""
+def job_command(config: Config, arguments: Sequence[str], ranks: int | None = None) -> list[str]:
+    """Return what runs the job: so many ranks, or one per core or GPU as far as there is work for them."""
     command = [sys.executable, "-m", "ppo", *arguments]
+    mpirun = find_mpirun()
     gpus = gpus_with_threads(config, len(cores_here()))
     work = {"train": config.ppo.num_envs, "evaluate": config.episodes}.get(config.run.mode, 1)
-    ranks = max(1, min(gpus or cpus_here(), work))
-    if ranks == 1:
+    if ranks is None:
+        ranks = max(1, min(gpus or cpus_here(), work))
+        if ranks > 1 and mpirun is None:
+            say_on_standard_error(f"there is no mpirun: one rank instead of {ranks}; {_GET_MPI} brings one")
+    if ranks == 1 or mpirun is None:
         return command
     # mpirun binds ranks to a core each, if there are few of them; those with GPUs shall share all cores.
     unbound = ["--bind-to", "none"] if gpus else []
-    return [str(Path(sys.executable).with_name("mpirun")), "-np", str(ranks), *unbound, *command]
+    return [mpirun, "-np", str(ranks), *unbound, *command]
 
 
 def gpus_with_threads(config: Config, cores: int) -> int:
@@ -153,11 +187,6 @@ def gpus_with_threads(config: Config, cores: int) -> int:
     return gpus if cores >= gpus * SEVERAL_CORES else 0
 
 
-def cpus_here() -> int:
-    """Return how many processors this process may use, hardware threads counted one by one."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class Signals:
     """Runs jobs and turns signals to this process into those that mpirun passes on without ending its ranks."""
 
@@ -183,7 +212,12 @@ class Signals:
     def run(self, command: Sequence[str]) -> int:
         """Run a job to its end, passing signals on, and return its exit code."""
         # A session of its own keeps the terminal's Ctrl-C from mpirun, which would end the ranks before they can save.
-        self._job = subprocess.Popen(command, start_new_session=True, preexec_fn=_ask_for_a_signal_at_parents_death)
+        self._job = subprocess.Popen(
+            command,
+            env=launching_environment(),
+            start_new_session=True,
+            preexec_fn=_ask_for_a_signal_at_parents_death,
+        )
         if self._early is not None:
             self._forward(self._early)
         code = self._job.wait()

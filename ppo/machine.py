@@ -59,6 +59,11 @@ def cores_here() -> frozenset[str]:
     return frozenset(map(_core_of, os.sched_getaffinity(0)))
 
 
+def cpus_here() -> int:
+    """Return how many processors this process may use, hardware threads counted one by one."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def shared_out(hosts: Sequence[str], cores: Sequence[frozenset[str]]) -> list[int]:
     """Divide every core among the ranks of its host that may use it; ranks bound to cores of their own keep them."""
     users = Counter((host, core) for host, own in zip(hosts, cores, strict=True) for core in own)

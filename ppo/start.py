@@ -117,7 +117,9 @@ def uncompiled(run: Run) -> list[str]:
     slow = [run.envs.uncompiled] if run.envs.uncompiled else []
     if run.model.device.type == "cpu" and run.model.pixel_layer is not None and not pixels.IS_COMPILED:
         slow.append("minibatches are gathered by PyTorch")
-    return [f"{' and '.join(slow)}: pip install -e . where cc and Python.h are makes faster code"] if slow else []
+    if not slow:
+        return []
+    return [f"{' and '.join(slow)}: pip install it again, where cc and Python.h are, for faster code"]
 
 
 def acquire_patiently(lock: ModelLock, *, take_over: bool) -> list[str]:

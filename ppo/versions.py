@@ -14,8 +14,8 @@ _LIBRARIES = ("torch", "numpy", "gymnasium", "ale-py", "opencv-python-headless")
 
 def versions_here() -> dict[str, str]:
     """Return the version of Python, of this program and of each library that can change a result."""
-    versions = {"python": platform.python_version()}
-    return versions | {package: version_of(package) for package in ("ppo", *_LIBRARIES)}
+    own = {"python": platform.python_version(), "ppo": ppo.__version__}
+    return own | {package: version_of(package) for package in _LIBRARIES}
 
 
 def versions_outside(names: Mapping[str, str]) -> dict[str, str]:

@@ -17,17 +17,11 @@ from safetensors.numpy import load_file
 
 from ppo.__main__ import main
 from ppo.collectives import Alone
+from ppo.collectives.mpi import OPEN_MPI_VARIABLES
 
 # A launcher that is killed leaves a folder named after its process, and a later one with the same number cannot start.
 _LAUNCHERS_FOLDER = tempfile.TemporaryDirectory(prefix="ppo-", ignore_cleanup_errors=True)
-MPI_ENVIRONMENT = {
-    "TMPDIR": _LAUNCHERS_FOLDER.name,
-    "OMPI_ALLOW_RUN_AS_ROOT": "1",
-    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    "PRTE_MCA_rmaps_default_mapping_policy": "slot:oversubscribe",
-    "OMPI_MCA_mpi_yield_when_idle": "1",
-    "OMPI_MCA_btl": "^ofi",
-}
+MPI_ENVIRONMENT = {"TMPDIR": _LAUNCHERS_FOLDER.name, **OPEN_MPI_VARIABLES}
 # Otherwise a machine with a GPU would use it, whose results are not repeatable bit for bit.
 ON_PROCESSORS = "--device=cpu"
 CARTPOLE = [

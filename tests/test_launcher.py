@@ -12,10 +12,13 @@ import pytest
 import torch
 
 import ppo.launcher
+from ppo.collectives.mpi import find_mpirun
 from ppo.command_line import parse_command_line
 from ppo.config import Config
+from ppo.launcher import take_launch
 from ppo.outputs.checkpoint import write_checkpoint
 from ppo.outputs.manifest import Counters
+from ppo.settings import Refusal
 from tests.faults.running import ENDLESS, ROOT, RunningJob
 from tests.jobs import CARTPOLE, MPI_ENVIRONMENT, rows, separately
 
@@ -192,7 +195,7 @@ def test_a_restart_begins_anew_only_until_the_run_has_a_checkpoint_whatever_cloc
     if there_before:
         (tmp_path / "checkpoints/CartPole-v1/step_000000000064").mkdir(parents=True)
     (tmp_path / "job.py").write_text(STANDS_IN_FOR_A_JOB)
-    monkeypatch.setattr(launcher, "job_command", lambda config, flags: [sys.executable, "job.py", job, *flags])
+    monkeypatch.setattr(launcher, "job_command", lambda config, flags, ranks: [sys.executable, "job.py", job, *flags])
     monkeypatch.setattr(launcher.Signals, "wait", lambda signals, seconds: None)
     monkeypatch.setattr(sys, "argv", ["launcher", "--env_name=CartPole-v1", "--fresh", "--max_restarts=1"])
     before = {number: signal.getsignal(number) for number in signal.valid_signals()}
@@ -226,6 +229,48 @@ def test_a_job_whose_launcher_is_killed_saves_and_leaves(tmp_path):
         assert job.processes() == []
     steps = int(rows(tmp_path / "runs/CartPole-v1/progress.csv")[-1]["env_steps"])
     assert (tmp_path / f"checkpoints/CartPole-v1/step_{steps:012d}/manifest.json").exists()
+
+
+def test_a_job_has_as_many_ranks_as_it_is_told():
+    launch, flags = take_launch(["--ranks=3", *CARTPOLE])
+    assert flags == CARTPOLE
+    command = ppo.launcher.job_command(parse_command_line(flags), flags, launch.ranks)
+    assert command == [find_mpirun(), "-np", "3", sys.executable, "-m", "ppo", *CARTPOLE]
+
+
+@pytest.mark.parametrize("flags", [["--ranks=0"], ["--ranks", "two"]])
+def test_a_number_of_ranks_that_is_none_is_refused(flags):
+    with pytest.raises(Refusal, match=r"ranks must be a number of ranks, 1 or more, got '(0|two)'"):
+        take_launch([*CARTPOLE, *flags])
+
+
+@pytest.fixture
+def without_mpirun(tmp_path, monkeypatch):
+    """A Python without an mpirun beside it, on a PATH without one."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+
+
+def test_mpirun_is_the_one_of_this_python_or_else_that_of_the_path(without_mpirun, tmp_path, monkeypatch):
+    assert find_mpirun() is None
+    (tmp_path / "cluster").mkdir()
+    for place in (tmp_path / "cluster/mpirun", tmp_path / "mpirun"):
+        place.touch(mode=0o755)
+        monkeypatch.setenv("PATH", str(tmp_path / "cluster"))
+        assert find_mpirun() == str(place)
+
+
+def test_without_an_mpirun_there_is_one_rank_and_a_line_that_says_how_to_get_more(without_mpirun, launcher, capsys):
+    assert command(launcher, 8, CARTPOLE) == (1, [])
+    assert capsys.readouterr().err == (
+        "there is no mpirun: one rank instead of 4; pip install 'ppo-mpi[mpi]' brings one\n"
+    )
+
+
+def test_several_ranks_without_an_mpirun_are_refused(without_mpirun, launcher, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ppo", *CARTPOLE, "--ranks=2"])
+    assert launcher.main() == 2
+    assert "ranks must be 1 where there is no mpirun, got 2" in capsys.readouterr().err
 
 
 def test_a_number_of_restarts_that_is_none_is_refused(tmp_path):

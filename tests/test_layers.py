@@ -97,7 +97,7 @@ def test_every_module_says_what_it_is_for(path: Path) -> None:
 
 
 def test_help_and_a_refused_flag_need_neither_torch_nor_gymnasium() -> None:
-    program = "import sys, ppo.__main__; sys.exit(bool({'torch', 'gymnasium'} & set(sys.modules)))"
+    program = "import sys, ppo.__main__, ppo.launcher; sys.exit(bool({'torch', 'gymnasium'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 

@@ -2,7 +2,10 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,6 +21,18 @@ T = TypeVar("T")
 _RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
 _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 _LAUNCHER_PREFIXES = ("OMPI_COMM_WORLD_", "PMI_", "PMI2_", "PMIX_", "SLURM_STEP_", "PALS_", "ALPS_", "MV2_COMM_WORLD_")
+
+OPEN_MPI_VARIABLES: Mapping[str, str] = {
+    # Let root start jobs (in containers), and let a job have more ranks than there are cores.
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": "slot:oversubscribe",
+    # Ranks that wait give way to those that work.
+    "OMPI_MCA_mpi_yield_when_idle": "1",
+    # The transport over libfabric takes a second to find that it cannot be used.
+    "OMPI_MCA_btl": "^ofi",
+}
+"""What Open MPI is told unless the user tells it something else; scripts/environment.sh says the same."""
 
 
 class MPIRanks:
@@ -121,6 +136,18 @@ def launched_rank() -> int:
 def was_launched() -> bool:
     """Return whether an MPI launcher started this process."""
     return any(name.startswith(_LAUNCHER_PREFIXES) for name in os.environ)
+
+
+def find_mpirun() -> str | None:
+    """Return the path of mpirun: the one installed with this Python, else that of PATH; None if there is none."""
+    own = Path(sys.executable).with_name("mpirun")
+    return str(own) if own.exists() else shutil.which("mpirun")
+
+
+def launching_environment() -> dict[str, str]:
+    """Return this process's environment with what mpirun needs, as far as it is not set."""
+    # Open MPI does not start without a home; a scheduler or `env -i` may have left it out.
+    return {"HOME": os.path.expanduser("~"), **OPEN_MPI_VARIABLES, **os.environ}
 
 
 def connect() -> Collective:
