@@ -44,6 +44,12 @@ def main(arguments: Sequence[str]) -> int:
     spaces: Spaces | None = None
     try:
         config = parse_command_line(arguments, speak=speaks)
+        if config.run.mode == "doctor":
+            from ppo.doctor import examine
+
+            code = examine(config) if speaks else 0
+            _end_output()
+            return code
         from ppo.outputs.window import keep_drawing_quiet
 
         keep_drawing_quiet()

@@ -11,16 +11,16 @@ from typing import Any
 
 import tyro
 
+import ppo
 from ppo.config import Config, PPOSettings, RunSettings, section_types
 from ppo.families import FAMILIES, Family, family_of
 from ppo.foreign_flags import FOREIGN_FLAGS
 from ppo.presets import PRESETS, for_environments, preset_of
 from ppo.settings import Refusal, did_you_mean
-from ppo.versions import version_of
 
 _COMMON: Mapping[str, str] = {
     "env_name": "the world: any Gymnasium id, such as HalfCheetah-v5",
-    "mode": "train, play (watch), record (make a video) or evaluate (score 100 games)",
+    "mode": "train, play (watch), record (a video), evaluate (score 100 games) or doctor (check this machine)",
     "env_steps": "how long to train, in agent steps over all environments; 2e6 will do",
     "rng_seed": "seed of every random number",
     "model_name": "name of the run's folders; by default the world's",
@@ -34,7 +34,7 @@ _COMMON: Mapping[str, str] = {
 }
 """The settings of the short help."""
 _SHORT_HELP = """\
-usage: python -m ppo [--env_name=ID] [--mode=train|play|record|evaluate] [flags]
+usage: python -m ppo [--env_name=ID] [--mode=train|play|record|evaluate|doctor] [flags]
 
 Train, watch and record agents with PPO. A run that is started again goes on where it was.
 
@@ -89,7 +89,7 @@ def parse_command_line(arguments: Sequence[str], *, speak: bool = True) -> Confi
     defaults = _defaults(chosen, family, env_name, explicit)
     if explicit & {"version", "help"} or "-h" in arguments:
         with _silent_unless(speak):
-            print(f"ppo {version_of('ppo')}" if "version" in explicit else _short_help(defaults), flush=True)
+            print(f"ppo {ppo.__version__}" if "version" in explicit else _short_help(defaults), flush=True)
         raise SystemExit(0)
     arguments = ["--help" if argument in ("--help_all", "--help-all") else argument for argument in arguments]
     complaint = io.StringIO()

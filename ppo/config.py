@@ -21,7 +21,7 @@ ENV_NAME_PATTERN = re.compile(r"[A-Za-z0-9_./:-]{1,100}")
 MODEL_NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 KEEP_CHECKPOINTS_PATTERN = re.compile(r"all|(every=)?[1-9][0-9]{0,8}")
 SHIPPED = "pretrained"
-"""Folder of the shipped agents under checkpoints; no run can have this name."""
+"""Folder of the shipped agents, under checkpoints and in the package; no run can have this name."""
 MAX_SEED = 2**63 - 1
 # Far above what anybody trains with, and low enough that no checkpoint's settings can keep a reader busy.
 _MOST = 2**20
@@ -38,8 +38,8 @@ class RunSettings:
 
     env_name: str = "PongNoFrameskip-v4"
     """Gymnasium id of the world. `PongNoFrameskip-v4` and `ALE/Pong-v5` name the same game under the same protocol."""
-    mode: Literal["train", "play", "record", "evaluate"] = "train"
-    """train; play (watch games); record (write a video); evaluate (score many games)."""
+    mode: Literal["train", "play", "record", "evaluate", "doctor"] = "train"
+    """train; play (watch games); record (write a video); evaluate (score many games); doctor (check this machine)."""
     preset: str | None = None
     """Named settings to start from: atari, paper, cleanrl, ppo1, classic, continuous, car-racing, car-racing-discrete,
     coordconv-000, convnet-000, or a world that has its own, as CartPole. Default: the world's own, else that of its

@@ -15,6 +15,7 @@ OTHER_FLAGS = {
     *("all", "bind-to", "cpus", "deterministic", "fast", "folder", "goal", "help", "help_all", "hostfile", "init"),
     *("inplace", "kills", "logdir", "max_restarts", "mpi", "output", "quick", "repeats", "root", "seconds", "seed"),
     *("map_by", "shm_size", "slow", "title", "user", "version", "warm_up_seconds", "write"),
+    *("index-url", "no-deps", "ranks"),
 }
 
 
