@@ -61,6 +61,49 @@ def find_agent(config: Config, explicit: set[str]) -> Agent:
     return _choose_shipped(config, explicit, load, notes)
 
 
+def world_in(folder: Path) -> str | None:
+    """Return the world of the agent in a folder, which is one checkpoint or holds those of a run; None without agent.
+
+    Raises:
+        Refusal: the checkpoint is damaged, or the folder cannot be read.
+    """
+    if (folder / checkpoint.MANIFEST_FILE).exists():
+        return _manifest_in(folder).config.run.env_name
+    manifest = checkpoint.newest_manifest(folder)
+    return manifest.config.run.env_name if manifest else None
+
+
+def load_agent(folder: Path, config: Config, explicit: set[str]) -> Agent:
+    """Load the agent in a folder, which is one checkpoint or holds those of a run.
+
+    Args:
+        folder: of which `world_in` names the world.
+        config: settings of playback, and the world.
+        explicit: the settings that the user names.
+
+    Raises:
+        Refusal: it is damaged, does not fit the settings, or asks for code that the user does not name.
+    """
+    notes: list[str] = []
+
+    def load(found: Path, manifest: Manifest) -> Agent:
+        return _load(manifest.config.model_name, found, manifest, config, explicit, notes)
+
+    if not (folder / checkpoint.MANIFEST_FILE).exists():
+        return checkpoint.choose(folder, config.playback.checkpoint, load, notes.append)
+    try:
+        return load(folder, _manifest_in(folder))
+    except DamagedCheckpointError as error:
+        raise Refusal(f"the agent in {folder} is damaged: {error}") from error
+
+
+def _manifest_in(folder: Path) -> Manifest:
+    try:
+        return checkpoint.read_manifest(folder)
+    except DamagedCheckpointError as error:
+        raise Refusal(f"the agent in {folder} is damaged: {error}") from error
+
+
 def restore_model(agent: Agent, envs: Environments) -> ActorCritic:
     """Build the agent's network for these environments and load its weights."""
     model = _build(agent.config, envs)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ppo.envs import Environments
-from ppo.models.actor_critic import ActorCritic
+from ppo.models.actor_critic import ActorCritic, Prediction
 from ppo.models.distributions import Rule
 from ppo.random_streams import Purpose, stream
 
@@ -51,22 +51,29 @@ class Actor:
         self._step = 0
         self._noise = torch.empty(0)
 
-    @torch.inference_mode()
     def act(self, observations: NDArray[Any]) -> NDArray[Any]:
         """Return what the environments are sent in their next step, for their observations (N, ...).
+
+        Raises:
+            FloatingPointError: see `choose`.
+        """
+        _, raw = self.choose(observations)
+        return self._model.distribution.to_environment(raw.cpu().numpy())
+
+    @torch.inference_mode()
+    def choose(self, observations: NDArray[Any]) -> tuple[Prediction, Tensor]:
+        """Return what the network says of observations (N, ...), and the raw actions that are chosen.
 
         Raises:
             FloatingPointError: an output of the network is not finite, which finite weights may lead to.
         """
         distribution, device = self._model.distribution, self._model.device
-        outputs = self._model(torch.from_numpy(observations).to(device)).action
-        if not outputs.isfinite().all():
+        prediction: Prediction = self._model(torch.from_numpy(observations).to(device))
+        if not prediction.action.isfinite().all():
             raise FloatingPointError("the outputs of its network are not finite")
         if self._rule == "sample":
-            raw = distribution.sample(outputs, self._next_noise().to(device))
-        else:
-            raw = getattr(distribution, self._rule)(outputs)
-        return distribution.to_environment(raw.cpu().numpy())
+            return prediction, distribution.sample(prediction.action, self._next_noise().to(device))
+        return prediction, getattr(distribution, self._rule)(prediction.action)
 
     def _next_noise(self) -> Tensor:
         """Return the noise of the next step, (N, ...)."""

@@ -96,6 +96,14 @@ def test_every_module_says_what_it_is_for(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text()))
 
 
+def test_importing_the_package_imports_nothing_outside_the_standard_library() -> None:
+    program = (
+        "import sys, ppo; assert dir(ppo); "
+        "sys.exit(bool({'numpy', 'torch', 'gymnasium', 'tyro', 'ppo.api'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
 def test_help_and_a_refused_flag_need_neither_torch_nor_gymnasium() -> None:
     program = "import sys, ppo.__main__, ppo.launcher; sys.exit(bool({'torch', 'gymnasium'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

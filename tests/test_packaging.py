@@ -132,6 +132,14 @@ def test_a_wheel_from_the_sdist_trains_and_plays_outside_the_clone(sources, tmp_
     assert json.loads((away / "runs/CartPole-v1/config.json").read_text())["ranks"] == 2
     run(command, *own, "--mode=evaluate", "--episodes=2", folder=away, **temporary)
 
+    program = (
+        "import ppo\n"
+        "job = ppo.train('CartPole-v1', model_name='other', ranks=2, env_steps=2000)\n"
+        "assert job.wait(120) == 0, job.output\n"
+        "print(ppo.evaluate(ppo.load('other'), 2)['env_steps'])"
+    )
+    assert run(python, "-c", program, folder=away, **temporary).splitlines()[-1] == "2048"
+
     shipped = run(command, "--env_name=PongNoFrameskip-v4", "--mode=evaluate", "--episodes=1", folder=away, **temporary)
     assert f"using the shipped one in {tmp_path / 'venv'}" in shipped
     assert '"return_mean": ' in shipped

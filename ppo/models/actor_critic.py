@@ -135,7 +135,7 @@ def build_model(
         inputs = VectorStatistics(shape[0], follows=settings.observation_normalization, clip=settings.observation_clip)
     encoder_type = _encoder_type(settings, is_image)
     is_shared = is_image if settings.trunk == "auto" else settings.trunk == "shared"
-    with torch.random.fork_rng(devices=[]), _one_thread():
+    with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(seed)
         try:
             actor = encoder_type(shape, settings)
@@ -235,7 +235,7 @@ def _refuse_modules(model: ActorCritic, space: gymnasium.spaces.Box) -> None:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             raise Refusal(f"network must have no parameters without a gradient, got {name}; make it a buffer")
-    with _one_thread():
+    with one_thread():
         found = find_unrepeatable(model, space)
     if found:
         name, reason = found
@@ -257,8 +257,8 @@ def _initialise_as_torch_does(model: ActorCritic) -> None:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let torch use one thread: several round an orthogonal matrix otherwise."""
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread, as ranks do: several round some results otherwise, and for few samples are slower."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

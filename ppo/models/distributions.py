@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from ppo.envs.actions import CompositeSpace
 from ppo.models.encoders import orthogonal
+from ppo.settings import Refusal
 
 Space = gymnasium.Space[Any]
 Rule = Literal["mean", "mode", "sample"]
@@ -112,6 +113,14 @@ class ActionDistribution(abc.ABC):
     def to_environment(self, actions: NDArray[Any]) -> NDArray[Any]:
         """Turn raw actions (B, *action_shape) into elements of the space, (B, *space.shape) of its dtype."""
 
+    def elements(self, actions: Tensor) -> Tensor:
+        """Do the same as `to_environment` on tensors, which can be exported.
+
+        Raises:
+            Refusal: the distribution is one from outside that does not say how.
+        """
+        raise Refusal(f"an agent with {self.name} actions cannot be exported: {type(self).__name__} has no `elements`")
+
 
 class _Categories(ActionDistribution):
     """Categories chosen by Gumbel noise; each output is the unnormalised log-probability (logit) of one."""
@@ -177,6 +186,10 @@ class Categorical(_Categories):
         counted: NDArray[Any] = actions + self._start
         return counted.astype(self._environment_dtype, copy=False)
 
+    def elements(self, actions: Tensor) -> Tensor:
+        """Count from the start of the space."""
+        return (actions + int(self._start)).to(_tensor_dtype(self._environment_dtype))
+
     def _log_probs(self, outputs: Tensor) -> Tensor:
         return outputs.log_softmax(-1)
 
@@ -215,6 +228,11 @@ class MultiCategorical(_Categories):
         """Count from the start of each dimension."""
         counted: NDArray[Any] = actions.reshape(*actions.shape[:-1], *self._space.shape) + self._space.start
         return counted.astype(self._space.dtype, copy=False)
+
+    def elements(self, actions: Tensor) -> Tensor:
+        """Count from the start of each dimension."""
+        counted = actions.reshape(*actions.shape[:-1], *self._space.shape) + torch.from_numpy(self._space.start)
+        return counted.to(_tensor_dtype(self._space.dtype))
 
     def _log_probs(self, outputs: Tensor) -> Tensor:
         return torch.cat([own.log_softmax(-1) for own in torch.split(outputs, self._sizes, -1)], -1)
@@ -276,6 +294,10 @@ class Bernoulli(ActionDistribution):
         """Return the bits in the shape of the space."""
         return actions.reshape(*actions.shape[:-1], *self._space.shape).astype(self._space.dtype)
 
+    def elements(self, actions: Tensor) -> Tensor:
+        """Return the bits in the shape of the space."""
+        return actions.reshape(*actions.shape[:-1], *self._space.shape).to(_tensor_dtype(self._space.dtype))
+
 
 class _BoxDistribution(ActionDistribution):
     """Independent numbers, one per dimension of a Box; two outputs each, all first ones before all second ones."""
@@ -326,6 +348,15 @@ class _BoxDistribution(ActionDistribution):
         if np.issubdtype(self._space.dtype, np.integer):
             scaled = np.rint(scaled)
         clipped = np.clip(scaled, self._low, self._high).astype(self._space.dtype)
+        return clipped.reshape(*actions.shape[:-1], *self._space.shape)
+
+    def _tensor_to_box(self, actions: Tensor) -> Tensor:
+        """Do the same as `_to_box` on tensors of float64."""
+        centre, half_range, low, high = map(torch.from_numpy, (self._centre, self._half_range, self._low, self._high))
+        scaled = centre + half_range * actions
+        if np.issubdtype(self._space.dtype, np.integer):
+            scaled = scaled.round()
+        clipped = scaled.clamp(low, high).to(_tensor_dtype(self._space.dtype))
         return clipped.reshape(*actions.shape[:-1], *self._space.shape)
 
 
@@ -422,6 +453,10 @@ class Gaussian(_BoxDistribution):
     def to_environment(self, actions: NDArray[Any]) -> NDArray[Any]:
         """Scale [-1, 1] to the range of bounded dimensions, then clip."""
         return self._to_box(actions.astype(np.float64))
+
+    def elements(self, actions: Tensor) -> Tensor:
+        """Scale [-1, 1] to the range of bounded dimensions, then clip."""
+        return self._tensor_to_box(actions.double())
 
 
 class GaussianHead(nn.Module):
@@ -562,6 +597,10 @@ class Beta(_BoxDistribution):
         """Scale (0, 1) to the bounds."""
         return self._to_box(2.0 * actions.astype(np.float64) - 1.0)
 
+    def elements(self, actions: Tensor) -> Tensor:
+        """Scale (0, 1) to the bounds."""
+        return self._tensor_to_box(2.0 * actions.double() - 1.0)
+
 
 class Composite(ActionDistribution):
     """A distribution for each part of a Dict or Tuple of actions, independent of each other in every state.
@@ -631,6 +670,11 @@ class Composite(ActionDistribution):
         elements = [part.to_environment(action.numpy()) for part, action in own]
         lead = actions.shape[:-1]
         return np.concatenate([element.reshape(*lead, -1).astype(np.float64) for element in elements], -1)
+
+    def elements(self, actions: Tensor) -> Tensor:
+        """Return the elements of all parts, one after the other."""
+        own = [part.elements(action) for part, action in zip(self._parts, self._actions(actions), strict=True)]
+        return torch.cat([element.reshape(*actions.shape[:-1], -1).double() for element in own], -1)
 
     def _outputs(self, outputs: Tensor) -> tuple[Tensor, ...]:
         """Return each part's outputs."""
@@ -712,6 +756,12 @@ def gumbel_noise(generator: np.random.Generator, shape: tuple[int, ...]) -> NDAr
     exponential = np.maximum(generator.standard_exponential(shape), np.finfo(np.float64).tiny)
     noise: NDArray[np.float32] = -np.log(exponential).astype(np.float32)
     return noise
+
+
+def _tensor_dtype(dtype: Any) -> torch.dtype:
+    """Return PyTorch's name of a type of numpy."""
+    named: torch.dtype = getattr(torch, np.dtype(dtype).name)
+    return named
 
 
 def _split(outputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,92 @@
+"""The program in three calls, for scripts and notebooks: load an agent, evaluate it, train one.
+
+A setting is a keyword argument here and a flag on the command line, under the same name and with the same refusals.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ppo.agents import find_agent, load_agent, world_in
+from ppo.api.agent import TrainedAgent
+from ppo.api.job import OnUpdate, TrainingJob
+from ppo.command_line import parse_command_line
+from ppo.config import as_flags
+from ppo.games import number_of_slots
+from ppo.models.actor_critic import one_thread
+from ppo.playback import play_games, statistics_of
+from ppo.settings import Refusal
+
+
+def load(agent: str | Path, **settings: Any) -> TrainedAgent:
+    """Load a trained agent: your own, or a shipped one where you have none of that name.
+
+    Args:
+        agent: the name of a run or of a world, or a folder: that of a run's checkpoints, or one checkpoint.
+        settings: of playback, such as `act="mode"`, `checkpoint="latest"` or `checkpoint_dir=...`; and `network`,
+            `policy` or `env_name` of an agent with code of yours, which is imported only if it is named here.
+
+    Raises:
+        Refusal: there is no such agent, it is damaged, or it asks for code that is not named here.
+    """
+    explicit = set(settings)
+    for folder in (Path(agent), Path(settings.get("checkpoint_dir", "checkpoints")) / agent):
+        world = world_in(folder)
+        if world is not None:
+            # It says which settings there are; code that it may name is not imported on a manifest's word.
+            config = parse_command_line(_flags(world) + _flags(**settings))
+            return TrainedAgent(load_agent(folder, config, explicit))
+    return TrainedAgent(find_agent(parse_command_line(_flags(str(agent), **settings)), explicit | {"env_name"}))
+
+
+def evaluate(agent: TrainedAgent | str | Path, episodes: int = 100, **settings: Any) -> dict[str, Any]:
+    """Play whole games in this process and return what `--mode=evaluate` prints: mean, standard error and the protocol.
+
+    Args:
+        agent: from `load`, or what `load` takes.
+        episodes: games; the same ones for the same `rng_seed`.
+        settings: `rng_seed` and `max_game_steps`.
+
+    Raises:
+        Refusal: a setting is refused, or the agent's numbers overflow.
+    """
+    if not isinstance(agent, TrainedAgent):
+        agent = load(agent)
+    config = parse_command_line(_flags(agent.env_name, mode="evaluate", episodes=episodes, **settings))
+    num_slots = number_of_slots(episodes)
+    with one_thread():
+        games = list(play_games(agent.saved, config, range(num_slots), num_slots))
+    return statistics_of(sorted(games, key=lambda game: game.number), agent.saved, config)
+
+
+def train(env: str, *, ranks: int | None = None, on_update: OnUpdate | None = None, **settings: Any) -> TrainingJob:
+    """Start training as a job of its own, as the command `ppo` does, and return at once.
+
+    The job outlives this process, and neither an error nor a Ctrl-C here ends it; nor does anything it does end this.
+    A run of that name goes on where it was.
+
+    Args:
+        env: the world: a Gymnasium id, or `module:id`.
+        ranks: processes that share the work; None: one per core or GPU.
+        on_update: called in `wait` with the row that each update adds to progress.csv; returning False stops the job.
+        settings: any of `ppo --help_all`.
+
+    Raises:
+        Refusal: a setting is refused; nothing was started.
+    """
+    if "mode" in settings:
+        raise Refusal(f"mode must not be set for train, got {settings['mode']!r}; evaluate is a call of its own")
+    flags = _flags(env, **settings)
+    config = parse_command_line(flags)
+    own = [] if ranks is None else [f"--ranks={ranks}"]
+    return TrainingJob([sys.executable, "-m", "ppo.launcher", *flags, *own], config, on_update)
+
+
+def _flags(world: str | None = None, **settings: Any) -> list[str]:
+    """Return settings as a command line; constructor arguments of a world may be a mapping."""
+    kwargs = settings.get("env_kwargs")
+    if isinstance(kwargs, Mapping):
+        settings["env_kwargs"] = json.dumps(kwargs)
+    return as_flags(({} if world is None else {"env_name": world}) | settings)
