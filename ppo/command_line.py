@@ -20,7 +20,7 @@ from ppo.settings import Refusal, did_you_mean
 
 _COMMON: Mapping[str, str] = {
     "env_name": "the world: any Gymnasium id, such as HalfCheetah-v5",
-    "mode": "train, play (watch), record (a video), evaluate (score 100 games) or doctor (check this machine)",
+    "mode": "train, play (watch), record (a video), evaluate, doctor (check this machine)",
     "env_steps": "how long to train, in agent steps over all environments; 2e6 will do",
     "rng_seed": "seed of every random number",
     "model_name": "name of the run's folders; by default the world's",

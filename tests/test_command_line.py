@@ -1,11 +1,11 @@
 import re
 import resource
 import sys
-from importlib.metadata import version
 
 import pytest
 import torch
 
+from ppo import __version__
 from ppo.command_line import parse_command_line, setting_types
 from ppo.foreign_flags import FOREIGN_FLAGS
 from ppo.settings import Refusal
@@ -147,7 +147,7 @@ def test_the_short_help_fits_a_screen_and_names_the_long_one(capsys):
 
 
 def test_the_version_is_that_of_the_package(capsys):
-    assert printed(capsys, "--version") == f"ppo {version('ppo')}\n"
+    assert printed(capsys, "--version") == f"ppo {__version__}\n"
 
 
 @pytest.mark.parametrize(
