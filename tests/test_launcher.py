@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import ppo.launcher
-from ppo.collectives.mpi import find_mpirun
+from ppo.collectives.mpi import OPEN_MPI_VARIABLES, find_mpirun, launching_environment
 from ppo.command_line import parse_command_line
 from ppo.config import Config
 from ppo.launcher import take_launch
@@ -258,6 +258,17 @@ def test_mpirun_is_the_one_of_this_python_or_else_that_of_the_path(without_mpiru
         place.touch(mode=0o755)
         monkeypatch.setenv("PATH", str(tmp_path / "cluster"))
         assert find_mpirun() == str(place)
+
+
+def test_mpirun_gets_what_it_needs_and_keeps_what_the_user_has_set(monkeypatch):
+    monkeypatch.delenv("HOME", raising=False)
+    for name in OPEN_MPI_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OMPI_MCA_btl", "tcp,self")
+    environment = launching_environment()
+    assert environment["HOME"] == os.path.expanduser("~")
+    assert environment["PRTE_MCA_rmaps_default_mapping_policy"] == "slot:oversubscribe"
+    assert environment["OMPI_MCA_btl"] == "tcp,self"
 
 
 def test_without_an_mpirun_there_is_one_rank_and_a_line_that_says_how_to_get_more(without_mpirun, launcher, capsys):
