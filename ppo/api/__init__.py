@@ -25,8 +25,9 @@ def load(agent: str | Path, **settings: Any) -> TrainedAgent:
 
     Args:
         agent: the name of a run or of a world, or a folder: that of a run's checkpoints, or one checkpoint.
-        settings: of playback, such as `act="mode"`, `checkpoint="latest"` or `checkpoint_dir=...`; and `network`,
-            `policy` or `env_name` of an agent with code of yours, which is imported only if it is named here.
+        settings: of playback, such as `act="mode"`, `checkpoint="latest"`, `checkpoint_dir=...` or `rng_seed`, of what
+            is sampled; and `network`, `policy` or `env_name` of an agent with code of yours, which is imported only if
+            it is named here.
 
     Raises:
         Refusal: there is no such agent, it is damaged, or it asks for code that is not named here.
@@ -37,8 +38,9 @@ def load(agent: str | Path, **settings: Any) -> TrainedAgent:
         if world is not None:
             # It says which settings there are; code that it may name is not imported on a manifest's word.
             config = parse_command_line(_flags(world) + _flags(**settings))
-            return TrainedAgent(load_agent(folder, config, explicit))
-    return TrainedAgent(find_agent(parse_command_line(_flags(str(agent), **settings)), explicit | {"env_name"}))
+            return TrainedAgent(load_agent(folder, config, explicit), seed=config.run.rng_seed)
+    config = parse_command_line(_flags(str(agent), **settings))
+    return TrainedAgent(find_agent(config, explicit | {"env_name"}), seed=config.run.rng_seed)
 
 
 def evaluate(agent: TrainedAgent | str | Path, episodes: int = 100, **settings: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from ppo.games import Actor
 from ppo.models.actor_critic import one_thread
 from ppo.models.exported import exported
 from ppo.outputs.folders import write_whole
+from ppo.random_streams import Purpose, derived_seed
 from ppo.settings import Refusal
 
 
@@ -38,15 +39,21 @@ class Choice:
 class TrainedAgent:
     """An agent as `ppo.load` returns it."""
 
-    def __init__(self, saved: Agent) -> None:
-        """Build the network for the agent's world and load its weights."""
+    def __init__(self, saved: Agent, *, seed: int) -> None:
+        """Build the network for the agent's world and load its weights.
+
+        Args:
+            saved: policy and protocol.
+            seed: of what is sampled.
+        """
         self.saved = saved
         self.name, self.env_name, self.env_steps = saved.name, saved.config.run.env_name, saved.counters.env_steps
         envs = make_envs(self.env_name, saved.config.world, indices=range(1), seed=0)
         self.observation_space, self.action_space = envs.single_observation_space, envs.single_action_space
         self._model = restore_model(saved, envs).requires_grad_(False)
         envs.close()
-        self._actor = Actor(self._model, saved.rule, indices=range(1), seed=saved.config.run.rng_seed)
+        noise_seed = derived_seed(seed, Purpose.PLAYBACK)
+        self._actor = Actor(self._model, saved.rule, indices=range(1), seed=noise_seed)
         self._values = RunningMoments()
         self._values.load_state_dict({"moments": saved.model_tensors["value_normalizer/moments"]})
 
@@ -86,7 +93,7 @@ class TrainedAgent:
         """Make the agent's world as one environment, under the protocol that it was trained with.
 
         Args:
-            seed: of the episodes.
+            seed: of the episodes, which are those of `--mode=play --rng_seed=<seed>`.
             draw: have pictures for `render()`, which takes longer.
         """
         return AgentWorld(self.saved.config, seed=seed, draw=draw)
@@ -153,7 +160,7 @@ class AgentWorld(gymnasium.Env[NDArray[Any], Any]):
             self._config.run.env_name,
             self._config.world,
             indices=range(1),
-            seed=seed,
+            seed=derived_seed(seed, Purpose.PLAYBACK),
             on_frame=self._keep if self.render_mode else None,
         )
         self.observation_space = self._envs.single_observation_space

@@ -141,6 +141,28 @@ def test_an_agent_wins_its_game(here: Path) -> None:
     assert played(agent, seed=1) == (500.0, 500)
 
 
+def test_a_game_by_hand_is_that_of_an_evaluation_with_the_same_seed(trained: Path) -> None:
+    for seed in (0, 7):
+        agent = ppo.load(trained / "checkpoints/CartPole-v1", rng_seed=seed)
+        result = ppo.evaluate(agent, 1, rng_seed=seed)
+        assert played(agent, seed) == (result["return_mean"], result["episode_length_mean"])
+
+
+def test_a_network_of_your_own_is_loaded_where_it_is_named(here: Path) -> None:
+    (here / "own_network.py").write_text(
+        "from torch import nn\n"
+        "class Wide(nn.Sequential):\n"
+        "    num_features = 96\n"
+        "    def __init__(self, shape, settings):\n"
+        "        super().__init__(nn.Linear(shape[0], 96), nn.Tanh())\n"
+    )
+    assert run_ppo(here, *CARTPOLE, "--network=own_network:Wide", "--env_steps=64").returncode == 0
+    with pytest.raises(Refusal, match="asks for code"):
+        ppo.load("CartPole-v1")
+    agent = ppo.load("CartPole-v1", network="own_network:Wide")
+    assert agent.action_space.contains(agent.act(np.zeros(4)).action)
+
+
 def test_the_world_of_an_agent_keeps_gymnasiums_contract_and_its_seeds(here: Path) -> None:
     env = ppo.load("CartPole-v1").make_env(draw=True)
     with warnings.catch_warnings():
