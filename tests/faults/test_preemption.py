@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-import ppo.launcher
+from ppo import launcher as launcher_of_ppo
 from tests.faults.running import (
     ENDLESS,
     ROOT,
@@ -126,7 +126,7 @@ ON_ITS_TERMINAL = (
 
 @pytest.mark.parametrize("launcher", ["none", pytest.param("scripts/train", marks=pytest.mark.slow)])
 def test_a_job_whose_terminal_goes_away_saves_and_leaves(launcher, tmp_path, fault_report):
-    program = ["-m", "ppo"] if launcher == "none" else [ppo.launcher.__file__]
+    program = ["-m", "ppo"] if launcher == "none" else [launcher_of_ppo.__file__]
     ours, theirs = os.openpty()
     with os.fdopen(theirs) as terminal:
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
