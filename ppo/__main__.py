@@ -18,7 +18,7 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 # Where a rank has several threads after all, those that wait leave the cores to the emulators instead of spinning.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from ppo.collectives import WENT_WRONG, Collective, Halt
+from ppo.collectives import WENT_WRONG, Collective, Halt, decided_by_root
 from ppo.collectives.abort_guard import AbortGuard
 from ppo.collectives.mpi import connect, launched_rank, was_launched
 from ppo.command_line import explicit_settings, parse_command_line
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str]) -> int:
             guard.where = lambda: f"in --mode={config.run.mode}"
             if config.run.mode == "train":
                 assert spaces is not None
-                return run_training(config, collective, guard, hosts, spaces)
+                return run_training(config, collective, guard, hosts, spaces, explicit)
             return run_playback(config, collective, explicit)
         except (Refusal, Halt) as error:
             if collective.rank == 0:
@@ -100,7 +100,9 @@ def _end_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def run_training(config: Config, collective: Collective, guard: AbortGuard, hosts: list[str], spaces: "Spaces") -> int:
+def run_training(
+    config: Config, collective: Collective, guard: AbortGuard, hosts: list[str], spaces: "Spaces", explicit: set[str]
+) -> int:
     """Import what training needs and train under the watchdog.
 
     Raises:
@@ -119,10 +121,17 @@ def run_training(config: Config, collective: Collective, guard: AbortGuard, host
     with _no_garbage_collection():
         from ppo.agents import choose_rule
         from ppo.device import choose_placement
+        from ppo.identity import named_settings, settle
         from ppo.loop import train
         from ppo.machine import cores_per_rank
         from ppo.models.actor_critic import build_distribution, check_model
         from ppo.supervision.watchdog import Watchdog
+    given = config
+    config, kept = decided_by_root(collective, lambda: settle(given, explicit))
+    if config.world != given.world:
+        from ppo.envs import check_environment
+
+        spaces = check_environment(config, explicit)
     check_model(spaces.observation_space, spaces.action_space, config.model)
     choose_rule(config.playback.act, "saved", build_distribution(spaces.action_space, config.model))
     cores = cores_per_rank(collective, hosts)
@@ -131,7 +140,8 @@ def run_training(config: Config, collective: Collective, guard: AbortGuard, host
     with Watchdog(collective, seconds=seconds, hosts=hosts) as watchdog:
         guard.where = lambda: f"in {watchdog.describe()}, {world}"
         placement = choose_placement(config.machine, collective, hosts)
-        return train(config, collective, stop, watchdog, cores, placement, notes=spaces.notes)
+        notes, named = [*spaces.notes, *kept], named_settings(config, explicit)
+        return train(config, collective, stop, watchdog, cores, placement, notes, named)
 
 
 @contextlib.contextmanager

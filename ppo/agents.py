@@ -11,6 +11,7 @@ from typing import Any
 from ppo.collectives.moments import RunningMoments
 from ppo.config import SHIPPED, Config, as_flags, default_model_name, outside_names
 from ppo.envs import Environments, check_environment, make_envs, same_world
+from ppo.identity import find_run
 from ppo.models.actor_critic import ActorCritic, build_model
 from ppo.models.distributions import ActionDistribution, Rule
 from ppo.outputs import checkpoint
@@ -182,17 +183,20 @@ def _expected(model: ActorCritic) -> Specification:
 
 
 def _find_own(config: Config) -> Path | None:
-    """Return the folder of the user's checkpoints: by name, or trained under the game's other spelling."""
-    named = config.checkpoint_folder
+    """Return the folder of the user's checkpoints: that of the run meant, or of another seed or the other spelling."""
+    named = find_run(config).checkpoint_folder
     if checkpoint.list_checkpoints(named):
         return named
+    others: list[tuple[bool, int, Path]] = []
     if config.run.model_name is None:
         for folder in checkpoint.list_models(config.run.checkpoint_dir):
             manifest = checkpoint.newest_manifest(folder)
-            env_name = manifest.config.run.env_name if manifest else None
-            if env_name and folder.name == default_model_name(env_name) and same_world(env_name, config.run.env_name):
-                return folder
-    return None
+            if manifest is not None:
+                env_name, seed = manifest.config.run.env_name, manifest.config.run.rng_seed
+                is_default = folder.name in (default_model_name(env_name), default_model_name(env_name, seed))
+                if is_default and same_world(env_name, config.run.env_name):
+                    others.append((seed != config.run.rng_seed, seed, folder))
+    return min(others)[2] if others else None
 
 
 def _choose_shipped(

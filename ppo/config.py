@@ -45,7 +45,8 @@ class RunSettings:
     coordconv-000, convnet-000, or a world that has its own, as CartPole. Default: the world's own, else that of its
     kind."""
     model_name: str | None = None
-    """Folder name of this run under checkpoints, runs and assets. Default: the environment's name."""
+    """Folder name of this run under checkpoints, runs and assets. Default: the environment's name, followed by -seed<N>
+    where rng_seed is not 0."""
     env_steps: int = setting(10_000_000, at_least=1, at_most=MOST_STEPS)
     """Length of the training in agent steps over all environments (an Atari step is 4 frames); the last update may pass
     it by less than one rollout."""
@@ -53,6 +54,9 @@ class RunSettings:
     """Seed of every random number of the job."""
     fresh: bool = False
     """Start anew: move an earlier run of this name aside (nothing is deleted) instead of resuming it."""
+    change_settings: bool = False
+    """Go on with other settings of the learning rule than the checkpoint's, and of the world where weights mean the
+    same with them. Without it they are refused."""
     checkpoint_interval: int = setting(25, at_least=1, at_most=MOST_STEPS)
     """Updates between two checkpoints. One is written at the end and on Ctrl-C too."""
     keep_checkpoints: str = "5"
@@ -263,8 +267,8 @@ class Config:
 
     @property
     def model_name(self) -> str:
-        """Name of the run's folders: given, or the environment's name with `/` replaced."""
-        return self.run.model_name or default_model_name(self.run.env_name)
+        """Name of the run's folders: given, or made of the environment's name and the seed."""
+        return self.run.model_name or default_model_name(self.run.env_name, self.run.rng_seed)
 
     @property
     def steps_per_update(self) -> int:
@@ -369,9 +373,11 @@ def section_types(family: Family) -> dict[str, Any]:
     return {**sections, "world": family.settings}
 
 
-def default_model_name(env_name: str) -> str:
-    """Return the folder name that stands for an environment when the user gives none."""
-    return re.sub(r"[^A-Za-z0-9._-]", "-", env_name).lstrip(".-")[:100] or "unnamed"
+def default_model_name(env_name: str, rng_seed: int = 0) -> str:
+    """Return the folder name of a run to which the user gives none: `<env>`, or `<env>-seed<N>` where N is not 0."""
+    seed = f"-seed{rng_seed}" if rng_seed else ""
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", env_name).lstrip(".-") or "unnamed"
+    return name[: 100 - len(seed)] + seed
 
 
 def outside_names(config: Config) -> dict[str, str]:

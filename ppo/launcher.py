@@ -22,7 +22,7 @@ from typing import Any
 from ppo.collectives import WENT_WRONG
 from ppo.collectives.mpi import find_mpirun, launching_environment
 from ppo.command_line import parse_command_line
-from ppo.config import Config
+from ppo.config import Config, default_model_name
 from ppo.machine import SEVERAL_CORES, cores_here, cpus_here
 from ppo.settings import REFUSED, Refusal
 from ppo.standard_streams import prepare_standard_streams, say_on_standard_error
@@ -63,7 +63,7 @@ def main() -> int:
         launch, arguments = take_launch(sys.argv[1:])
         if "--help" in arguments:
             print(_HELP)
-        config = parse_command_line(arguments)
+        config = _with_name(parse_command_line(arguments))
         if launch.ranks not in (None, 1) and find_mpirun() is None:
             raise Refusal(f"ranks must be 1 where there is no mpirun, got {launch.ranks}; {_GET_MPI} brings one")
     except Refusal as refusal:
@@ -100,6 +100,16 @@ def main() -> int:
     if signals.interrupted and (code == 0 or signals.interrupted > 1):
         return INTERRUPTED
     return code
+
+
+def _with_name(config: Config) -> Config:
+    """Return the settings with the name of the run that they mean, whose checkpoints are looked for here."""
+    plain = config.run.checkpoint_dir / default_model_name(config.run.env_name)
+    if config.run.model_name is not None or config.run.rng_seed == 0 or not plain.exists():
+        return config
+    from ppo.identity import find_run  # seconds, which others shall not wait
+
+    return find_run(config)
 
 
 def take_launch(arguments: Sequence[str]) -> tuple[Launch, list[str]]:

@@ -44,6 +44,7 @@ def train(
     cores: Sequence[int] | None = None,
     placement: Placement = CPU,
     notes: Sequence[str] = (),
+    named: tuple[str, ...] | None = None,
 ) -> int:
     """Train until `env_steps`, resuming the newest checkpoint of this name.
 
@@ -54,7 +55,8 @@ def train(
         watchdog: receives every phase.
         cores: how many cores each rank has to itself; default: one each.
         placement: where this rank's network acts and learns.
-        notes: what the log should say of the world.
+        notes: what the log should say of the world and the settings.
+        named: the settings that the command line gave, of those that tell runs apart.
 
     Returns:
         The exit code: 0 at the end, that of the signal after an early stop, SAVE_FAILED without a last checkpoint.
@@ -63,7 +65,7 @@ def train(
         Refusal: the folders, the settings or the checkpoints do not allow it; on all ranks, nothing written.
         Halt: the training went wrong in a way that all ranks see alike.
     """
-    with started(config, comm, watchdog, cores or [1] * comm.size, placement) as start:
+    with started(config, comm, watchdog, cores or [1] * comm.size, placement, named) as start:
         run = start.run
         if run.progress.env_steps >= config.run.env_steps:
             _tell_that_it_is_finished(run, start.notes)

@@ -17,10 +17,11 @@ from ppo.algorithm.rollout import Collector
 from ppo.algorithm.update import Learner
 from ppo.collectives import Collective, Halt, decided_by_root, done_by_all, share
 from ppo.collectives.moments import RunningMoments
-from ppo.config import Config, MachineSettings, as_flags, differences, outside_names
+from ppo.config import Config, MachineSettings, differences, outside_names
 from ppo.device import CPU, Placement
 from ppo.envs import LEAN, Engine, Environments, make_envs
 from ppo.evaluation import Evaluator
+from ppo.identity import SECTIONS, refuse_other_run
 from ppo.models.actor_critic import ActorCritic, build_model
 from ppo.outputs import checkpoint
 from ppo.outputs.manifest import Counters, Manifest, machine_here, rounding_here
@@ -74,6 +75,8 @@ class Run:
     evaluator: Evaluator | None
     """None where there are no evaluations."""
     progress: Progress
+    named: tuple[str, ...] | None = None
+    """See `Manifest.named`."""
     warnings: set[str] = field(default_factory=set)
     """Of the folder of the checkpoints, given once and not at every save."""
 
@@ -102,7 +105,13 @@ class Run:
         self.comm.barrier()
 
 
-def build_run(config: Config, comm: Collective, engine: Engine = LEAN, placement: Placement = CPU) -> Run:
+def build_run(
+    config: Config,
+    comm: Collective,
+    engine: Engine = LEAN,
+    placement: Placement = CPU,
+    named: tuple[str, ...] | None = None,
+) -> Run:
     """Make this rank's environments and, equal on all ranks, the network and what trains it."""
     indices, seed = share(config.ppo.num_envs, comm.rank, comm.size), config.run.rng_seed
     envs = make_envs(config.run.env_name, config.world, indices=indices, seed=seed, engine=engine)
@@ -137,7 +146,7 @@ def build_run(config: Config, comm: Collective, engine: Engine = LEAN, placement
         seed=seed,
     )
     evaluator = Evaluator(config, comm, model) if config.run.evaluation_interval else None
-    return Run(config, comm, indices, envs, model, value_normalizer, collector, learner, evaluator, Progress())
+    return Run(config, comm, indices, envs, model, value_normalizer, collector, learner, evaluator, Progress(), named)
 
 
 def resume(run: Run) -> list[str]:
@@ -229,6 +238,7 @@ def _write_and_prune(run: Run, states: list[dict[str, NDArray[Any]]], say: Calla
             training,
             ranks=run.comm.size,
             logs=run.progress.logs,
+            named=run.named,
         )
     except OSError as error:
         say(f"WARNING: the checkpoint at {run.progress.env_steps:,} steps was not saved: {error}")
@@ -255,7 +265,7 @@ def _read_for_resume(
     found = checkpoint.newest_valid(
         config.checkpoint_folder,
         notes.append,
-        accept=lambda folder, manifest: _refuse_other_run(config, manifest, folder),
+        accept=lambda folder, manifest: refuse_other_run(config, manifest, folder),
         expected=specification({**run.model_tensors(), **run.learner_tensors()}),
     )
     if found is None:
@@ -264,7 +274,7 @@ def _read_for_resume(
     saved = manifest.config
     if saved.machine.device == "auto":  # saved before there was a choice
         saved = saved.replace_settings({"device": "cpu", "precision": "float32"})
-    for name, (old, new) in differences(saved, config, ("ppo", "machine")).items():
+    for name, (old, new) in differences(saved, config, (*SECTIONS, "machine")).items():
         notes.append(f"changed since the checkpoint: {name} {old} -> {new}")
     linear = "linear" in (config.ppo.learning_rate_schedule, config.ppo.clip_range_schedule)
     if linear and manifest.config.run.env_steps != config.run.env_steps:
@@ -275,27 +285,6 @@ def _read_for_resume(
     notes += _what_is_not_exact(manifest, saved.machine, config, run.comm.size)
     notes.append(f"resuming {config.model_name} at {manifest.counters.env_steps} steps")
     return notes, manifest, {name: tensor.numpy() for name, tensor in {**model, **training}.items()}
-
-
-def _refuse_other_run(config: Config, manifest: Manifest, folder: Path) -> None:
-    old = manifest.config
-    changed = differences(old, config, ("world", "model"))
-    pairs = (
-        ("env_name", old.run.env_name, config.run.env_name),
-        ("rng_seed", old.run.rng_seed, config.run.rng_seed),
-        ("num_envs", old.ppo.num_envs, config.ppo.num_envs),
-        # What the network's inputs and outputs mean.
-        ("value_normalization", old.ppo.value_normalization, config.ppo.value_normalization),
-    )
-    changed |= {name: (before, now) for name, before, now in pairs if before != now}
-    if changed:
-        listing = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changed.items())
-        # A preset may have become another since, with more than what makes it another run.
-        old_settings = {name: before for name, (before, _) in {**changed, **differences(old, config, ("ppo",))}.items()}
-        raise Refusal(
-            f"{folder} is of another run ({listing}); use the old settings ({' '.join(as_flags(old_settings))}), "
-            "another --model_name, or --fresh to move it aside"
-        )
 
 
 def _what_is_not_exact(manifest: Manifest, saved: MachineSettings, config: Config, ranks: int) -> list[str]:

@@ -38,7 +38,12 @@ class Start:
 
 @contextlib.contextmanager
 def started(
-    config: Config, comm: Collective, watchdog: Watchdog, cores: Sequence[int], placement: Placement
+    config: Config,
+    comm: Collective,
+    watchdog: Watchdog,
+    cores: Sequence[int],
+    placement: Placement,
+    named: tuple[str, ...] | None = None,
 ) -> Iterator[Start]:
     """Bring a run to where its newest checkpoint stands, and close it at the end of the context.
 
@@ -48,6 +53,7 @@ def started(
         watchdog: receives a sign of life while episodes are replayed.
         cores: how many cores each rank has to itself.
         placement: where this rank's network acts and learns.
+        named: the settings that the command line gave, of those that tell runs apart.
 
     Raises:
         Refusal: the folders, the settings or the checkpoints do not allow it; on all ranks, nothing written.
@@ -61,7 +67,7 @@ def started(
         torch.set_num_threads(engine.workers if placement.device.type == "cpu" else 1)
         if placement.device.type == "cuda":
             torch.cuda.set_device(placement.device)
-        run = build_run(config, comm, engine, placement)
+        run = build_run(config, comm, engine, placement, named)
         run.envs.on_replay = lambda: watchdog.enter("resuming", 0)
         watchdog.processes = run.envs.processes
         try:

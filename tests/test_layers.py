@@ -21,6 +21,7 @@ LAYERS = (
         "models",
         "algorithm",
         "outputs",
+        "identity",
         "games",
         "agents",
         "evaluation",

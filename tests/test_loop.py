@@ -121,9 +121,10 @@ def test_a_checkpoint_of_a_world_of_another_family_is_refused_naming_both(first,
     assert "Traceback" not in refused.stderr
 
 
-def test_a_changed_hyperparameter_is_named_and_used(tmp_path):
+def test_a_hyperparameter_that_is_changed_on_purpose_is_named_and_used(tmp_path):
     assert_ok(ppo(tmp_path, *CARTPOLE, "--env_steps=64", "--learning_rate_schedule=constant"))
-    changed = ppo(tmp_path, *CARTPOLE, "--env_steps=128", "--learning_rate_schedule=constant", "--learning_rate=1e-5")
+    on_purpose = ["--learning_rate=1e-5", "--change_settings"]
+    changed = ppo(tmp_path, *CARTPOLE, "--env_steps=128", "--learning_rate_schedule=constant", *on_purpose)
     assert_ok(changed)
     assert "changed since the checkpoint: learning_rate 0.001 -> 1e-05" in changed.stdout
     assert float(rows(tmp_path / "runs/CartPole-v1/progress.csv")[1]["update/learning_rate"]) == 1e-5
@@ -231,8 +232,9 @@ def test_logs_without_their_checkpoints_are_moved_aside_and_not_deleted(tmp_path
 @pytest.mark.parametrize("setting", ["value_normalization", "rng_seed"])
 def test_what_would_change_the_meaning_of_the_weights_is_refused(setting, tmp_path):
     assert_ok(ppo(tmp_path, *CARTPOLE, "--env_steps=64"))
-    flag = "--no-value_normalization" if setting == "value_normalization" else "--rng_seed=1"
-    job = ppo(tmp_path, *CARTPOLE, "--env_steps=128", flag)
+    flags = {"value_normalization": ["--no-value_normalization"]}
+    flags["rng_seed"] = ["--rng_seed=1", "--model_name=CartPole-v1"]
+    job = ppo(tmp_path, *CARTPOLE, "--env_steps=128", *flags[setting])
     assert job.returncode == 2
     assert setting in job.stderr
 

@@ -115,6 +115,7 @@ def write_checkpoint(
     training: Tensors | None,
     ranks: int = 1,
     logs: Mapping[str, int] | None = None,
+    named: tuple[str, ...] | None = None,
 ) -> Path:
     """Write a checkpoint whole or not at all, read it back and return its folder.
 
@@ -139,6 +140,7 @@ def write_checkpoint(
         versions=versions_here() | versions_outside(outside_names(config)),
         machine=machine_here() | rounding_here(),
         logs=dict(logs or {}),
+        named=named,
     )
     try:
         counters.check()

@@ -39,6 +39,7 @@ _KEYS = {
     *("logs", _SEAL),
 }
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(r"[a-z0-9_]{1,64}")
 
 Merit = tuple[bool, bool, float, int]
 
@@ -107,6 +108,8 @@ class Manifest:
     """Architecture of the processor, and which of its instructions torch used."""
     logs: dict[str, int]
     """Length in bytes of each log that the run had written by then."""
+    named: tuple[str, ...] | None = None
+    """Names of the settings that the command line gave, of those that tell runs apart; None where it is not known."""
 
     @property
     def merit(self) -> Merit:
@@ -138,6 +141,8 @@ def encode_manifest(manifest: Manifest) -> bytes:
         "files": {name: vars(entry) for name, entry in sorted(manifest.files.items())},
         "logs": manifest.logs,
     }
+    if manifest.named is not None:
+        data["named"] = list(manifest.named)
     return json.dumps({**data, _SEAL: seal(data)}, indent=1, allow_nan=False).encode()
 
 
@@ -189,7 +194,7 @@ def _check_format(data: Any) -> None:
 
 
 def _manifest_of(data: Any) -> Manifest:
-    if data.keys() != _KEYS:
+    if data.keys() - {"named"} != _KEYS:  # which the first manifests of this format lack
         raise DamagedCheckpointError(f"has unknown or missing keys: {brief(sorted(data.keys() ^ _KEYS))}")
     family = family_named(_member(data, "family", str))
     if family is None:
@@ -211,6 +216,7 @@ def _manifest_of(data: Any) -> Manifest:
         versions=_texts(data, "versions"),
         machine=_texts(data, "machine"),
         logs=_lengths(data, "logs"),
+        named=_names(data, "named") if "named" in data else None,
     )
 
 
@@ -263,6 +269,13 @@ def _texts(data: dict[str, Any], key: str) -> dict[str, str]:
     if not all(isinstance(text, str) and brief(f"{name}{text}") == f"{name}{text}" for name, text in texts.items()):
         raise DamagedCheckpointError(f"has no valid {key}")
     return dict(texts)
+
+
+def _names(data: dict[str, Any], key: str) -> tuple[str, ...]:
+    names = _member(data, key, list)
+    if not all(isinstance(name, str) and _NAME.fullmatch(name) for name in names):
+        raise DamagedCheckpointError(f"has no valid {key}")
+    return tuple(names)
 
 
 def _lengths(data: dict[str, Any], key: str) -> dict[str, int]:

@@ -1,0 +1,116 @@
+"""Which run a command line means: the name of its folders, and whether its settings are those of its checkpoints.
+
+A run is its environment, its seed and its settings of SECTIONS. What a command line does not name follows from a preset,
+whose numbers another version of the program may have changed: a run goes on with those it was begun with.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from ppo.config import Config, as_flags, default_model_name, differences
+from ppo.outputs import checkpoint
+from ppo.outputs.manifest import Manifest
+from ppo.settings import Refusal
+
+SECTIONS = ("world", "model", "ppo")
+# What the weights, or the states of the environments, would mean something else with.
+_FIXED_IN_PPO = ("num_envs", "value_normalization")
+# Code and arguments are never taken from a checkpoint.
+_FROM_OUTSIDE = ("env_kwargs", "network", "policy")
+
+Changes = dict[str, tuple[Any, Any]]
+
+
+def find_run(config: Config) -> Config:
+    """Return the settings with the name of the run that they mean.
+
+    The default name is `<env>` for seed 0 and `<env>-seed<N>` for seed N, but a run of seed N in `<env>` is that run:
+    earlier versions kept every seed there.
+
+    Raises:
+        Refusal: the folder of the checkpoints cannot be read.
+    """
+    plain, seed = default_model_name(config.run.env_name), config.run.rng_seed
+    if config.run.model_name is None and seed != 0:
+        manifest = checkpoint.newest_manifest(config.run.checkpoint_dir / plain)
+        if manifest is not None and manifest.config.run.rng_seed == seed:
+            return config.replace_settings({"model_name": plain})
+    return config
+
+
+def named_settings(config: Config, explicit: set[str]) -> tuple[str, ...]:
+    """Return those of the settings that a command line names which belong to what a run is; sorted."""
+    sections = [getattr(config, name) for name in SECTIONS]
+    return tuple(sorted(explicit & {field.name for section in sections for field in dataclasses.fields(section)}))
+
+
+def settle(config: Config, explicit: set[str]) -> tuple[Config, list[str]]:
+    """Compare a command line with the newest checkpoint of the run that it means, before anything is touched.
+
+    Args:
+        config: its settings.
+        explicit: the settings it names.
+
+    Returns:
+        The settings to train with, and messages. The same command as before has the settings of the checkpoint, even if
+        another version of the program has other defaults.
+
+    Raises:
+        Refusal: the checkpoint is of another run; names the differences and the ways out.
+    """
+    config = find_run(config)
+    folder = config.checkpoint_folder
+    manifest = None if config.run.fresh else checkpoint.newest_manifest(folder)
+    if manifest is None:
+        return config, []
+    changed = _changes(manifest.config, config)
+    fixed = _fixed(changed, config)
+    is_same_command = (
+        not {"env_name", "rng_seed"} & set(changed)
+        and manifest.config.run.preset == config.run.preset
+        and manifest.named in (None, named_settings(config, explicit))
+        and not explicit & set(changed)
+    )
+    if is_same_command and not set(changed) & set(_FROM_OUTSIDE):
+        notes = [
+            f"this version of the program has another default: {name} {old} -> {new}; the run keeps {old}"
+            for name, (old, new) in changed.items()
+        ]
+        return config.replace_settings({name: old for name, (old, _) in changed.items()}), notes
+    if fixed or (changed and not config.run.change_settings):
+        raise _of_another_run(folder, changed, can_change=not fixed)
+    return config, []
+
+
+def refuse_other_run(config: Config, manifest: Manifest, folder: Path) -> None:
+    """Refuse a checkpoint whose weights or environments mean something else under these settings.
+
+    Raises:
+        Refusal: names the differences and the ways out.
+    """
+    changed = _changes(manifest.config, config)
+    if _fixed(changed, config):
+        raise _of_another_run(folder, changed, can_change=False)
+
+
+def _changes(saved: Config, config: Config) -> Changes:
+    """Return what differs of what a run is, as name -> (old, new)."""
+    run = {name: (vars(saved.run)[name], vars(config.run)[name]) for name in ("env_name", "rng_seed")}
+    return {name: pair for name, pair in run.items() if pair[0] != pair[1]} | differences(saved, config, SECTIONS)
+
+
+def _fixed(changed: Changes, config: Config) -> set[str]:
+    """Return the changes that cannot be made within a run."""
+    world = dataclasses.fields(config.world)
+    free = {field.name for field in world if field.metadata.get("training_only") or field.metadata.get("of_playback")}
+    free |= set(vars(config.ppo)) - set(_FIXED_IN_PPO)
+    return set(changed) - free
+
+
+def _of_another_run(folder: Path, changed: Changes, *, can_change: bool) -> Refusal:
+    listing = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changed.items())
+    old_settings = " ".join(as_flags({name: before for name, (before, _) in changed.items()}))
+    ways = "another --model_name" + (", " if can_change else " or ") + "--fresh to move it aside"
+    ways += ", or --change_settings to go on with the new ones" if can_change else ""
+    return Refusal(f"{folder} is of another run ({listing}); use the old settings ({old_settings}), {ways}")
