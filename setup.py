@@ -83,6 +83,7 @@ setup(
         "rich>=13",
         "safetensors>=0.4",
         "tensorboard>=2.16",
+        "matplotlib>=3.8",
         "filelock>=3.31",  # older ones fall back to a lock that outlives its process
     ],
     extras_require={
@@ -91,7 +92,6 @@ setup(
         "box2d": ["gymnasium>=1.2.3", "box2d>=2.3.10; python_version < '3.14'", "pygame-ce"],
         # Gymnasium imports imageio with its MuJoCo worlds and does not ask for it.
         "mujoco": ["mujoco>=3.2", "imageio>=2.14"],
-        "docs": ["matplotlib"],
-        "test": ["pytest>=8", "pytest-xdist", "ruff", "mypy", "matplotlib", "scipy", "hypothesis"],
+        "test": ["pytest>=8", "pytest-xdist", "ruff", "mypy", "scipy", "hypothesis"],
     },
 )

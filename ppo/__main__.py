@@ -28,6 +28,7 @@ from ppo.standard_streams import prepare_standard_streams
 
 if TYPE_CHECKING:
     from ppo.envs import Spaces
+    from ppo.supervision.signals import StopRequest
 
 # A rank that ended first would make the launcher stop rank 0 before it has said why.
 _SECONDS_FOR_ROOT_TO_SPEAK = 5.0
@@ -84,6 +85,11 @@ def main(arguments: Sequence[str]) -> int:
             if config.run.mode == "train":
                 assert spaces is not None
                 return run_training(config, collective, guard, hosts, spaces, explicit)
+            if config.run.mode == "compare":
+                from ppo.comparison.compare import compare
+
+                runs = (config.playback.runs or "").split(",")
+                return decided_by_root(collective, lambda: compare(config, runs))
             return run_playback(config, collective, explicit)
         except (Refusal, Halt) as error:
             if collective.rank == 0:
@@ -103,10 +109,13 @@ def _end_output() -> None:
 def run_training(
     config: Config, collective: Collective, guard: AbortGuard, hosts: list[str], spaces: "Spaces", explicit: set[str]
 ) -> int:
-    """Import what training needs and train under the watchdog.
+    """Train the run of these settings, or with `--seeds` one run after another and compare them.
+
+    Returns:
+        The exit code of the first run that did not come to its end, or of the last one.
 
     Raises:
-        Refusal: on all ranks alike, before anything is made.
+        Refusal: on all ranks alike, before anything of that run is made.
         Halt: on all ranks alike.
     """
     if collective.size > config.ppo.num_envs:
@@ -118,6 +127,27 @@ def run_training(
 
     stop = StopRequest()
     stop.listen()  # before the imports, which take a second
+    names: list[str] = []
+    for one in config.of_each_seed():
+        name, code = _train_one(one, collective, guard, hosts, spaces, explicit, stop)
+        names.append(name)
+        if code or _any_rank(collective, stop.exit_code is not None):
+            return code
+    if config.run.seeds:
+        decided_by_root(collective, lambda: _compare_seeds(config, names))
+    return 0
+
+
+def _train_one(
+    config: Config,
+    collective: Collective,
+    guard: AbortGuard,
+    hosts: list[str],
+    spaces: "Spaces",
+    explicit: set[str],
+    stop: "StopRequest",
+) -> tuple[str, int]:
+    """Import what training needs and train one run under the watchdog; return its name and its exit code."""
     with _no_garbage_collection():
         from ppo.agents import choose_rule
         from ppo.device import choose_placement
@@ -141,7 +171,26 @@ def run_training(
         guard.where = lambda: f"in {watchdog.describe()}, {world}"
         placement = choose_placement(config.machine, collective, hosts)
         notes, named = [*spaces.notes, *kept], named_settings(config, explicit)
-        return train(config, collective, stop, watchdog, cores, placement, notes, named)
+        return config.model_name, train(config, collective, stop, watchdog, cores, placement, notes, named)
+
+
+def _any_rank(collective: Collective, fact: bool) -> bool:
+    """Return whether a fact holds on any rank."""
+    import numpy as np
+
+    count = np.array([float(fact)])
+    collective.sum_in_place(count)
+    return bool(count[0])
+
+
+def _compare_seeds(config: Config, names: Sequence[str]) -> None:
+    """Compare the runs of several seeds, all of which have ended; no trouble with that is a failure of theirs."""
+    from ppo.comparison.compare import compare
+
+    try:
+        compare(config, [str(config.run.run_dir / name) for name in names])
+    except Refusal as refusal:
+        _say(f"no comparison was made: {refusal}")
 
 
 @contextlib.contextmanager

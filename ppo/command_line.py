@@ -20,28 +20,29 @@ from ppo.settings import Refusal, did_you_mean
 
 _COMMON: Mapping[str, str] = {
     "env_name": "the world: any Gymnasium id, such as HalfCheetah-v5",
-    "mode": "train, play (watch), record (a video), evaluate, doctor (check this machine)",
+    "mode": "train, play (watch), record (a video), evaluate, compare, doctor (check this machine)",
     "env_steps": "how long to train, in agent steps over all environments; 2e6 will do",
     "rng_seed": "seed of every random number",
+    "seeds": "train several seeds one after another and compare them: 1-5 or 1,3,7",
     "model_name": "name of the run's folders; by default the world's, with -seed<N> for a seed N other than 0",
     "preset": "named settings to start from; by default the world's own",
     "num_envs": "environments of the whole job, shared out over the ranks",
     "learning_rate": "Adam's step size at the start",
     "fresh": "begin anew instead of resuming; the earlier run is moved aside",
-    "change_settings": "resume with other settings than the checkpoint's, which are refused without it",
     "checkpoint": "which checkpoint to play: best, latest or a number of steps",
     "act": "which action is played: saved, mean, mode or sample",
     "episodes": "games to play, record or evaluate",
 }
 """The settings of the short help."""
 _SHORT_HELP = """\
-usage: python -m ppo [--env_name=ID] [--mode=train|play|record|evaluate|doctor] [flags]
+usage: python -m ppo [--env_name=ID] [--mode=train|play|record|evaluate|compare|doctor] [flags]
 
 Train, watch and record agents with PPO. A run that is started again goes on where it was.
 
   mpirun -np 2 python -m ppo --env_name=PongNoFrameskip-v4     train on two ranks
   python -m ppo --env_name=CartPole-v1 --mode=play             watch the agent
   python -m ppo --env_name=CartPole-v1 --mode=evaluate         score 100 games, as JSON
+  python -m ppo --mode=compare --runs CartPole-v1 Acrobot-v1   draw their learning curves
 
 {flags}
   --help_all           every setting, with its default for this --env_name and --preset
@@ -75,9 +76,11 @@ def parse_command_line(arguments: Sequence[str], *, speak: bool = True) -> Confi
         SystemExit: with code 0, after one of these.
         Refusal: from tyro or `Config.validate`, or an unknown setting or preset.
     """
-    arguments = _replace_old_names(arguments)
+    arguments = _join_runs(_replace_old_names(arguments))
     explicit = explicit_settings(arguments)
     _refuse_unknown_flags(explicit)
+    if {"seeds", "rng_seed"} <= explicit:
+        raise Refusal("rng_seed must not be set with seeds, which has the seeds of the runs")
     arguments = _spell_out_numbers(_spell_out_booleans(arguments))
     chosen = _peek(arguments, ("env_name", "env_kwargs", "preset", "mode", "num_envs", "rollout_steps"))
     preset = PRESETS.get(chosen.get("preset", ""), {})
@@ -215,6 +218,18 @@ def _replace_old_names(arguments: Sequence[str]) -> list[str]:
         rule = new.get(argument.removeprefix("--").replace("-", "_").lower()) if argument.startswith("--") else None
         replaced.append(argument if rule is None else f"--act={rule}")
     return replaced
+
+
+def _join_runs(arguments: Sequence[str]) -> list[str]:
+    """Accept `--runs A B` for `--runs=A,B`."""
+    joined: list[str] = []
+    for argument in arguments:
+        before = joined[-1] if joined else ""
+        if argument.startswith("-") or not before.startswith("--runs"):
+            joined.append(argument)
+        else:
+            joined[-1] = f"{before}{',' if '=' in before else '='}{argument}"
+    return joined
 
 
 def _spell_out_booleans(arguments: Sequence[str]) -> list[str]:

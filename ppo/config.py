@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ppo.families import AtariSettings, Family, WorldSettings, family_of
-from ppo.settings import MOST_STEPS, Refusal, check_bounds, require, setting
+from ppo.settings import LARGEST_RETURN, MOST_STEPS, Refusal, check_bounds, require, setting
 
 ENV_NAME_PATTERN = re.compile(r"[A-Za-z0-9_./:-]{1,100}")
 MODEL_NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
@@ -30,6 +30,8 @@ _LARGEST = 1e6
 _MOST_WEIGHTS = 2**23
 # What the header of a checkpoint can name.
 _MOST_ENVS = 4096
+_MOST_SEEDS = 1000
+_RUNS_RULE = "names of runs for --mode=compare, and must not be set for another mode"
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,9 @@ class RunSettings:
 
     env_name: str = "PongNoFrameskip-v4"
     """Gymnasium id of the world. `PongNoFrameskip-v4` and `ALE/Pong-v5` name the same game under the same protocol."""
-    mode: Literal["train", "play", "record", "evaluate", "doctor"] = "train"
-    """train; play (watch games); record (write a video); evaluate (score many games); doctor (check this machine)."""
+    mode: Literal["train", "play", "record", "evaluate", "compare", "doctor"] = "train"
+    """train; play (watch games); record (write a video); evaluate (score many games); compare (draw the curves of runs);
+    doctor (check this machine)."""
     preset: str | None = None
     """Named settings to start from: atari, paper, cleanrl, ppo1, classic, continuous, car-racing, car-racing-discrete,
     coordconv-000, convnet-000, or a world that has its own, as CartPole. Default: the world's own, else that of its
@@ -52,6 +55,12 @@ class RunSettings:
     it by less than one rollout."""
     rng_seed: int = setting(0, at_least=0, at_most=MAX_SEED)
     """Seed of every random number of the job."""
+    seeds: str | None = None
+    """Train one run after another, of these seeds, and compare them: 1-5 or 1,3,7. Finished ones are skipped when the
+    command is started again."""
+    stop_at_return: float | None = setting(None, at_least=-LARGEST_RETURN, at_most=LARGEST_RETURN)
+    """End the training, with a checkpoint, once the mean return of the last 100 games reaches this. A comparison marks
+    it."""
     fresh: bool = False
     """Start anew: move an earlier run of this name aside (nothing is deleted) instead of resuming it."""
     change_settings: bool = False
@@ -72,7 +81,7 @@ class RunSettings:
     run_dir: Path = Path("runs")
     """Where logs live: <run_dir>/<model_name>/."""
     asset_dir: Path = Path("assets")
-    """Where --mode=record writes: <asset_dir>/<model_name>/."""
+    """Where record and compare write: <asset_dir>/<model_name>/."""
 
 
 @dataclass(frozen=True)
@@ -214,6 +223,8 @@ class PlaybackSettings:
     """Write the game's return so far under the pictures of a video. Record only."""
     checkpoint: str = "best"
     """Which checkpoint of the model: best, latest or a number of steps."""
+    runs: str | None = None
+    """Runs to compare, by name (one without a seed stands for all its seeds) or by folder: --runs A B or --runs=A,B."""
 
 
 @dataclass(frozen=True)
@@ -291,6 +302,18 @@ class Config:
         default = {"play": 3, "record": 1, "evaluate": 100}.get(self.run.mode, 1)
         return default if self.playback.episodes is None else self.playback.episodes
 
+    def of_each_seed(self) -> list["Config"]:
+        """Return the settings of each run that `seeds` asks for; without it these settings alone."""
+        if self.run.seeds is None:
+            return [self]
+        name = self.run.model_name
+        return [
+            self.replace_settings(
+                {"seeds": None, "rng_seed": seed, "model_name": name and default_model_name(name, seed)}
+            )
+            for seed in seeds_of(self.run.seeds)
+        ]
+
     @property
     def family(self) -> Family:
         """The kind of world that is trained in or played."""
@@ -308,6 +331,8 @@ class Config:
         named = ENV_NAME_PATTERN.fullmatch(self.run.env_name) is not None
         require(named, "env_name", "1 to 100 letters, digits, '_', '.', '/', ':' or '-'", repr(self.run.env_name))
         _check_model_name(self.run.model_name)
+        _check_seeds(self.run)
+        require((self.playback.runs is None) == (self.run.mode != "compare"), "runs", _RUNS_RULE, self.playback.runs)
         _check_learning_rate(self.ppo)
         _check_minibatch_size(self.ppo)
         _check_hidden_sizes(self.model.hidden_sizes)
@@ -380,6 +405,12 @@ def default_model_name(env_name: str, rng_seed: int = 0) -> str:
     return name[: 100 - len(seed)] + seed
 
 
+def seeds_of(seeds: str) -> list[int]:
+    """Return the seeds of a valid list: 1-3,7 -> 1, 2, 3, 7."""
+    ends = [[int(end) for end in part.split("-")] for part in seeds.split(",")]
+    return list(dict.fromkeys(seed for first, *last in ends for seed in range(first, (last or [first])[0] + 1)))
+
+
 def outside_names(config: Config) -> dict[str, str]:
     """Return the settings that name code outside this package, as module:Name; to use one imports its module."""
     settings = {"env_name": config.run.env_name, "network": config.model.network, "policy": config.model.policy}
@@ -434,6 +465,19 @@ def _check_model_name(name: str | None) -> None:
         )
     if name is not None and name.lower() == SHIPPED:  # disks may not tell the cases apart
         raise Refusal(f"model_name must not be {name!r}, which holds the shipped agents; try 'my-{name}'")
+
+
+def _check_seeds(run: RunSettings) -> None:
+    if run.seeds is None:
+        return
+    require(run.mode == "train", "seeds", "for --mode=train only; --rng_seed is for the others", run.seeds)
+    require(not run.fresh, "seeds", "without --fresh, which would begin finished seeds anew at every start", run.seeds)
+    rule = f"one to {_MOST_SEEDS} different numbers up to {MAX_SEED} as 1-5 or 1,3,7"
+    valid = re.fullmatch(r"\d{1,19}(-\d{1,19})?(,\d{1,19}(-\d{1,19})?)*", run.seeds) is not None
+    ends = [[int(end) for end in part.split("-")] for part in run.seeds.split(",")] if valid else []
+    valid = valid and max(map(max, ends)) <= MAX_SEED
+    valid = valid and 1 <= sum(max(0, end[-1] - end[0] + 1) for end in ends) <= _MOST_SEEDS
+    require(valid and all(end[0] <= end[-1] for end in ends), "seeds", rule, repr(run.seeds))
 
 
 def _check_hidden_sizes(sizes: str) -> None:

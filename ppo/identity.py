@@ -1,7 +1,7 @@
 """Which run a command line means: the name of its folders, and whether its settings are those of its checkpoints.
 
-A run is its environment, its seed and its settings of SECTIONS. What a command line does not name follows from a preset,
-whose numbers another version of the program may have changed: a run goes on with those it was begun with.
+A run is its environment, its seed and its settings of SECTIONS. What a command line does not name follows from a
+preset, whose numbers another version of the program may have changed: a run goes on with those it was begun with.
 """
 
 import dataclasses

@@ -21,7 +21,7 @@ from ppo.config import Config
 from ppo.device import CPU, Placement
 from ppo.evaluation import Evaluation
 from ppo.outputs import checkpoint
-from ppo.outputs.display import make_display, print_line
+from ppo.outputs.display import describe_return, make_display, print_line
 from ppo.outputs.histograms import look_at
 from ppo.outputs.trackers import CsvFiles, FinishedEpisode, Metrics, TensorBoard, Trackers, write_config
 from ppo.presets import is_tuned_for
@@ -34,6 +34,7 @@ from ppo.supervision.watchdog import Watchdog
 
 SAVE_FAILED = 1
 _FINISHED = "{name} is finished: {done:,} of {wanted:,} steps; a larger --env_steps resumes from there"
+_REACHED = "{name} is finished: its return has reached --stop_at_return={goal:g} at {done:,} steps, {words}"
 
 
 def train(
@@ -46,7 +47,7 @@ def train(
     notes: Sequence[str] = (),
     named: tuple[str, ...] | None = None,
 ) -> int:
-    """Train until `env_steps`, resuming the newest checkpoint of this name.
+    """Train until `env_steps` or `stop_at_return`, resuming the newest checkpoint of this name.
 
     Args:
         config: the settings.
@@ -67,7 +68,7 @@ def train(
     """
     with started(config, comm, watchdog, cores or [1] * comm.size, placement, named) as start:
         run = start.run
-        if run.progress.env_steps >= config.run.env_steps:
+        if is_finished(run):
             _tell_that_it_is_finished(run, start.notes)
             return 0
         trackers = make_trackers(run)
@@ -75,12 +76,22 @@ def train(
             trackers.say(line)
         loop = Loop(run, trackers, stop, watchdog)
         exit_code: int | None = None
-        while run.progress.env_steps < config.run.env_steps and exit_code is None:
+        while exit_code is None and not is_finished(run):
             exit_code = loop.advance()
         loop.save()
         trackers.say(farewell(run, saved=loop.saved, stopped_early=exit_code is not None))
         trackers.close()
         return (exit_code or 0) if loop.saved else SAVE_FAILED
+
+
+def is_finished(run: Run) -> bool:
+    """Return whether a run has its steps, or over its last 100 games the return at which it is to stop."""
+    progress, goal = run.progress, run.config.run.stop_at_return
+    if progress.env_steps >= run.config.run.env_steps:
+        return True
+    mean = progress.counters().return_mean
+    has_all = len(progress.recent_returns) == progress.recent_returns.maxlen
+    return goal is not None and has_all and mean is not None and mean >= goal
 
 
 class Loop:
@@ -286,14 +297,23 @@ def farewell(run: Run, *, saved: bool, stopped_early: bool) -> str:
     if not saved:
         return f"ended at {steps:,} steps WITHOUT a last checkpoint; the same command resumes from the one before"
     end = "stopped; the same command resumes from here" if stopped_early else "done"
-    return f"{end}: {run.config.model_name} at {steps:,} steps, saved in {folder / checkpoint.folder_name(steps)}"
+    saved_in = folder / checkpoint.folder_name(steps)
+    return f"{end}: {run.config.model_name} at {steps:,} steps, saved in {saved_in}; return {_return_in_words(run)}"
 
 
 def _tell_that_it_is_finished(run: Run, notes: Sequence[str]) -> None:
     if run.comm.rank == 0:
-        name, done, wanted = run.config.model_name, run.progress.env_steps, run.config.run.env_steps
-        for line in (*notes, _FINISHED.format(name=name, done=done, wanted=wanted)):
+        run_settings, done = run.config.run, run.progress.env_steps
+        facts = {"name": run.config.model_name, "done": done, "words": _return_in_words(run)}
+        words = _FINISHED if done >= run_settings.env_steps else _REACHED
+        finished = words.format(**facts, wanted=run_settings.env_steps, goal=run_settings.stop_at_return)
+        for line in (*notes, finished):
             print_line(line)
+
+
+def _return_in_words(run: Run) -> str:
+    counters = run.progress.counters()
+    return describe_return({"rollout/return_mean": counters.return_mean, "rollout/episodes": counters.episodes})
 
 
 def _preformatted(text: str) -> str:

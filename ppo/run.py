@@ -6,7 +6,6 @@ Saving and resuming are done by all ranks together; rank 0 has the files, every 
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch

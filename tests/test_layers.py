@@ -29,6 +29,7 @@ LAYERS = (
         "playback",
         "start",
         "loop",
+        "comparison",
         "report",
     ),
     *("viewer", "doctor", "foreign_flags", "command_line", "launcher", "api", "__main__"),

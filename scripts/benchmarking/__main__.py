@@ -88,7 +88,6 @@ def run(settings: Settings, flags: Sequence[str], command: str) -> None:
     cores = cores[: max(case.ranks for case in cases)]
     worlds = make_world_cases(settings, len(cores))
     if settings.output is not None:
-        figure.require_matplotlib()
         require_writable("output", settings.output)
         report.insert("", _existing_document(settings.output))
     machine = describe_machine(cores)

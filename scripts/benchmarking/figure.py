@@ -1,14 +1,9 @@
-"""A benchmark as a figure: speed against the ideal, where the time goes, and scaling.
+"""A benchmark as a figure: speed against the ideal, where the time goes, and scaling."""
 
-Needs matplotlib, which is in the extra `docs`.
-"""
-
-import importlib.util
 import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ppo.settings import Refusal
 from scripts.benchmarking.programs import PHASES
 from scripts.benchmarking.results import Benchmark, share_of_time
 
@@ -16,16 +11,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _WIDTH = 0.4
-
-
-def require_matplotlib() -> None:
-    """Refuse now what would fail only at the end of a long measurement.
-
-    Raises:
-        Refusal: there is no matplotlib.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise Refusal("output needs matplotlib for its figure: pip install -e '.[docs]', or ./scripts/benchmark")
 
 
 def draw(benchmark: Benchmark, path: Path) -> None:

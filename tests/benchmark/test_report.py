@@ -74,9 +74,3 @@ def test_the_figure_is_drawn(tmp_path):
         path = tmp_path / f"{name}.png"
         figure.draw(found, path)
         assert path.read_bytes().startswith(b"\x89PNG")
-
-
-def test_a_report_without_matplotlib_is_refused_before_anything_is_measured(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(Refusal, match="matplotlib"):
-        figure.require_matplotlib()

@@ -1,0 +1,72 @@
+"""`--mode=compare`: write the figure and the table of some runs, and print the table."""
+
+import shlex
+import statistics
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ppo.comparison.curves import Curve, find_curves, grouped
+from ppo.comparison.statistics import bootstrap, interquartile_mean, mean
+from ppo.config import Config, default_model_name
+from ppo.outputs.display import print_line
+from ppo.outputs.folders import require_writable, write_whole
+from ppo.settings import Refusal
+
+_NAME = "comparison"
+
+
+def compare(config: Config, runs: Sequence[str]) -> int:
+    """Compare runs: write a figure and a table, print the table, and return the exit code.
+
+    Raises:
+        Refusal: a run cannot be found or read, or the folder cannot be written.
+    """
+    goal = config.run.stop_at_return
+    groups = grouped(find_curves(runs, config.run.run_dir))
+    folder = config.run.asset_dir / (config.run.model_name or default_model_name("-vs-".join(groups)))
+    require_writable("asset_dir", folder)
+    from ppo.comparison.figure import draw  # matplotlib takes a second
+
+    table = table_of(groups, goal)
+    goal_flag = [] if goal is None else [f"--stop_at_return={goal:g}"]
+    name_flag = [f"--model_name={config.run.model_name}"] if config.run.model_name else []
+    command = shlex.join(["python", "-m", "ppo", "--mode=compare", "--runs", *runs, *goal_flag, *name_flag])
+    page = f"{table}\n\n![Learning curves and final returns]({_NAME}.png)\n\n    {command}\n"
+    paths = [folder / f"{_NAME}{suffix}" for suffix in (".png", ".svg")]
+    try:
+        draw(groups, goal, paths)
+        write_whole(folder / f"{_NAME}.md", page.encode())
+    except OSError as error:
+        raise Refusal(f"the comparison cannot be written to {folder}: {error.strerror}") from error
+    for line in table.splitlines():
+        print_line(line)
+    print_line(f"wrote {folder / _NAME}.png, .svg and .md")
+    return 0
+
+
+def table_of(groups: Mapping[str, Sequence[Curve]], goal: float | None) -> str:
+    """Return a Markdown table with a row for each group: its final returns, with 95 % bootstrap intervals.
+
+    Args:
+        groups: the runs of each label.
+        goal: a return; with it there is a column of the steps after which each run first reached it.
+    """
+    head = ["runs", "seeds", "final return, mean", "interquartile mean", "median steps", "median minutes"]
+    head += [] if goal is None else [f"median steps to {goal:g}"]
+    rows = [head, ["---"] * len(head)]
+    for label, curves in groups.items():
+        finals = np.array([curve.final_return for curve in curves])
+        row = [label, str(len(curves))]
+        for statistic in (mean, interquartile_mean):
+            low, high = bootstrap(finals, statistic)
+            interval = f" ({low:.2f} to {high:.2f})" if len(curves) > 1 else ""
+            row.append(f"{statistic(finals):.2f}{interval}")
+        row.append(f"{statistics.median(curve.steps[-1] for curve in curves):,.0f}")
+        row.append(f"{statistics.median(curve.minutes[-1] for curve in curves):.1f}")
+        if goal is not None:
+            reached = [steps for curve in curves if (steps := curve.steps_to(goal)) is not None]
+            share = f" ({len(reached)} of {len(curves)} runs)"
+            row.append((f"{statistics.median(reached):,.0f}" if reached else "-") + share)
+        rows.append(row)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
