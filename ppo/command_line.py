@@ -24,7 +24,7 @@ _COMMON: Mapping[str, str] = {
     "env_steps": "how long to train, in agent steps over all environments; 2e6 will do",
     "rng_seed": "seed of every random number",
     "seeds": "train several seeds one after another and compare them: 1-5 or 1,3,7",
-    "model_name": "name of the run's folders; by default the world's, with -seed<N> for a seed N other than 0",
+    "model_name": "name of the run's folders; default: the world's, with -seed<N> for a seed N > 0",
     "preset": "named settings to start from; by default the world's own",
     "num_envs": "environments of the whole job, shared out over the ranks",
     "learning_rate": "Adam's step size at the start",

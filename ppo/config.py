@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ppo.families import AtariSettings, Family, WorldSettings, family_of
-from ppo.settings import LARGEST_RETURN, MOST_STEPS, Refusal, check_bounds, require, setting
+from ppo.settings import MOST_STEPS, Refusal, check_bounds, require, setting
 
 ENV_NAME_PATTERN = re.compile(r"[A-Za-z0-9_./:-]{1,100}")
 MODEL_NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
@@ -26,6 +26,7 @@ MAX_SEED = 2**63 - 1
 # Far above what anybody trains with, and low enough that no checkpoint's settings can keep a reader busy.
 _MOST = 2**20
 _LARGEST = 1e6
+_LARGEST_GOAL = 1e12
 # Two layers of 2,048 units and twice as many again: orthogonal weights for more would take minutes.
 _MOST_WEIGHTS = 2**23
 # What the header of a checkpoint can name.
@@ -58,7 +59,7 @@ class RunSettings:
     seeds: str | None = None
     """Train one run after another, of these seeds, and compare them: 1-5 or 1,3,7. Finished ones are skipped when the
     command is started again."""
-    stop_at_return: float | None = setting(None, at_least=-LARGEST_RETURN, at_most=LARGEST_RETURN)
+    stop_at_return: float | None = setting(None, at_least=-_LARGEST_GOAL, at_most=_LARGEST_GOAL)
     """End the training, with a checkpoint, once the mean return of the last 100 games reaches this. A comparison marks
     it."""
     fresh: bool = False

@@ -14,8 +14,6 @@ REFUSED = 2
 """Exit code after a Refusal."""
 MOST_STEPS = 2**48
 """Whatever a run counts stays below: far above what any run counts, and exact in every type it is kept in."""
-LARGEST_RETURN = 1e100
-"""Of returns: far above what any world gives, and a mean or a deviation of them is finite."""
 
 
 def printable(text: str) -> str:

@@ -299,6 +299,9 @@ INVALID = [
     ("max_game_steps", 0, "between 1 and"),
     ("checkpoint", "newest", "best, latest or a number of steps"),
     ("checkpoint", "-5", "best, latest or a number of steps"),
+    ("seeds", "5-1", "as 1-5 or 1,3,7"),
+    ("stop_at_return", NAN, "between"),
+    ("runs", "A", "--mode=compare"),
 ]
 
 

@@ -67,7 +67,7 @@ def _draw_curves(
 ) -> None:
     several = len(curves) > 1
     for curve in curves if several else ():
-        panel.plot(getattr(curve, axis), curve.returns, color=colour, linestyle=style, linewidth=0.7, alpha=0.45)
+        panel.plot(getattr(curve, axis), curve.returns, color=colour, linestyle=style, linewidth=0.7, alpha=0.6)
     together = average(curves, axis)
     panel.plot(together.places, together.mean, color=colour, linestyle=style, linewidth=2.0, label=label)
     if several:

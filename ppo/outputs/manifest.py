@@ -22,13 +22,15 @@ from ppo.config import Config, section_types
 from ppo.families import Family, family_named
 from ppo.outputs.tensor_file import MAX_FILE_BYTES
 from ppo.outputs.untrusted import DamagedCheckpointError, brief, only_damage, parse_json
-from ppo.settings import LARGEST_RETURN, MOST_STEPS, Bound, Refusal, check_bounds, require, setting
+from ppo.settings import MOST_STEPS, Bound, Refusal, check_bounds, require, setting
 
 FORMAT = 3
 MODEL_FILE = "model.safetensors"
 TRAINING_FILE = "training.safetensors"
 LOGS = ("progress.csv", "episodes.csv")
 """Names of the logs that grow with a run and resume with it."""
+LARGEST_RETURN = 1e100
+"""Of returns: far above what any world gives, and a mean or a deviation of them is finite."""
 _MAX_RETURNS = 100
 _RETURNS = Bound(at_least=-LARGEST_RETURN, at_most=LARGEST_RETURN)
 _SEAL = "manifest_sha256"
