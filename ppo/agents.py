@@ -20,6 +20,7 @@ from ppo.outputs.tensor_file import Specification, Tensors, specification
 from ppo.outputs.untrusted import DamagedCheckpointError
 from ppo.settings import Refusal
 
+_SHIPPED_ONE = "shipped"
 SHIPPED_FOLDER = Path(__file__).parent / SHIPPED
 """In a clone a link to checkpoints/pretrained, in a wheel a folder."""
 
@@ -43,6 +44,8 @@ class Agent:
 def find_agent(config: Config, explicit: set[str]) -> Agent:
     """Find the agent that the settings name: the user's own, else a shipped one of the same game.
 
+    What is written of a shipped one that was asked for has a name of its own, beside that of the user's agent.
+
     Args:
         config: the settings of this invocation.
         explicit: the settings its command line names.
@@ -53,10 +56,11 @@ def find_agent(config: Config, explicit: set[str]) -> Agent:
     notes: list[str] = []
 
     def load(folder: Path, manifest: Manifest) -> Agent:
-        shipped = default_model_name(manifest.config.run.env_name)
+        shipped = default_model_name(manifest.config.run.env_name) + ("-shipped" if wants_shipped else "")
         return _load(shipped if own is None else own.name, folder, manifest, config, explicit, notes)
 
-    own = _find_own(config)
+    wants_shipped = config.playback.checkpoint == _SHIPPED_ONE
+    own = None if wants_shipped else _find_own(config)
     if own is not None:
         return checkpoint.choose(own, config.playback.checkpoint, load, notes.append)
     return _choose_shipped(config, explicit, load, notes)
@@ -204,11 +208,13 @@ def _choose_shipped(
 ) -> Agent:
     damages: list[str] = []
     for folder, manifest in _shipped(config, damages.append):
-        if config.run.model_name is None and same_world(manifest.config.run.env_name, config.run.env_name):
+        env_name, wants_shipped = manifest.config.run.env_name, config.playback.checkpoint == _SHIPPED_ONE
+        is_named = wants_shipped and config.run.model_name == default_model_name(env_name)
+        if is_named or (config.run.model_name is None and same_world(env_name, config.run.env_name)):
             if "checkpoint" in explicit and config.playback.checkpoint.isdecimal():
-                raise Refusal(f"checkpoint must be best or latest for the shipped agent in {folder}: it has one")
+                raise Refusal(f"checkpoint must not be a number for the shipped agent in {folder}: it has only one")
             own = f"no agent of your own for {config.run.env_name} yet: using the shipped one in {folder}"
-            notes[:] = [*damages, own]
+            notes[:] = [*damages, *([] if wants_shipped else [own])]
             try:
                 return load(folder, manifest)
             except DamagedCheckpointError as error:

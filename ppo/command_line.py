@@ -29,7 +29,7 @@ _COMMON: Mapping[str, str] = {
     "num_envs": "environments of the whole job, shared out over the ranks",
     "learning_rate": "Adam's step size at the start",
     "fresh": "begin anew instead of resuming; the earlier run is moved aside",
-    "checkpoint": "which checkpoint to play: best, latest or a number of steps",
+    "checkpoint": "which checkpoint to play: best, latest, shipped or a number of steps",
     "act": "which action is played: saved, mean, mode or sample",
     "episodes": "games to play, record or evaluate",
 }
@@ -114,7 +114,7 @@ def parse_command_line(arguments: Sequence[str], *, speak: bool = True) -> Confi
     except SystemExit as leave:
         if not leave.code:  # --help_all
             raise
-        raise Refusal(_unboxed(complaint.getvalue())) from leave
+        raise Refusal(_in_words(complaint.getvalue(), arguments)) from leave
     config.validate()
     return config
 
@@ -163,18 +163,24 @@ def _silent_unless(speak: bool) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext() if speak else contextlib.redirect_stdout(io.StringIO())
 
 
-def _unboxed(text: str) -> str:
-    """Turn the framed text in which tyro says what is wrong with a value into one line."""
+def _in_words(text: str, arguments: Sequence[str]) -> str:
+    """Turn the framed text in which tyro says what is wrong with a command line into one line that tells a way out."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
     words = " ".join(re.sub(r"[\u2500-\u257f]+|-{3,}", " ", plain).split())
     reason = re.split(r" (?:Argument|For full) helptext", words)[0]
     reason = re.sub(r"^(?:Value error|Invalid choice|Missing argument|Parsing error) ", "", reason)
-    number = re.fullmatch(
-        r"Error parsing --(\w+): (?:invalid literal for int|could not convert string)[^:]*: (.*)", reason
-    )
-    if number:
+    if number := re.match(r"Error parsing --(\w+): (?:invalid literal for int|could not convert string)", reason):
         kind = "a whole number" if "for int()" in reason else "a number"
-        return f"{number[1]} must be {kind}, got {number[2]}"
+        return f"{number[1]} must be {kind}, got {_peek(arguments, [number[1]])[number[1]]!r}"
+    if choice := re.fullmatch(r"invalid choice '(.*)' for argument '--(\w+)'\. Expected one of \((.*)\)\.", reason):
+        choices = choice[3].replace("'", "")
+        return f"{choice[2]} must be one of {choices}, got {choice[1]!r}"
+    if missing := re.match(r"Missing value for argument '--(\w+)'", reason):
+        return f"{missing[1]} must have a value, as --{missing[1]}=VALUE"
+    if other := re.fullmatch(r"(?:Unrecognized options:? )+(.*)", reason):
+        words = other[1].replace(", ", " ")
+        ranks = "; the number of ranks is mpirun's: mpirun -np 2 python -m ppo ..." if words.startswith("-n") else ""
+        return f"{words!r} must be a setting, as --name=value; a switch is --name or --no_name{ranks}"
     return reason
 
 
@@ -183,7 +189,8 @@ def _refuse_unknown_flags(explicit: set[str]) -> None:
     for name in sorted(explicit - known):
         foreign = FOREIGN_FLAGS.get(name) or FOREIGN_FLAGS.get(name.removeprefix("no_"))
         if foreign:
-            raise Refusal(f"there is no setting --{name}; here it is --{foreign[0]}: {foreign[1]}")
+            ours = f"here it is --{foreign[0]}: " if foreign[0] else ""
+            raise Refusal(f"there is no setting --{name}; {ours}{foreign[1]}")
         raise Refusal(f"there is no setting --{name}{did_you_mean(name, known)}")
 
 

@@ -223,7 +223,8 @@ class PlaybackSettings:
     overlay: bool = False
     """Write the game's return so far under the pictures of a video. Record only."""
     checkpoint: str = "best"
-    """Which checkpoint of the model: best, latest or a number of steps."""
+    """Which checkpoint of the model: best, latest or a number of steps; shipped: the agent that comes with the program,
+    even where there is one of your own."""
     runs: str | None = None
     """Runs to compare, by name (one without a seed stands for all its seeds) or by folder: --runs A B or --runs=A,B."""
 
@@ -342,9 +343,8 @@ class Config:
         valid = KEEP_CHECKPOINTS_PATTERN.fullmatch(keep) is not None
         require(valid, "keep_checkpoints", "a number from 1 on, all or every=K with such a number K", repr(keep))
         which = self.playback.checkpoint
-        require(
-            which in ("best", "latest") or which.isdecimal(), "checkpoint", "best, latest or a number of steps", which
-        )
+        valid = which in ("best", "latest", "shipped") or which.isdecimal()
+        require(valid, "checkpoint", "best, latest, shipped or a number of steps", which)
 
     def replace_settings(self, settings: Mapping[str, Any]) -> "Config":
         """Return a copy with the named settings changed, whatever section they stand in."""

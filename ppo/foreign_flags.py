@@ -6,8 +6,6 @@ baselines, whose sizes are per rank.
 
 from collections.abc import Mapping
 
-_PER_RANK = "there it is per rank, here it is for the whole job"
-
 FOREIGN_FLAGS: Mapping[str, tuple[str, str]] = {
     # Stable-Baselines3 and RL-Zoo
     "total_timesteps": ("env_steps", "agent steps over all environments"),
@@ -27,6 +25,16 @@ FOREIGN_FLAGS: Mapping[str, tuple[str, str]] = {
     "tensorboard_log": ("run_dir", "every run has TensorBoard files in <run_dir>/<model_name>"),
     "normalize": ("observation_normalization", "with --reward_normalization: running moments"),
     "env": ("env_name", "Gymnasium id of the world"),
+    "gym_id": ("env_name", "Gymnasium id of the world"),
+    "hyperparams": ("preset", "named settings; every setting is a flag of its own"),
+    "vec_env": ("env_engine", "lean, processes, vector or auto"),
+    "n_jobs": ("num_envs", "environments of the whole job; the launcher sets the ranks, as in mpirun -np 4"),
+    "log_folder": ("run_dir", "logs are in <run_dir>/<model_name>"),
+    "log_interval": ("run_dir", "every update is logged to <run_dir>/<model_name>/progress.csv"),
+    "save_freq": ("checkpoint_interval", "updates between two checkpoints"),
+    "eval_freq": ("evaluation_interval", "updates between two evaluations"),
+    "eval_episodes": ("evaluation_episodes", "games of an evaluation during training"),
+    "n_eval_episodes": ("evaluation_episodes", "games of an evaluation during training"),
     "algo": ("preset", "the algorithm is always PPO; a preset names its settings"),
     "env_id": ("env_name", "Gymnasium id of the world"),
     # CleanRL
@@ -41,12 +49,19 @@ FOREIGN_FLAGS: Mapping[str, tuple[str, str]] = {
     "torch_deterministic": ("device", "on a processor every run is repeatable bit for bit"),
     "cuda": ("device", "auto, cpu or cuda"),
     "capture_video": ("mode", "--mode=record makes a video of a saved agent"),
+    "wandb_project_name": ("run_dir", "every run has TensorBoard and CSV files there"),
     "track": ("run_dir", "every run has TensorBoard and CSV files there"),
     "seed": ("rng_seed", "seed of every random number of the job"),
     "save_model": ("checkpoint_interval", "updates between two checkpoints"),
     # lucaslingle/pytorch_ppo_atari and OpenAI baselines
-    "timesteps_per_actorbatch": ("rollout_steps", f"steps of each environment per update; {_PER_RANK}"),
-    "optim_batchsize": ("minibatch_size", f"steps per gradient step; {_PER_RANK}"),
+    "timesteps_per_actorbatch": (
+        "rollout_steps",
+        "steps of each environment per update; there it is per rank, which has one environment: add --num_envs=RANKS",
+    ),
+    "optim_batchsize": (
+        "minibatch_size",
+        "steps per gradient step of the whole job; there it is per rank: multiply it by the number of ranks",
+    ),
     "optim_epochs": ("num_epochs", "passes over the rollout per update"),
     "optim_stepsize": ("learning_rate", "Adam's step size at the start"),
     "ppo_epsilon": ("clip_range", "clip range of the probability ratio"),
@@ -58,17 +73,38 @@ FOREIGN_FLAGS: Mapping[str, tuple[str, str]] = {
     "no_frame_stacking": ("frame_stack", "screens an observation holds; 1 to switch stacking off"),
     "frame_stacking": ("frame_stack", "screens an observation holds"),
     "monitoring_dir": ("run_dir", "where episodes.csv and progress.csv are written"),
+    # pytorch-a2c-ppo-acktr-gail
+    "num_env_steps": ("env_steps", "agent steps over all environments"),
+    "num_processes": ("num_envs", "environments of the whole job; the launcher sets the ranks, as in mpirun -np 4"),
+    "num_mini_batch": ("minibatch_size", "steps per gradient step: num_envs * rollout_steps / minibatches"),
+    "ppo_epoch": ("num_epochs", "passes over the rollout per update"),
+    "use_linear_lr_decay": ("learning_rate_schedule", "linear or constant, among others"),
+    "use_gae": ("gae_lambda", "advantages are always GAE's; 1 is Monte Carlo, 0 one step"),
+    "save_interval": ("checkpoint_interval", "updates between two checkpoints"),
+    "log_dir": ("run_dir", "logs are in <run_dir>/<model_name>"),
     # Words of the field
     "lr": ("learning_rate", "Adam's step size at the start"),
     "steps": ("env_steps", "agent steps over all environments"),
     "epochs": ("num_epochs", "passes over the rollout per update"),
+    "frames": ("env_steps", "agent steps over all environments; an Atari step is 4 frames"),
+    "play": ("mode", "--mode=play"),
+    "record": ("mode", "--mode=record"),
+    "evaluate": ("mode", "--mode=evaluate"),
+    "test": ("mode", "--mode=evaluate"),
+    "obs_norm": ("observation_normalization", "scale vectors by running moments"),
+    "workers": ("num_envs", "environments of the whole job; the launcher sets the ranks, as in mpirun -np 4"),
+    "wandb": ("run_dir", "every run has TensorBoard and CSV files there"),
+    "frame_skip": ("", "an agent step of Atari is 4 frames; CarRacing has --action_repeat"),
+    "frameskip": ("", "an agent step of Atari is 4 frames; CarRacing has --action_repeat"),
+    "optimizer": ("", "it is Adam, with --learning_rate and --adam_epsilon"),
+    "max_restarts": ("", "it belongs to ./scripts/train, which starts the ranks"),
     "name": ("model_name", "name of the run's folders"),
     "resume": ("model_name", "a run that is started again goes on by itself; --fresh begins anew"),
-    "load": ("checkpoint", "with --mode=play, record or evaluate: best, latest or a number of steps"),
+    "load": ("checkpoint", "with --mode=play, record or evaluate: best, latest, shipped or a number of steps"),
     "gpu": ("device", "auto, cpu or cuda"),
     "num_workers": ("num_envs", "environments of the whole job; the launcher sets the ranks, as in mpirun -np 4"),
     "render": ("mode", "--mode=play shows a saved agent in a window"),
     "deterministic_eval": ("act", "saved, mean, mode or sample"),
     "render_mode": ("mode", "--mode=play shows a saved agent in a window"),
 }
-"""Name elsewhere -> the setting here and what it means."""
+"""Name elsewhere -> the setting here, empty where there is none, and what it means or what there is instead."""

@@ -9,7 +9,7 @@ set_up_environment() {
     # Made anew if half made (the variables are its last step) or moved (it works only where it was made).
     if ! grep -qs OMPI_MCA_btl .venv/bin/activate || ! grep -qF "$(pwd -P)/.venv" .venv/bin/activate; then
         local python
-        python="$(find_python)" || exit 1
+        python="$(find_python)" || exit
         echo "setting up .venv with $("$python" --version)" >&2
         "$python" -m venv --clear .venv
         make_activate_set_mpi_up
@@ -33,14 +33,19 @@ what_to_install() {
 }
 
 find_python() {
-    local candidate
-    for candidate in "${PYTHON:-python3}" python3.13 python3.12 python3.11 python3.10; do
+    local candidate candidates=(python3 python3.13 python3.12 python3.11 python3.10)
+    [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
+    for candidate in "${candidates[@]}"; do
         # Debian's python3 has venv without ensurepip, which makes environments that lack pip.
         if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
             echo "$candidate"
             return
         fi
     done
+    if [ -n "${PYTHON:-}" ]; then
+        echo "PYTHON must be Python 3.10 or newer with its venv module, got $PYTHON; unset it to have one looked for" >&2
+        return 2
+    fi
     echo "ppo needs Python 3.10 or newer with its venv module: on Debian and Ubuntu, apt install python3-venv" >&2
     echo "(set PYTHON to name another one)" >&2
     return 1

@@ -218,6 +218,24 @@ def test_ranks_start_where_the_environment_has_no_home():
     assert job.stdout.splitlines() == [os.path.expanduser("~")] * 2
 
 
+@pytest.mark.parametrize(
+    ("named", "code", "said"),
+    [
+        ("/bin/false", 2, "PYTHON must be Python 3.10 or newer with its venv module, got /bin/false; unset it to have"),
+        ("no such python", 2, "got no such python; unset it"),
+        (sys.executable, 0, ""),
+    ],
+)
+def test_a_python_that_is_named_is_used_or_refused_and_no_other_is_taken(named, code, said, tmp_path):
+    script = f". {ROOT}/scripts/environment.sh; python=$(find_python) || exit; echo $python"
+    job = subprocess.run(
+        ["bash", "-euc", script], cwd=tmp_path, env={**os.environ, "PYTHON": named}, capture_output=True, text=True
+    )
+    assert (job.returncode, job.stdout) == (code, "" if code else f"{named}\n")
+    assert said in job.stderr
+    assert job.stderr.count("\n") == bool(said)
+
+
 def test_a_job_whose_launcher_is_killed_saves_and_leaves(tmp_path):
     with launched(tmp_path, "--checkpoint_interval=1000") as job:
         job.wait_for_updates(3)

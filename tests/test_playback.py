@@ -221,6 +221,19 @@ def test_an_agent_whose_last_checkpoint_was_not_evaluated_is_not_shipped(two, tm
     assert not (tmp_path / "project").exists()
 
 
+def test_the_shipped_agent_can_be_asked_for_beside_one_of_the_same_name(trained):
+    own = (trained / "runs/CartPole-v1/evaluation.json").read_bytes()
+    for flag in ("--env_name=CartPole-v1", "--model_name=CartPole-v1"):
+        job = ppo(trained, flag, "--mode=evaluate", "--episodes=1", "--checkpoint=shipped")
+        assert last_line(job)["env_steps"] > 10_000
+        assert "CartPole-v1-shipped, trained for" in job.stdout + job.stderr
+    assert (trained / "runs/CartPole-v1-shipped/evaluation.json").exists()
+    assert (trained / "runs/CartPole-v1/evaluation.json").read_bytes() == own
+    job = ppo(trained, "--model_name=nobody", "--mode=play", "--checkpoint=shipped")
+    assert job.returncode == 2
+    assert "there is no agent 'nobody'" in job.stderr
+
+
 def test_a_damaged_shipped_agent_is_named_and_the_one_of_the_package_plays(tmp_path):
     shipped = tmp_path / "checkpoints/pretrained/PongNoFrameskip-v4"
     shutil.copytree(SHIPPED_FOLDER / "PongNoFrameskip-v4", shipped)

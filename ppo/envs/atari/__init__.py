@@ -114,12 +114,13 @@ def rom_name(env_name: str) -> str:
 def other_protocol(env_name: str) -> Refusal | None:
     """Return the refusal of an Atari id whose own protocol is not this package's; it names the id to use.
 
-    `Pong-v4`, `PongDeterministic-v0`, `Pong-ram-v4` and the like, whether this version of ALE registers them or not.
+    `Pong`, `Pong-v4`, `PongDeterministic-v0`, `Pong-ram-v4` and the like, whether this version of ALE registers them or
+    not.
 
     Args:
         env_name: any id; None is returned if it does not have the form of an Atari id, or names no game.
     """
-    parts = re.fullmatch(r"(?:ale_py:)?(?:ALE/)?(\w+?)(?:-ram)?(?:Deterministic|NoFrameskip)?-v\d+", env_name)
+    parts = re.fullmatch(r"(?:ale_py:)?(?:ALE/)?(\w+?)(?:-ram)?(?:Deterministic|NoFrameskip)?(?:-v\d+)?", env_name)
     accepted = accepted_names()
     same_game = [i for i in (f"{parts[1]}NoFrameskip-v4", f"ALE/{parts[1]}-v5") if i in accepted] if parts else []
     if not same_game:
