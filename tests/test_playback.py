@@ -222,6 +222,7 @@ def test_an_agent_whose_last_checkpoint_was_not_evaluated_is_not_shipped(two, tm
 
 
 def test_the_shipped_agent_can_be_asked_for_beside_one_of_the_same_name(trained):
+    assert ppo(trained, "--env_name=CartPole-v1", "--mode=evaluate", "--episodes=1").returncode == 0
     own = (trained / "runs/CartPole-v1/evaluation.json").read_bytes()
     for flag in ("--env_name=CartPole-v1", "--model_name=CartPole-v1"):
         job = ppo(trained, flag, "--mode=evaluate", "--episodes=1", "--checkpoint=shipped")
