@@ -5,6 +5,7 @@ The protocol is the one the agent was trained with; only what the command line n
 
 import json
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ppo.config import Config
 from ppo.envs import FrameListener, make_envs, world_of
 from ppo.games import Actor, Game, mean_and_error, number_of_slots, play_slots
 from ppo.outputs import checkpoint
-from ppo.outputs.display import print_line
+from ppo.outputs.display import SECONDS_BETWEEN_LINES, print_line
 from ppo.outputs.folders import require_writable, write_whole
 from ppo.outputs.window import GameWindow, NoWindowError, WindowClosedError, has_display
 from ppo.random_streams import Purpose, derived_seed
@@ -36,13 +37,21 @@ def record(config: Config, comm: Collective, explicit: set[str]) -> int:
 
 
 def evaluate(config: Config, comm: Collective, explicit: set[str]) -> int:
-    """Play games on all ranks; print the statistics as JSON and write them to evaluation.json."""
+    """Play games on all ranks; print the statistics as JSON and write them to evaluation.json.
+
+    Standard output has the JSON alone; the agent, and every few seconds how far it is, go to standard error.
+    """
     agent, folder = decided_by_root(comm, lambda: _find_with_folder(config, explicit, "run_dir"))
     if comm.rank == 0:
-        announce(agent)
+        announce(agent, say_on_standard_error)
     num_slots = number_of_slots(config.episodes)
     slots = share(num_slots, comm.rank, comm.size)
-    parts = done_by_all(comm, lambda: list(play_games(agent, config, slots, num_slots)) if slots else [])
+
+    def own_games() -> list[Game]:
+        games = play_games(agent, config, slots, num_slots) if slots else iter(())
+        return list(_with_progress(games, config.episodes, comm) if comm.rank == 0 else games)
+
+    parts = done_by_all(comm, own_games)
     games = sorted((game for part in parts for game in part), key=lambda game: game.number)
     return decided_by_root(comm, lambda: _report(games, agent, config, folder))
 
@@ -112,11 +121,25 @@ def describe(game: Game) -> str:
     return f"game {game.number + 1}: return {game.episode_return:g}, {game.episode_length} steps{cut}"
 
 
-def announce(agent: Agent) -> None:
+def announce(agent: Agent, say: Callable[[str], None] = print_line) -> None:
     """Say which agent plays."""
     for note in agent.notes:
-        print_line(note)
-    print_line(f"{agent.name}, trained for {agent.counters.env_steps:,} steps")
+        say(note)
+    say(f"{agent.name}, trained for {agent.counters.env_steps:,} steps")
+
+
+def _with_progress(games: Iterator[Game], episodes: int, comm: Collective) -> Iterator[Game]:
+    """Pass on the games that rank 0 plays, and every few seconds say how many there are of so many of all ranks."""
+    returns: list[float] = []
+    last = time.monotonic()
+    of_ranks = f"rank 0 of {comm.size} has played" if comm.size > 1 else "played"
+    for game in games:
+        yield game
+        returns.append(game.episode_return)
+        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            mean = statistics.fmean(returns)
+            say_on_standard_error(f"{of_ranks} {len(returns)} of {episodes} games, mean return {mean:.2f} so far")
 
 
 def _play(agent: Agent, config: Config) -> int:

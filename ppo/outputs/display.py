@@ -17,11 +17,15 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from ppo.outputs.sparkline import Course
 from ppo.outputs.trackers import FinishedEpisode, Metrics, OutputError, Tracker
 from ppo.settings import printable
 from ppo.standard_streams import encodable, say_on_standard_error
 
 SECONDS_BETWEEN_LINES = 5.0
+_COLUMNS = 60
+# What the longest label and the frame leave of them.
+_COLUMNS_OF_VALUES = 40
 # A full disk or quota may be emptied; a pipe or terminal that was closed does not come back.
 _PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EAGAIN)
 NO_GAME = "no game finished yet"
@@ -150,32 +154,37 @@ class PlainLines:
 
 
 class LiveTable:
-    """A table that is redrawn in place after every update."""
+    """A table that is redrawn in place after every update, and begun anew where the terminal has another size."""
 
     def __init__(self, title: str, total_steps: int, terminal: Terminal) -> None:
         """Start drawing on a terminal of this size."""
         self.notes: list[str] = []
         self._total_steps = total_steps
-        self._evaluation = ""
+        self._evaluation: tuple[str, str] | None = None
+        self._course = Course(_COLUMNS_OF_VALUES)
         self._output = StandardOutput()
-        console = _Console(
-            force_terminal=True, width=terminal.columns, height=terminal.rows, legacy_windows=False, soft_wrap=False
-        )
+        self._live = self._begin(terminal)
         # Escaped here, since an escape is wider than the character that the table would have measured.
-        self._escape = functools.partial(encodable, encoding=console.encoding)
-        self._title, self._is_plain = self._escape(title), console.options.ascii_only
-        self._live = Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
-        with contextlib.suppress(OutputError):  # the first update tells
-            self._output.use(self._live.start)
-            # A job that is aborted has no time to bring a hidden one back.
-            self._output.use(lambda: console.show_cursor(True))
+        self._escape = functools.partial(encodable, encoding=self._live.console.encoding)
+        self._title, self._is_plain = self._escape(title), self._live.console.options.ascii_only
 
     def log(self, metrics: Metrics, episodes: Sequence[FinishedEpisode]) -> None:
         """Redraw."""
-        evaluation = describe_evaluation(metrics)
-        if evaluation:
-            self._evaluation = self._escape(f"{evaluation}, at {metrics['env_steps']:,} steps")
-        table = live_table(self._title, metrics, self._total_steps, self._evaluation, is_plain=self._is_plain)
+        score = describe_score(metrics)
+        if score:
+            when = f"{metrics['env_steps']:,} steps, in {metrics['time/evaluation']:.1f} s"
+            self._evaluation = self._escape(score), when
+        mean = metrics["rollout/return_mean"]
+        if mean is not None:
+            self._course.add(mean)
+        course = self._course.line(is_plain=self._is_plain)
+        terminal = find_terminal() or self._terminal
+        shown = (self._title, metrics, self._total_steps, self._evaluation, course)
+        table = live_table(*shown, columns=terminal.columns, is_plain=self._is_plain)
+        if terminal != self._terminal:
+            # Where it has become narrower, it has broken lines of the table, which then cannot all be erased.
+            self._output.use(lambda: self._live.update("", refresh=True))
+            self._live = self._begin(terminal)
         self._output.use(lambda: self._live.update(table, refresh=True))
 
     def say(self, text: str) -> None:
@@ -190,6 +199,19 @@ class LiveTable:
         with contextlib.suppress(OutputError):
             self._output.use(self._live.stop)
         self._output.close()
+
+    def _begin(self, terminal: Terminal) -> Live:
+        """Return an empty display for a terminal of this size, in place of the one before."""
+        self._terminal = terminal
+        console = _Console(
+            force_terminal=True, width=terminal.columns, height=terminal.rows, legacy_windows=False, soft_wrap=False
+        )
+        live = Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+        with contextlib.suppress(OutputError):  # the first update tells
+            self._output.use(live.start)
+            # A job that is aborted has no time to bring a hidden one back.
+            self._output.use(lambda: console.show_cursor(True))
+        return live
 
 
 class _Console(Console):
@@ -215,24 +237,44 @@ def summary_line(metrics: Metrics, total_steps: int) -> str:
 
 
 def live_table(
-    title: str, metrics: Metrics, total_steps: int, evaluation: str = "", *, is_plain: bool = False
+    title: str,
+    metrics: Metrics,
+    total_steps: int,
+    evaluation: tuple[str, str] | None = None,
+    course: str = "",
+    *,
+    columns: int = _COLUMNS,
+    is_plain: bool = False,
 ) -> Table:
-    """Return the table of the live display, with the last evaluation in words if there was one.
+    """Return the table of the live display; it has room for everything where there are 60 columns.
 
-    A plain one is of ASCII characters if its texts are: what it has no room for is cut off without an ellipsis.
+    Args:
+        title: what stands above it.
+        metrics: of the newest update.
+        total_steps: the setting `env_steps`.
+        evaluation: the last evaluation's score and when it was, in words.
+        course: the return so far as a line of bars.
+        columns: of the terminal.
+        is_plain: it is of ASCII characters if its texts are: what it has no room for is cut off without an ellipsis.
     """
     steps = metrics["env_steps"] or 0
-    table = Table(title=title, show_header=False, title_justify="left", expand=False, min_width=60)
+    table = Table(title=title, show_header=False, title_justify="left", width=min(columns, _COLUMNS))
     overflow: OverflowMethod = "crop" if is_plain else "ellipsis"
-    table.add_column(style="bold", no_wrap=True, overflow=overflow)
-    table.add_column(no_wrap=True, overflow=overflow)
-    table.add_row("progress", ProgressBar(total=total_steps, completed=min(steps, total_steps), width=40))
+    table.add_column(style="bold", no_wrap=True, overflow=overflow, min_width=len("learning rate"))
+    table.add_column(no_wrap=True, overflow=overflow, ratio=1)
+    table.add_row("progress", ProgressBar(total=total_steps, completed=min(steps, total_steps)))
     table.add_row("steps", f"{steps:,} of {total_steps:,} ({steps / total_steps:.1%})")
     table.add_row("time left", time_left(metrics, total_steps))
     table.add_row("speed", f"{metrics['time/steps_per_second'] or 0:,.0f} steps per second")
-    table.add_row("return", describe_return(metrics))
+    games, mean = int(metrics["rollout/episodes"] or 0), metrics["rollout/return_mean"]
+    table.add_row("return", NO_GAME if mean is None else f"{mean:.2f} (mean of the last {min(games, 100)} games)")
+    if course:
+        table.add_row("its course", course)
+    table.add_row("games", f"{games:,}")
     if evaluation:
-        table.add_row("evaluation", evaluation)
+        score, when = evaluation
+        table.add_row("evaluation", score)
+        table.add_row("evaluated at", when)
     for label, name in (
         ("policy loss", "update/policy_loss"),
         ("value loss", "update/value_loss"),
@@ -254,16 +296,19 @@ def describe_return(metrics: Metrics) -> str:
 
 
 def describe_evaluation(metrics: Metrics) -> str:
-    """Return the evaluation of an update in words; empty where there was none."""
+    """Return the evaluation of an update and its time in words; empty where there was none."""
+    score = describe_score(metrics)
+    return f"{score} in {metrics['time/evaluation']:.1f} s" if score else ""
+
+
+def describe_score(metrics: Metrics) -> str:
+    """Return the score of an update's evaluation in words; empty where there was none."""
     mean, error = metrics.get("evaluation/return_mean"), metrics.get("evaluation/return_stderr")
     if mean is None:
         return ""
-    score = (
-        f"{mean:.2f} over 1 game"
-        if error is None
-        else f"{mean:.2f} ± {error:.2f} over {metrics['evaluation/episodes']} games"
-    )
-    return f"{score} in {metrics['time/evaluation']:.1f} s"
+    if error is None:
+        return f"{mean:.2f} over 1 game"
+    return f"{mean:.2f} ± {error:.2f} over {metrics['evaluation/episodes']} games"
 
 
 def _number(value: float | None, form: str) -> str:

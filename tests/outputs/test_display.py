@@ -2,10 +2,13 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
@@ -111,6 +114,51 @@ def test_the_live_table_shows_progress_return_and_losses() -> None:
         assert part in text
     for label, value in (("value loss", "0.5"), ("entropy", "1.79"), ("KL", "0.0061"), ("learning rate", "0.00025")):
         assert [line for line in text.splitlines() if label in line and value in line]
+
+
+def test_the_live_table_has_room_for_everything_in_60_columns() -> None:
+    file = StringIO()
+    long = {**METRICS, "rollout/episodes": 1_234_567, "env_steps": 123_456_789, "update/value_loss": -1.234e-05}
+    evaluation = ("-12345.25 ± 123.20 over 100 games", "1,000,250,000 steps, in 12.3 s")
+    Console(file=file, width=60).print(live_table("Pong", long, 10_000_000_000, evaluation, "▁" * 40))
+    text = file.getvalue()
+    for part in (*evaluation, "123,456,789 of 10,000,000,000 (1.2%)", "learning rate", "▁" * 40, "1,234,567"):
+        assert part in text
+    assert "…" not in text
+    assert {len(line.rstrip()) for line in text.splitlines()[1:]} == {60}
+
+
+def drawn_on(terminal: int, columns: int, live: LiveTable | None = None) -> tuple[LiveTable, list[str]]:
+    """Give a pseudo-terminal a size, have an update drawn on it, and return the lines that were sent to it."""
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    live = live or LiveTable("Pong", 1_000_000, Terminal(columns, rows=40))
+    live.log(METRICS, [])
+    sys.stdout.flush()
+    sent = os.read(terminal, 65_536).decode()
+    return live, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", sent).replace("\r", "").splitlines()
+
+
+def test_the_live_table_follows_the_size_of_its_terminal() -> None:
+    def widths(lines: list[str]) -> set[int]:
+        return {len(line.rstrip()) for line in lines if line.startswith("│")}
+
+    terminal, slave = os.openpty()
+    with os.fdopen(slave, "w") as output, contextlib.redirect_stdout(output):
+        live, wide = drawn_on(terminal, 80)
+        _, narrow = drawn_on(terminal, 40, live)
+        _, again = drawn_on(terminal, 80, live)
+        live.close()
+    os.close(terminal)
+    assert widths(wide) == widths(again) == {60}
+    assert widths(narrow) == {40}
+
+
+def test_the_live_table_shows_the_course_of_the_return(capsys: pytest.CaptureFixture[str]) -> None:
+    live = LiveTable("Pong", 1_000_000, Terminal(columns=80, rows=40))
+    for mean in (None, -21.0, -21.0, 0.0, 21.0):
+        live.log({**METRICS, "rollout/return_mean": mean}, [])
+    live.close()
+    assert "▁▁▅█" in capsys.readouterr().out
 
 
 def test_plain_lines_come_at_most_every_few_seconds(
