@@ -49,7 +49,10 @@ def evaluate(config: Config, comm: Collective, explicit: set[str]) -> int:
 
     def own_games() -> list[Game]:
         games = play_games(agent, config, slots, num_slots) if slots else iter(())
-        return list(_with_progress(games, config.episodes, comm) if comm.rank == 0 else games)
+        if comm.rank != 0:
+            return list(games)
+        number = sum(len(range(slot, config.episodes, num_slots)) for slot in slots)
+        return list(_with_progress(games, f"{number} games" if comm.size == 1 else f"rank 0's {number} games"))
 
     parts = done_by_all(comm, own_games)
     games = sorted((game for part in parts for game in part), key=lambda game: game.number)
@@ -128,18 +131,14 @@ def announce(agent: Agent, say: Callable[[str], None] = print_line) -> None:
     say(f"{agent.name}, trained for {agent.counters.env_steps:,} steps")
 
 
-def _with_progress(games: Iterator[Game], episodes: int, comm: Collective) -> Iterator[Game]:
-    """Pass on the games that rank 0 plays, and every few seconds say how many there are of so many of all ranks."""
-    returns: list[float] = []
+def _with_progress(games: Iterator[Game], of: str) -> Iterator[Game]:
+    """Pass games on, and every few seconds say how many have been played."""
     last = time.monotonic()
-    of_ranks = f"rank 0 of {comm.size} has played" if comm.size > 1 else "played"
-    for game in games:
+    for number, game in enumerate(games, start=1):
         yield game
-        returns.append(game.episode_return)
         if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            mean = statistics.fmean(returns)
-            say_on_standard_error(f"{of_ranks} {len(returns)} of {episodes} games, mean return {mean:.2f} so far")
+            say_on_standard_error(f"played {number} of {of}")
 
 
 def _play(agent: Agent, config: Config) -> int:

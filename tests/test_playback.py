@@ -52,6 +52,14 @@ def test_an_evaluation_is_the_same_at_any_rank_count_and_is_written_down(trained
     assert "human_normalised_score" not in one
 
 
+def test_an_evaluation_says_how_far_it_is_on_standard_error_and_prints_nothing_but_json(trained, monkeypatch):
+    monkeypatch.setattr("ppo.playback.SECONDS_BETWEEN_LINES", 0.0)
+    job = ppo(trained, "--env_name=CartPole-v1", "--mode=evaluate", "--episodes=3")
+    assert json.loads(job.stdout)["episodes"] == 3
+    progress = [f"played {number} of 3 games" for number in (1, 2, 3)]
+    assert job.stderr.splitlines() == ["CartPole-v1, trained for 128 steps", *progress]
+
+
 def test_more_ranks_than_games_still_play_every_game(trained):
     result = last_line(ppo(trained, "--env_name=CartPole-v1", "--mode=evaluate", "--episodes=2", ranks=3))
     assert result["episodes"] == 2
@@ -104,11 +112,15 @@ def test_a_machine_without_a_screen_or_a_loudspeaker_is_nothing_to_tell_of(mode,
     without = ["env", *(f"--unset={name}" for name in ("XDG_RUNTIME_DIR", "SDL_VIDEODRIVER", "SDL_AUDIODRIVER"))]
     without += ["--unset=PYGAME_HIDE_SUPPORT_PROMPT"]  # which this process may have set
     job = separately([*without, *command], trained)
-    assert (job.returncode, job.stderr) == (0, "")
-    first, *games, last = job.stdout.splitlines()
-    assert first == "CartPole-v1, trained for 128 steps"
-    assert len(games) == (mode == "record")
-    assert last.startswith("wrote " if mode == "record" else "{")
+    words = "CartPole-v1, trained for 128 steps"
+    if mode == "record":
+        assert (job.returncode, job.stderr) == (0, "")
+        first, _, last = job.stdout.splitlines()
+        assert first == words
+        assert last.startswith("wrote ")
+    else:
+        assert (job.returncode, job.stderr) == (0, f"{words}\n")
+        assert json.loads(job.stdout)["episodes"] == 1
 
 
 def test_a_missing_agent_is_refused_with_those_there_are(trained):
@@ -227,7 +239,7 @@ def test_the_shipped_agent_can_be_asked_for_beside_one_of_the_same_name(trained)
     for flag in ("--env_name=CartPole-v1", "--model_name=CartPole-v1"):
         job = ppo(trained, flag, "--mode=evaluate", "--episodes=1", "--checkpoint=shipped")
         assert last_line(job)["env_steps"] > 10_000
-        assert "CartPole-v1-shipped, trained for" in job.stdout + job.stderr
+        assert "CartPole-v1-shipped, trained for" in job.stderr
     assert (trained / "runs/CartPole-v1-shipped/evaluation.json").exists()
     assert (trained / "runs/CartPole-v1/evaluation.json").read_bytes() == own
     job = ppo(trained, "--model_name=nobody", "--mode=play", "--checkpoint=shipped")
