@@ -112,7 +112,7 @@ def run_training(
     """Train the run of these settings, or with `--seeds` one run after another and compare them.
 
     Returns:
-        The exit code of the first run that did not come to its end, or of the last one.
+        The exit code of the first run that did not come to its end, or 0.
 
     Raises:
         Refusal: on all ranks alike, before anything of that run is made.
@@ -127,14 +127,22 @@ def run_training(
 
     stop = StopRequest()
     stop.listen()  # before the imports, which take a second
-    names: list[str] = []
-    for one in config.of_each_seed():
-        name, code = _train_one(one, collective, guard, hosts, spaces, explicit, stop)
+    with _no_garbage_collection():
+        import ppo.loop  # noqa: F401
+    job = (collective, guard, hosts, spaces, explicit, stop)
+    runs, names = config.of_each_seed(), []
+    for number, run in enumerate(runs, start=1):
+        place = [f"run {number} of {len(runs)}: rng_seed {run.run.rng_seed}"] if config.run.seeds else []
+        name, code = _train_one(run, *job, place)
         names.append(name)
-        if code or _any_rank(collective, stop.exit_code is not None):
+        if not config.run.seeds:
             return code
-    if config.run.seeds:
-        decided_by_root(collective, lambda: _compare_seeds(config, names))
+        # A signal may have come too late for the run that has just ended, but not for the next one.
+        asked = [asked for asked in collective.gather(stop.exit_code) or [] if asked is not None]
+        leave = collective.broadcast(max(asked, default=None))
+        if code or leave is not None:
+            return code or leave or 0
+    decided_by_root(collective, lambda: _compare_seeds(config, names))
     return 0
 
 
@@ -146,16 +154,17 @@ def _train_one(
     spaces: "Spaces",
     explicit: set[str],
     stop: "StopRequest",
+    notes: Sequence[str],
 ) -> tuple[str, int]:
-    """Import what training needs and train one run under the watchdog; return its name and its exit code."""
-    with _no_garbage_collection():
-        from ppo.agents import choose_rule
-        from ppo.device import choose_placement
-        from ppo.identity import named_settings, settle
-        from ppo.loop import train
-        from ppo.machine import cores_per_rank
-        from ppo.models.actor_critic import build_distribution, check_model
-        from ppo.supervision.watchdog import Watchdog
+    """Train one run under the watchdog; return its name and its exit code."""
+    from ppo.agents import choose_rule
+    from ppo.device import choose_placement
+    from ppo.identity import named_settings, settle
+    from ppo.loop import train
+    from ppo.machine import cores_per_rank
+    from ppo.models.actor_critic import build_distribution, check_model
+    from ppo.supervision.watchdog import Watchdog
+
     given = config
     config, kept = decided_by_root(collective, lambda: settle(given, explicit))
     if config.world != given.world:
@@ -170,17 +179,8 @@ def _train_one(
     with Watchdog(collective, seconds=seconds, hosts=hosts) as watchdog:
         guard.where = lambda: f"in {watchdog.describe()}, {world}"
         placement = choose_placement(config.machine, collective, hosts)
-        notes, named = [*spaces.notes, *kept], named_settings(config, explicit)
+        notes, named = [*notes, *spaces.notes, *kept], named_settings(config, explicit)
         return config.model_name, train(config, collective, stop, watchdog, cores, placement, notes, named)
-
-
-def _any_rank(collective: Collective, fact: bool) -> bool:
-    """Return whether a fact holds on any rank."""
-    import numpy as np
-
-    count = np.array([float(fact)])
-    collective.sum_in_place(count)
-    return bool(count[0])
 
 
 def _compare_seeds(config: Config, names: Sequence[str]) -> None:
@@ -188,7 +188,7 @@ def _compare_seeds(config: Config, names: Sequence[str]) -> None:
     from ppo.comparison.compare import compare
 
     try:
-        compare(config, [str(config.run.run_dir / name) for name in names])
+        compare(config, [f"{config.run.run_dir}/{name}" for name in names])
     except Refusal as refusal:
         _say(f"no comparison was made: {refusal}")
 

@@ -408,8 +408,12 @@ def default_model_name(env_name: str, rng_seed: int = 0) -> str:
 
 def seeds_of(seeds: str) -> list[int]:
     """Return the seeds of a valid list: 1-3,7 -> 1, 2, 3, 7."""
+    return list(dict.fromkeys(seed for seeds in _ranges(seeds) for seed in seeds))
+
+
+def _ranges(seeds: str) -> list[range]:
     ends = [[int(end) for end in part.split("-")] for part in seeds.split(",")]
-    return list(dict.fromkeys(seed for first, *last in ends for seed in range(first, (last or [first])[0] + 1)))
+    return [range(both[0], both[-1] + 1) for both in ends]
 
 
 def outside_names(config: Config) -> dict[str, str]:
@@ -473,12 +477,12 @@ def _check_seeds(run: RunSettings) -> None:
         return
     require(run.mode == "train", "seeds", "for --mode=train only; --rng_seed is for the others", run.seeds)
     require(not run.fresh, "seeds", "without --fresh, which would begin finished seeds anew at every start", run.seeds)
-    rule = f"one to {_MOST_SEEDS} different numbers up to {MAX_SEED} as 1-5 or 1,3,7"
     valid = re.fullmatch(r"\d{1,19}(-\d{1,19})?(,\d{1,19}(-\d{1,19})?)*", run.seeds) is not None
-    ends = [[int(end) for end in part.split("-")] for part in run.seeds.split(",")] if valid else []
-    valid = valid and max(map(max, ends)) <= MAX_SEED
-    valid = valid and 1 <= sum(max(0, end[-1] - end[0] + 1) for end in ends) <= _MOST_SEEDS
-    require(valid and all(end[0] <= end[-1] for end in ends), "seeds", rule, repr(run.seeds))
+    # Lengths by subtraction: Python refuses to count a range of more than fits into 64 bits.
+    counts = [part.stop - part.start for part in _ranges(run.seeds) if part.stop - 1 <= MAX_SEED] if valid else []
+    valid = valid and len(counts) == 1 + run.seeds.count(",") and min(counts) > 0 and sum(counts) <= _MOST_SEEDS
+    rule = f"one to {_MOST_SEEDS} different numbers up to {MAX_SEED} as 1-5 or 1,3,7"
+    require(valid, "seeds", rule, repr(run.seeds))
 
 
 def _check_hidden_sizes(sizes: str) -> None:

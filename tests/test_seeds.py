@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ppo import loop
 from ppo.command_line import parse_command_line
 from ppo.envs.gymnasium import GymnasiumEnvironments
 from ppo.settings import Refusal
@@ -45,6 +46,7 @@ def test_finished_seeds_are_skipped_and_the_interrupted_one_is_resumed(alone: Pa
     job = ppo(tmp_path, *TWO)
     assert job.returncode == 0, job.stderr
     assert "CartPole-v1 is finished" in job.stdout
+    assert "run 2 of 2: rng_seed 2" in job.stdout
     assert "resuming CartPole-v1-seed2 at 64 steps" in job.stdout
     assert content(tmp_path, NAMES[0], 128) == before
     assert content(tmp_path, NAMES[1], 128) == content(alone, NAMES[1], 128)
@@ -66,6 +68,19 @@ def test_a_signal_stops_the_seed_that_runs_and_begins_no_other(
     assert not (tmp_path / "assets").exists()
 
 
+def test_a_signal_at_the_very_end_of_a_seed_begins_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(run, **facts):  # type: ignore[no-untyped-def]
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return original(run, **facts)
+
+    original = loop.farewell
+    monkeypatch.setattr(loop, "farewell", end)
+    assert ppo(tmp_path, *TWO).returncode == 75
+    assert os.listdir(tmp_path / "runs") == ["CartPole-v1"]
+    monkeypatch.undo()
+    assert ppo(tmp_path, *TWO).returncode == 0
+
+
 def test_a_name_is_followed_by_the_seed() -> None:
     runs = parse_command_line([*CARTPOLE, "--seeds=0-2,7", "--model_name=mine"]).of_each_seed()
     assert [run.run.rng_seed for run in runs] == [0, 1, 2, 7]
@@ -73,7 +88,9 @@ def test_a_name_is_followed_by_the_seed() -> None:
     assert {run.run.seeds for run in runs} == {None}
 
 
-@pytest.mark.parametrize("seeds", ["", "5-1", "1-", "a", "1,,2", "-1", "0-99999999", "9" * 30, "1 2", "1-2-3"])
+@pytest.mark.parametrize(
+    "seeds", ["", "5-1", "1-", "a", "1,,2", "-1", "0-99999999", "9" * 30, "1 2", "1-2-3", "0-9223372036854775808"]
+)
 def test_what_is_no_list_of_seeds_is_refused(seeds: str) -> None:
     with pytest.raises(Refusal, match=r"seeds must be one to 1000 different numbers .* as 1-5 or 1,3,7"):
         parse_command_line([f"--seeds={seeds}"])

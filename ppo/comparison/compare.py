@@ -8,12 +8,13 @@ import numpy as np
 
 from ppo.comparison.curves import Curve, find_curves, grouped
 from ppo.comparison.statistics import bootstrap, interquartile_mean, mean
-from ppo.config import Config, default_model_name
+from ppo.config import Config, RunSettings, as_flags, default_model_name
 from ppo.outputs.display import print_line
 from ppo.outputs.folders import require_writable, write_whole
 from ppo.settings import Refusal
 
 _NAME = "comparison"
+_SETTINGS = ("model_name", "run_dir", "asset_dir", "stop_at_return")
 
 
 def compare(config: Config, runs: Sequence[str]) -> int:
@@ -29,9 +30,10 @@ def compare(config: Config, runs: Sequence[str]) -> int:
     from ppo.comparison.figure import draw  # matplotlib takes a second
 
     table = table_of(groups, goal)
-    goal_flag = [] if goal is None else [f"--stop_at_return={goal:g}"]
-    name_flag = [f"--model_name={config.run.model_name}"] if config.run.model_name else []
-    command = shlex.join(["python", "-m", "ppo", "--mode=compare", "--runs", *runs, *goal_flag, *name_flag])
+    changed = {
+        name: vars(config.run)[name] for name in _SETTINGS if vars(config.run)[name] != vars(RunSettings())[name]
+    }
+    command = shlex.join(["python", "-m", "ppo", "--mode=compare", "--runs", *runs, *as_flags(changed)])
     page = f"{table}\n\n![Learning curves and final returns]({_NAME}.png)\n\n    {command}\n"
     paths = [folder / f"{_NAME}{suffix}" for suffix in (".png", ".svg")]
     try:

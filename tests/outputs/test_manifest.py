@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ MANIFEST = Manifest(
     versions={"torch": "2.13.0+cpu"},
     machine={"architecture": "x86_64"},
     logs={"progress.csv": 517, "episodes.csv": 0},
+    named=("clip_range", "num_envs"),
 )
 CONTENT = manifest.encode_manifest(MANIFEST)
 
@@ -35,6 +37,10 @@ def forged(change: Callable[[dict[str, Any]], Any]) -> bytes:
 
 def test_an_encoded_manifest_decodes_to_itself() -> None:
     assert manifest.decode_manifest(CONTENT) == MANIFEST
+
+
+def test_a_manifest_need_not_say_what_the_command_line_named() -> None:
+    assert manifest.decode_manifest(forged(lambda data: data.pop("named"))) == replace(MANIFEST, named=None)
 
 
 def test_the_hash_is_of_everything_else_however_it_is_laid_out() -> None:
@@ -109,6 +115,9 @@ def put(*path: Any, value: Any) -> Callable[[dict[str, Any]], None]:
 FORGERIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "missing key": lambda d: d.pop("ranks"),
     "unknown key": put("plugins", value=["os"]),
+    "text for names": put("named", value="clip_range"),
+    "number for a name": put("named", value=[1]),
+    "line break among the names": put("named", value=["a\nb"]),
     "no config": put("config", value=None),
     "config section a list": put("config", "ppo", value=[]),
     "unknown section": put("config", "hooks", value={}),
