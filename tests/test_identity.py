@@ -1,5 +1,6 @@
 """A command line means one run: by its name, and by the settings it shares with the run's checkpoints."""
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,13 +26,18 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
 
 
+@functools.cache
+def parsed(*flags: str) -> Config:
+    return parse_command_line(flags)
+
+
 def settled(flags: Sequence[str]) -> tuple[Config, list[str]]:
-    return settle(parse_command_line(flags), explicit_settings(flags))
+    return settle(parsed(*flags), explicit_settings(flags))
 
 
 def saved_by(flags: Sequence[str], *, knows_names: bool = True, **changes: Any) -> None:
     """Write a checkpoint as a run of this command line would; with changes, as one of another version would."""
-    config = find_run(parse_command_line(flags)).replace_settings(changes)
+    config = find_run(parsed(*flags)).replace_settings(changes)
     named = named_settings(config, explicit_settings(flags)) if knows_names else None
     counters = Counters(1, 64, 1.0, 0, ())
     write_checkpoint(config.checkpoint_folder, config, counters, {"model/w": torch.zeros(1)}, None, named=named)
@@ -52,7 +58,7 @@ def saved_by(flags: Sequence[str], *, knows_names: bool = True, **changes: Any) 
     ],
 )
 def test_the_default_name_is_of_the_world_and_the_seed_alone(flags: list[str], name: str) -> None:
-    assert parse_command_line(flags).model_name == find_run(parse_command_line(flags)).model_name == name
+    assert parsed(*flags).model_name == find_run(parsed(*flags)).model_name == name
 
 
 def test_a_long_name_keeps_its_seed() -> None:
@@ -63,8 +69,8 @@ def test_a_long_name_keeps_its_seed() -> None:
 
 def test_a_run_of_a_seed_in_the_folder_of_the_world_is_resumed_there() -> None:
     saved_by([POLE, "--rng_seed=3", "--model_name=CartPole-v1"])
-    assert find_run(parse_command_line([POLE, "--rng_seed=3"])).model_name == "CartPole-v1"
-    assert find_run(parse_command_line([POLE, "--rng_seed=4"])).model_name == "CartPole-v1-seed4"
+    assert find_run(parsed(POLE, "--rng_seed=3")).model_name == "CartPole-v1"
+    assert find_run(parsed(POLE, "--rng_seed=4")).model_name == "CartPole-v1-seed4"
     with pytest.raises(Refusal, match=r"rng_seed 3 -> 0.*--model_name or --fresh"):
         settled([POLE])
 
@@ -134,7 +140,7 @@ def test_settings_are_changed_on_purpose_only_where_weights_mean_the_same(flag: 
         settled([world, flag])
     assert ("--change_settings" in str(refusal.value)) == CAN_CHANGE[flag]
     if CAN_CHANGE[flag]:
-        assert settled([world, flag, "--change_settings"])[0] == parse_command_line([world, flag, "--change_settings"])
+        assert settled([world, flag, "--change_settings"])[0] == parsed(world, flag, "--change_settings")
     else:
         with pytest.raises(Refusal, match="is of another run"):
             settled([world, flag, "--change_settings"])
@@ -151,7 +157,7 @@ def test_settings_are_changed_on_purpose_only_where_weights_mean_the_same(flag: 
 )
 def test_length_machine_and_supervision_settings_never_make_another_run(flags: list[str]) -> None:
     saved_by([POLE])
-    assert settled(flags) == (parse_command_line(flags), [])
+    assert settled(flags) == (parsed(*flags), [])
 
 
 @pytest.mark.parametrize(
@@ -159,7 +165,7 @@ def test_length_machine_and_supervision_settings_never_make_another_run(flags: l
 )
 def test_the_same_command_is_never_refused(flags: list[str]) -> None:
     saved_by([POLE, *flags])
-    assert settled([POLE, *flags]) == (parse_command_line([POLE, *flags]), [])
+    assert settled([POLE, *flags]) == (parsed(POLE, *flags), [])
 
 
 @pytest.mark.parametrize("knows_names", [True, False])
@@ -172,11 +178,12 @@ def test_the_same_command_keeps_the_settings_of_its_run_when_a_preset_has_change
     before = parse_command_line(command)
     changed = {**presets.PRESETS["CartPole"], "learning_rate": 0.5, "model_size": "large"}
     monkeypatch.setitem(presets.PRESETS, "CartPole", changed)  # type: ignore[arg-type]
-    config, notes = settled(command)
+    config, notes = settle(parse_command_line(command), explicit_settings(command))
     assert config == before
     assert any("learning_rate 0.001 -> 0.5; the run keeps 0.001" in note for note in notes)
+    named = [*command, "--learning_rate=0.25"]
     with pytest.raises(Refusal, match=r"learning_rate 0\.001 -> 0\.25"):
-        settled([*command, "--learning_rate=0.25"])
+        settle(parse_command_line(named), explicit_settings(named))
 
 
 def test_code_and_arguments_from_outside_are_never_kept_on_the_word_of_a_checkpoint() -> None:
@@ -186,7 +193,7 @@ def test_code_and_arguments_from_outside_are_never_kept_on_the_word_of_a_checkpo
 
 
 def test_a_new_run_and_a_fresh_one_have_the_settings_of_their_command_line() -> None:
-    assert settled([POLE]) == (parse_command_line([POLE]), [])
+    assert settled([POLE]) == (parsed(POLE), [])
     saved_by([POLE])
     assert settled([POLE, "--fresh", "--gae_lambda=0.5"])[0].ppo.gae_lambda == 0.5
 

@@ -30,9 +30,8 @@ def compare(config: Config, runs: Sequence[str]) -> int:
     from ppo.comparison.figure import draw  # matplotlib takes a second
 
     table = table_of(groups, goal)
-    changed = {
-        name: vars(config.run)[name] for name in _SETTINGS if vars(config.run)[name] != vars(RunSettings())[name]
-    }
+    given, usual = vars(config.run), vars(RunSettings())
+    changed = {name: given[name] for name in _SETTINGS if given[name] != usual[name]}
     command = shlex.join(["python", "-m", "ppo", "--mode=compare", "--runs", *runs, *as_flags(changed)])
     page = f"{table}\n\n![Learning curves and final returns]({_NAME}.png)\n\n    {command}\n"
     paths = [folder / f"{_NAME}{suffix}" for suffix in (".png", ".svg")]
