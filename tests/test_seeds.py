@@ -112,23 +112,32 @@ def test_what_seeds_do_not_go_with_is_refused(flag: str, message: str) -> None:
 # ------------------------------------------------------------------------------------------------------- stop_at_return
 
 GOOD = [*CARTPOLE, "--learning_rate_schedule=constant", "--env_steps=100000"]
+LOW, HIGH = "--stop_at_return=15", "--stop_at_return=70"
 
 
-def test_a_run_ends_at_the_return_that_was_asked_for_and_goes_on_exactly_to_a_higher_one(tmp_path: Path) -> None:
-    low, high, whole = "--stop_at_return=15", "--stop_at_return=70", "--model_name=whole"
-    job = ppo(tmp_path, *GOOD, low)
+def test_a_run_ends_saved_once_100_games_have_the_return_that_was_asked_for(tmp_path: Path) -> None:
+    job = ppo(tmp_path, *GOOD, LOW)
     assert job.returncode == 0, job.stderr
     log = rows(tmp_path / "runs/CartPole-v1/progress.csv")
     has_ended = [row["rollout/return_mean"] and float(row["rollout/return_mean"]) >= 15 for row in log]
+    assert any(has_ended[:-1]), "this run should not have 100 games when it first has the return"
     has_ended = [met and int(row["rollout/episodes"]) >= 100 for met, row in zip(has_ended, log, strict=True)]
     assert [bool(met) for met in has_ended] == [False] * (len(log) - 1) + [True]
+    steps = int(log[-1]["env_steps"])
     last = job.stdout.splitlines()[-1]
-    assert last.startswith(f"done: CartPole-v1 at {int(log[-1]['env_steps']):,} steps, saved in checkpoints/")
+    assert last.startswith(f"done: CartPole-v1 at {steps:,} steps, saved in checkpoints/CartPole-v1/step_{steps:012d};")
     mean, games = float(log[-1]["rollout/return_mean"]), log[-1]["rollout/episodes"]
     assert last.endswith(f"; return {mean:.2f} (mean of the last 100 of {games} games)")
-    assert "its return has reached --stop_at_return=15 at" in ppo(tmp_path, *GOOD, low).stdout
-    for flags in ([high], [high, whole]):
+    again = ppo(tmp_path, *GOOD, LOW)
+    assert again.returncode == 0
+    assert f"its return has reached --stop_at_return=15 at {steps:,} steps" in again.stdout
+    assert content(tmp_path, "CartPole-v1", steps)
+
+
+@pytest.mark.slow
+def test_a_run_that_ended_at_a_return_goes_on_exactly_to_a_higher_one(tmp_path: Path) -> None:
+    for flags in ([LOW], [HIGH], [HIGH, "--model_name=whole"]):
         assert ppo(tmp_path, *GOOD, *flags).returncode == 0
-    steps = int(rows(tmp_path / "runs/whole/progress.csv")[-1]["env_steps"])
-    assert steps > int(log[-1]["env_steps"])
-    assert content(tmp_path, "CartPole-v1", steps) == content(tmp_path, "whole", steps)
+    steps = [int(row["env_steps"]) for row in rows(tmp_path / "runs/whole/progress.csv")]
+    assert len(os.listdir(tmp_path / "checkpoints/CartPole-v1")) > len(os.listdir(tmp_path / "checkpoints/whole"))
+    assert content(tmp_path, "CartPole-v1", steps[-1]) == content(tmp_path, "whole", steps[-1])
