@@ -1,7 +1,6 @@
 """Trained agents: finding the one that the settings name, among the user's own and the shipped ones."""
 
 import dataclasses
-import json
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ppo.collectives.moments import RunningMoments
-from ppo.config import SHIPPED, Config, as_flags, default_model_name, outside_names
+from ppo.config import SHIPPED, Config, as_flags, default_model_name
 from ppo.envs import Environments, check_environment, make_envs, same_world
-from ppo.identity import find_run
+from ppo.identity import find_run, from_outside
 from ppo.models.actor_critic import ActorCritic, build_model
 from ppo.models.distributions import ActionDistribution, Rule
 from ppo.outputs import checkpoint
@@ -157,14 +156,8 @@ def _load(name: str, folder: Path, manifest: Manifest, config: Config, explicit:
 
 
 def _require_named(saved: Config, config: Config, explicit: set[str], folder: Path) -> None:
-    """Refuse code and constructor arguments that a checkpoint asks for unless this command line names them too.
-
-    A checkpoint may come from anywhere: what it names is compared, and never imported on its word.
-    """
-    wanted = outside_names(saved)
-    kwargs = getattr(saved.world, "env_kwargs", "{}")
-    if not all(isinstance(value, bool | int | float) for value in json.loads(kwargs).values()):
-        wanted["env_kwargs"] = kwargs
+    """Refuse code and constructor arguments that a checkpoint asks for unless this command line names them too."""
+    wanted = from_outside(saved)
     given = {**vars(config.run), **vars(config.model), **vars(config.world)}
     if any(name not in explicit or given.get(name) != value for name, value in wanted.items()):
         flags = " ".join(shlex.quote(flag) for flag in as_flags(wanted))

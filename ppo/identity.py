@@ -5,10 +5,11 @@ preset, whose numbers another version of the program may have changed: a run goe
 """
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
-from ppo.config import Config, as_flags, default_model_name, differences
+from ppo.config import Config, as_flags, default_model_name, differences, outside_names
 from ppo.outputs import checkpoint
 from ppo.outputs.manifest import Manifest
 from ppo.settings import Refusal
@@ -16,8 +17,6 @@ from ppo.settings import Refusal
 SECTIONS = ("world", "model", "ppo")
 # What the weights, or the states of the environments, would mean something else with.
 _FIXED_IN_PPO = ("num_envs", "value_normalization")
-# Code and arguments are never taken from a checkpoint.
-_FROM_OUTSIDE = ("env_kwargs", "network", "policy")
 
 Changes = dict[str, tuple[Any, Any]]
 
@@ -72,7 +71,7 @@ def settle(config: Config, explicit: set[str]) -> tuple[Config, list[str]]:
         and manifest.named in (None, named_settings(config, explicit))
         and not explicit & set(changed)
     )
-    if is_same_command and not set(changed) & set(_FROM_OUTSIDE):
+    if is_same_command and not set(changed) & set(from_outside(manifest.config)):
         notes = [
             f"this version of the program has another default: {name} {old} -> {new}; the run keeps {old}"
             for name, (old, new) in changed.items()
@@ -81,6 +80,18 @@ def settle(config: Config, explicit: set[str]) -> tuple[Config, list[str]]:
     if fixed or (changed and not config.run.change_settings):
         raise _of_another_run(folder, changed, can_change=not fixed)
     return config, []
+
+
+def from_outside(saved: Config) -> dict[str, str]:
+    """Return the settings of a checkpoint that name code or constructor arguments, which are used only if a command does.
+
+    A checkpoint may come from anywhere: what it names is compared, and never imported on its word.
+    """
+    wanted = outside_names(saved)
+    kwargs = getattr(saved.world, "env_kwargs", "{}")
+    if not all(isinstance(value, bool | int | float) for value in json.loads(kwargs).values()):
+        wanted["env_kwargs"] = kwargs
+    return wanted
 
 
 def refuse_other_run(config: Config, manifest: Manifest, folder: Path) -> None:

@@ -28,6 +28,7 @@ LONGEST_FILES = (
     "tests/test_evaluation.py",
     "tests/faults/test_resume_of_worlds.py",
     "tests/test_cuda.py",
+    "tests/test_seeds.py",
     "tests/test_hostile_checkpoints.py",
 )
 STARTS_PROCESSES = "--fast: starts processes"

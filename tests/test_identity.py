@@ -186,10 +186,18 @@ def test_the_same_command_keeps_the_settings_of_its_run_when_a_preset_has_change
         settle(parse_command_line(named), explicit_settings(named))
 
 
-def test_code_and_arguments_from_outside_are_never_kept_on_the_word_of_a_checkpoint() -> None:
-    saved_by([POLE], network="os:path")
-    with pytest.raises(Refusal, match="network os:path -> auto"):
+@pytest.mark.parametrize(
+    ("name", "value"), [("network", "os:path"), ("policy", "os:path"), ("env_kwargs", '{"path": "/etc"}')]
+)
+def test_code_and_arguments_from_outside_are_never_kept_on_the_word_of_a_checkpoint(name: str, value: str) -> None:
+    saved_by([POLE], **{name: value})
+    with pytest.raises(Refusal, match=f"{name} {value} -> "):
         settled([POLE])
+
+
+def test_what_is_known_here_is_kept_like_a_number() -> None:
+    saved_by([POLE], policy="categorical", env_kwargs='{"sutton_barto_reward": true}')
+    assert settled([POLE])[0].model.policy == "categorical"
 
 
 def test_a_new_run_and_a_fresh_one_have_the_settings_of_their_command_line() -> None:
