@@ -83,7 +83,7 @@ def settle(config: Config, explicit: set[str]) -> tuple[Config, list[str]]:
 
 
 def from_outside(saved: Config) -> dict[str, str]:
-    """Return the settings of a checkpoint that name code or constructor arguments, which are used only if a command does.
+    """Return the settings of a checkpoint that name code or constructor arguments; a command must name them too.
 
     A checkpoint may come from anywhere: what it names is compared, and never imported on its word.
     """

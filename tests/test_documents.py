@@ -12,9 +12,9 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "docs/history").glob("*.md")])
 # Of scripts, of other programs, and an old name that is still taken.
 OTHER_FLAGS = {
-    *("all", "bind-to", "cpus", "deterministic", "fast", "folder", "goal", "help", "help_all", "hostfile", "init"),
+    *("all", "bind-to", "cpus", "deterministic", "fast", "folder", "help", "help_all", "hostfile", "init"),
     *("inplace", "kills", "logdir", "max_restarts", "mpi", "output", "quick", "repeats", "root", "seconds", "seed"),
-    *("map_by", "shm_size", "slow", "title", "user", "version", "warm_up_seconds", "write"),
+    *("map_by", "shm_size", "slow", "user", "version", "warm_up_seconds", "write"),
     *("index-url", "no-deps", "ranks"),
 }
 
