@@ -15,6 +15,7 @@ from ppo.api.job import OnUpdate, TrainingJob
 from ppo.command_line import parse_command_line
 from ppo.config import as_flags
 from ppo.games import number_of_slots
+from ppo.identity import find_run
 from ppo.models.actor_critic import one_thread
 from ppo.playback import play_games, statistics_of
 from ppo.settings import Refusal
@@ -33,7 +34,8 @@ def load(agent: str | Path, **settings: Any) -> TrainedAgent:
         Refusal: there is no such agent, it is damaged, or it asks for code that is not named here.
     """
     explicit = set(settings)
-    for folder in (Path(agent), Path(settings.get("checkpoint_dir", "checkpoints")) / agent):
+    own = [Path(agent), Path(settings.get("checkpoint_dir", "checkpoints")) / agent]
+    for folder in own if settings.get("checkpoint") != "shipped" else []:
         world = world_in(folder)
         if world is not None:
             # It says which settings there are; code that it may name is not imported on a manifest's word.
@@ -80,8 +82,10 @@ def train(env: str, *, ranks: int | None = None, on_update: OnUpdate | None = No
     """
     if "mode" in settings:
         raise Refusal(f"mode must not be set for train, got {settings['mode']!r}; evaluate is a call of its own")
+    if "seeds" in settings:
+        raise Refusal("seeds must not be set for train, which starts one run; call it with each rng_seed")
     flags = _flags(env, **settings)
-    config = parse_command_line(flags)
+    config = find_run(parse_command_line(flags))
     own = [] if ranks is None else [f"--ranks={ranks}"]
     return TrainingJob([sys.executable, "-m", "ppo.launcher", *flags, *own], config, on_update)
 

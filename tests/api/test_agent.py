@@ -58,6 +58,11 @@ def test_an_agent_is_found_by_its_name_its_run_or_one_of_its_checkpoints(where: 
     assert (agent.name, agent.env_name, agent.env_steps) == ("CartPole-v1", "CartPole-v1", 256)
 
 
+def test_the_shipped_agent_can_be_loaded_beside_one_of_your_own(trained: Path) -> None:
+    agent = ppo.load("CartPole-v1", checkpoint_dir=trained / "checkpoints", checkpoint="shipped")
+    assert agent.env_steps > 256
+
+
 def test_an_agent_that_does_not_exist_is_refused_with_those_that_do(trained: Path) -> None:
     with pytest.raises(Refusal, match=r"there is no agent 'nobody'.*--env_name=CartPole-v1"):
         ppo.load("nobody", checkpoint_dir=trained / "checkpoints")

@@ -53,6 +53,8 @@ def test_a_wrong_setting_is_refused_before_anything_starts(here: Path) -> None:
         ppo.train("CartPole-v1", total_timesteps=1000)
     with pytest.raises(Refusal, match="mode must not be set for train, got 'play'"):
         ppo.train("CartPole-v1", mode="play")
+    with pytest.raises(Refusal, match="seeds must not be set for train"):
+        ppo.train("CartPole-v1", seeds="1-3")
     assert list(here.iterdir()) == []
 
 
