@@ -79,8 +79,8 @@ def train(
         while exit_code is None and not is_finished(run):
             exit_code = loop.advance()
         loop.save()
-        trackers.say(farewell(run, saved=loop.saved, stopped_early=exit_code is not None))
         trackers.close()
+        trackers.say(farewell(run, saved=loop.saved, stopped_early=exit_code is not None))
         return (exit_code or 0) if loop.saved else SAVE_FAILED
 
 

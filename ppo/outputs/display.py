@@ -118,6 +118,7 @@ class StandardOutput:
     def close(self) -> None:
         """Give up what could not be written: at exit Python would try once more, and change the exit code."""
         if self._trouble:
+            self._is_lost = True
             _discard_standard_output()
 
 

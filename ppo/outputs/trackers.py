@@ -83,7 +83,7 @@ class Tracker(Protocol):
         """Have on disk what is to survive a power cut, before a checkpoint counts on it."""
 
     def close(self) -> None:
-        """Finish all output."""
+        """Finish all output but words."""
 
 
 class Trackers:
@@ -117,8 +117,7 @@ class Trackers:
         self._tell_all(lambda to: to.sync())
 
     def close(self) -> None:
-        """Close all."""
-        self._reliefs = set()  # a final loss is reported even if the error is known
+        """Close all; only words can be passed on after it."""
         self._tell_all(lambda to: to.close())
 
     def _tell_all(self, tell: Callable[[Tracker], None]) -> set[str]:

@@ -31,7 +31,7 @@ from ppo.outputs.display import (
 )
 from ppo.outputs.trackers import OutputError, Tracker, Trackers
 from ppo.standard_streams import prepare_standard_streams
-from tests.jobs import CARTPOLE, environment
+from tests.jobs import CARTPOLE, environment, ppo
 
 METRICS: dict[str, float | int | None] = {
     "update": 3,
@@ -159,6 +159,15 @@ def test_the_live_table_shows_the_course_of_the_return(capsys: pytest.CaptureFix
         live.log({**METRICS, "rollout/return_mean": mean}, [])
     live.close()
     assert "▁▁▅█" in capsys.readouterr().out
+
+
+def test_the_last_line_of_a_run_stands_below_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(display, "find_terminal", lambda: Terminal(columns=200, rows=40))
+    job = ppo(tmp_path, *CARTPOLE, "--env_steps=64")
+    assert job.returncode == 0
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", job.stdout).splitlines()
+    assert any("learning rate" in line for line in lines)
+    assert re.fullmatch(r"done: CartPole-v1 at 64 steps, saved in \S+; return \d+\.\d+ \(.* games\)", lines[-1])
 
 
 def test_plain_lines_come_at_most_every_few_seconds(
