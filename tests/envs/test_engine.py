@@ -117,7 +117,8 @@ def test_the_engines_take_the_same_updates_on_two_ranks_as_on_one(engine, tmp_pa
 @pytest.mark.parametrize(("before", "after"), [("lean", "vector"), ("vector", "lean")])
 def test_a_checkpoint_of_one_engine_continues_with_the_other_from_the_same_weights(before, after, tmp_path):
     assert_ok(ppo(tmp_path, *SMALL, f"--env_engine={before}", "--env_steps=64"))
-    changed = ppo(tmp_path, *SMALL, f"--env_engine={after}", "--env_steps=128", "--learning_rate=1e-12")
+    no_more = ["--learning_rate=1e-12", "--change_settings"]
+    changed = ppo(tmp_path, *SMALL, f"--env_engine={after}", "--env_steps=128", *no_more)
     assert_ok(changed)
     assert changed.stdout.count("but all environments could not be brought back to where they were") == 1
     saved, now = weights(tmp_path, PONG, 64), weights(tmp_path, PONG, 128)
