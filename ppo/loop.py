@@ -6,6 +6,8 @@ All ranks run this code in step. Rank 0 also has trackers that write and a folde
 """
 
 import json
+import shlex
+import sys
 import textwrap
 import time
 from collections.abc import Sequence
@@ -23,7 +25,7 @@ from ppo.evaluation import Evaluation
 from ppo.outputs import checkpoint
 from ppo.outputs.display import describe_return, make_display, print_line
 from ppo.outputs.histograms import look_at
-from ppo.outputs.trackers import CsvFiles, FinishedEpisode, Metrics, TensorBoard, Trackers, write_config
+from ppo.outputs.trackers import CsvFiles, FinishedEpisode, MessageFile, Metrics, TensorBoard, Trackers, write_config
 from ppo.presets import is_tuned_for
 from ppo.run import Run, merge, save
 from ppo.start import started
@@ -31,6 +33,7 @@ from ppo.supervision.replicas import compare_replicas
 from ppo.supervision.signals import StopRequest
 from ppo.supervision.stragglers import StragglerWatch, waiting_seconds
 from ppo.supervision.watchdog import Watchdog
+from ppo.versions import code_version, commit_here
 
 SAVE_FAILED = 1
 _FINISHED = "{name} is finished: {done:,} of {wanted:,} steps; a larger --env_steps resumes from there"
@@ -71,7 +74,7 @@ def train(
         if is_finished(run):
             _tell_that_it_is_finished(run, start.notes)
             return 0
-        trackers = make_trackers(run)
+        trackers = make_trackers(run, watchdog.hosts)
         for line in (*start.about, *notes, *start.notes):
             trackers.say(line)
         loop = Loop(run, trackers, stop, watchdog)
@@ -255,13 +258,27 @@ class Stopwatch:
         return self._last - last
 
 
-def make_trackers(run: Run) -> Trackers:
-    """Return the trackers of rank 0; the other ranks have none."""
+def make_trackers(run: Run, hosts: Sequence[str]) -> Trackers:
+    """Return the trackers of rank 0; the other ranks have none.
+
+    Args:
+        run: what they follow.
+        hosts: of every rank.
+    """
     if run.comm.rank != 0:
         return Trackers([])
     config, progress = run.config, run.progress
     folder = config.run_folder
-    notes = write_config(folder, config, ranks=run.comm.size, started=datetime.now().isoformat(timespec="seconds"))
+    notes = write_config(
+        folder,
+        config,
+        ranks=run.comm.size,
+        hosts=list(hosts),
+        started=datetime.now().isoformat(timespec="seconds"),
+        command=shlex.join(["python", "-m", "ppo", *sys.argv[1:]]),
+        code=code_version(),
+        commit=commit_here(),
+    )
     ranks = "1 rank" if run.comm.size == 1 else f"{run.comm.size} ranks"
     title = f"{config.model_name}: {config.ppo.num_envs} environments on {ranks}, preset {config.run.preset}"
     world = (config.run.env_name, config.family, getattr(config.world, "env_kwargs", "{}"))
@@ -270,6 +287,7 @@ def make_trackers(run: Run) -> Trackers:
     trackers = Trackers(
         [
             CsvFiles(folder, progress.logs),
+            MessageFile(folder),
             TensorBoard(
                 folder,
                 progress.env_steps,

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import platform
+import re
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -52,3 +53,19 @@ def code_version() -> str:
     for path in sorted([*root.rglob("*.py"), *root.rglob("*.c")]):
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
     return f"{ppo.__version__} ({digest.hexdigest()[:8]})"
+
+
+def commit_here() -> str | None:
+    """Return the commit that the clone with this package has checked out; None if it is in none, or it is not known."""
+    folder = Path(ppo.__file__).parent.parent / ".git"
+    try:
+        head = (folder / "HEAD").read_text().strip()
+        name = head.removeprefix("ref: ")
+        if name == head or (folder / name).exists():
+            commit = head if name == head else (folder / name).read_text().strip()
+        else:
+            lines = (folder / "packed-refs").read_text().splitlines()
+            commit = next((line.split()[0] for line in lines if line.endswith(f" {name}")), "")
+    except (OSError, ValueError):
+        return None
+    return commit if re.fullmatch(r"[0-9a-f]{40,64}", commit) else None

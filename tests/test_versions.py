@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import ppo
-from ppo.versions import version_of, versions_here
+from ppo.versions import commit_here, version_of, versions_here
 
 
 def code_version_of(package: Path) -> str:
@@ -27,3 +27,21 @@ def test_the_code_version_changes_with_any_file_and_with_nothing_else(tmp_path):
 def test_a_package_that_is_not_installed_has_no_version():
     assert version_of("no-such-package") == "unknown"
     assert "unknown" not in versions_here().values()
+
+
+def test_the_commit_is_that_of_the_clone_however_its_name_is_stored(tmp_path, monkeypatch):
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
+    (tmp_path / "ppo").mkdir()
+    monkeypatch.setattr(ppo, "__file__", str(tmp_path / "ppo" / "__init__.py"))
+    assert commit_here() is None
+    subprocess.run([*git, "init", "-q"], check=True)
+    assert commit_here() is None
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert commit_here() == commit
+    subprocess.run([*git, "pack-refs", "--all"], check=True)
+    assert commit_here() == commit
+    subprocess.run([*git, "checkout", "-q", "--detach"], check=True)
+    assert commit_here() == commit
+    (tmp_path / ".git" / "HEAD").write_bytes(b"\xff<script>")
+    assert commit_here() is None

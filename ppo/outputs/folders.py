@@ -26,7 +26,7 @@ class GrowingFile:
     It is opened anew for every write, which costs some ten microseconds and notices a file that was removed.
     """
 
-    def __init__(self, path: Path, header: bytes, size: int = 0) -> None:
+    def __init__(self, path: Path, header: bytes = b"", size: int = 0) -> None:
         """Prepare to append to a file of so many bytes, or to begin it with its header."""
         self.path = path
         self.header = header

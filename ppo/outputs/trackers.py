@@ -1,9 +1,10 @@
 """Trackers: where every update is reported. Rank 0 has the files and the screen, the other ranks have none.
 
     runs/<model_name>/
-        config.json          the settings, and the versions they ran with
+        config.json          the settings, and what they ran with
         progress.csv         a row per update
         episodes.csv         a row per finished game, raw return of the whole game
+        messages.txt         what was said of the run, with the time
         events.out.tfevents  the same as progress.csv, for TensorBoard, and histograms
 
 After a stop and a resume the CSV files read like those of a run that was never stopped: what they have got since the
@@ -19,15 +20,17 @@ import io
 import json
 import os
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
 from ppo.config import Config
-from ppo.outputs.folders import GrowingFile, write_whole
+from ppo.outputs.folders import GrowingFile, rename_aside, write_whole
 from ppo.outputs.histograms import Look
 from ppo.outputs.log_start import keep_start
 from ppo.outputs.manifest import LOGS
@@ -200,6 +203,49 @@ class CsvFiles:
             del self._to_keep[name]
         if file.write():
             self.notes.append(_removed(self._folder))
+
+
+class MessageFile:
+    """messages.txt: what was said of a run, line by line; all starts of the run are in it."""
+
+    def __init__(self, folder: Path) -> None:
+        """Prepare to append to the file."""
+        self.notes: list[str] = []
+        self._folder, self._file = folder, GrowingFile(folder / "messages.txt")
+        self._has_way = False
+
+    def log(self, metrics: Metrics, episodes: Sequence[FinishedEpisode]) -> None:
+        """Write what had to wait; numbers are not for this file."""
+        self._write()
+
+    def say(self, text: str) -> None:
+        """Append a line; if it cannot be written, the next update says so."""
+        self._file.add(f"{datetime.now().isoformat(timespec='seconds')} {text}\n".encode(errors="replace"))
+        with contextlib.suppress(OSError):
+            self._write()
+
+    def sync(self) -> None:
+        """Write what had to wait; no checkpoint counts on this file."""
+        self._write()
+
+    def close(self) -> None:
+        """Write what waits, for the last time."""
+        with _loss_of(self._folder):
+            self._write()
+
+    def _write(self) -> None:
+        if not self._file.num_waiting:
+            return
+        with _trouble_with(self._folder):
+            if not self._has_way and os.path.lexists(self._file.path):
+                self._make_way(self._file.path)
+            self._has_way = True
+            self._file.write()
+
+    def _make_way(self, path: Path) -> None:
+        """Rename what is in the place of the file, such as a link."""
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            self.notes.append(f"WARNING: {path} is no regular file; it was renamed to {rename_aside(path)}")
 
 
 class TensorBoard:

@@ -24,6 +24,7 @@ from ppo.outputs.log_start import keep_start
 from ppo.outputs.trackers import (
     CsvFiles,
     FinishedEpisode,
+    MessageFile,
     Metrics,
     OutputError,
     TensorBoard,
@@ -706,3 +707,50 @@ def test_config_json_holds_the_settings_and_facts(tmp_path: Path) -> None:
     data = json.loads((tmp_path / "run" / "config.json").read_text())
     assert data.pop("ranks") == 4
     assert Config.from_dict(data, Config().family) == Config()
+
+
+def messages(folder: Path) -> list[str]:
+    """Return the lines of messages.txt without the time."""
+    lines = (folder / "messages.txt").read_text().splitlines()
+    return [line.partition(" ")[2] for line in lines]
+
+
+def test_messages_of_all_starts_stay_in_their_order(tmp_path: Path) -> None:
+    for text in ("first start", "second start"):
+        trackers = Trackers([MessageFile(tmp_path)])
+        trackers.say(text)
+        trackers.say(f"WARNING: of the {text}")
+        trackers.close()
+    assert messages(tmp_path) == [
+        *("first start", "WARNING: of the first start", "second start", "WARNING: of the second start")
+    ]
+
+
+def test_messages_wait_while_the_disk_is_full_and_trouble_is_reported_once(
+    disk: SmallDisk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trackers = Trackers([MessageFile(disk.path)])
+    trackers.say("before")
+    disk.fill()
+    trackers.say("x" * 10_000)
+    assert capsys.readouterr().err == ""
+    trackers.log(metrics(1), [])
+    trackers.log(metrics(2), [])
+    disk.make_room()
+    trackers.log(metrics(3), [])
+    said = messages(disk.path)
+    assert said[:2] == ["before", "x" * 10_000]
+    assert sum("cannot be written" in line for line in said) == 1 and "written again" in said[-1]
+
+
+@pytest.mark.parametrize("make", [lambda path, to: path.symlink_to(to), lambda path, to: os.mkfifo(path)])
+def test_messages_are_not_written_to_what_is_no_regular_file(
+    tmp_path: Path, make: Callable[[Path, Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "precious").write_text("precious")
+    make(tmp_path / "messages.txt", tmp_path / "precious")
+    trackers = Trackers([MessageFile(tmp_path)])
+    trackers.say("hello")
+    trackers.log(metrics(1), [])
+    assert messages(tmp_path)[0] == "hello" and "it was renamed to" in messages(tmp_path)[1]
+    assert (tmp_path / "precious").read_text() == "precious"
