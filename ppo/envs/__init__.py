@@ -26,6 +26,7 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from ppo.config import Config, MachineSettings
+from ppo.envs.references import Reference
 from ppo.families import WorldSettings, family_of
 from ppo.machine import SEVERAL_CORES
 from ppo.settings import Refusal, did_you_mean
@@ -74,6 +75,10 @@ class Environments(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], abc.ABC)
     """Ids of the processes that step them; none if it is this one."""
     uncompiled: str = ""
     """What is slow about it where the package was installed without a compiler; empty where nothing is."""
+    action_names: Sequence[str] = ()
+    """What each category, or dimension, of an action is called; none where it is not known."""
+    entry_names: Sequence[str] = ()
+    """What each entry of a vector is called; none where it is not known."""
     on_replay: Callable[[], None] = staticmethod(lambda: None)
     """Called now and then while `set_states` plays episodes again, which may take minutes."""
     _sent: NDArray[Any]
@@ -156,6 +161,9 @@ class World(Protocol):
 
     def facts(self, env_name: str, return_mean: float) -> dict[str, Any]:
         """Return what an evaluation says of the world besides returns."""
+
+    def references(self, env_name: str) -> list[Reference]:
+        """Return the scores of others in the world."""
 
 
 def world_of(env_name: str) -> World:

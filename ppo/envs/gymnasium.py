@@ -6,10 +6,12 @@ so far are saved beside it, to find environments that are not.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import gymnasium
 import numpy as np
 from gymnasium.spaces import Discrete
 from numpy.typing import NDArray
@@ -21,9 +23,11 @@ from ppo.envs.arrays import StepArrays
 from ppo.envs.blocks import Block
 from ppo.envs.frames import find_render_mode, frames_per_second, render
 from ppo.envs.making import Environment, cause, make_environment, refused_if_it_fails
+from ppo.envs.names import names_of
 from ppo.envs.observations import ObservationConverter
 from ppo.envs.own_worlds import register_own_worlds
 from ppo.envs.processes import ProcessEnvironments
+from ppo.envs.references import Reference, references_of
 from ppo.families import ChannelAxis, GymnasiumSettings, WorldSettings
 from ppo.random_streams import Purpose, derived_seed
 from ppo.settings import MOST_STEPS, Refusal
@@ -108,6 +112,7 @@ class GymnasiumEnvironments(Block):
             actions,
             frames_per_second=frames_per_second(self._envs[0]),
         )
+        self.action_names, self.entry_names = names_of(env_name, actions, math.prod(shown.shape))
         self._rows = list(self.observations)
         self._log = ActionLog(self.num_envs, actions)
         self._returns = np.zeros(self.num_envs, np.float64)
@@ -342,6 +347,14 @@ class GymnasiumWorld:
     def facts(self, env_name: str, return_mean: float) -> dict[str, Any]:
         """Return nothing: no published scores are known here."""
         return {}
+
+    def references(self, env_name: str) -> list[Reference]:
+        """Return the scores of others in the world, and from which on its authors call it solved."""
+        register_own_worlds()
+        spec = gymnasium.registry.get(env_name)
+        solved = None if spec is None else spec.reward_threshold
+        own = [] if solved is None else [Reference("solved", float(solved), "reward threshold of the world's authors")]
+        return own + references_of(env_name)
 
 
 def _converter(env_name: str, env: Environment, channel_axis: ChannelAxis) -> ObservationConverter:

@@ -15,12 +15,14 @@ from gymnasium.spaces import Box, Discrete
 
 from ppo.envs import LEAN, Engine, Environments, FrameListener, Spaces, unknown_environment
 from ppo.envs.arrays import StepArrays
-from ppo.envs.atari.scores import human_normalised_score
+from ppo.envs.atari.scores import human_normalised_score, random_and_human
 from ppo.envs.atari.screens import SCREEN_SIZE
+from ppo.envs.references import Reference, references_of
 from ppo.families import AtariSettings, WorldSettings
 from ppo.settings import Refusal
 
 _NUM_JOYSTICK_ACTIONS = 18
+_TABLE = "the table of google-deepmind/dqn_zoo"
 
 gymnasium.register_envs(ale_py)
 ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
@@ -73,6 +75,17 @@ class AtariWorld:
     def facts(self, env_name: str, return_mean: float) -> dict[str, Any]:
         """Return the human-normalised score, None for a game without published scores."""
         return {"human_normalised_score": human_normalised_score(rom_name(env_name), return_mean)}
+
+    def references(self, env_name: str) -> list[Reference]:
+        """Return the scores of random play, of humans and of published PPO."""
+        rom = rom_name(env_name)
+        both = random_and_human(rom)
+        own = (
+            []
+            if both is None
+            else [Reference(*row) for row in zip(("random", "human"), both, (_TABLE, _TABLE), strict=True)]
+        )
+        return own + references_of(rom)
 
 
 WORLD = AtariWorld()

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import ale_py
 import numpy as np
 from gymnasium.spaces import Discrete
 from numpy.typing import NDArray
@@ -46,6 +47,7 @@ class AtariEnvironments(Block):
             frames_per_second=FRAMES_PER_SECOND,
             uncompiled="" if screens.IS_COMPILED else "screens are shrunk by OpenCV",
         )
+        self.action_names = [ale_py.Action(action).name.lower() for action in self._games[0].actions]
         self._stacks = in_memory_order(self.arrays.observations)
         self._final_stacks = in_memory_order(self.arrays.final_obs)
 

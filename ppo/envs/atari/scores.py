@@ -15,9 +15,14 @@ def human_normalised_score(rom: str, episode_return: float) -> float | None:
         rom: the game's ROM name, e.g. "ms_pacman".
         episode_return: raw return of a whole game, or a mean of such.
     """
+    both = random_and_human(rom)
+    return None if both is None else (episode_return - both[0]) / (both[1] - both[0])
+
+
+def random_and_human(rom: str) -> tuple[float, float] | None:
+    """Return the mean scores of random play and of a human in a game; None for one without published scores."""
     with resources.files("ppo.envs.atari").joinpath("human_random_57.csv").open() as file:
         for row in csv.DictReader(file):
             if row["game"] == rom:
-                random, human = float(row["random"]), float(row["human"])
-                return (episode_return - random) / (human - random)
+                return float(row["random"]), float(row["human"])
     return None
