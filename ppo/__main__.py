@@ -180,7 +180,14 @@ def _train_one(
         guard.where = lambda: f"in {watchdog.describe()}, {world}"
         placement = choose_placement(config.machine, collective, hosts)
         notes, named = [*notes, *spaces.notes, *kept], named_settings(config, explicit)
-        return config.model_name, train(config, collective, stop, watchdog, cores, placement, notes, named)
+        exit_code = train(config, collective, stop, watchdog, cores, placement, notes, named)
+    if exit_code == 0 and config.run.report:
+        if collective.rank == 0:
+            from ppo.report.run_report import report_at_end
+
+            report_at_end(config, goes_on=lambda: stop.exit_code is None)
+        collective.barrier()  # before a watchdog counts for the next run
+    return config.model_name, exit_code
 
 
 def _compare_seeds(config: Config, names: Sequence[str]) -> None:
@@ -208,7 +215,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def run_playback(config: Config, collective: Collective, explicit: set[str]) -> int:
-    """Import and run play, record or evaluate.
+    """Import and run play, record, evaluate or report.
 
     Raises:
         Refusal: on all ranks alike.
@@ -216,9 +223,10 @@ def run_playback(config: Config, collective: Collective, explicit: set[str]) -> 
     import torch
 
     from ppo import playback
+    from ppo.report.run_report import report
 
     torch.set_num_threads(1)
-    modes = {"play": playback.play, "record": playback.record, "evaluate": playback.evaluate}
+    modes = {"play": playback.play, "record": playback.record, "evaluate": playback.evaluate, "report": report}
     return modes[config.run.mode](config, collective, explicit)
 
 

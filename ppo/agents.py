@@ -30,7 +30,8 @@ class Agent:
 
     name: str
     config: Config
-    counters: Counters
+    manifest: Manifest
+    """Of its checkpoint."""
     model_tensors: Tensors
     rule: Rule
     """Which action it takes: the mean, the mode or a sample of its distribution."""
@@ -38,6 +39,11 @@ class Agent:
     """Speed of the game on a screen."""
     notes: tuple[str, ...] = ()
     """What the user should know about the choice."""
+
+    @property
+    def counters(self) -> Counters:
+        """Where its training stood."""
+        return self.manifest.counters
 
 
 def find_agent(config: Config, explicit: set[str]) -> Agent:
@@ -152,7 +158,7 @@ def _load(name: str, folder: Path, manifest: Manifest, config: Config, explicit:
     rule, expected = choose_rule(config.playback.act, settings.playback.act, model.distribution), _expected(model)
     envs.close()
     tensors = checkpoint.read_tensors(folder, manifest, MODEL_FILE, expected)
-    return Agent(name, settings, manifest.counters, tensors, rule, envs.frames_per_second, tuple(notes))
+    return Agent(name, settings, manifest, tensors, rule, envs.frames_per_second, tuple(notes))
 
 
 def _require_named(saved: Config, config: Config, explicit: set[str], folder: Path) -> None:

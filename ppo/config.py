@@ -41,8 +41,8 @@ class RunSettings:
 
     env_name: str = "PongNoFrameskip-v4"
     """Gymnasium id of the world. `PongNoFrameskip-v4` and `ALE/Pong-v5` name the same game under the same protocol."""
-    mode: Literal["train", "play", "record", "evaluate", "compare", "doctor"] = "train"
-    """train; play (watch games); record (write a video); evaluate (score many games); compare (draw the curves of
+    mode: Literal["train", "play", "record", "evaluate", "report", "compare", "doctor"] = "train"
+    """train; play (watch games); record (write a video); evaluate (score many games); report (write a page about a run); compare (draw the curves of
     several runs); doctor (check this machine)."""
     preset: str | None = None
     """Named settings to start from: atari, paper, cleanrl, ppo1, classic, continuous, car-racing, car-racing-discrete,
@@ -81,6 +81,8 @@ class RunSettings:
     """Where checkpoints live: <checkpoint_dir>/<model_name>/step_<steps>."""
     run_dir: Path = Path("runs")
     """Where logs live: <run_dir>/<model_name>/."""
+    report: bool = True
+    """Write <run_dir>/<model_name>/report.html at the end of a training that took ten seconds or more."""
     asset_dir: Path = Path("assets")
     """Where record and compare write: <asset_dir>/<model_name>/."""
 

@@ -203,9 +203,9 @@ class MultiCategorical(_Categories):
         """Serve a MultiDiscrete space of any shape and any starts."""
         assert isinstance(space, spaces.MultiDiscrete)
         self._space = space
-        self._sizes = [int(size) for size in space.nvec.flat]
-        self.num_outputs = sum(self._sizes)
-        self.action_shape = (len(self._sizes),)
+        self.sizes = [int(size) for size in space.nvec.flat]
+        self.num_outputs = sum(self.sizes)
+        self.action_shape = (len(self.sizes),)
         self.noise_shape = (self.num_outputs,)
 
     @classmethod
@@ -215,12 +215,12 @@ class MultiCategorical(_Categories):
 
     def mode(self, outputs: Tensor) -> Tensor:
         """Return the most probable category of each dimension; the first of equals."""
-        return torch.stack([own.argmax(-1) for own in torch.split(outputs, self._sizes, -1)], -1)
+        return torch.stack([own.argmax(-1) for own in torch.split(outputs, self.sizes, -1)], -1)
 
     def log_prob(self, outputs: Tensor, actions: Tensor) -> Tensor:
         """Return the sum of log-probabilities over dimensions."""
         dimensions = zip(
-            torch.split(self._log_probs(outputs), self._sizes, -1), torch.split(actions, 1, -1), strict=True
+            torch.split(self._log_probs(outputs), self.sizes, -1), torch.split(actions, 1, -1), strict=True
         )
         return torch.cat([log_probs.gather(-1, category) for log_probs, category in dimensions], -1).sum(-1)
 
@@ -235,7 +235,7 @@ class MultiCategorical(_Categories):
         return counted.to(_tensor_dtype(self._space.dtype))
 
     def _log_probs(self, outputs: Tensor) -> Tensor:
-        return torch.cat([own.log_softmax(-1) for own in torch.split(outputs, self._sizes, -1)], -1)
+        return torch.cat([own.log_softmax(-1) for own in torch.split(outputs, self.sizes, -1)], -1)
 
 
 class Bernoulli(ActionDistribution):

@@ -99,7 +99,7 @@ class VectorStatistics(InputStatistics):
     def __init__(self, num_entries: int, *, follows: bool, clip: float | None) -> None:
         """Leave vectors as they are, until observations are followed."""
         super().__init__((num_entries,), 0.0, 1.0, follows=follows)
-        self._clip = clip
+        self.clip = clip
 
     @property
     def waits_for_first_rollout(self) -> bool:
@@ -112,7 +112,7 @@ class VectorStatistics(InputStatistics):
             return observations
         mean, deviation = self.applied
         scaled: Tensor = (observations - mean) / deviation
-        return scaled if self._clip is None else scaled.clamp(-self._clip, self._clip)
+        return scaled if self.clip is None else scaled.clamp(-self.clip, self.clip)
 
     def _moments_of(self, observations: Tensor, comm: Collective) -> Moments:
         return moments_over_ranks(observations.flatten(0, 1).T, comm)

@@ -1,0 +1,216 @@
+"""One game of an agent, with all that it saw, said and did.
+
+It is the first game of `--mode=play` with the same seed, and not a chosen one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ppo.agents import Agent, restore_model
+from ppo.config import Config
+from ppo.envs import Environments, FrameListener, make_envs
+from ppo.games import Actor
+from ppo.models.actor_critic import ActorCritic
+from ppo.random_streams import Purpose, derived_seed
+from ppo.settings import Refusal
+
+MOST_STEPS = 3000
+"""Longer games are cut: this many fit into memory and, of most worlds, into a page."""
+_LARGEST_PICTURE = 320, 240
+_MOST_COLOURS = 256
+_BATCH = 64
+
+
+@dataclass
+class Game:
+    """A game's T steps."""
+
+    observations: NDArray[Any]
+    """What the agent saw before each step, (T, *S)."""
+    outputs: NDArray[np.float32]
+    """What its policy head said, (T, K)."""
+    values: NDArray[np.float32]
+    """What it expected, (T,), in the units of its value head."""
+    actions: list[list[float]]
+    """What the world was sent, by step."""
+    rewards: NDArray[np.float32]
+    """(T,), raw."""
+    is_over: bool
+    """Whether the game ended with its last step."""
+    film: "Film | None"
+    """The screen before each step; None of worlds that cannot be drawn here."""
+    steps_per_second: float
+    """Speed of the game on a screen."""
+    action_names: list[str]
+    entry_names: list[str]
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return len(self.actions)
+
+
+class Film:
+    """Pictures of at most 256 colours."""
+
+    def __init__(self) -> None:
+        """Begin without pictures."""
+        self.palette: list[tuple[int, ...]] = []
+        self.pictures: list[NDArray[np.uint8]] = []
+        """(H, W), numbers of colours."""
+        self._numbers: dict[int, int] = {}
+        self._frame = np.zeros((0, 0, 3), np.uint8)
+
+    def add(self, frame: NDArray[np.uint8]) -> None:
+        """Add a frame (H, W, 3), smaller if it is large; colours beyond the 256th become the nearest known one."""
+        frame = _smaller(frame)
+        if frame.shape == self._frame.shape:
+            red, green, blue = np.moveaxis(frame != self._frame, 2, 0)
+            changed = red | green | blue
+            picture = self.pictures[-1].copy()
+        else:
+            changed, picture = np.ones(frame.shape[:2], np.bool_), np.zeros(frame.shape[:2], np.uint8)
+        red, green, blue = frame[changed].T.astype(np.int32)
+        codes, places = np.unique(red << 16 | green << 8 | blue, return_inverse=True)
+        picture[changed] = np.array([self._number(code) for code in codes.tolist()], np.uint8)[places]
+        self.pictures.append(picture)
+        self._frame = frame.copy()
+
+    def _number(self, code: int) -> int:
+        """Return the number of a colour."""
+        if code not in self._numbers:
+            colour = (code >> 16, code >> 8 & 255, code & 255)
+            if len(self.palette) < _MOST_COLOURS:
+                self.palette.append(colour)
+                self._numbers[code] = len(self.palette) - 1
+            else:
+                self._numbers[code] = int(np.square(np.array(self.palette) - colour).sum(1).argmin())
+        return self._numbers[code]
+
+
+def play_game(agent: Agent, config: Config, goes_on: Callable[[], bool]) -> tuple[Game, ActorCritic]:
+    """Play a game from its beginning until it is over, too long, or `goes_on` says no; return it and its network.
+
+    Raises:
+        Refusal: the agent cannot play.
+    """
+    seed = derived_seed(config.run.rng_seed, Purpose.PLAYBACK)
+    shown, film = _Newest(), None
+    try:
+        envs, film = _make(agent, seed, shown.take), Film()
+    except Refusal:  # it cannot be drawn here
+        envs = _make(agent, seed, None)
+    try:
+        model = restore_model(agent, envs)
+        actor = Actor(model, agent.rule, indices=range(1), seed=seed)
+        return _play(envs, actor, model, film, shown, goes_on), model
+    except FloatingPointError as error:
+        raise Refusal(f"{agent.name} at {agent.counters.env_steps} steps cannot be played: {error}") from error
+    finally:
+        envs.close()
+
+
+class _Newest:
+    """The newest frame that an environment has drawn."""
+
+    def __init__(self) -> None:
+        self.frame: NDArray[np.uint8] | None = None
+        self.count = 0
+
+    def take(self, frame: NDArray[np.uint8]) -> None:
+        self.frame = frame
+        self.count += 1
+
+
+def _make(agent: Agent, seed: int, on_frame: FrameListener | None) -> Environments:
+    envs = make_envs(agent.config.run.env_name, agent.config.world, indices=range(1), seed=seed, on_frame=on_frame)
+    envs.reset()
+    return envs
+
+
+def _play(
+    envs: Environments, actor: Actor, model: ActorCritic, film: Film | None, shown: _Newest, goes_on: Callable[[], bool]
+) -> Game:
+    observations: list[NDArray[Any]] = []
+    actions: list[list[float]] = []
+    rewards: list[float] = []
+    is_over = False
+    while not is_over and len(actions) < MOST_STEPS and (goes_on() or not actions):
+        observations.append(envs.observations[0].copy())
+        chosen = actor.act(envs.observations)
+        actions.append(np.asarray(chosen[0], np.float64).flatten().tolist())
+        _, reward, terminated, truncated, _ = envs.step(chosen)
+        rewards.append(float(reward[0]))
+        is_over = bool(terminated[0] or truncated[0])
+        if film is not None and shown.frame is not None and (not is_over or not film.pictures):
+            # A frame is drawn after a step, and shows what the next one begins with; the first step has that after it.
+            for _ in range(1 if film.pictures else 2):
+                film.add(shown.frame)
+    if film is not None:
+        film.pictures = film.pictures[: len(actions)]
+    seen = np.stack(observations)
+    outputs, values = _predictions(model, seen)
+    frames_per_step = max(1.0, round(shown.count / len(actions))) if film else 1.0
+    return Game(
+        observations=seen,
+        outputs=outputs,
+        values=values,
+        actions=actions,
+        rewards=np.array(rewards, np.float32),
+        is_over=is_over,
+        film=film if film and len(film.pictures) == len(actions) else None,
+        steps_per_second=envs.frames_per_second / frames_per_step,
+        action_names=list(envs.action_names),
+        entry_names=list(envs.entry_names),
+    )
+
+
+@torch.inference_mode()
+def _predictions(model: ActorCritic, observations: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the network's outputs and values for observations (T, *S)."""
+    parts = [model(torch.from_numpy(part)) for part in _batches(observations)]
+    outputs, values = (torch.cat([part[place] for part in parts]).float().numpy() for place in (0, 1))
+    return outputs, values
+
+
+def saliency(model: ActorCritic, observations: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Return where images matter to the value, (T, side, side): its absolute gradient, the largest of a step is 255.
+
+    Simonyan et al. 2014 (arXiv:1312.6034), section 3.
+
+    Args:
+        model: the network.
+        observations: (T, C, H, W).
+        side: pixels of what is returned.
+    """
+    maps = []
+    for part in _batches(observations):
+        pixels = torch.from_numpy(part).float().requires_grad_()
+        (gradient,) = torch.autograd.grad(model(pixels).values.sum(), pixels)
+        size: Tensor = torch.nn.functional.adaptive_avg_pool2d(gradient.abs().sum(1), (side, side))
+        largest = size.amax((1, 2), keepdim=True).clamp_min(1e-30)
+        maps.append((255.0 * size / largest).round().to(torch.uint8).numpy())
+    return np.concatenate(maps)
+
+
+def _batches(observations: NDArray[Any]) -> list[NDArray[Any]]:
+    return [observations[place : place + _BATCH] for place in range(0, len(observations), _BATCH)]
+
+
+def _smaller(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a frame that fits into the largest picture."""
+    height, width, _ = frame.shape
+    widest, highest = _LARGEST_PICTURE
+    scale = min(1.0, widest / width, highest / height)
+    if scale == 1.0:
+        return frame
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    shrunk = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
+    return np.asarray(shrunk & np.uint8(0xF8), np.uint8)  # blended colours would be too many

@@ -1,0 +1,176 @@
+"""A run's logs as columns of bounded length, whatever their files hold.
+
+Nobody vouches for the files of a run folder: only known columns are read, as numbers; what is no finite number is NaN.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ppo.outputs.untrusted import DamagedCheckpointError, brief, open_regular, parse_json
+
+PHASES = ("env", "inference", "learn", "communicate", "evaluation", "save")
+_CURVES = (
+    *("time/steps_per_second", *(f"time/{phase}" for phase in PHASES), "rollout/return_mean"),
+    *("evaluation/return_mean", "update/entropy", "update/approx_kl", "update/clip_fraction"),
+    *("update/explained_variance", "update/value_loss", "update/grad_norm", "update/learning_rate"),
+)
+_PLACES = ("env_steps", "time/seconds")
+_GAMES = ("env_steps", "time/seconds", "return", "length")
+_MOST_POINTS = 700
+_MOST_GAMES = 1500
+_NEWEST_GAMES = 1000
+_MAX_LOG_BYTES = 1 << 30
+_MAX_TEXT_BYTES = 1 << 20
+_MAX_LINE_BYTES = 65_536
+_MOST_MESSAGES = 40
+_MOST_HOSTS = 50
+_MOST_RANKS = 4096
+# float32 holds it, and no world's return is near.
+_LARGEST = 1e30
+
+Columns = dict[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Logs:
+    """What a run wrote about itself."""
+
+    curves: Columns
+    """By column of progress.csv: means over equally many updates each, NaN where there is none."""
+    games: Columns
+    """By column of episodes.csv: some of the games."""
+    num_games: int
+    """How many there are."""
+    newest: Columns
+    """The newest games."""
+    messages: list[str]
+    """The newest warnings of messages.txt."""
+    facts: dict[str, str]
+    """What config.json says of where the run was started."""
+    evaluation: dict[str, float] | None
+    """What evaluation.json says: mean return, number of games and steps of the agent."""
+
+
+def read_logs(folder: Path) -> Logs:
+    """Read the logs in a run's folder; those that are missing or damaged are empty."""
+    curves, _, _ = _read_csv(folder / "progress.csv", (*_PLACES, *_CURVES), _PLACES, _MOST_POINTS)
+    games, newest, num_games = _read_csv(folder / "episodes.csv", _GAMES, _GAMES, _MOST_GAMES)
+    messages, facts, evaluation = _read_messages(folder), _read_facts(folder), _read_evaluation(folder)
+    return Logs(curves, games, num_games, newest, messages, facts, evaluation)
+
+
+def _read_csv(path: Path, names: Sequence[str], last: Sequence[str], most: int) -> tuple[Columns, Columns, int]:
+    """Return named columns of a file in at most twice so many rows, its newest rows, and how many it has.
+
+    Args:
+        path: the file.
+        names: of the columns.
+        last: those of which a row stands for the last of the file's rows that are merged in it; others are means.
+        most: rows.
+    """
+    rows: list[NDArray[np.float64]] = []
+    bucket: list[NDArray[np.float64]] = []
+    newest: deque[NDArray[np.float64]] = deque(maxlen=_NEWEST_GAMES)
+    is_last = np.array([name in last for name in names])
+    stride, count = 1, 0
+    for row in _rows(path, names):
+        count += 1
+        newest.append(row)
+        bucket.append(row)
+        if len(bucket) == stride:
+            rows.append(_merged(bucket, is_last))
+            bucket = []
+            if len(rows) == 2 * most:
+                rows = [_merged(rows[place : place + 2], is_last) for place in range(0, len(rows), 2)]
+                stride *= 2
+    if bucket:
+        rows.append(_merged(bucket, is_last))
+    return _columns(rows, names), _columns(list(newest), names), count
+
+
+def _rows(path: Path, names: Sequence[str]) -> Iterator[NDArray[np.float64]]:
+    """Yield the rows of a file up to the first that cannot be read, NaN for columns it does not have."""
+    try:
+        with open_regular(path, _MAX_LOG_BYTES) as (file, _):
+            header = file.readline(_MAX_LINE_BYTES).decode(errors="replace").rstrip("\n").split(",")
+            places = [header.index(name) if name in header else len(header) for name in names]
+            while (line := file.readline(_MAX_LINE_BYTES)).endswith(b"\n"):
+                cells = [*line.decode(errors="replace").split(","), *[""] * (len(header) + 1)]
+                yield np.array([_number(cells[place]) for place in places])
+    except DamagedCheckpointError:
+        return
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text) if len(text) < 40 else np.nan
+    except ValueError:
+        return np.nan
+    return value if abs(value) <= _LARGEST else np.nan
+
+
+def _merged(rows: list[NDArray[np.float64]], is_last: NDArray[np.bool_]) -> NDArray[np.float64]:
+    if len(rows) == 1:
+        return rows[0]
+    block = np.array(rows)
+    known = ~np.isnan(block)
+    sums = np.where(known, block, 0.0).sum(0)
+    means = np.where(known.any(0), sums / np.maximum(known.sum(0), 1), np.nan)
+    return np.where(is_last, block[-1], means)
+
+
+def _columns(rows: list[NDArray[np.float64]], names: Sequence[str]) -> Columns:
+    block = np.array(rows).reshape(len(rows), len(names))
+    return {name: block[:, place] for place, name in enumerate(names)}
+
+
+def _read_messages(folder: Path) -> list[str]:
+    """Return the newest warnings of messages.txt."""
+    try:
+        with open_regular(folder / "messages.txt", _MAX_LOG_BYTES) as (file, size):
+            file.seek(max(0, size - _MAX_TEXT_BYTES))
+            lines = file.read(_MAX_TEXT_BYTES).decode(errors="replace").splitlines()
+    except DamagedCheckpointError:
+        return []
+    return [brief(line) for line in lines if "WARNING" in line][-_MOST_MESSAGES:]
+
+
+def _read_facts(folder: Path) -> dict[str, str]:
+    """Return what config.json says besides settings, each of its type or left out."""
+    data = _read_object(folder / "config.json")
+    names = ("started", "command", "commit", "code")
+    facts = {name: _long(data[name]) for name in names if isinstance(data.get(name), str)}
+    hosts = data.get("hosts")
+    if isinstance(hosts, list):
+        own = [host for host in hosts[:_MOST_RANKS] if isinstance(host, str)]
+        counts = {host: own.count(host) for host in list(dict.fromkeys(own))[:_MOST_HOSTS]}
+        facts["hosts"] = _long(", ".join(f"{host} ({n} ranks)" if n > 1 else host for host, n in counts.items()))
+    return facts
+
+
+def _read_evaluation(folder: Path) -> dict[str, float] | None:
+    data = _read_object(folder / "evaluation.json")
+    numbers = [data.get(name) for name in ("return_mean", "episodes", "env_steps")]
+    known = [float(number) for number in numbers if isinstance(number, int | float) and abs(number) <= _LARGEST]
+    return dict(zip(("score", "games", "steps"), known, strict=True)) if len(known) == len(numbers) else None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Return a file's JSON object, an empty one if it is none."""
+    try:
+        with open_regular(path, _MAX_TEXT_BYTES) as (file, size):
+            data = parse_json(file.read(size))
+    except DamagedCheckpointError:
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _long(text: str) -> str:
+    """Return a long text in one printable line of at most 2,000 characters."""
+    return "".join(brief(text[place : place + 200]) for place in range(0, min(len(text), 2000), 200))

@@ -1,0 +1,43 @@
+"""A report's page: the files of `page/` in one, with what the page shows as data and a policy that forbids all else.
+
+The policy (Content-Security-Policy) allows the page's own scripts and styles by their hashes, and nothing besides: no
+request, no other script, no form, no frame. What comes from a run is in the data alone, in base64, and in the title,
+which is escaped.
+"""
+
+import base64
+import hashlib
+import html
+import re
+from importlib import resources
+
+MAX_BYTES = 2_000_000
+_SCRIPTS = ("data.js", "network.js", "charts.js", "summary.js", "actions.js", "poke.js", "game.js", "main.js")
+_STYLES = ("uplot/uPlot.min.css", "report.css")
+_PLACE = re.compile(r"<!--(\w+)-->")
+
+
+def assemble(title: str, data: str) -> bytes:
+    """Return a page.
+
+    Args:
+        title: of the window.
+        data: what the page shows, from `Pack.encode`.
+    """
+    library, script = _text("uplot/uPlot.iife.min.js"), "\n".join(map(_text, _SCRIPTS))
+    style = "\n".join(map(_text, _STYLES))
+    policy = (
+        f"default-src 'none'; script-src {_hash(library)} {_hash(script)}; style-src {_hash(style)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    parts = {"title": html.escape(title), "policy": policy, "style": style, "library": library, "script": script}
+    parts["data"] = data
+    return _PLACE.sub(lambda place: parts[place[1]], _text("report.html")).encode()
+
+
+def _text(name: str) -> str:
+    return (resources.files("ppo.report") / "page" / name).read_text(encoding="utf-8").strip()
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

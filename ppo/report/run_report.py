@@ -1,0 +1,296 @@
+"""Making the report of a run: `--mode=report`, and at the end of a training."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ppo.agents import Agent, find_agent
+from ppo.collectives import Collective, decided_by_root
+from ppo.collectives.moments import RunningMoments
+from ppo.config import Config, differences
+from ppo.envs import world_of
+from ppo.models.actor_critic import ActorCritic
+from ppo.outputs.display import print_line
+from ppo.outputs.folders import require_writable, write_whole
+from ppo.outputs.trackers import say_on_standard_error
+from ppo.presets import PRESETS, for_environments
+from ppo.report.findings import findings
+from ppo.report.game import Game, play_game, saliency
+from ppo.report.logs import Columns, Logs, read_logs
+from ppo.report.network import CannotBeHeldError, describe_distribution, portable
+from ppo.report.packing import Pack
+from ppo.report.page import MAX_BYTES, assemble
+from ppo.settings import Refusal
+from ppo.versions import version_of
+
+REPORT_FILE = "report.html"
+_SECONDS_OF_TRAINING = 10.0
+_SECONDS_OF_GAME = 4.0
+_DIGITS = 5
+_BINS = 30
+_SALIENCY_SIDE = 21
+_PARTS_OF_A_GAME = (1.0, 0.6, 0.35, 0.2, 0.1, 0.0)
+_OUTSIDE = {"env_name", "env_kwargs", "network", "policy"}
+"""What may name code from outside, which the training whose report is made has named."""
+
+
+def report(config: Config, comm: Collective, explicit: set[str]) -> int:
+    """Write the report of the run, or the shipped agent, that the settings name; return the exit code."""
+    return decided_by_root(comm, lambda: _report(config, explicit))
+
+
+def report_at_end(config: Config, *, goes_on: Callable[[], bool]) -> None:
+    """Write the report of a training that has ended, within a few seconds; trouble with it is one line.
+
+    There is none of a training that took less than ten seconds, nor again of one that had ended before.
+
+    Args:
+        config: its settings.
+        goes_on: asked after every step of the game that is played for the report.
+    """
+    deadline = time.monotonic() + _SECONDS_OF_GAME
+    try:
+        seconds = read_logs(config.run_folder).curves["time/seconds"]
+        if not len(seconds) or not seconds[-1] >= _SECONDS_OF_TRAINING or _is_newest(config.run_folder):
+            return
+        path = _write(config, _OUTSIDE, lambda: goes_on() and time.monotonic() < deadline)
+        print_line(f"report: {path}")
+    except Exception as error:  # whatever it is, the training has ended well
+        say_on_standard_error(f"WARNING: no report was made ({type(error).__name__}: {error}); try --mode=report")
+
+
+def _is_newest(folder: Path) -> bool:
+    """Tell whether a run's report is newer than its log."""
+    path = folder / REPORT_FILE
+    return path.exists() and path.stat().st_mtime >= (folder / "progress.csv").stat().st_mtime
+
+
+def _report(config: Config, explicit: set[str]) -> int:
+    path = _write(config, explicit, lambda: True)
+    print_line(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB); open it in a browser")
+    return 0
+
+
+def _write(config: Config, explicit: set[str], goes_on: Callable[[], bool]) -> Path:
+    """Gather what a run left and write its report; return where.
+
+    Raises:
+        Refusal: there is neither an agent nor a log, or the folder cannot be written.
+    """
+    agent, reason = None, ""
+    try:
+        agent = find_agent(config, explicit)
+    except Refusal as error:
+        if not (config.run_folder / "progress.csv").is_file():
+            raise
+        reason = str(error)
+    name = agent.name if agent else config.model_name
+    folder = config.run.run_dir / name
+    require_writable("run_dir", folder)
+    content = build_report(name, agent, reason, config, read_logs(folder), goes_on)
+    write_whole(folder / REPORT_FILE, content)
+    return folder / REPORT_FILE
+
+
+def build_report(
+    name: str, agent: Agent | None, reason: str, config: Config, logs: Logs, goes_on: Callable[[], bool]
+) -> bytes:
+    """Return the page of a run.
+
+    Args:
+        name: of the run.
+        agent: plays the game that the page shows; None if there is none.
+        reason: why there is none.
+        config: the settings of this invocation.
+        logs: of the run.
+        goes_on: asked before every step of the game but the first.
+    """
+    game, model = None, None
+    if agent is not None:
+        try:
+            game, model = play_game(agent, config, goes_on)
+        except Refusal as error:
+            reason = str(error)
+    words = _in_words(name, agent, config, logs)
+    for part in _PARTS_OF_A_GAME:
+        pack, shown, why = Pack(), None, reason
+        network: dict[str, Any] | None = None
+        if agent is not None and game is not None and model is not None and part:
+            shape = game.observations.shape[1:]
+            try:
+                network = portable(model, shape, _moments(agent), pack)
+            except CannotBeHeldError as error:
+                why = f"The agent itself is not in this page: {error}."
+            steps = max(1, round(part * game.num_steps))
+            shown = _describe_game(game, model, agent, steps, network is not None, pack)
+        elif game is not None:
+            why = "The game does not fit into a page of 2 MB."
+        data = {**words, "game": shown, "network": network, "reason": why}
+        page = assemble(f"{name} - run report", pack.encode(data))
+        if len(page) <= MAX_BYTES:
+            break
+    return page
+
+
+def _in_words(name: str, agent: Agent | None, config: Config, logs: Logs) -> dict[str, Any]:
+    """Return all that the page says without the agent."""
+    settings = agent.config if agent else config
+    env_name = settings.run.env_name
+    newest = logs.newest["return"]
+    recent = newest[-100:] if len(newest) else np.array(agent.counters.recent_returns if agent else ())
+    return {
+        "name": name,
+        "world": env_name,
+        "made": time.strftime("%Y-%m-%d %H:%M"),
+        "facts": _facts(agent, settings, logs),
+        "settings": settings.to_dict(),
+        "changed": _changed(settings),
+        "score": _finite(float(recent.mean())) if len(recent) else None,
+        "scoreOf": len(recent),
+        "steps": _last_known(logs.curves["env_steps"], agent.counters.env_steps if agent else None),
+        "seconds": _last_known(logs.curves["time/seconds"], agent.counters.seconds if agent else None),
+        "bestEvaluation": _largest(logs.curves["evaluation/return_mean"]),
+        "evaluation": logs.evaluation,
+        "references": [vars(reference) for reference in world_of(env_name).references(env_name)],
+        "curves": _plain(logs.curves),
+        "games": _plain(logs.games),
+        "numGames": logs.num_games,
+        "histograms": {column: _histogram(logs.newest[column]) for column in ("return", "length")},
+        "findings": findings(logs.curves),
+        "warnings": logs.messages,
+    }
+
+
+def _facts(agent: Agent | None, settings: Config, logs: Logs) -> list[list[str]]:
+    """Return what ran, as pairs of words."""
+    facts: list[tuple[str, Any]] = [("world", settings.run.env_name), ("kind of world", settings.family.title)]
+    steps, seconds = logs.curves["env_steps"], logs.curves["time/seconds"]
+    if len(steps):
+        facts.append(("trained", f"{steps[-1]:,.0f} steps in {_duration(float(seconds[-1]))}"))
+    facts += [(name, logs.facts.get(name)) for name in ("started", "command", "hosts")]
+    if agent is not None:
+        counters, saved = agent.counters, agent.manifest
+        facts += [
+            ("agent", f"checkpoint at {counters.env_steps:,} steps, after {_duration(counters.seconds)} of training"),
+            ("plays", {"mean": "the mean action", "mode": "the most probable action"}.get(agent.rule, "a sample")),
+            ("ranks", saved.ranks),
+            ("device", settings.machine.device),
+            ("processor", ", ".join(f"{name} {value}" for name, value in saved.machine.items())),
+            ("versions", ", ".join(f"{package} {version}" for package, version in saved.versions.items())),
+        ]
+    facts += [("commit", logs.facts.get("commit")), ("code", logs.facts.get("code"))]
+    facts += [("seed", settings.run.rng_seed), ("preset", settings.run.preset)]
+    facts.append(("report made by", f"ppo {version_of('ppo')}"))
+    return [[label, str(fact)] for label, fact in facts if fact not in (None, "")]
+
+
+def _changed(settings: Config) -> dict[str, Any]:
+    """Return the settings that differ from those of their preset, by name."""
+    preset = PRESETS.get(settings.run.preset or "")
+    if preset is None:
+        return {}
+    defaults = dataclasses.replace(Config(), world=settings.family.settings())
+    scaled = for_environments(preset, settings.ppo.num_envs, settings.ppo.rollout_steps)
+    base = defaults.replace_settings({**scaled, "env_name": settings.run.env_name})
+    changed = differences(base, settings, ("world", "model", "ppo"))
+    return {name: now for name, (_, now) in changed.items()}
+
+
+def _describe_game(
+    game: Game, model: ActorCritic, agent: Agent, steps: int, has_network: bool, pack: Pack
+) -> dict[str, Any]:
+    """Return the first steps of a game as JSON, its arrays in `pack`."""
+    moments = _moments(agent)
+    values = game.values[:steps].astype(np.float64) * moments.deviation + moments.mean
+    described: dict[str, Any] = {
+        "steps": steps,
+        "isWhole": game.is_over and steps == game.num_steps,
+        "return": float(game.rewards.astype(np.float64).sum()),
+        "length": game.num_steps,
+        "isOver": game.is_over,
+        "rate": game.steps_per_second,
+        "rewards": pack.add(game.rewards[:steps]),
+        "values": pack.add(values.astype(np.float32)),
+        "outputs": pack.add(game.outputs[:steps]),
+        "actions": pack.add(np.array(game.actions[:steps], np.float32)),
+        "actionNames": game.action_names,
+        "entryNames": game.entry_names,
+        "distribution": describe_distribution(model.distribution),
+        "observations": _describe_observations(game.observations[:steps], pack),
+        "film": None,
+        "saliency": None,
+    }
+    if game.film is not None:
+        pictures = pack.add_film(np.stack(game.film.pictures[:steps]))
+        described["film"] = {"pictures": pictures, "palette": game.film.palette}
+    if not has_network and game.observations.ndim == 4:
+        described["saliency"] = pack.add(saliency(model, game.observations[:steps], _SALIENCY_SIDE))
+    return described
+
+
+def _describe_observations(observations: NDArray[Any], pack: Pack) -> dict[str, Any]:
+    """Return observations (T, *S) as JSON: of stacked images only what is new in each step, after the whole first one.
+
+    `new` is the number of newest channels that a step adds; all channels where images are not stacks.
+    """
+    if observations.ndim == 2:
+        return {"kind": "vector", "values": pack.add(observations.astype(np.float32))}
+    channels = observations.shape[1]
+    stacked = (
+        new
+        for new in range(1, channels)
+        if channels % new == 0 and np.array_equal(observations[1:, :-new], observations[:-1, new:])
+    )
+    new = next(stacked, channels)
+    return {
+        "kind": "image",
+        "new": new,
+        "first": pack.add(observations[0]),
+        "newest": pack.add_film(observations[:, -new:]),
+    }
+
+
+def _moments(agent: Agent) -> RunningMoments:
+    """Return the moments of returns, in whose units the agent's values are."""
+    moments = RunningMoments()
+    moments.load_state_dict({"moments": agent.model_tensors["value_normalizer/moments"]})
+    return moments
+
+
+def _plain(columns: Columns) -> dict[str, list[float | None]]:
+    """Return columns as JSON: few digits, null where there is no number."""
+    return {name: [_finite(value) for value in column.tolist()] for name, column in columns.items()}
+
+
+def _finite(value: float) -> float | None:
+    return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
+
+
+def _largest(column: NDArray[np.float64]) -> float | None:
+    known = column[~np.isnan(column)]
+    return _finite(float(known.max())) if len(known) else None
+
+
+def _last_known(column: NDArray[np.float64], otherwise: float | None) -> float | None:
+    known = column[~np.isnan(column)]
+    return float(known[-1]) if len(known) else otherwise
+
+
+def _histogram(values: NDArray[np.float64]) -> dict[str, Any] | None:
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return None
+    counts, edges = np.histogram(known, _BINS)
+    return {"counts": counts.tolist(), "edges": [_finite(edge) for edge in edges.tolist()], "of": len(known)}
+
+
+def _duration(seconds: float) -> str:
+    if not math.isfinite(seconds) or seconds < 60.0:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60.0:.1f} minutes" if seconds < 5400.0 else f"{seconds / 3600.0:.1f} hours"

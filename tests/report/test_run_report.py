@@ -1,0 +1,149 @@
+import os
+import re
+
+import numpy as np
+import pytest
+
+from ppo.report import run_report
+from tests.jobs import CARTPOLE, ppo
+from tests.report.test_packing import unpack
+
+CART = "--env_name=CartPole-v1"
+
+
+def content_of(path):
+    """Return what a report shows, and a function that finds its arrays."""
+    return unpack(re.search(r'id="data">([^<]*)<', path.read_text())[1])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    assert (
+        ppo(folder, *CARTPOLE, "--env_steps=2000", "--evaluation_interval=20", "--evaluation_episodes=2").returncode
+        == 0
+    )
+    return folder
+
+
+def test_the_report_of_a_run_has_its_logs_its_agent_and_a_game(trained):
+    job = ppo(trained, CART, "--mode=report")
+    path = trained / "runs/CartPole-v1/report.html"
+    assert job.returncode == 0 and f"wrote {path.relative_to(trained)}" in job.stdout
+    content, array = content_of(path)
+    assert content["steps"] == 2048 and content["numGames"] > 10
+    assert content["curves"]["env_steps"][-1] == 2048
+    assert content["bestEvaluation"] > 0
+    assert content["network"] is not None
+    assert content["game"]["length"] == content["game"]["steps"] == content["game"]["return"]
+    assert array(content["game"]["observations"]["values"]).shape == (content["game"]["steps"], 4)
+    facts = dict(content["facts"])
+    assert facts["ranks"] == "1" and "torch" in facts["versions"] and facts["hosts"] and facts["command"]
+    assert facts["started"] and facts["code"].startswith("0.")
+    labels = {reference["label"] for reference in content["references"]}
+    assert labels == {"random", "solved", "best published PPO"}
+
+
+def test_a_shipped_agent_has_a_report_without_logs(tmp_path):
+    assert ppo(tmp_path, "--env_name=MountainCar-v0", "--mode=report").returncode == 0
+    path = tmp_path / "runs/MountainCar-v0/report.html"
+    content, _ = content_of(path)
+    assert content["curves"]["env_steps"] == [] and content["score"] > -115
+    assert path.stat().st_size < 500_000
+
+
+def test_logs_without_an_agent_have_a_report_that_says_so(trained, tmp_path):
+    (tmp_path / "runs").mkdir()
+    os.symlink(trained / "runs/CartPole-v1", tmp_path / "runs/mine")
+    assert ppo(tmp_path, CART, "--mode=report", "--model_name=mine").returncode == 0
+    content, _ = content_of(tmp_path / "runs/mine/report.html")
+    assert content["game"] is None and "there is no agent 'mine'" in content["reason"]
+    assert content["steps"] == 2048
+
+
+def test_without_agent_and_logs_there_is_nothing_to_report(tmp_path):
+    job = ppo(tmp_path, CART, "--mode=report", "--model_name=mine")
+    assert job.returncode == 2 and "there is no agent 'mine'" in job.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_network_that_is_too_large_is_left_out_and_saliency_is_there_in_its_stead(tmp_path):
+    flags = ["--env_name=PongNoFrameskip-v4", "--model_size=large", "--env_engine=lean", "--device=cpu"]
+    flags += ["--num_envs=2", "--rollout_steps=8", "--minibatch_size=16", "--max_frames=400"]
+    assert ppo(tmp_path, *flags, "--env_steps=16").returncode == 0
+    assert ppo(tmp_path, "--env_name=PongNoFrameskip-v4", "--mode=report").returncode == 0
+    content, array = content_of(tmp_path / "runs/PongNoFrameskip-v4/report.html")
+    assert content["network"] is None and "1.7 million weights" in content["reason"]
+    game = content["game"]
+    assert array(game["saliency"]).shape == (game["steps"], 21, 21)
+    assert game["observations"]["new"] == 1
+    newest = array(game["observations"]["newest"])
+    assert newest.shape == (game["steps"], 1, 84, 84)
+    np.testing.assert_array_equal(newest[0, 0], array(game["observations"]["first"])[-1])
+
+
+def test_a_page_that_would_be_too_large_shows_a_part_of_the_game(trained, monkeypatch):
+    monkeypatch.setattr(run_report, "MAX_BYTES", 200_000)
+    assert ppo(trained, "--env_name=MountainCar-v0", "--mode=report").returncode == 0
+    path = trained / "runs/MountainCar-v0/report.html"
+    game = content_of(path)[0]["game"]
+    assert path.stat().st_size <= 200_000
+    assert 0 < game["steps"] < game["length"] and not game["isWhole"]
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """Have a report made of however short a training."""
+    monkeypatch.setattr(run_report, "_SECONDS_OF_TRAINING", 0.0)
+
+
+def test_a_training_ends_with_its_report(tmp_path, at_once):
+    job = ppo(tmp_path, *CARTPOLE, "--env_steps=64")
+    assert job.returncode == 0
+    assert job.stdout.splitlines()[-1] == "report: runs/CartPole-v1/report.html"
+    assert content_of(tmp_path / "runs/CartPole-v1/report.html")[0]["steps"] == 64
+
+
+def test_a_training_that_had_ended_before_makes_no_report_again(tmp_path, at_once):
+    ppo(tmp_path, *CARTPOLE, "--env_steps=64")
+    before = (tmp_path / "runs/CartPole-v1/report.html").stat()
+    job = ppo(tmp_path, *CARTPOLE, "--env_steps=64")
+    assert "is finished" in job.stdout and "report:" not in job.stdout
+    assert (tmp_path / "runs/CartPole-v1/report.html").stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_a_short_training_makes_none(tmp_path):
+    assert "report:" not in ppo(tmp_path, *CARTPOLE, "--env_steps=64").stdout
+    assert not (tmp_path / "runs/CartPole-v1/report.html").exists()
+
+
+def test_a_training_makes_none_if_the_user_wants_none(tmp_path, at_once):
+    assert "report:" not in ppo(tmp_path, *CARTPOLE, "--env_steps=64", "--no_report").stdout
+
+
+def test_a_report_that_fails_is_one_line_and_the_training_has_ended_well(tmp_path, at_once, monkeypatch):
+    def fail(*arguments):
+        raise ZeroDivisionError("in the report")
+
+    monkeypatch.setattr(run_report, "play_game", fail)
+    job = ppo(tmp_path, *CARTPOLE, "--env_steps=64")
+    assert job.returncode == 0
+    assert job.stderr == "WARNING: no report was made (ZeroDivisionError: in the report); try --mode=report\n"
+
+
+def test_the_game_at_a_trainings_end_is_cut_when_its_time_is_over(tmp_path, at_once, monkeypatch):
+    monkeypatch.setattr(run_report, "_SECONDS_OF_GAME", 0.0)
+    assert ppo(tmp_path, *CARTPOLE, "--env_steps=64").returncode == 0
+    assert content_of(tmp_path / "runs/CartPole-v1/report.html")[0]["game"]["steps"] == 1
+
+
+@pytest.mark.parametrize("world", ["OddObservations", "OddActions", "TinyImages", "Endless"])
+def test_odd_worlds_from_outside_have_a_report_without_a_screen(world, tmp_path, at_once):
+    flags = [f"--env_name=tests.odd_worlds:{world}-v0", *CARTPOLE[1:], "--network=mlp", "--env_steps=64"]
+    job = ppo(tmp_path, *flags)
+    assert job.returncode == 0 and "WARNING" not in job.stderr, job.stderr
+    (path,) = tmp_path.rglob("report.html")
+    content, _ = content_of(path)
+    assert content["game"]["film"] is None
+    assert content["game"]["isOver"] == (world != "Endless")
+    assert content["network"] or world == "OddActions"
