@@ -1,7 +1,7 @@
 """A network as data that a page can run: its layers in order, large weights in 8 bits.
 
 Only layers whose exact type is known are taken. Weights of more than 65,536 numbers become whole numbers from -127 to
-127 with a scale for each output; all others stay float32. `page/network.js` is the other side.
+127 with a scale for each output; all others stay float32. `browser/network.js` is the other side.
 """
 
 import math

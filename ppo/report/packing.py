@@ -2,7 +2,7 @@
 
 The block is the length of a JSON text (4 bytes, little-endian), the text, and the arrays that it refers to by
 `{"type", "shape", "at"}`. Base64 has no character that HTML reads as anything but text, so whatever a run's files
-hold, none of it can become a part of the page's structure. `page/data.js` is the other side.
+hold, none of it can become a part of the page's structure. `browser/data.js` is the other side.
 """
 
 import base64

@@ -1,4 +1,4 @@
-"""A report's page: the files of `page/` in one, with what the page shows as data and a policy that forbids all else.
+"""A report's page: the files of `browser/` in one, with what the page shows as data and a policy that forbids all else.
 
 The policy (Content-Security-Policy) allows the page's own scripts and styles by their hashes, and nothing besides: no
 request, no other script, no form, no frame. What comes from a run is in the data alone, in base64, and in the title,
@@ -36,7 +36,7 @@ def assemble(title: str, data: str) -> bytes:
 
 
 def _text(name: str) -> str:
-    return (resources.files("ppo.report") / "page" / name).read_text(encoding="utf-8").strip()
+    return (resources.files("ppo.report") / "browser" / name).read_text(encoding="utf-8").strip()
 
 
 def _hash(text: str) -> str:

@@ -29,7 +29,7 @@ def model_for(observations, actions=None, **settings):
 
 
 def run(described, array, observation):
-    """Run a network as `page/network.js` does: with what stands in the page alone."""
+    """Run a network as `browser/network.js` does: with what stands in the page alone."""
 
     def weight(layer):
         numbers, scales = array(layer["weight"]["numbers"]), layer["weight"].get("scales")

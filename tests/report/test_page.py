@@ -6,7 +6,7 @@ from importlib import resources
 from ppo.report.page import assemble
 
 PAGE = assemble("<b>a & b</b>", "QUJD").decode()
-FILES = resources.files("ppo.report") / "page"
+FILES = resources.files("ppo.report") / "browser"
 
 
 def inline(tag):
