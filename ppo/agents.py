@@ -30,8 +30,9 @@ class Agent:
 
     name: str
     config: Config
+    folder: Path
+    """Its checkpoint."""
     manifest: Manifest
-    """Of its checkpoint."""
     model_tensors: Tensors
     rule: Rule
     """Which action it takes: the mean, the mode or a sample of its distribution."""
@@ -44,6 +45,11 @@ class Agent:
     def counters(self) -> Counters:
         """Where its training stood."""
         return self.manifest.counters
+
+    @property
+    def is_shipped(self) -> bool:
+        """Whether it came with the program."""
+        return self.folder.parent.name == SHIPPED
 
 
 def find_agent(config: Config, explicit: set[str]) -> Agent:
@@ -158,7 +164,7 @@ def _load(name: str, folder: Path, manifest: Manifest, config: Config, explicit:
     rule, expected = choose_rule(config.playback.act, settings.playback.act, model.distribution), _expected(model)
     envs.close()
     tensors = checkpoint.read_tensors(folder, manifest, MODEL_FILE, expected)
-    return Agent(name, settings, manifest, tensors, rule, envs.frames_per_second, tuple(notes))
+    return Agent(name, settings, folder, manifest, tensors, rule, envs.frames_per_second, tuple(notes))
 
 
 def _require_named(saved: Config, config: Config, explicit: set[str], folder: Path) -> None:

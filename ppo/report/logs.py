@@ -3,6 +3,7 @@
 Nobody vouches for the files of a run folder: only known columns are read, as numbers; what is no finite number is NaN.
 """
 
+import dataclasses
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -61,8 +62,17 @@ def read_logs(folder: Path) -> Logs:
     """Read the logs in a run's folder; those that are missing or damaged are empty."""
     curves, _, _ = _read_csv(folder / "progress.csv", (*_PLACES, *_CURVES), _PLACES, _MOST_POINTS)
     games, newest, num_games = _read_csv(folder / "episodes.csv", _GAMES, _GAMES, _MOST_GAMES)
-    messages, facts, evaluation = _read_messages(folder), _read_facts(folder), _read_evaluation(folder)
-    return Logs(curves, games, num_games, newest, messages, facts, evaluation)
+    facts = _facts_of(_read_object(folder / "config.json"))
+    evaluation = _evaluation_of(_read_object(folder / "evaluation.json"))
+    return Logs(curves, games, num_games, newest, _read_messages(folder), facts, evaluation)
+
+
+def with_card(logs: Logs, path: Path) -> Logs:
+    """Return logs, with what the card of a shipped agent says where they say nothing."""
+    card = _read_object(path)
+    evaluated = card.get("evaluation")
+    evaluation = _evaluation_of(evaluated) if isinstance(evaluated, dict) else None
+    return dataclasses.replace(logs, facts={**_facts_of(card), **logs.facts}, evaluation=logs.evaluation or evaluation)
 
 
 def _read_csv(path: Path, names: Sequence[str], last: Sequence[str], most: int) -> tuple[Columns, Columns, int]:
@@ -141,9 +151,8 @@ def _read_messages(folder: Path) -> list[str]:
     return [brief(line) for line in lines if "WARNING" in line][-_MOST_MESSAGES:]
 
 
-def _read_facts(folder: Path) -> dict[str, str]:
-    """Return what config.json says besides settings, each of its type or left out."""
-    data = _read_object(folder / "config.json")
+def _facts_of(data: dict[str, Any]) -> dict[str, str]:
+    """Return what a file says of where a run was started, each of its type or left out."""
     names = ("started", "command", "commit", "code")
     facts = {name: _long(data[name]) for name in names if isinstance(data.get(name), str)}
     hosts = data.get("hosts")
@@ -154,8 +163,7 @@ def _read_facts(folder: Path) -> dict[str, str]:
     return facts
 
 
-def _read_evaluation(folder: Path) -> dict[str, float] | None:
-    data = _read_object(folder / "evaluation.json")
+def _evaluation_of(data: dict[str, Any]) -> dict[str, float] | None:
     numbers = [data.get(name) for name in ("return_mean", "episodes", "env_steps")]
     known = [float(number) for number in numbers if isinstance(number, int | float) and abs(number) <= _LARGEST]
     return dict(zip(("score", "games", "steps"), known, strict=True)) if len(known) == len(numbers) else None

@@ -22,7 +22,7 @@ from ppo.outputs.trackers import say_on_standard_error
 from ppo.presets import PRESETS, for_environments
 from ppo.report.findings import findings
 from ppo.report.game import Game, play_game, saliency
-from ppo.report.logs import Columns, Logs, read_logs
+from ppo.report.logs import Columns, Logs, read_logs, with_card
 from ppo.report.network import CannotBeHeldError, describe_distribution, portable
 from ppo.report.packing import Pack
 from ppo.report.page import MAX_BYTES, assemble
@@ -93,7 +93,10 @@ def _write(config: Config, explicit: set[str], goes_on: Callable[[], bool]) -> P
     name = agent.name if agent else config.model_name
     folder = config.run.run_dir / name
     require_writable("run_dir", folder)
-    content = build_report(name, agent, reason, config, read_logs(folder), goes_on)
+    logs = read_logs(folder)
+    if agent and agent.is_shipped:
+        logs = with_card(logs, agent.folder / "card.json")
+    content = build_report(name, agent, reason, config, logs, goes_on)
     write_whole(folder / REPORT_FILE, content)
     return folder / REPORT_FILE
 
@@ -177,7 +180,10 @@ def _facts(agent: Agent | None, settings: Config, logs: Logs) -> list[list[str]]
     if agent is not None:
         counters, saved = agent.counters, agent.manifest
         facts += [
-            ("agent", f"checkpoint at {counters.env_steps:,} steps, after {_duration(counters.seconds)} of training"),
+            (
+                "agent",
+                f"{'shipped with the program: ' if agent.is_shipped else ''}checkpoint at {counters.env_steps:,} steps",
+            ),
             ("plays", {"mean": "the mean action", "mode": "the most probable action"}.get(agent.rule, "a sample")),
             ("ranks", saved.ranks),
             ("device", settings.machine.device),

@@ -93,13 +93,29 @@ def test_what_is_shown_is_what_the_network_saw(pong):
         np.testing.assert_allclose(numbers(pong, f"player.game.outputsAt({step})"), prediction.action[0], atol=1e-3)
 
 
-def test_the_tint_is_the_gradient_of_the_value(pong):
+@pytest.mark.parametrize("tint", ["value", "action"])
+def test_the_tint_is_the_gradient_of_the_value_or_of_the_best_actions_probability(pong, tint):
     model = model_of(PONG)
     observation = numbers(pong, "player.game.observationAt(300)").astype(np.float32).reshape(1, 4, 84, 84)
     pixels = torch.from_numpy(observation).requires_grad_()
-    (expected,) = torch.autograd.grad(model(pixels).values.sum(), pixels)
-    found = numbers(pong, "player.network.saliency(player.game.observationAt(300))")
+    outputs, values = model(pixels)
+    of = values.sum() if tint == "value" else outputs.log_softmax(-1).amax()
+    (expected,) = torch.autograd.grad(of, pixels)
+    pong.evaluate(f"player.tint = '{tint}'")
+    found = numbers(pong, "player.gradientOf(player.network.run(player.game.observationAt(300)))")
+    pong.evaluate("player.tint = 'value'")
     assert np.corrcoef(found, expected.flatten().numpy())[0, 1] > 0.999
+
+
+def test_the_tint_of_continuous_actions_is_the_gradient_of_their_means(browser, folder):
+    model = model_of("ppo/ContinuousCartPole-v0")
+    browser.open(folder / "runs/ppo-ContinuousCartPole-v0/report.html")
+    vector = torch.tensor([[0.1, -0.3, 0.02, 0.4]], requires_grad=True)
+    mean = model.distribution.mean(model(vector).action).sum()
+    (expected,) = torch.autograd.grad(mean, vector)
+    browser.evaluate("player.tint = 'action'")
+    found = numbers(browser, "player.gradientOf(player.network.run(Float32Array.of(0.1, -0.3, 0.02, 0.4)))")
+    np.testing.assert_allclose(found, expected[0].numpy(), rtol=1e-3)
 
 
 def test_the_ball_can_be_erased_by_a_click_and_moved_by_a_drag_and_the_decision_changes(pong):

@@ -49,6 +49,9 @@ def test_a_shipped_agent_has_a_report_without_logs(tmp_path):
     path = tmp_path / "runs/MountainCar-v0/report.html"
     content, _ = content_of(path)
     assert content["curves"]["env_steps"] == [] and content["score"] > -115
+    facts = dict(content["facts"])
+    assert facts["agent"].startswith("shipped with the program") and len(facts["commit"]) == 40
+    assert content["evaluation"]["games"] == 100 and content["evaluation"]["score"] > -115
     assert path.stat().st_size < 500_000
 
 

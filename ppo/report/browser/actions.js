@@ -31,6 +31,34 @@ function readPolicy(game, outputs) {
   return groups;
 }
 
+/**
+ * Return the gradient, with respect to the outputs, of what the policy does: the logarithm of the best action's
+ * probability, or the mean of a continuous action; of all dimensions added up.
+ */
+function slopeOfDecision(game, outputs) {
+  const { distribution } = game, { kind } = distribution, slope = new Float32Array(outputs.length);
+  if (kind === "gaussian" || kind === "beta") {
+    const number = distribution.low.length;
+    for (let place = 0; place < number; place++) {
+      if (kind === "gaussian") slope[place] = 1;
+      else {
+        const alpha = 1 + softplus(outputs[place]), beta = 1 + softplus(outputs[number + place]);
+        slope[place] = beta / (alpha + beta) ** 2 / (1 + Math.exp(-outputs[place]));
+        slope[number + place] = -alpha / (alpha + beta) ** 2 / (1 + Math.exp(-outputs[number + place]));
+      }
+    }
+    return slope;
+  }
+  let place = 0;
+  for (const group of readPolicy(game, outputs)) {
+    const best = bestOf(group.probabilities);
+    group.probabilities.forEach((value, number) => {
+      slope[place++] = group.bits ? Math.sign(value - 0.5) * Math.min(value, 1 - value) : (number === best) - value;
+    });
+  }
+  return slope;
+}
+
 function softmax(logits) {
   const highest = Math.max(...logits), powers = Array.from(logits, (value) => Math.exp(value - highest));
   const sum = powers.reduce((total, value) => total + value, 0);

@@ -58,12 +58,14 @@ class Recording {
 
 class Player {
   constructor(game, network) {
-    Object.assign(this, { game, network, step: 0, isPlaying: false, speed: 1, edited: null, showsSaliency: true, entry: 0 });
+    Object.assign(this, { game, network, step: 0, isPlaying: false, speed: 1, edited: null, tint: "value", entry: 0 });
     this.policy = new PolicyView(byId("actions"), game);
     this.setUpViews();
     this.setUpControls();
     this.setUpTrace();
     this.seek(0);
+    const holder = byId("actions");
+    if (holder.scrollHeight > holder.clientHeight) holder.tabIndex = 0;
   }
 
   setUpViews() {
@@ -115,13 +117,12 @@ class Player {
     const slider = element("input", { type: "range", min: 0, max: 255, value: this.editor.brightness,
       oninput: () => { this.editor.brightness = Number(slider.value); } });
     const brightness = element("label", { text: "Brightness ", hidden: true }, [slider]);
-    const tint = element("input", { type: "checkbox", checked: true, onchange: () => {
-      this.showsSaliency = tint.checked;
-      this.showNow();
-    } });
+    const options = [["value", "what the value depends on"], ["action", "what the action depends on"], ["none", "nothing"]];
+    const tint = element("select", { onchange: () => { this.tint = tint.value; this.showNow(); } },
+      options.map(([value, text]) => element("option", { value, text })));
     byId("tools").append(...buttons, brightness,
       element("button", { type: "button", text: "Put back", onclick: () => this.seek(this.step) }),
-      element("label", {}, [tint, " Tint what the value depends on"]));
+      element("label", {}, ["Tint ", tint]));
   }
 
   setUpVector() {
@@ -160,6 +161,11 @@ class Player {
     byId("back").addEventListener("click", () => { this.pause(); this.seek(this.step - 1); });
     byId("forth").addEventListener("click", () => { this.pause(); this.seek(this.step + 1); });
     byId("speed").addEventListener("change", () => { this.speed = Number(byId("speed").value); });
+    document.addEventListener("keydown", (event) => {
+      if (event.key !== " " || event.target !== document.body) return;
+      event.preventDefault();
+      byId("play").click();
+    });
   }
 
   setUpTrace() {
@@ -260,14 +266,20 @@ class Player {
     const outputs = edited ? answer.outputs : game.outputsAt(step), value = edited ? answer.value : game.values[step];
     const spoken = this.policy.show(outputs, edited ? game.outputsAt(step) : null, edited ? null : game.actionAt(step));
     byId("value").textContent = edited ? `${short(game.values[step])} → ${short(value)}` : short(value);
-    const wantsGradient = network && (!game.isImage || this.showsSaliency);
-    const gradient = wantsGradient ? network.saliency(observation) : null;
+    const gradient = network ? this.gradientOf(answer) : null;
     if (game.isImage) this.showImage(observation, gradient);
     else this.showVector(observation, gradient);
     for (const id of ["eye-state", "entries-state"]) byId(id).hidden = !edited;
     byId("before-help").hidden = !edited || !spoken;
     if (network) this.showFirst(answer.first);
     if (!this.isPlaying) byId("spoken").textContent = `Value ${short(value)}. ${spoken}.`;
+  }
+
+  /** Return the gradient that the tint shows. */
+  gradientOf(answer) {
+    if (this.tint === "none") return null;
+    if (this.tint === "value") return this.network.saliencyOfValue(answer);
+    return this.network.saliencyOfPolicy(answer, slopeOfDecision(this.game, answer.outputs));
   }
 
   showScreen() {
@@ -281,7 +293,7 @@ class Player {
     const [channels, height, width] = this.game.shape, { group } = this.editor, size = height * width;
     const heat = gradient ? heatOf(gradient, channels, size) : this.storedHeat(height, width);
     this.thumbnails.forEach((canvas, number) => paintPicture(canvas, observation, number * group, group, size, null));
-    paintPicture(byId("eye"), observation, channels - group, group, size, this.showsSaliency ? heat : null);
+    paintPicture(byId("eye"), observation, channels - group, group, size, heat);
   }
 
   storedHeat(height, width) {

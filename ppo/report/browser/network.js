@@ -152,26 +152,26 @@ class Network {
 
   /** Return the outputs of the policy head, the value in units of returns, and the first layer's activations. */
   run(observation) {
-    const trunk = forward([...this.scaling, ...this.actor], observation);
-    const features = trunk[trunk.length - 1];
-    const judged = this.critic ? last(forward([...this.scaling, ...this.critic], observation)) : features;
-    const raw = last(forward(this.value, judged))[0];
+    const acting = forward([...this.scaling, ...this.actor], observation);
+    const judging = this.critic ? forward([...this.scaling, ...this.critic], observation) : acting;
+    const policy = forward(this.policy, last(acting)), value = forward(this.value, last(judging));
     return {
-      outputs: last(forward(this.policy, features)),
-      value: raw * this.units.deviation + this.units.mean,
-      first: trunk[this.first.place + 1],
+      outputs: last(policy),
+      value: last(value)[0] * this.units.deviation + this.units.mean,
+      first: acting[this.first.place + 1],
+      states: { acting, judging, policy, value },
     };
   }
 
-  /** Return the gradient of the value with respect to each number of an observation. */
-  saliency(observation) {
-    const layers = [...this.scaling, ...(this.critic || this.actor), ...this.value];
-    const states = forward(layers, observation);
-    let gradient = Float32Array.of(1);
-    for (let place = layers.length - 1; place >= 0; place--) {
-      gradient = layers[place].backward(gradient, states[place], states[place + 1]);
-    }
-    return gradient;
+  /** Return the gradient of the value with respect to each number of an observation, which `answer` was for. */
+  saliencyOfValue({ states }) {
+    const gradient = backward(this.value, states.value, Float32Array.of(1));
+    return backward([...this.scaling, ...(this.critic || this.actor)], states.judging, gradient);
+  }
+
+  /** The same of a function of the policy's outputs, given by its gradient. */
+  saliencyOfPolicy({ states }, gradient) {
+    return backward([...this.scaling, ...this.actor], states.acting, backward(this.policy, states.policy, gradient));
   }
 }
 
@@ -200,6 +200,14 @@ function forward(layers, input) {
   const states = [input];
   for (const layer of layers) states.push(layer.forward(states[states.length - 1]));
   return states;
+}
+
+/** Return the gradient at the input of layers, of the states from `forward`, given that at their output. */
+function backward(layers, states, gradient) {
+  for (let place = layers.length - 1; place >= 0; place--) {
+    gradient = layers[place].backward(gradient, states[place], states[place + 1]);
+  }
+  return gradient;
 }
 
 const last = (list) => list[list.length - 1];

@@ -10,7 +10,7 @@ const TOOLS = [
   ["move", "Move", "Drag an object, such as the ball or a paddle, to another place. It moves in all pictures that the network sees."],
   ["erase", "Erase", "Click an object to take it out, or drag to wipe over it."],
   ["paint", "Paint", "Drag to draw, as bright as the slider says."],
-  ["none", "Look", "The tint shows what the value depends on: where a small change of a pixel would change it most."],
+  ["none", "Look", "The tint is brightest where a small change of a pixel would change the value, or the action, most."],
 ];
 
 /** The images (C, H, W) of an observation that the user changes; `group` channels make a picture, the last is the newest. */
