@@ -18,7 +18,6 @@ from ppo.envs import world_of
 from ppo.models.actor_critic import ActorCritic
 from ppo.outputs.display import print_line
 from ppo.outputs.folders import require_writable, write_whole
-from ppo.outputs.trackers import say_on_standard_error
 from ppo.presets import PRESETS, for_environments
 from ppo.report.findings import findings
 from ppo.report.game import Game, play_game, saliency
@@ -27,6 +26,7 @@ from ppo.report.network import CannotBeHeldError, describe_distribution, portabl
 from ppo.report.packing import Pack
 from ppo.report.page import MAX_BYTES, assemble
 from ppo.settings import Refusal
+from ppo.standard_streams import say_on_standard_error
 from ppo.versions import version_of
 
 REPORT_FILE = "report.html"

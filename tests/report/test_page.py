@@ -63,5 +63,5 @@ def test_text_is_never_taken_for_markup_by_the_pages_own_scripts():
 
 
 def test_the_library_has_its_licence_beside_it():
-    assert "MIT" in (FILES / "uplot" / "LICENSE").read_text()
+    assert "MIT" in (FILES / "uplot" / "LICENSE.txt").read_text()
     assert "v1.6.32" in (FILES / "uplot" / "uPlot.iife.min.js").read_text()[:100]
