@@ -77,7 +77,9 @@ def test_a_film_keeps_every_pixel_of_up_to_256_colours():
     film, generator = Film(), np.random.default_rng(0)
     colours = generator.integers(0, 256, (200, 3)).astype(np.uint8)
     frames = [colours[generator.integers(0, 200, (20, 30))] for _ in range(3)]
-    frames.append(frames[-1].copy())
+    for channel in range(3):  # a pixel changes in one colour alone
+        frames.append(frames[-1].copy())
+        frames[-1][3, 4, channel] ^= 128
     for frame in frames:
         film.add(frame)
     for frame, picture in zip(frames, film.pictures, strict=True):
