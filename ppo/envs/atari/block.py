@@ -1,5 +1,6 @@
 """A block of Atari games with stacked screens, stepped by one thread; `ppo.envs.atari.game` has the protocol."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,7 +48,7 @@ class AtariEnvironments(Block):
             frames_per_second=FRAMES_PER_SECOND,
             uncompiled="" if screens.IS_COMPILED else "screens are shrunk by OpenCV",
         )
-        self.action_names = [ale_py.Action(action).name.lower() for action in self._games[0].actions]
+        self.action_names = [_in_words(ale_py.Action(action).name) for action in self._games[0].actions]
         self._stacks = in_memory_order(self.arrays.observations)
         self._final_stacks = in_memory_order(self.arrays.final_obs)
 
@@ -142,3 +143,8 @@ def in_memory_order(observations: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return a view of stacked screens (N, C, 84, 84) in memory order, (N, 84, 84, C)."""
     stacks: NDArray[np.uint8] = observations.transpose(0, 2, 3, 1)
     return stacks
+
+
+def _in_words(name: str) -> str:
+    """Return `up left fire` for ALE's UPLEFTFIRE."""
+    return re.sub(r"(?<=.)(?=left|right|fire)", " ", name.lower())
