@@ -42,8 +42,8 @@ class RunSettings:
     env_name: str = "PongNoFrameskip-v4"
     """Gymnasium id of the world. `PongNoFrameskip-v4` and `ALE/Pong-v5` name the same game under the same protocol."""
     mode: Literal["train", "play", "record", "evaluate", "report", "compare", "doctor"] = "train"
-    """train; play (watch games); record (write a video); evaluate (score many games); report (write a page about a run); compare (draw the curves of
-    several runs); doctor (check this machine)."""
+    """train; play (watch games); record (write a video); evaluate (score many games); report (write a page about it);
+    compare (draw the curves of several runs); doctor (check this machine)."""
     preset: str | None = None
     """Named settings to start from: atari, paper, cleanrl, ppo1, classic, continuous, car-racing, car-racing-discrete,
     coordconv-000, convnet-000, or a world that has its own, as CartPole. Default: the world's own, else that of its

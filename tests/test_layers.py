@@ -29,8 +29,8 @@ LAYERS = (
         "playback",
         "start",
         "loop",
-        "comparison",
         "report",
+        "comparison",
     ),
     *("viewer", "doctor", "foreign_flags", "command_line", "launcher", "api", "__main__"),
 )

@@ -1,4 +1,4 @@
-"""`--mode=compare`: write the figure and the table of some runs, and print the table."""
+"""`--mode=compare`: write the figure, the table and the page of some runs, and print the table."""
 
 import shlex
 import statistics
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ppo.comparison.curves import Curve, find_curves, grouped
+from ppo.comparison.page import comparison_page
 from ppo.comparison.statistics import bootstrap, interquartile_mean, mean
 from ppo.config import Config, RunSettings, as_flags, default_model_name
 from ppo.outputs.display import print_line
@@ -18,7 +19,7 @@ _SETTINGS = ("model_name", "run_dir", "asset_dir", "stop_at_return")
 
 
 def compare(config: Config, runs: Sequence[str]) -> int:
-    """Compare runs: write a figure and a table, print the table, and return the exit code.
+    """Compare runs: write a figure, a table and a page for a browser, print the table, and return the exit code.
 
     Raises:
         Refusal: a run cannot be found or read, or the folder cannot be written.
@@ -38,11 +39,12 @@ def compare(config: Config, runs: Sequence[str]) -> int:
     try:
         draw(groups, goal, paths)
         write_whole(folder / f"{_NAME}.md", page.encode())
+        write_whole(folder / f"{_NAME}.html", comparison_page(folder.name, groups, goal))
     except OSError as error:
         raise Refusal(f"the comparison cannot be written to {folder}: {error.strerror}") from error
     for line in table.splitlines():
         print_line(line)
-    print_line(f"wrote {folder / _NAME}.png, .svg and .md")
+    print_line(f"wrote {folder / _NAME}.html, .png, .svg and .md")
     return 0
 
 

@@ -12,19 +12,25 @@ import re
 from importlib import resources
 
 MAX_BYTES = 2_000_000
-_SCRIPTS = ("data.js", "network.js", "charts.js", "summary.js", "actions.js", "poke.js", "game.js", "main.js")
+_COMMON = ("data.js", "charts.js", "theme.js")
+_SCRIPTS = {
+    "report": (*_COMMON, "network.js", "summary.js", "actions.js", "poke.js", "game.js", "main.js"),
+    "comparison": (*_COMMON, "comparison.js"),
+}
+"""By page, whose markup is `browser/<page>.html`."""
 _STYLES = ("uplot/uPlot.min.css", "report.css")
 _PLACE = re.compile(r"<!--(\w+)-->")
 
 
-def assemble(title: str, data: str) -> bytes:
+def assemble(title: str, data: str, page: str = "report") -> bytes:
     """Return a page.
 
     Args:
         title: of the window.
         data: what the page shows, from `Pack.encode`.
+        page: report (of a run) or comparison (of several).
     """
-    library, script = _text("uplot/uPlot.iife.min.js"), "\n".join(map(_text, _SCRIPTS))
+    library, script = _text("uplot/uPlot.iife.min.js"), "\n".join(map(_text, _SCRIPTS[page]))
     style = "\n".join(map(_text, _STYLES))
     policy = (
         f"default-src 'none'; script-src {_hash(library)} {_hash(script)}; style-src {_hash(style)}; "
@@ -32,7 +38,7 @@ def assemble(title: str, data: str) -> bytes:
     )
     parts = {"title": html.escape(title), "policy": policy, "style": style, "library": library, "script": script}
     parts["data"] = data
-    return _PLACE.sub(lambda place: parts[place[1]], _text("report.html")).encode()
+    return _PLACE.sub(lambda place: parts[place[1]], _text(f"{page}.html")).encode()
 
 
 def _text(name: str) -> str:

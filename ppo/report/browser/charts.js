@@ -11,7 +11,9 @@ const colour = (name) => getComputedStyle(document.documentElement).getPropertyV
  *
  * `options` has: `x` (an array), `xLabel`, `series` ([{label, values, colour, dots, fill, scale}]), `height`, `label` (for
  * screen readers), `group` (charts whose cursors move together), `range` (of y), `hooks`, `cursor`, `legend` and
- * `secondLabel` (of the scale at the right, which series with `scale: "second"` have).
+ * `secondLabel` (of the scale at the right, which series with `scale: "second"` have), `bands` ([{high, low, shade}], places
+ * of series between which it is shaded; all of the chart's series have `isKept` then; one with `isUnnamed` is
+ * left out of the legend).
  */
 function chart(holder, options) {
   const state = { holder, options, plot: null };
@@ -26,7 +28,7 @@ function draw(state) {
   if (state.plot) state.plot.destroy();
   const text = colour("soft"), grid = colour("line"), font = "12px system-ui, sans-serif";
   const axis = { stroke: text, grid: { stroke: grid, width: 1 }, ticks: { show: false }, font, labelFont: font };
-  const shown = options.series.filter((series) => series.values.some((value) => value !== null));
+  const shown = options.series.filter((series) => series.isKept || series.values.some((value) => value !== null));
   const y = { ...axis, size: 56, values: (plot, values) => values.map(short) };
   const second = shown.some((series) => series.scale === "second");
   const settings = {
@@ -42,13 +44,15 @@ function draw(state) {
       ...(second ? [{ ...y, scale: "second", side: 1, grid: { show: false }, label: options.secondLabel, labelSize: 18 }] : []),
     ],
     hooks: options.hooks || {},
+    bands: (options.bands || []).map(({ high, low, shade }) => ({ series: [high + 1, low + 1], fill: `${colour(shade)}2b` })),
     series: [
       { label: options.xLabel, value: (plot, value) => short(value) },
       ...shown.map((series) => ({
         label: series.label,
         scale: series.scale || "y",
+        class: series.isUnnamed ? "unnamed" : undefined,
         stroke: colour(series.colour),
-        width: series.dots ? 0 : 1.75,
+        width: series.dots ? 0 : series.width ?? 1.75,
         fill: series.fill || series.bars ? colour(series.colour) : undefined,
         paths: series.dots ? () => null : series.bars ? uPlot.paths.bars({ size: [0.9] }) : undefined,
         points: series.dots

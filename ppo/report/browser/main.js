@@ -7,30 +7,6 @@ const MILLISECONDS_OF_REST = 15;
 
 let player = null;
 
-async function start() {
-  setUpTheme();
-  const { content, array } = await unpack(byId("data").textContent.trim());
-  fillSummary(content);
-  fillCurves(content);
-  fillGame(content, array);
-  document.documentElement.dataset.ready = "yes";
-}
-
-function setUpTheme() {
-  const root = document.documentElement, button = byId("theme");
-  const system = window.matchMedia("(prefers-color-scheme: dark)");
-  const show = (isDark) => {
-    root.dataset.theme = isDark ? "dark" : "light";
-    button.textContent = isDark ? "Light" : "Dark";
-    button.setAttribute("aria-label", `Switch to the ${isDark ? "light" : "dark"} theme`);
-    redrawAll();
-    if (player) player.showNow();
-  };
-  system.addEventListener("change", () => show(system.matches));
-  button.addEventListener("click", () => show(root.dataset.theme !== "dark"));
-  show(system.matches);
-}
-
 function fillGame(content, array) {
   if (!content.game) {
     byId("agent-lead").textContent = content.reason || "There is no agent to show.";
@@ -82,8 +58,8 @@ function check(game, network) {
   if (game.distribution.kind !== "other") setTimeout(work, 300);
 }
 
-start().catch((error) => {
-  byId("trouble").hidden = false;
-  byId("trouble").textContent = `This page could not be drawn: ${error.message}. It needs a browser of 2023 or later.`;
-  document.documentElement.dataset.ready = "failed";
-});
+drawPage((content, array) => {
+  fillSummary(content);
+  fillCurves(content);
+  fillGame(content, array);
+}, () => { if (player) player.showNow(); });
