@@ -31,7 +31,6 @@ class Recording {
       this.storedSaliency = array(game.saliency);
       this.saliencySide = game.saliency.shape[1];
     }
-    this.isTaken = true;
   }
 
   outputsAt(step) {

@@ -120,9 +120,9 @@ function fillCurves(data) {
   };
   let axis = axes.steps;
   const drawn = [];
-  const add = (grid, title, help, columns, options, make) => {
+  const add = (grid, title, help, options, make) => {
     const { series, x } = make();
-    const state = chartCard(grid, title, help, { ...options, series, x, xLabel: axis.label, group: options.group });
+    const state = chartCard(grid, title, help, { ...options, series, x, xLabel: axis.label });
     drawn.push({ state, make });
   };
   const returns = () => {
@@ -139,11 +139,11 @@ function fillCurves(data) {
   };
   const grid = byId("curves");
   add(grid, "Return", "What a whole game is worth, raw. Every dot is a game (some of them, if there are many).",
-    null, { height: 260 }, returns);
+    { height: 260 }, returns);
   grid.lastChild.classList.add("full");
   for (const [title, column, shade, help] of CURVES) {
     if (!curves[column].some((value) => value !== null)) continue;
-    add(grid, title, help, null, { group: "curves", height: 150 },
+    add(grid, title, help, { group: "curves", height: 150 },
       () => ({ x: axis.of(curves), series: [{ label: title.toLowerCase(), values: curves[column], colour: shade }] }));
   }
   for (const [column, title, help] of [
@@ -168,11 +168,10 @@ function fillCurves(data) {
 function histogramCard(grid, title, help, histogram) {
   const { counts, edges } = histogram;
   const middles = counts.map((_, place) => (edges[place] + edges[place + 1]) / 2);
-  const state = chartCard(grid, title, `${help} The newest ${histogram.of} games.`, {
+  chartCard(grid, title, `${help} The newest ${histogram.of} games.`, {
     x: middles, xLabel: title.split(" ")[0].toLowerCase().replace(/s$/, ""), height: 150,
     series: [{ label: "games", values: counts, colour: "c1", bars: true }],
   });
-  return state;
 }
 
 /** Phases stacked: each line is the sum of the phases up to it. */
