@@ -4,7 +4,7 @@ import re
 import numpy as np
 import pytest
 
-from ppo.report import run_report
+from ppo.report import game, run_report
 from tests.jobs import CARTPOLE, ppo
 from tests.report.test_packing import unpack
 
@@ -141,7 +141,8 @@ def test_the_game_at_a_trainings_end_is_cut_when_its_time_is_over(tmp_path, at_o
 
 
 @pytest.mark.parametrize("world", ["OddObservations", "OddActions", "TinyImages", "Endless"])
-def test_odd_worlds_from_outside_have_a_report_without_a_screen(world, tmp_path, at_once):
+def test_odd_worlds_from_outside_have_a_report_without_a_screen(world, tmp_path, at_once, monkeypatch):
+    monkeypatch.setattr(game, "MOST_STEPS", 50)
     flags = [f"--env_name=tests.odd_worlds:{world}-v0", *CARTPOLE[1:], "--network=mlp", "--env_steps=64"]
     job = ppo(tmp_path, *flags)
     assert job.returncode == 0 and "WARNING" not in job.stderr, job.stderr
