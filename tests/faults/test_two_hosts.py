@@ -56,15 +56,27 @@ def assert_equal_runs(folder, other):
     assert scratch_left(folder) == []
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_ranks_on_two_hosts_give_the_weights_of_as_many_on_one(ranks, hosts, on_one_host, tmp_path, fault_report):
-    with hosts.start(tmp_path, *FLAGS, ranks=ranks) as job:
+def train_over_the_cable(hosts, folder, ranks):
+    folder.mkdir()
+    with hosts.start(folder, *FLAGS, ranks=ranks) as job:
         job.wait_for_updates(1, timeout=200)
         over_tcp = hosts.data_connections()
         assert job.end(within=300)[0] == 0, job.log
     assert over_tcp > 0, "the ranks have not used the cable"
-    assert_equal_runs(tmp_path, on_one_host(2 * ranks))
-    fault_report(16, f"{ranks} + {ranks} ranks on two hosts against {2 * ranks} on one", "same sha256 and logs")
+
+
+def test_a_rank_on_each_of_two_hosts_gives_the_weights_of_two_on_one(hosts, on_one_host, tmp_path, fault_report):
+    train_over_the_cable(hosts, tmp_path / "two", 1)
+    assert_equal_runs(tmp_path / "two", on_one_host(2))
+    fault_report(16, "1 + 1 ranks on two hosts against 2 on one", "same sha256 and logs")
+
+
+def test_two_ranks_on_each_of_two_hosts_give_the_same_weights_every_time(hosts, tmp_path, fault_report):
+    # Each host sums its own first, so the last bits are not those of four ranks on one host.
+    for name in ("first", "second"):
+        train_over_the_cable(hosts, tmp_path / name, 2)
+    assert_equal_runs(tmp_path / "first", tmp_path / "second")
+    fault_report(16, "2 + 2 ranks on two hosts, twice", "same sha256 and logs")
 
 
 def test_an_unknown_host_is_reported_at_once(hosts, tmp_path, fault_report):
