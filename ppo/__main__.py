@@ -196,8 +196,8 @@ def _compare_seeds(config: Config, names: Sequence[str]) -> None:
 
     try:
         compare(config, [f"{config.run.run_dir}/{name}" for name in names])
-    except Refusal as refusal:
-        _say(f"no comparison was made: {refusal}")
+    except Exception as error:
+        _say(f"no comparison was made: {error if isinstance(error, Refusal) else repr(error)}")
 
 
 @contextlib.contextmanager

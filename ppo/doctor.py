@@ -39,6 +39,8 @@ _LIBRARIES = {
     "safetensors": "safetensors",
     "tensorboard": "tensorboard",
     "filelock": "filelock",
+    "rich": "rich",
+    "matplotlib": "matplotlib",
 }
 _COMPILED = ("ppo.algorithm._pixels", "ppo.envs.atari._screens", "ppo.envs.atari._blended_colours")
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -128,7 +130,7 @@ def check_compiled(names: Sequence[str] = _COMPILED) -> Finding:
     first = "" if compiler and has_headers else "apt install gcc python3-dev && "
     return Finding(
         text + f"Python.h: {'there' if has_headers else 'missing'}",
-        f"{first}pip install --force-reinstall --no-cache-dir --no-deps --no-binary ppo-mpi ppo-mpi (in a clone: .)",
+        f"{first}pip install --force-reinstall --no-cache-dir --no-deps . (in a clone, or where the wheel is made)",
     )
 
 
@@ -143,7 +145,7 @@ def check_world(config: Config) -> Finding:
     except (Refusal, ImportError, OSError) as error:
         extra = config.family.extra
         mend = f"pip install 'ppo-mpi[{extra}]'" if extra else "--env_name=ID names another world"
-        if config.family.name == "atari":
+        if config.family.name == "atari" and (isinstance(error, OSError) or "ROM" in str(error)):
             mend = _mend_of_roms()
         return Finding(_brief(error), mend, stops_training=True)
     return Finding(f"{env_name}: shows {spaces.observation_space}, takes {spaces.action_space}")

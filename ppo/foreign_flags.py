@@ -97,7 +97,7 @@ FOREIGN_FLAGS: Mapping[str, tuple[str, str]] = {
     "frame_skip": ("", "an agent step of Atari is 4 frames; CarRacing has --action_repeat"),
     "frameskip": ("", "an agent step of Atari is 4 frames; CarRacing has --action_repeat"),
     "optimizer": ("", "it is Adam, with --learning_rate and --adam_epsilon"),
-    "max_restarts": ("", "it belongs to ./scripts/train, which starts the ranks"),
+    "max_restarts": ("", "it belongs to the launcher, ./scripts/train or ppo, which starts the ranks"),
     "name": ("model_name", "name of the run's folders"),
     "resume": ("model_name", "a run that is started again goes on by itself; --fresh begins anew"),
     "load": ("checkpoint", "with --mode=play, record or evaluate: best, latest, shipped or a number of steps"),

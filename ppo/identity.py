@@ -6,6 +6,7 @@ preset, whose numbers another version of the program may have changed: a run goe
 
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def find_run(config: Config) -> Config:
 def named_settings(config: Config, explicit: set[str]) -> tuple[str, ...]:
     """Return those of the settings that a command line names which belong to what a run is; sorted."""
     sections = [getattr(config, name) for name in SECTIONS]
-    return tuple(sorted(explicit & {field.name for section in sections for field in dataclasses.fields(section)}))
+    of_a_run = {"preset"} | {field.name for section in sections for field in dataclasses.fields(section)}
+    return tuple(sorted(explicit & of_a_run))
 
 
 def settle(config: Config, explicit: set[str]) -> tuple[Config, list[str]]:
@@ -65,9 +67,11 @@ def settle(config: Config, explicit: set[str]) -> tuple[Config, list[str]]:
         return config, []
     changed = _changes(manifest.config, config)
     fixed = _fixed(changed, config)
+    # A world may start from a preset of another name by now.
+    has_default_preset = manifest.named is not None and "preset" not in explicit
     is_same_command = (
         not {"env_name", "rng_seed"} & set(changed)
-        and manifest.config.run.preset == config.run.preset
+        and (has_default_preset or manifest.config.run.preset == config.run.preset)
         and manifest.named in (None, named_settings(config, explicit))
         and not explicit & set(changed)
     )
@@ -121,7 +125,7 @@ def _fixed(changed: Changes, config: Config) -> set[str]:
 
 def _of_another_run(folder: Path, changed: Changes, *, can_change: bool) -> Refusal:
     listing = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changed.items())
-    old_settings = " ".join(as_flags({name: before for name, (before, _) in changed.items()}))
+    old_settings = shlex.join(as_flags({name: before for name, (before, _) in changed.items()}))
     ways = "another --model_name" + (", " if can_change else " or ") + "--fresh to move it aside"
     ways += ", or --change_settings to go on with the new ones" if can_change else ""
     return Refusal(f"{folder} is of another run ({listing}); use the old settings ({old_settings}), {ways}")

@@ -51,7 +51,7 @@ ANSWERS = {
     "--lr=3e-4": "here it is --learning_rate",
     "--frameskip=4": "no setting --frameskip; an agent step of Atari is 4 frames",
     "--optimizer=sgd": "no setting --optimizer; it is Adam",
-    "--max_restarts=3": "it belongs to ./scripts/train",
+    "--max_restarts=3": "it belongs to the launcher, ./scripts/train or ppo",
     "--resume": "here it is --model_name: a run that is started again goes on by itself",
     "--play": "here it is --mode: --mode=play",
     # Typing

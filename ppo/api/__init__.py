@@ -20,6 +20,8 @@ from ppo.models.actor_critic import one_thread
 from ppo.playback import play_games, statistics_of
 from ppo.settings import Refusal
 
+_OF_EVALUATION = ("rng_seed", "max_game_steps")
+
 
 def load(agent: str | Path, **settings: Any) -> TrainedAgent:
     """Load a trained agent: your own, or a shipped one where you have none of that name.
@@ -51,13 +53,17 @@ def evaluate(agent: TrainedAgent | str | Path, episodes: int = 100, **settings: 
     Args:
         agent: from `load`, or what `load` takes.
         episodes: games; the same ones for the same `rng_seed`.
-        settings: `rng_seed` and `max_game_steps`.
+        settings: `rng_seed` and `max_game_steps`; if the agent is still to be loaded, those of `load` too.
 
     Raises:
         Refusal: a setting is refused, or the agent's numbers overflow.
     """
+    of_load = {name: settings.pop(name) for name in [*settings] if name not in _OF_EVALUATION}
     if not isinstance(agent, TrainedAgent):
-        agent = load(agent)
+        agent = load(agent, **of_load)
+    elif of_load:
+        name = next(iter(of_load))
+        raise Refusal(f"{name} must not be set for an agent that is loaded; give it to load")
     config = parse_command_line(_flags(agent.env_name, mode="evaluate", episodes=episodes, **settings))
     num_slots = number_of_slots(episodes)
     with one_thread():

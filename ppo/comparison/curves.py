@@ -2,8 +2,9 @@
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -52,9 +53,10 @@ class Average:
 
 
 def average(curves: Sequence[Curve], axis: str) -> Average:
-    """Average curves over the part of an axis (steps, episodes or minutes) that all of them have."""
+    """Average curves over the part of an axis (steps, episodes or minutes) that all of them have; it may be empty."""
     axes = [getattr(curve, axis) for curve in curves]
-    places = np.linspace(max(along[0] for along in axes), min(along[-1] for along in axes), _POINTS)
+    first, last = max(along[0] for along in axes), min(along[-1] for along in axes)
+    places = np.linspace(first, last, _POINTS if first <= last else 0)
     pairs = zip(axes, curves, strict=True)
     values = np.stack([np.interp(places, along, curve.returns) for along, curve in pairs])
     return Average(places, mean(values), *bootstrap(values))
@@ -85,7 +87,14 @@ def find_curves(names: Sequence[str], run_dir: Path) -> list[Curve]:
         Refusal: there is no such run, or no game has finished in it.
     """
     paths = dict.fromkeys(path for name in names for path in _logs(name, run_dir))
-    return [_read(path) for path in paths]
+    curves = [_read(path) for path in paths]
+    there_are = Counter(curve.name for curve in curves)
+    # Folders of one name in several places hold runs to tell apart, such as one before a change and one after.
+    places = [path.parent if path.name == LOG else path for path in paths]
+    return [
+        curve if there_are[curve.name] == 1 else replace(curve, name=printable(str(place)))
+        for curve, place in zip(curves, places, strict=True)
+    ]
 
 
 def _logs(name: str, run_dir: Path) -> list[Path]:

@@ -213,3 +213,12 @@ def test_an_exported_agent_acts_as_the_agent_does(name: str, here: Path) -> None
     assert actions.numpy().dtype == expected.dtype
     np.testing.assert_allclose(actions.numpy(), expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(values.numpy(), [choice.value for choice in choices], rtol=1e-4, atol=1e-5)
+
+
+def test_evaluate_hands_what_it_does_not_use_itself_to_load(trained: Path) -> None:
+    checkpoint = trained / "checkpoints/CartPole-v1"
+    assert ppo.evaluate(checkpoint, 2, rng_seed=3, act="mode")["act"] == "mode"
+    with pytest.raises(Refusal, match="act must not be set for an agent that is loaded; give it to load"):
+        ppo.evaluate(ppo.load(checkpoint), 2, act="mode")
+    with pytest.raises(Refusal, match="gae_lamda"):
+        ppo.evaluate(checkpoint, 2, gae_lamda=0.5)

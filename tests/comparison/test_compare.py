@@ -138,3 +138,17 @@ def test_a_table_that_is_damaged_is_no_traceback(runs: Path) -> None:
     (runs / "runs/Other/progress.csv").write_bytes(b"\x00\xff" * 1000)
     with pytest.raises(Refusal, match=r"Other/progress\.csv"):
         find_curves(["Other"], runs / "runs")
+
+
+def test_folders_of_one_name_in_two_places_are_two_runs(runs: Path) -> None:
+    write_run(runs / "old/Other", [(100, 1, 1, 1)])
+    curves = find_curves([str(runs / "runs/Other"), str(runs / "old/Other"), "Pole"], runs / "runs")
+    assert len(grouped(curves)) == 3
+    assert [curve.name for curve in curves[:2]] == [str(runs / "runs/Other"), str(runs / "old/Other")]
+
+
+def test_runs_that_share_no_part_of_an_axis_have_no_average(runs: Path) -> None:
+    write_run(runs / "runs/Late-seed1", [(100, 1, 1, 1), (300, 2, 2, 3)])
+    write_run(runs / "runs/Late-seed2", [(1000, 1, 1, 1), (1200, 2, 2, 3)])
+    together = average(find_curves(["Late"], runs / "runs"), "steps")
+    assert [len(numbers) for numbers in (together.places, together.mean, together.low, together.high)] == [0] * 4
