@@ -13,7 +13,20 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "doc
 # Of scripts, of other programs, and an old name that is still taken.
 OTHER_FLAGS = {
     *("all", "bind-to", "cpus", "deterministic", "fast", "folder", "help", "help_all", "hostfile", "init"),
-    *("inplace", "kills", "logdir", "max_restarts", "mpi", "output", "quick", "repeats", "root", "seconds", "seed"),
+    *(
+        "inplace",
+        "kills",
+        "logdir",
+        "max_restarts",
+        "mpi",
+        "output",
+        "quick",
+        "ranks",
+        "repeats",
+        "root",
+        "seconds",
+        "seed",
+    ),
     *("map_by", "shm_size", "slow", "user", "version", "warm_up_seconds", "write"),
     *("index-url", "no-deps", "ranks"),
 }
