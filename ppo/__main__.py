@@ -138,8 +138,7 @@ def run_training(
         if not config.run.seeds:
             return code
         # A signal may have come too late for the run that has just ended, but not for the next one.
-        asked = [asked for asked in collective.gather(stop.exit_code) or [] if asked is not None]
-        leave = collective.broadcast(max(asked, default=None))
+        leave = _asked_to_leave(collective, stop)
         if code or leave is not None:
             return code or leave or 0
     decided_by_root(collective, lambda: _compare_seeds(config, names))
@@ -181,13 +180,20 @@ def _train_one(
         placement = choose_placement(config.machine, collective, hosts)
         notes, named = [*notes, *spaces.notes, *kept], named_settings(config, explicit)
         exit_code = train(config, collective, stop, watchdog, cores, placement, notes, named)
-    if exit_code == 0 and config.run.report:
+    # A launcher's Ctrl-C stops a run with an exit code of 0, as one has that came to its end.
+    if exit_code == 0 and config.run.report and _asked_to_leave(collective, stop) is None:
         if collective.rank == 0:
             from ppo.report.run_report import report_at_end
 
             report_at_end(config, goes_on=lambda: stop.exit_code is None)
         collective.barrier()  # before a watchdog counts for the next run
     return config.model_name, exit_code
+
+
+def _asked_to_leave(collective: Collective, stop: "StopRequest") -> int | None:
+    """Return the exit code that a signal has asked any rank for, the same on all ranks; None if there was none."""
+    asked = [asked for asked in collective.gather(stop.exit_code) or [] if asked is not None]
+    return collective.broadcast(max(asked, default=None))
 
 
 def _compare_seeds(config: Config, names: Sequence[str]) -> None:

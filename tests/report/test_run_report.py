@@ -1,9 +1,11 @@
 import os
 import re
+import signal
 
 import numpy as np
 import pytest
 
+from ppo.loop import Loop
 from ppo.report import game, run_report
 from tests.jobs import CARTPOLE, ppo
 from tests.report.test_packing import unpack
@@ -105,6 +107,20 @@ def test_a_training_ends_with_its_report(tmp_path, at_once):
     assert job.returncode == 0
     assert job.stdout.splitlines()[-1] == "report: runs/CartPole-v1/report.html"
     assert content_of(tmp_path / "runs/CartPole-v1/report.html")[0]["steps"] == 64
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
+def test_a_training_that_a_signal_has_stopped_makes_none(number, tmp_path, at_once, monkeypatch):
+    advance = Loop.advance
+
+    def stopped(loop):
+        os.kill(os.getpid(), number)
+        return advance(loop)
+
+    monkeypatch.setattr(Loop, "advance", stopped)
+    job = ppo(tmp_path, *CARTPOLE, "--env_steps=640")
+    assert job.returncode == (0 if number == signal.SIGUSR2 else 75) and "stopped; the same command" in job.stdout
+    assert "report:" not in job.stdout and not (tmp_path / "runs/CartPole-v1/report.html").exists()
 
 
 def test_a_training_that_had_ended_before_makes_no_report_again(tmp_path, at_once):
