@@ -13,7 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ppo.outputs.untrusted import DamagedCheckpointError, brief, open_regular, parse_json
+from ppo.config import Config, section_types
+from ppo.families import family_of
+from ppo.outputs.untrusted import DamagedCheckpointError, brief, only_damage, open_regular, parse_json
+from ppo.settings import Refusal
 
 PHASES = ("env", "inference", "learn", "communicate", "evaluation", "save")
 _CURVES = (
@@ -52,6 +55,8 @@ class Logs:
     """The newest games."""
     messages: list[str]
     """The newest warnings of messages.txt."""
+    settings: Config | None
+    """What config.json says the run was started with; None if it does not say so in this version's terms."""
     facts: dict[str, str]
     """What config.json says of where the run was started."""
     evaluation: dict[str, float] | None
@@ -62,9 +67,10 @@ def read_logs(folder: Path) -> Logs:
     """Read the logs in a run's folder; those that are missing or damaged are empty."""
     curves, _, _ = _read_csv(folder / "progress.csv", (*_PLACES, *_CURVES), _PLACES, _MOST_POINTS)
     games, newest, num_games = _read_csv(folder / "episodes.csv", _GAMES, _GAMES, _MOST_GAMES)
-    facts = _facts_of(_read_object(folder / "config.json"))
+    config = _read_object(folder / "config.json")
     evaluation = _evaluation_of(_read_object(folder / "evaluation.json"))
-    return Logs(curves, games, num_games, newest, _read_messages(folder), facts, evaluation)
+    messages, settings, facts = _read_messages(folder), _settings_of(config), _facts_of(config)
+    return Logs(curves, games, num_games, newest, messages, settings, facts, evaluation)
 
 
 def with_card(logs: Logs, path: Path) -> Logs:
@@ -149,6 +155,16 @@ def _read_messages(folder: Path) -> list[str]:
     except DamagedCheckpointError:
         return []
     return [brief(line) for line in lines if "WARNING" in line][-_MOST_MESSAGES:]
+
+
+def _settings_of(data: dict[str, Any]) -> Config | None:
+    """Return the settings among what config.json holds."""
+    try:
+        with only_damage(Path("config.json")):
+            family = family_of(data["run"]["env_name"])
+            return Config.from_dict({name: data[name] for name in section_types(family) if name in data}, family)
+    except (DamagedCheckpointError, Refusal):
+        return None
 
 
 def _facts_of(data: dict[str, Any]) -> dict[str, str]:

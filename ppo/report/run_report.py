@@ -110,7 +110,7 @@ def build_report(
         name: of the run.
         agent: plays the game that the page shows; None if there is none.
         reason: why there is none.
-        config: the settings of this invocation.
+        config: the settings of this invocation; the page shows those of the agent, else of the logs.
         logs: of the run.
         goes_on: asked before every step of the game but the first.
     """
@@ -120,7 +120,7 @@ def build_report(
             game, model = play_game(agent, config, goes_on)
         except Refusal as error:
             reason = str(error)
-    words = _in_words(name, agent, config, logs)
+    words = _in_words(name, agent, logs)
     for part in _PARTS_OF_A_GAME:
         pack, shown, why = Pack(), None, reason
         network: dict[str, Any] | None = None
@@ -141,26 +141,25 @@ def build_report(
     return page
 
 
-def _in_words(name: str, agent: Agent | None, config: Config, logs: Logs) -> dict[str, Any]:
+def _in_words(name: str, agent: Agent | None, logs: Logs) -> dict[str, Any]:
     """Return all that the page says without the agent."""
-    settings = agent.config if agent else config
-    env_name = settings.run.env_name
+    settings = agent.config if agent else logs.settings
     newest = logs.newest["return"]
     recent = newest[-100:] if len(newest) else np.array(agent.counters.recent_returns if agent else ())
     return {
         "name": name,
-        "world": env_name,
+        "world": settings.run.env_name if settings else "An unknown world",
         "made": time.strftime("%Y-%m-%d %H:%M"),
         "facts": _facts(agent, settings, logs),
-        "settings": settings.to_dict(),
-        "changed": _changed(settings),
+        "settings": settings.to_dict() if settings else {},
+        "changed": _changed(settings) if settings else {},
         "score": _finite(float(recent.mean())) if len(recent) else None,
         "scoreOf": len(recent),
         "steps": _last_known(logs.curves["env_steps"], agent.counters.env_steps if agent else None),
         "seconds": _last_known(logs.curves["time/seconds"], agent.counters.seconds if agent else None),
         "bestEvaluation": _largest(logs.curves["evaluation/return_mean"]),
         "evaluation": logs.evaluation,
-        "references": [vars(reference) for reference in world_of(env_name).references(env_name)],
+        "references": _references(settings.run.env_name) if settings else [],
         "curves": _plain(logs.curves),
         "games": _plain(logs.games),
         "numGames": logs.num_games,
@@ -170,9 +169,15 @@ def _in_words(name: str, agent: Agent | None, config: Config, logs: Logs) -> dic
     }
 
 
-def _facts(agent: Agent | None, settings: Config, logs: Logs) -> list[list[str]]:
+def _references(env_name: str) -> list[dict[str, Any]]:
+    return [vars(reference) for reference in world_of(env_name).references(env_name)]
+
+
+def _facts(agent: Agent | None, settings: Config | None, logs: Logs) -> list[list[str]]:
     """Return what ran, as pairs of words."""
-    facts: list[tuple[str, Any]] = [("world", settings.run.env_name), ("kind of world", settings.family.title)]
+    facts: list[tuple[str, Any]] = []
+    if settings is not None:
+        facts += [("world", settings.run.env_name), ("kind of world", settings.family.title)]
     steps, seconds = logs.curves["env_steps"], logs.curves["time/seconds"]
     if len(steps):
         facts.append(("trained", f"{steps[-1]:,.0f} steps in {_duration(float(seconds[-1]))}"))
@@ -186,12 +191,13 @@ def _facts(agent: Agent | None, settings: Config, logs: Logs) -> list[list[str]]
             ),
             ("plays", {"mean": "the mean action", "mode": "the most probable action"}.get(agent.rule, "a sample")),
             ("ranks", saved.ranks),
-            ("device", settings.machine.device),
+            ("device", agent.config.machine.device),
             ("processor", ", ".join(f"{name} {value}" for name, value in saved.machine.items())),
             ("versions", ", ".join(f"{package} {version}" for package, version in saved.versions.items())),
         ]
     facts += [("commit", logs.facts.get("commit")), ("code", logs.facts.get("code"))]
-    facts += [("seed", settings.run.rng_seed), ("preset", settings.run.preset)]
+    if settings is not None:
+        facts += [("seed", settings.run.rng_seed), ("preset", settings.run.preset)]
     facts.append(("report made by", f"ppo {version_of('ppo')}"))
     return [[label, str(fact)] for label, fact in facts if fact not in (None, "")]
 

@@ -4,6 +4,7 @@ import os
 import numpy as np
 import pytest
 
+from ppo.config import Config
 from ppo.report.logs import read_logs
 
 HEADER = "update,env_steps,time/seconds,rollout/return_mean,update/entropy"
@@ -17,6 +18,7 @@ def test_a_folder_without_logs_is_empty_and_no_error(tmp_path):
     logs = read_logs(tmp_path / "none")
     assert len(logs.curves["env_steps"]) == logs.num_games == len(logs.newest["return"]) == 0
     assert (logs.facts, logs.messages, logs.evaluation) == ({}, [], None)
+    assert logs.settings is None
 
 
 def test_what_is_no_finite_number_is_nan(tmp_path):
@@ -73,6 +75,26 @@ def test_facts_of_a_wrong_type_are_left_out(tmp_path):
     assert read_logs(tmp_path).facts == {"command": "python -m ppo --x", "hosts": "a (2 ranks), b"}
     (tmp_path / "config.json").write_text("[" * 100_000)
     assert read_logs(tmp_path).facts == {}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"run": 3},
+        {"run": {"env_name": ["x"]}},
+        {"run": {"env_name": "CartPole-v1", "rng_seed": "<script>"}},
+        {"run": {"env_name": "CartPole-v1", "of_another_version": 1}},
+        {"ppo": {"num_envs": 1e300}},
+        {"world": None},
+    ],
+)
+def test_settings_are_read_whole_or_not_at_all(changes, tmp_path):
+    settings = Config().replace_settings({"num_epochs": 9}).to_dict()
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "command": "python -m ppo"}))
+    assert read_logs(tmp_path).settings.ppo.num_epochs == 9
+    (tmp_path / "config.json").write_text(json.dumps({**settings, **changes, "command": "python -m ppo"}))
+    logs = read_logs(tmp_path)
+    assert logs.settings is None and logs.facts == {"command": "python -m ppo"}
 
 
 def test_an_evaluation_counts_only_if_all_its_numbers_are_numbers(tmp_path):

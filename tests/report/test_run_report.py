@@ -1,5 +1,6 @@
 import os
 import re
+import shutil
 import signal
 
 import numpy as np
@@ -64,6 +65,22 @@ def test_logs_without_an_agent_have_a_report_that_says_so(trained, tmp_path):
     content, _ = content_of(tmp_path / "runs/mine/report.html")
     assert content["game"] is None and "there is no agent 'mine'" in content["reason"]
     assert content["steps"] == 2048
+
+
+def test_the_report_of_logs_shows_their_settings_and_not_those_of_this_command_line(trained, tmp_path):
+    folder = tmp_path / "runs/mine"
+    shutil.copytree(trained / "runs/CartPole-v1", folder)
+    assert ppo(tmp_path, "--mode=report", "--model_name=mine").returncode == 0
+    content, _ = content_of(folder / "report.html")
+    assert content["world"] == dict(content["facts"])["world"] == "CartPole-v1"
+    assert content["settings"]["ppo"]["num_epochs"] == content["changed"]["num_epochs"] == 2
+    assert "solved" in {reference["label"] for reference in content["references"]}
+    (folder / "config.json").unlink()
+    assert ppo(tmp_path, "--mode=report", "--model_name=mine").returncode == 0
+    content, _ = content_of(folder / "report.html")
+    assert not {"world", "kind of world", "seed", "preset"} & dict(content["facts"]).keys()
+    assert (content["settings"], content["changed"], content["references"]) == ({}, {}, [])
+    assert "unknown" in content["world"] and content["steps"] == 2048
 
 
 def test_without_agent_and_logs_there_is_nothing_to_report(tmp_path):
