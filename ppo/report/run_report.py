@@ -18,6 +18,7 @@ from ppo.envs import world_of
 from ppo.models.actor_critic import ActorCritic
 from ppo.outputs.display import print_line
 from ppo.outputs.folders import require_writable, write_whole
+from ppo.playback import announce
 from ppo.presets import PRESETS, for_environments
 from ppo.report.findings import findings
 from ppo.report.game import Game, play_game, saliency
@@ -59,7 +60,7 @@ def report_at_end(config: Config, *, goes_on: Callable[[], bool]) -> None:
         seconds = read_logs(config.run_folder).curves["time/seconds"]
         if not len(seconds) or not seconds[-1] >= _SECONDS_OF_TRAINING or _is_newest(config.run_folder):
             return
-        path = _write(config, _OUTSIDE, lambda: goes_on() and time.monotonic() < deadline)
+        path = _write(*_find(config, _OUTSIDE), config, lambda: goes_on() and time.monotonic() < deadline)
         print_line(f"report: {path}")
     except Exception as error:  # whatever it is, the training has ended well
         say_on_standard_error(f"WARNING: no report was made ({type(error).__name__}: {error}); try --mode=report")
@@ -72,25 +73,43 @@ def _is_newest(folder: Path) -> bool:
 
 
 def _report(config: Config, explicit: set[str]) -> int:
-    path = _write(config, explicit, lambda: True)
+    name, agent, reason = _find(config, explicit)
+    if agent is not None:
+        announce(agent)
+    path = _write(name, agent, reason, config, lambda: True)
     print_line(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB); open it in a browser")
     return 0
 
 
-def _write(config: Config, explicit: set[str], goes_on: Callable[[], bool]) -> Path:
-    """Gather what a run left and write its report; return where.
+def _find(config: Config, explicit: set[str]) -> tuple[str, Agent | None, str]:
+    """Return the name of the run that the settings mean, its agent, and why there is none.
 
     Raises:
-        Refusal: there is neither an agent nor a log, or the folder cannot be written.
+        Refusal: there is neither an agent nor a log.
     """
-    agent, reason = None, ""
     try:
         agent = find_agent(config, explicit)
     except Refusal as error:
-        if not (config.run_folder / "progress.csv").is_file():
+        if not _has_log(config, config.model_name):
             raise
-        reason = str(error)
-    name = agent.name if agent else config.model_name
+        return config.model_name, None, str(error)
+    if agent.is_shipped and config.playback.checkpoint != "shipped":
+        for name in (config.model_name, agent.name):
+            if _has_log(config, name):  # of a training, which the shipped agent is not from
+                return name, None, f"there is no checkpoint of {name} in {config.run.checkpoint_dir}"
+    return agent.name, agent, ""
+
+
+def _has_log(config: Config, name: str) -> bool:
+    return (config.run.run_dir / name / "progress.csv").is_file()
+
+
+def _write(name: str, agent: Agent | None, reason: str, config: Config, goes_on: Callable[[], bool]) -> Path:
+    """Gather what a run left and write its report; return where.
+
+    Raises:
+        Refusal: the folder cannot be written.
+    """
     folder = config.run.run_dir / name
     require_writable("run_dir", folder)
     logs = read_logs(folder)

@@ -83,6 +83,28 @@ def test_the_report_of_logs_shows_their_settings_and_not_those_of_this_command_l
     assert "unknown" in content["world"] and content["steps"] == 2048
 
 
+def test_a_game_of_the_shipped_agent_is_not_mixed_with_the_logs_of_a_run_without_checkpoints(trained, tmp_path):
+    folder = tmp_path / "runs/CartPole-v1"
+    shutil.copytree(trained / "runs/CartPole-v1", folder)
+    assert "shipped" not in ppo(tmp_path, CART, "--mode=report").stdout
+    content, _ = content_of(folder / "report.html")
+    assert content["game"] is None and content["reason"] == "there is no checkpoint of CartPole-v1 in checkpoints"
+    assert content["steps"] == 2048 and content["settings"]["ppo"]["num_epochs"] == 2
+    assert ppo(tmp_path, CART, "--mode=report", "--checkpoint=shipped").returncode == 0
+    content, _ = content_of(tmp_path / "runs/CartPole-v1-shipped/report.html")
+    assert content["game"] is not None and content["curves"]["env_steps"] == []
+
+
+def test_the_report_says_which_agent_it_shows_and_what_was_passed_over(trained, tmp_path):
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    newest = max((tmp_path / "checkpoints/CartPole-v1").glob("step_*"))
+    (newest / "model.safetensors").write_bytes(b"damaged")
+    job = ppo(tmp_path, CART, "--mode=report", "--checkpoint=latest")
+    damaged, agent, wrote = job.stdout.splitlines()
+    assert "damaged" in damaged and newest.name in damaged
+    assert agent.startswith("CartPole-v1, trained for ") and wrote.startswith("wrote ")
+
+
 def test_without_agent_and_logs_there_is_nothing_to_report(tmp_path):
     job = ppo(tmp_path, CART, "--mode=report", "--model_name=mine")
     assert job.returncode == 2 and "there is no agent 'mine'" in job.stderr
