@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import ppo
 from ppo.agents import Agent, find_agent
 from ppo.collectives import Collective, decided_by_root
 from ppo.collectives.moments import RunningMoments
@@ -28,7 +29,6 @@ from ppo.report.packing import Pack
 from ppo.report.page import MAX_BYTES, assemble
 from ppo.settings import Refusal
 from ppo.standard_streams import say_on_standard_error
-from ppo.versions import version_of
 
 REPORT_FILE = "report.html"
 _SECONDS_OF_TRAINING = 10.0
@@ -217,7 +217,7 @@ def _facts(agent: Agent | None, settings: Config | None, logs: Logs) -> list[lis
     facts += [("commit", logs.facts.get("commit")), ("code", logs.facts.get("code"))]
     if settings is not None:
         facts += [("seed", settings.run.rng_seed), ("preset", settings.run.preset)]
-    facts.append(("report made by", f"ppo {version_of('ppo')}"))
+    facts.append(("report made by", f"ppo {ppo.__version__}"))
     return [[label, str(fact)] for label, fact in facts if fact not in (None, "")]
 
 

@@ -6,6 +6,7 @@ import signal
 import numpy as np
 import pytest
 
+from ppo import __version__
 from ppo.loop import Loop
 from ppo.report import game, run_report
 from tests.jobs import CARTPOLE, ppo
@@ -43,6 +44,7 @@ def test_the_report_of_a_run_has_its_logs_its_agent_and_a_game(trained):
     facts = dict(content["facts"])
     assert facts["ranks"] == "1" and "torch" in facts["versions"] and facts["hosts"] and facts["command"]
     assert facts["started"] and facts["code"].startswith("0.")
+    assert facts["report made by"] == f"ppo {__version__}"
     labels = {reference["label"] for reference in content["references"]}
     assert labels == {"random", "solved", "best published PPO"}
 
