@@ -180,7 +180,9 @@ def _predictions(model: ActorCritic, observations: NDArray[Any]) -> tuple[NDArra
     return outputs, values
 
 
-def saliency(model: ActorCritic, observations: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+def saliency(
+    model: ActorCritic, observations: NDArray[np.uint8], side: int, goes_on: Callable[[], bool]
+) -> NDArray[np.uint8]:
     """Return where images matter to the value, (T, side, side): its absolute gradient, the largest of a step is 255.
 
     Simonyan et al. 2014 (arXiv:1312.6034), section 3.
@@ -189,9 +191,13 @@ def saliency(model: ActorCritic, observations: NDArray[np.uint8], side: int) -> 
         model: the network.
         observations: (T, C, H, W).
         side: pixels of what is returned.
+        goes_on: asked now and then; all later steps are 0 once it says no.
     """
     maps = []
     for part in _batches(observations):
+        if not goes_on():
+            maps.append(np.zeros((len(part), side, side), np.uint8))
+            continue
         pixels = torch.from_numpy(part).float().requires_grad_()
         (gradient,) = torch.autograd.grad(model(pixels).values.sum(), pixels)
         size: Tensor = torch.nn.functional.adaptive_avg_pool2d(gradient.abs().sum(1), (side, side))

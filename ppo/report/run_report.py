@@ -30,9 +30,14 @@ from ppo.report.page import MAX_BYTES, assemble
 from ppo.settings import Refusal
 from ppo.standard_streams import say_on_standard_error
 
+GoesOn = Callable[[float], bool]
+"""Tells whether to go on with what may last until so many seconds after the report was begun."""
+
 REPORT_FILE = "report.html"
 _SECONDS_OF_TRAINING = 10.0
+# After which the game is cut, and the tint of large networks ends, at a training's end; both count from its beginning.
 _SECONDS_OF_GAME = 4.0
+_SECONDS_OF_TINT = 6.0
 _DIGITS = 5
 _BINS = 30
 _SALIENCY_SIDE = 21
@@ -55,12 +60,16 @@ def report_at_end(config: Config, *, goes_on: Callable[[], bool]) -> None:
         config: its settings.
         goes_on: asked after every step of the game that is played for the report.
     """
-    deadline = time.monotonic() + _SECONDS_OF_GAME
+    begun = time.monotonic()
+
+    def has_time(seconds: float) -> bool:
+        return goes_on() and time.monotonic() < begun + seconds
+
     try:
         seconds = read_logs(config.run_folder).curves["time/seconds"]
         if not len(seconds) or not seconds[-1] >= _SECONDS_OF_TRAINING or _is_newest(config.run_folder):
             return
-        path = _write(*_find(config, _OUTSIDE), config, lambda: goes_on() and time.monotonic() < deadline)
+        path = _write(*_find(config, _OUTSIDE), config, has_time)
         print_line(f"report: {path}")
     except Exception as error:  # whatever it is, the training has ended well
         say_on_standard_error(f"WARNING: no report was made ({type(error).__name__}: {error}); try --mode=report")
@@ -76,7 +85,7 @@ def _report(config: Config, explicit: set[str]) -> int:
     name, agent, reason = _find(config, explicit)
     if agent is not None:
         announce(agent)
-    path = _write(name, agent, reason, config, lambda: True)
+    path = _write(name, agent, reason, config, lambda seconds: True)
     print_line(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB); open it in a browser")
     return 0
 
@@ -104,7 +113,7 @@ def _has_log(config: Config, name: str) -> bool:
     return (config.run.run_dir / name / "progress.csv").is_file()
 
 
-def _write(name: str, agent: Agent | None, reason: str, config: Config, goes_on: Callable[[], bool]) -> Path:
+def _write(name: str, agent: Agent | None, reason: str, config: Config, goes_on: GoesOn) -> Path:
     """Gather what a run left and write its report; return where.
 
     Raises:
@@ -120,9 +129,7 @@ def _write(name: str, agent: Agent | None, reason: str, config: Config, goes_on:
     return folder / REPORT_FILE
 
 
-def build_report(
-    name: str, agent: Agent | None, reason: str, config: Config, logs: Logs, goes_on: Callable[[], bool]
-) -> bytes:
+def build_report(name: str, agent: Agent | None, reason: str, config: Config, logs: Logs, goes_on: GoesOn) -> bytes:
     """Return the page of a run.
 
     Args:
@@ -131,12 +138,12 @@ def build_report(
         reason: why there is none.
         config: the settings of this invocation; the page shows those of the agent, else of the logs.
         logs: of the run.
-        goes_on: asked before every step of the game but the first.
+        goes_on: asked before every step of the game but the first, and while its tint is computed.
     """
-    game, model = None, None
+    game, model, tints = None, None, None
     if agent is not None:
         try:
-            game, model = play_game(agent, config, goes_on)
+            game, model = play_game(agent, config, lambda: goes_on(_SECONDS_OF_GAME))
         except Refusal as error:
             reason = str(error)
     words = _in_words(name, agent, logs)
@@ -149,8 +156,10 @@ def build_report(
                 network = portable(model, shape, _moments(agent), pack)
             except CannotBeHeldError as error:
                 why = f"The agent itself is not in this page: {error}."
+                if tints is None and game.observations.ndim == 4:
+                    tints = saliency(model, game.observations, _SALIENCY_SIDE, lambda: goes_on(_SECONDS_OF_TINT))
             steps = max(1, round(part * game.num_steps))
-            shown = _describe_game(game, model, agent, steps, network is not None, pack)
+            shown = _describe_game(game, model, agent, steps, tints, pack)
         elif game is not None:
             why = "The game does not fit into a page of 2 MB."
         data = {**words, "game": shown, "network": network, "reason": why}
@@ -234,7 +243,7 @@ def _changed(settings: Config) -> dict[str, Any]:
 
 
 def _describe_game(
-    game: Game, model: ActorCritic, agent: Agent, steps: int, has_network: bool, pack: Pack
+    game: Game, model: ActorCritic, agent: Agent, steps: int, tints: NDArray[np.uint8] | None, pack: Pack
 ) -> dict[str, Any]:
     """Return the first steps of a game as JSON, its arrays in `pack`."""
     moments = _moments(agent)
@@ -260,8 +269,8 @@ def _describe_game(
     if game.film is not None:
         pictures = pack.add_film(np.stack(game.film.pictures[:steps]))
         described["film"] = {"pictures": pictures, "palette": game.film.palette}
-    if not has_network and game.observations.ndim == 4:
-        described["saliency"] = pack.add(saliency(model, game.observations[:steps], _SALIENCY_SIDE))
+    if tints is not None:
+        described["saliency"] = pack.add(tints[:steps])
     return described
 
 

@@ -107,6 +107,15 @@ def test_saliency_is_the_gradient_of_the_value_and_is_found_where_the_network_lo
     with torch.no_grad():  # only the upper left corner of the last layer's maps counts
         weight = model.actor[5].weight.view(256, 32, 9, 9)
         weight[:, :, 3:] = weight[:, :, :, 3:] = 0.0
-    maps = saliency(model, np.full((3, 4, 84, 84), 90, np.uint8), 21)
+    maps = saliency(model, np.full((3, 4, 84, 84), 90, np.uint8), 21, lambda: True)
     assert maps.shape == (3, 21, 21) and maps.max() == 255
     assert maps[:, :10, :10].any() and not maps[:, 12:].any() and not maps[:, :, 12:].any()
+
+
+def test_saliency_is_0_from_where_its_time_is_over():
+    from gymnasium.spaces import Box, Discrete
+
+    model = build_model(Box(0, 255, (1, 36, 36), np.uint8), Discrete(2), ModelSettings(), seed=0)
+    answers = iter([True, False, False])
+    maps = saliency(model, np.full((130, 1, 36, 36), 90, np.uint8), 7, lambda: next(answers))
+    assert maps.shape == (130, 7, 7) and maps[:64].any((1, 2)).all() and not maps[64:].any()

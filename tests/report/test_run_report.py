@@ -2,6 +2,7 @@ import os
 import re
 import shutil
 import signal
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -113,14 +114,19 @@ def test_without_agent_and_logs_there_is_nothing_to_report(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_network_that_is_too_large_is_left_out_and_saliency_is_there_in_its_stead(tmp_path):
+def test_a_network_that_is_too_large_is_left_out_and_saliency_is_there_in_its_stead(tmp_path, monkeypatch):
     flags = ["--env_name=PongNoFrameskip-v4", "--model_size=large", "--env_engine=lean", "--device=cpu"]
     flags += ["--num_envs=2", "--rollout_steps=8", "--minibatch_size=16", "--max_frames=400"]
     assert ppo(tmp_path, *flags, "--env_steps=16").returncode == 0
+    computed = mock.Mock(wraps=run_report.saliency)
+    monkeypatch.setattr(run_report, "saliency", computed)
+    monkeypatch.setattr(run_report, "MAX_BYTES", 180_000)  # too few for the whole game
     assert ppo(tmp_path, "--env_name=PongNoFrameskip-v4", "--mode=report").returncode == 0
+    assert computed.call_count == 1
     content, array = content_of(tmp_path / "runs/PongNoFrameskip-v4/report.html")
     assert content["network"] is None and "1.7 million weights" in content["reason"]
     game = content["game"]
+    assert game["steps"] < game["length"]
     assert array(game["saliency"]).shape == (game["steps"], 21, 21)
     assert game["observations"]["new"] == 1
     newest = array(game["observations"]["newest"])
