@@ -90,35 +90,41 @@ def _read_csv(path: Path, names: Sequence[str], last: Sequence[str], most: int) 
         last: those of which a row stands for the last of the file's rows that are merged in it; others are means.
         most: rows.
     """
+    lines = _lines(path)
+    header = next(lines, b"").decode(errors="replace").rstrip("\n").split(",")
+    places = [header.index(name) if name in header else len(header) for name in names]
+
+    def parsed(line: bytes) -> NDArray[np.float64]:
+        cells = [*line.decode(errors="replace").split(","), *[""] * (len(header) + 1)]
+        return np.array([_number(cells[place]) for place in places])
+
     rows: list[NDArray[np.float64]] = []
     bucket: list[NDArray[np.float64]] = []
-    newest: deque[NDArray[np.float64]] = deque(maxlen=_NEWEST_GAMES)
+    newest: deque[bytes] = deque(maxlen=_NEWEST_GAMES)
     is_last = np.array([name in last for name in names])
-    stride, count = 1, 0
-    for row in _rows(path, names):
+    has_means, stride, count = not is_last.all(), 1, 0
+    for line in lines:
         count += 1
-        newest.append(row)
-        bucket.append(row)
-        if len(bucket) == stride:
-            rows.append(_merged(bucket, is_last))
+        newest.append(line)
+        if has_means:
+            bucket.append(parsed(line))
+        if count % stride == 0:
+            rows.append(_merged(bucket or [parsed(line)], is_last))
             bucket = []
             if len(rows) == 2 * most:
                 rows = [_merged(rows[place : place + 2], is_last) for place in range(0, len(rows), 2)]
                 stride *= 2
-    if bucket:
-        rows.append(_merged(bucket, is_last))
-    return _columns(rows, names), _columns(list(newest), names), count
+    if count % stride:
+        rows.append(_merged(bucket or [parsed(newest[-1])], is_last))
+    return _columns(rows, names), _columns([parsed(line) for line in newest], names), count
 
 
-def _rows(path: Path, names: Sequence[str]) -> Iterator[NDArray[np.float64]]:
-    """Yield the rows of a file up to the first that cannot be read, NaN for columns it does not have."""
+def _lines(path: Path) -> Iterator[bytes]:
+    """Yield the whole lines of a file up to the first that cannot be read."""
     try:
         with open_regular(path, _MAX_LOG_BYTES) as (file, _):
-            header = file.readline(_MAX_LINE_BYTES).decode(errors="replace").rstrip("\n").split(",")
-            places = [header.index(name) if name in header else len(header) for name in names]
             while (line := file.readline(_MAX_LINE_BYTES)).endswith(b"\n"):
-                cells = [*line.decode(errors="replace").split(","), *[""] * (len(header) + 1)]
-                yield np.array([_number(cells[place]) for place in places])
+                yield line
     except DamagedCheckpointError:
         return
 

@@ -19,6 +19,7 @@ from ppo.envs import world_of
 from ppo.models.actor_critic import ActorCritic
 from ppo.outputs.display import print_line
 from ppo.outputs.folders import require_writable, write_whole
+from ppo.outputs.manifest import LOGS
 from ppo.playback import announce
 from ppo.presets import PRESETS, for_environments
 from ppo.report.findings import findings
@@ -38,6 +39,8 @@ _SECONDS_OF_TRAINING = 10.0
 # After which the game is cut, and the tint of large networks ends, at a training's end; both count from its beginning.
 _SECONDS_OF_GAME = 4.0
 _SECONDS_OF_TINT = 6.0
+# At a training's end, when all ranks wait: about 11 MB a second of progress.csv are read.
+_MOST_BYTES_OF_LOGS = 32_000_000
 _DIGITS = 5
 _BINS = 30
 _SALIENCY_SIDE = 21
@@ -66,10 +69,18 @@ def report_at_end(config: Config, *, goes_on: Callable[[], bool]) -> None:
         return goes_on() and time.monotonic() < begun + seconds
 
     try:
-        seconds = read_logs(config.run_folder).curves["time/seconds"]
-        if not len(seconds) or not seconds[-1] >= _SECONDS_OF_TRAINING or _is_newest(config.run_folder):
+        if _is_newest(config.run_folder):
             return
-        path = _write(*_find(config, _OUTSIDE), config, has_time)
+        logs_there = [path for name in LOGS if (path := config.run_folder / name).exists()]
+        size = sum(path.stat().st_size for path in logs_there)
+        if size > _MOST_BYTES_OF_LOGS:
+            print_line(f"no report yet: logs of {size / 1e6:.0f} MB take a while to read; --mode=report makes it")
+            return
+        logs = read_logs(config.run_folder)
+        seconds = logs.curves["time/seconds"]
+        if not len(seconds) or not seconds[-1] >= _SECONDS_OF_TRAINING:
+            return
+        path = _write(*_find(config, _OUTSIDE), config, logs, has_time)
         print_line(f"report: {path}")
     except Exception as error:  # whatever it is, the training has ended well
         say_on_standard_error(f"WARNING: no report was made ({type(error).__name__}: {error}); try --mode=report")
@@ -85,7 +96,8 @@ def _report(config: Config, explicit: set[str]) -> int:
     name, agent, reason = _find(config, explicit)
     if agent is not None:
         announce(agent)
-    path = _write(name, agent, reason, config, lambda seconds: True)
+    logs = read_logs(config.run.run_dir / name)
+    path = _write(name, agent, reason, config, logs, lambda seconds: True)
     print_line(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB); open it in a browser")
     return 0
 
@@ -113,15 +125,14 @@ def _has_log(config: Config, name: str) -> bool:
     return (config.run.run_dir / name / "progress.csv").is_file()
 
 
-def _write(name: str, agent: Agent | None, reason: str, config: Config, goes_on: GoesOn) -> Path:
-    """Gather what a run left and write its report; return where.
+def _write(name: str, agent: Agent | None, reason: str, config: Config, logs: Logs, goes_on: GoesOn) -> Path:
+    """Write the report of a run; return where.
 
     Raises:
         Refusal: the folder cannot be written.
     """
     folder = config.run.run_dir / name
     require_writable("run_dir", folder)
-    logs = read_logs(folder)
     if agent and agent.is_shipped:
         logs = with_card(logs, agent.folder / "card.json")
     content = build_report(name, agent, reason, config, logs, goes_on)

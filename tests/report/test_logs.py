@@ -1,10 +1,12 @@
 import json
 import os
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from ppo.config import Config
+from ppo.report import logs as logs_module
 from ppo.report.logs import read_logs
 
 HEADER = "update,env_steps,time/seconds,rollout/return_mean,update/entropy"
@@ -52,6 +54,15 @@ def test_of_many_games_some_are_kept_and_all_are_counted(tmp_path):
     assert logs.num_games == 10_000
     assert len(logs.games["return"]) < 3000
     assert logs.newest["return"].tolist() == list(range(9000, 10_000))
+    assert logs.games["return"][[0, -1]].tolist() == [3, 9999]
+
+
+def test_of_many_games_only_those_that_are_shown_are_parsed(tmp_path, monkeypatch):
+    number = mock.Mock(wraps=logs_module._number)
+    monkeypatch.setattr(logs_module, "_number", number)
+    write(tmp_path, *(f"{n}" for n in range(20_000)), header="return", name="episodes.csv")
+    assert read_logs(tmp_path).num_games == 20_000
+    assert number.call_count < 4 * 10_000
 
 
 def test_links_and_folders_in_place_of_logs_are_not_read(tmp_path):

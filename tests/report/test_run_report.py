@@ -86,7 +86,10 @@ def test_the_report_of_logs_shows_their_settings_and_not_those_of_this_command_l
     assert "unknown" in content["world"] and content["steps"] == 2048
 
 
-def test_a_game_of_the_shipped_agent_is_not_mixed_with_the_logs_of_a_run_without_checkpoints(trained, tmp_path):
+def test_a_game_of_the_shipped_agent_is_not_mixed_with_the_logs_of_a_run_without_checkpoints(
+    trained, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(game, "MOST_STEPS", 10)
     folder = tmp_path / "runs/CartPole-v1"
     shutil.copytree(trained / "runs/CartPole-v1", folder)
     assert "shipped" not in ppo(tmp_path, CART, "--mode=report").stdout
@@ -98,7 +101,8 @@ def test_a_game_of_the_shipped_agent_is_not_mixed_with_the_logs_of_a_run_without
     assert content["game"] is not None and content["curves"]["env_steps"] == []
 
 
-def test_the_report_says_which_agent_it_shows_and_what_was_passed_over(trained, tmp_path):
+def test_the_report_says_which_agent_it_shows_and_what_was_passed_over(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(game, "MOST_STEPS", 10)
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     newest = max((tmp_path / "checkpoints/CartPole-v1").glob("step_*"))
     (newest / "model.safetensors").write_bytes(b"damaged")
@@ -201,6 +205,15 @@ def test_the_game_at_a_trainings_end_is_cut_when_its_time_is_over(tmp_path, at_o
     monkeypatch.setattr(run_report, "_SECONDS_OF_GAME", 0.0)
     assert ppo(tmp_path, *CARTPOLE, "--env_steps=64").returncode == 0
     assert content_of(tmp_path / "runs/CartPole-v1/report.html")[0]["game"]["steps"] == 1
+
+
+def test_logs_that_take_long_to_read_keep_no_rank_waiting_at_a_trainings_end(tmp_path, at_once, monkeypatch):
+    monkeypatch.setattr(run_report, "_MOST_BYTES_OF_LOGS", 500)
+    monkeypatch.setattr(run_report, "read_logs", mock.Mock(wraps=run_report.read_logs))
+    job = ppo(tmp_path, *CARTPOLE, "--env_steps=64")
+    assert job.stdout.splitlines()[-1].startswith("no report yet: logs of") and "--mode=report" in job.stdout
+    assert not run_report.read_logs.called
+    assert not (tmp_path / "runs/CartPole-v1/report.html").exists()
 
 
 @pytest.mark.parametrize("world", ["OddObservations", "OddActions", "TinyImages", "Endless"])
