@@ -139,7 +139,9 @@ class _Export:
 
     def _convolution(self, module: nn.Conv2d, shape: Shape) -> tuple[dict[str, Any], Shape]:
         plain = (module.padding, module.dilation, module.groups) == ((0, 0), (1, 1), 1)
-        if type(module) not in (nn.Conv2d, PixelConv2d) or not plain or module.bias is None or len(shape) != 3:
+        square = len({*module.kernel_size}) == len({*module.stride}) == 1
+        known = type(module) in (nn.Conv2d, PixelConv2d) and plain and square
+        if not known or module.bias is None or len(shape) != 3:
             raise CannotBeHeldError("its network has a convolution of a kind that this page cannot run")
         weight, bias = module.folded() if isinstance(module, PixelConv2d) else (module.weight, module.bias)
         outputs, _, kernel, _ = weight.shape

@@ -153,6 +153,15 @@ def test_convolutions_with_a_border_are_refused():
     assert "convolution" in refused(model_for(SMALL_IMAGES, network="impala"), SMALL_IMAGES.shape)
 
 
+@pytest.mark.parametrize("kernel, stride", [((4, 3), 2), ((4, 4), (2, 1))])
+def test_convolutions_that_are_not_square_are_refused(kernel, stride):
+    model = model_for(SMALL_IMAGES)
+    (place,) = [place for place, layer in enumerate(model.actor) if type(layer) is nn.Conv2d]
+    layer = model.actor[place]
+    model.actor[place] = nn.Conv2d(layer.in_channels, layer.out_channels, kernel, stride)
+    assert "convolution" in refused(model, SMALL_IMAGES.shape)
+
+
 def test_another_kind_of_model_is_refused():
     class OtherModel(ActorCritic):
         pass
