@@ -186,9 +186,6 @@ def test_the_same_command_keeps_the_settings_of_its_run_when_a_preset_has_change
         settle(parse_command_line(named), explicit_settings(named))
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("network", "os:path"), ("policy", "os:path"), ("env_kwargs", '{"path": "/etc"}')]
-)
 def test_the_same_command_keeps_its_run_when_the_world_starts_from_a_preset_of_another_name() -> None:
     saved_by([POLE], preset="classic", learning_rate=1e-4)
     config, notes = settled([POLE])
@@ -197,6 +194,9 @@ def test_the_same_command_keeps_its_run_when_the_world_starts_from_a_preset_of_a
         settled([POLE, "--preset=classic"])
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("network", "os:path"), ("policy", "os:path"), ("env_kwargs", '{"path": "/etc"}')]
+)
 def test_code_and_arguments_from_outside_are_never_kept_on_the_word_of_a_checkpoint(name: str, value: str) -> None:
     saved_by([POLE], **{name: value})
     with pytest.raises(Refusal, match=f"{name} {value} -> "):
