@@ -36,7 +36,8 @@ def test_seeds_train_what_a_command_for_each_would_and_are_compared(alone: Path,
     for name in NAMES:
         assert content(tmp_path, name, 128) == content(alone, name, 128)
     assert "| CartPole-v1 | 2 |" in job.stdout
-    assert sorted(os.listdir(tmp_path / "assets/CartPole-v1")) == [f"comparison.{end}" for end in ("html", "md", "png", "svg")]
+    made = [f"comparison.{end}" for end in ("html", "md", "png", "svg")]
+    assert sorted(os.listdir(tmp_path / "assets/CartPole-v1")) == made
 
 
 def test_finished_seeds_are_skipped_and_the_interrupted_one_is_resumed(alone: Path, tmp_path: Path) -> None:
