@@ -25,6 +25,7 @@ LONGEST_FILES = (
     "tests/envs/atari/test_fire.py",
     "tests/envs/test_car_racing.py",
     "tests/test_check_every_world.py",
+    "tests/test_same_training.py",
     "tests/test_evaluation.py",
     "tests/faults/test_resume_of_worlds.py",
     "tests/test_cuda.py",

@@ -31,7 +31,7 @@ def gradient_steps(ppo: PPOSettings) -> int:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-@pytest.mark.parametrize("factor", [2, 3, 4, 16, 64])
+@pytest.mark.parametrize("factor", [2, 3, 64])
 def test_more_environments_give_valid_settings_with_as_many_gradient_steps(name: str, factor: int) -> None:
     base = parse(f"--preset={name}")
     scaled = parse(f"--preset={name}", f"--num_envs={factor * base.num_envs}")
@@ -40,7 +40,7 @@ def test_more_environments_give_valid_settings_with_as_many_gradient_steps(name:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-@pytest.mark.parametrize("factor", [2, 4, 8])
+@pytest.mark.parametrize("factor", [2, 8])
 def test_fewer_environments_play_longer_and_the_batch_stays(name: str, factor: int) -> None:
     base = parse(f"--preset={name}")
     fewer = parse(f"--preset={name}", f"--num_envs={base.num_envs // factor}")
