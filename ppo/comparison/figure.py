@@ -1,6 +1,7 @@
 """The figure of a comparison: three panels of curves and the profile of the final returns. Needs matplotlib."""
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from matplotlib.ticker import EngFormatter
 
 from ppo.comparison.curves import Curve, average
 from ppo.comparison.statistics import bootstrap, performance_profile
+from ppo.outputs.folders import write_whole
 
 _AXES = {"steps": "agent steps", "episodes": "finished games", "minutes": "minutes of training"}
 _NUM_COLOURS = 10  # those of tab10 can be told apart
@@ -59,7 +61,10 @@ def draw(groups: Mapping[str, Sequence[Curve]], goal: float | None, paths: Seque
     for path in paths:
         # Text that can be searched, and the same file from the same runs.
         with rc_context({"svg.fonttype": "none", "svg.hashsalt": "ppo"}):
-            figure.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else {})
+            # Never by the library itself, which would write where a link leads.
+            drawn, kind = BytesIO(), path.suffix.removeprefix(".")
+            figure.savefig(drawn, format=kind, dpi=110, metadata={"Date": None} if kind == "svg" else {})
+            write_whole(path, drawn.getvalue())
 
 
 def _draw_curves(

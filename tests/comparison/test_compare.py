@@ -152,3 +152,13 @@ def test_runs_that_share_no_part_of_an_axis_have_no_average(runs: Path) -> None:
     write_run(runs / "runs/Late-seed2", [(1000, 1, 1, 1), (1200, 2, 2, 3)])
     together = average(find_curves(["Late"], runs / "runs"), "steps")
     assert [len(numbers) for numbers in (together.places, together.mean, together.low, together.high)] == [0] * 4
+
+
+def test_a_figure_is_not_written_where_a_link_leads(runs: Path) -> None:
+    outside, paths = runs / "outside", [runs / "figure.png", runs / "figure.svg"]
+    outside.write_text("kept")
+    for path in paths:
+        path.symlink_to(outside)
+    draw(grouped(find_curves(["Pole"], runs / "runs")), None, paths)
+    assert outside.read_text() == "kept"
+    assert not any(path.is_symlink() for path in paths)
