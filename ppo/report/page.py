@@ -9,15 +9,32 @@ import base64
 import hashlib
 import html
 import re
+from dataclasses import dataclass
 from importlib import resources
 
 MAX_BYTES = 2_000_000
 _COMMON = ("data.js", "charts.js", "theme.js")
-_SCRIPTS = {
-    "report": (*_COMMON, "network.js", "summary.js", "actions.js", "poke.js", "game.js", "main.js"),
-    "comparison": (*_COMMON, "comparison.js"),
+
+
+@dataclass(frozen=True)
+class _Page:
+    """What pages differ in, besides `browser/<name>.html`, which stands in the frame's main part."""
+
+    kind: str
+    """In words, above the name."""
+    scripts: tuple[str, ...]
+    skip: str = ""
+    """A link past what is above, for the keyboard."""
+
+
+_PAGES = {
+    "report": _Page(
+        "PPO run report",
+        (*_COMMON, "network.js", "summary.js", "actions.js", "poke.js", "game.js", "main.js"),
+        '<a class="skip" href="#agent">Skip to the game</a>',
+    ),
+    "comparison": _Page("PPO runs compared", (*_COMMON, "comparison.js")),
 }
-"""By page, whose markup is `browser/<page>.html`."""
 _STYLES = ("uplot/uPlot.min.css", "report.css")
 _PLACE = re.compile(r"<!--(\w+)-->")
 
@@ -30,15 +47,16 @@ def assemble(title: str, data: str, page: str = "report") -> bytes:
         data: what the page shows, from `Pack.encode`.
         page: report (of a run) or comparison (of several).
     """
-    library, script = _text("uplot/uPlot.iife.min.js"), "\n".join(map(_text, _SCRIPTS[page]))
+    own = _PAGES[page]
+    library, script = _text("uplot/uPlot.iife.min.js"), "\n".join(map(_text, own.scripts))
     style = "\n".join(map(_text, _STYLES))
     policy = (
         f"default-src 'none'; script-src {_hash(library)} {_hash(script)}; style-src {_hash(style)}; "
         "base-uri 'none'; form-action 'none'"
     )
     parts = {"title": html.escape(title), "policy": policy, "style": style, "library": library, "script": script}
-    parts["data"] = data
-    return _PLACE.sub(lambda place: parts[place[1]], _text(f"{page}.html")).encode()
+    parts |= {"kind": own.kind, "skip": own.skip, "main": _text(f"{page}.html"), "data": data}
+    return _PLACE.sub(lambda place: parts[place[1]], _text("frame.html")).encode()
 
 
 def _text(name: str) -> str:
