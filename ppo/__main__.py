@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 # One thread per rank: the ranks share the cores out among themselves. Read by the libraries when they are imported.
@@ -129,11 +130,11 @@ def run_training(
     stop.listen()  # before the imports, which take a second
     with _no_garbage_collection():
         import ppo.loop  # noqa: F401
-    job = (collective, guard, hosts, spaces, explicit, stop)
+    job = Job(collective, guard, hosts, spaces, explicit, stop)
     runs, names = config.of_each_seed(), []
     for number, run in enumerate(runs, start=1):
         place = [f"run {number} of {len(runs)}: rng_seed {run.run.rng_seed}"] if config.run.seeds else []
-        name, code = _train_one(run, *job, place)
+        name, code = _train_one(run, job, place)
         names.append(name)
         if not config.run.seeds:
             return code
@@ -145,17 +146,27 @@ def run_training(
     return 0
 
 
-def _train_one(
-    config: Config,
-    collective: Collective,
-    guard: AbortGuard,
-    hosts: list[str],
-    spaces: "Spaces",
-    explicit: set[str],
-    stop: "StopRequest",
-    notes: Sequence[str],
-) -> tuple[str, int]:
-    """Train one run under the watchdog; return its name and its exit code."""
+@dataclass(frozen=True)
+class Job:
+    """What all runs of a job share."""
+
+    collective: Collective
+    guard: AbortGuard
+    hosts: list[str]
+    spaces: "Spaces"
+    explicit: set[str]
+    """The settings that the command line names."""
+    stop: "StopRequest"
+
+
+def _train_one(config: Config, job: Job, place: Sequence[str]) -> tuple[str, int]:
+    """Train one run under the watchdog; return its name and its exit code.
+
+    Args:
+        config: its settings.
+        job: it is a part of.
+        place: what the log says of its place in the job.
+    """
     from ppo.agents import choose_rule
     from ppo.device import choose_placement
     from ppo.identity import named_settings, settle
@@ -164,28 +175,28 @@ def _train_one(
     from ppo.models.actor_critic import build_distribution, check_model
     from ppo.supervision.watchdog import Watchdog
 
-    given = config
-    config, kept = decided_by_root(collective, lambda: settle(given, explicit))
+    given, collective, spaces = config, job.collective, job.spaces
+    config, kept = decided_by_root(collective, lambda: settle(given, job.explicit))
     if config.world != given.world:
         from ppo.envs import check_environment
 
-        spaces = check_environment(config, explicit)
+        spaces = check_environment(config, job.explicit)
     check_model(spaces.observation_space, spaces.action_space, config.model)
     choose_rule(config.playback.act, "saved", build_distribution(spaces.action_space, config.model))
-    cores = cores_per_rank(collective, hosts)
+    cores = cores_per_rank(collective, job.hosts)
     world = f"{config.run.env_name}, rng_seed {config.run.rng_seed}"
     seconds = config.supervision.watchdog_seconds
-    with Watchdog(collective, seconds=seconds, hosts=hosts) as watchdog:
-        guard.where = lambda: f"in {watchdog.describe()}, {world}"
-        placement = choose_placement(config.machine, collective, hosts)
-        notes, named = [*notes, *spaces.notes, *kept], named_settings(config, explicit)
-        exit_code = train(config, collective, stop, watchdog, cores, placement, notes, named)
+    with Watchdog(collective, seconds=seconds, hosts=job.hosts) as watchdog:
+        job.guard.where = lambda: f"in {watchdog.describe()}, {world}"
+        placement = choose_placement(config.machine, collective, job.hosts)
+        notes, named = [*place, *spaces.notes, *kept], named_settings(config, job.explicit)
+        exit_code = train(config, collective, job.stop, watchdog, cores, placement, notes, named)
     # A launcher's Ctrl-C stops a run with an exit code of 0, as one has that came to its end.
-    if exit_code == 0 and config.run.report and _asked_to_leave(collective, stop) is None:
+    if exit_code == 0 and config.run.report and _asked_to_leave(collective, job.stop) is None:
         if collective.rank == 0:
             from ppo.report.run_report import report_at_end
 
-            report_at_end(config, goes_on=lambda: stop.exit_code is None)
+            report_at_end(config, goes_on=lambda: job.stop.exit_code is None)
         collective.barrier()  # before a watchdog counts for the next run
     return config.model_name, exit_code
 
@@ -228,11 +239,14 @@ def run_playback(config: Config, collective: Collective, explicit: set[str]) -> 
     """
     import torch
 
-    from ppo import playback
-    from ppo.report.run_report import report
-
     torch.set_num_threads(1)
-    modes = {"play": playback.play, "record": playback.record, "evaluate": playback.evaluate, "report": report}
+    if config.run.mode == "report":
+        from ppo.report.run_report import report
+
+        return report(config, collective, explicit)
+    from ppo import playback
+
+    modes = {"play": playback.play, "record": playback.record, "evaluate": playback.evaluate}
     return modes[config.run.mode](config, collective, explicit)
 
 

@@ -1,5 +1,6 @@
 """Trained agents: finding the one that the settings name, among the user's own and the shipped ones."""
 
+import contextlib
 import dataclasses
 import shlex
 from collections.abc import Callable, Iterator
@@ -84,7 +85,8 @@ def world_in(folder: Path) -> str | None:
         Refusal: the checkpoint is damaged, or the folder cannot be read.
     """
     if (folder / checkpoint.MANIFEST_FILE).exists():
-        return _manifest_in(folder).config.run.env_name
+        with _refused_if_damaged(folder):
+            return checkpoint.read_manifest(folder).config.run.env_name
     manifest = checkpoint.newest_manifest(folder)
     return manifest.config.run.env_name if manifest else None
 
@@ -107,15 +109,14 @@ def load_agent(folder: Path, config: Config, explicit: set[str]) -> Agent:
 
     if not (folder / checkpoint.MANIFEST_FILE).exists():
         return checkpoint.choose(folder, config.playback.checkpoint, load, notes.append)
-    try:
-        return load(folder, _manifest_in(folder))
-    except DamagedCheckpointError as error:
-        raise Refusal(f"the agent in {folder} is damaged: {error}") from error
+    with _refused_if_damaged(folder):
+        return load(folder, checkpoint.read_manifest(folder))
 
 
-def _manifest_in(folder: Path) -> Manifest:
+@contextlib.contextmanager
+def _refused_if_damaged(folder: Path) -> Iterator[None]:
     try:
-        return checkpoint.read_manifest(folder)
+        yield
     except DamagedCheckpointError as error:
         raise Refusal(f"the agent in {folder} is damaged: {error}") from error
 

@@ -306,6 +306,12 @@ class Config:
         default = {"play": 3, "record": 1, "evaluate": 100}.get(self.run.mode, 1)
         return default if self.playback.episodes is None else self.playback.episodes
 
+    @property
+    def env_kwargs(self) -> str:
+        """Arguments of the environment's constructor as JSON; none for a family that takes none."""
+        kwargs: str = getattr(self.world, "env_kwargs", "{}")
+        return kwargs
+
     def of_each_seed(self) -> list["Config"]:
         """Return the settings of each run that `seeds` asks for; without it these settings alone."""
         if self.run.seeds is None:

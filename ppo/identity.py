@@ -92,9 +92,8 @@ def from_outside(saved: Config) -> dict[str, str]:
     A checkpoint may come from anywhere: what it names is compared, and never imported on its word.
     """
     wanted = outside_names(saved)
-    kwargs = getattr(saved.world, "env_kwargs", "{}")
-    if not all(isinstance(value, bool | int | float) for value in json.loads(kwargs).values()):
-        wanted["env_kwargs"] = kwargs
+    if not all(isinstance(value, bool | int | float) for value in json.loads(saved.env_kwargs).values()):
+        wanted["env_kwargs"] = saved.env_kwargs
     return wanted
 
 

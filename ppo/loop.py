@@ -281,9 +281,9 @@ def make_trackers(run: Run, hosts: Sequence[str]) -> Trackers:
     )
     ranks = "1 rank" if run.comm.size == 1 else f"{run.comm.size} ranks"
     title = f"{config.model_name}: {config.ppo.num_envs} environments on {ranks}, preset {config.run.preset}"
-    world = (config.run.env_name, config.family, getattr(config.world, "env_kwargs", "{}"))
-    if config.run.preset and not is_tuned_for(config.run.preset, *world):
-        notes.append(f"preset {config.run.preset} is not tuned for {config.run.env_name}")
+    preset = config.run.preset
+    if preset and not is_tuned_for(preset, config.run.env_name, config.family, config.env_kwargs):
+        notes.append(f"preset {preset} is not tuned for {config.run.env_name}")
     trackers = Trackers(
         [
             CsvFiles(folder, progress.logs),

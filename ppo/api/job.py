@@ -120,6 +120,8 @@ class _Log:
     def __init__(self, path: Path) -> None:
         """Take what is there for seen."""
         self._path = path
+        self._when: tuple[int, int] | None = None
+        self._seen = b""
         self._seen = self._read()
 
     def new_rows(self) -> Iterator[Row]:
@@ -138,9 +140,14 @@ class _Log:
             yield {name: float(value) if value else None for name, value in row.items()}
 
     def _read(self) -> bytes:
-        """Return the file up to the end of its last whole row."""
+        """Return the file up to the end of its last whole row; what was seen if nothing has been written since."""
         try:
+            status = self._path.stat()
+            when = (status.st_mtime_ns, status.st_size)
+            if when == self._when:
+                return self._seen
             content = self._path.read_bytes()
         except FileNotFoundError:
             return b""
+        self._when = when
         return content[: content.rfind(b"\n") + 1]
