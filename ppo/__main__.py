@@ -119,11 +119,7 @@ def run_training(
         Refusal: on all ranks alike, before anything of that run is made.
         Halt: on all ranks alike.
     """
-    if collective.size > config.ppo.num_envs:
-        raise Refusal(
-            f"num_envs must be at least the number of ranks, got {config.ppo.num_envs} environments for "
-            f"{collective.size} ranks; try -np {config.ppo.num_envs} or --num_envs={collective.size}"
-        )
+    config.require_ranks(collective.size)
     from ppo.supervision.signals import StopRequest
 
     stop = StopRequest()

@@ -312,6 +312,15 @@ class Config:
         kwargs: str = getattr(self.world, "env_kwargs", "{}")
         return kwargs
 
+    def require_ranks(self, num_ranks: int) -> None:
+        """Refuse more ranks than there are environments for them to step."""
+        num_envs = self.ppo.num_envs
+        if num_ranks > num_envs:
+            raise Refusal(
+                f"num_envs must be at least the number of ranks, got {num_envs} environments for {num_ranks} ranks; "
+                f"try -np {num_envs} or --num_envs={num_ranks}"
+            )
+
     def of_each_seed(self) -> list["Config"]:
         """Return the settings of each run that `seeds` asks for; without it these settings alone."""
         if self.run.seeds is None:

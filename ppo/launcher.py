@@ -32,10 +32,10 @@ from ppo.supervision.signals import AS_ASKED, INTERRUPTED, PREEMPTED, listen
 _FINAL_CODES = {0, REFUSED, WENT_WRONG, PREEMPTED, INTERRUPTED}
 _LONGEST_PAUSE = 60
 _PR_SET_PDEATHSIG = 1
-# The least value of each, and what it must be in words.
+# The least and the largest value of each, and what it must be in words.
 _OWN_FLAGS = {
-    "ranks": (1, "a number of ranks, 1 or more"),
-    "max_restarts": (0, "a number of restarts, 0 or more"),
+    "ranks": (1, 4096, "a number of ranks, 1 or more"),
+    "max_restarts": (0, 1_000_000, "a number of restarts, 0 or more"),
 }
 _GET_MPI = "pip install 'ppo-mpi[mpi]'"
 # Looked up here, since a process between fork and exec may not.
@@ -64,6 +64,8 @@ def main() -> int:
         if "--help" in arguments:
             print(_HELP)
         config = _with_name(parse_command_line(arguments))
+        if launch.ranks is not None and config.run.mode == "train":
+            config.require_ranks(launch.ranks)
         if launch.ranks not in (None, 1) and find_mpirun() is None:
             raise Refusal(f"ranks must be 1 where there is no mpirun, got {launch.ranks}; {_GET_MPI} brings one")
     except Refusal as refusal:
@@ -128,10 +130,16 @@ def take_launch(arguments: Sequence[str]) -> tuple[Launch, list[str]]:
             others.append(argument)
             continue
         value = value if equals else next(remaining, "")
-        least, rule = _OWN_FLAGS[name]
-        if not value.isdecimal() or int(value) < least:
+        least, most, rule = _OWN_FLAGS[name]
+        if not value.isdecimal():
             raise Refusal(f"{name} must be {rule}, got {value!r}")
-        found[name] = int(value)
+        # As many digits as any number within bounds has: a longer one is not even read.
+        number = int(value) if len(value.lstrip("0")) <= len(str(most)) else most + 1
+        if number < least:
+            raise Refusal(f"{name} must be {rule}, got {value!r}")
+        if number > most:
+            raise Refusal(f"{name} must be at most {most}, got {value[:40]}{'...' if len(value) > 40 else ''}")
+        found[name] = number
     return Launch(**found), others
 
 

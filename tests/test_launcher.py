@@ -15,7 +15,7 @@ import ppo.launcher
 from ppo.collectives.mpi import OPEN_MPI_VARIABLES, find_mpirun, launching_environment
 from ppo.command_line import parse_command_line
 from ppo.config import Config
-from ppo.launcher import take_launch
+from ppo.launcher import Launch, take_launch
 from ppo.outputs.checkpoint import write_checkpoint
 from ppo.outputs.manifest import Counters
 from ppo.settings import Refusal
@@ -260,6 +260,21 @@ def test_a_job_has_as_many_ranks_as_it_is_told():
 def test_a_number_of_ranks_that_is_none_is_refused(flags):
     with pytest.raises(Refusal, match=r"ranks must be a number of ranks, 1 or more, got '(0|two)'"):
         take_launch([*CARTPOLE, *flags])
+
+
+@pytest.mark.parametrize("flag", ["--ranks", "--max_restarts"])
+@pytest.mark.parametrize("value", ["9999999", "9" * 400, "9" * 5000])
+def test_a_number_of_the_launcher_beyond_its_bound_is_refused_before_it_is_read(flag, value):
+    with pytest.raises(Refusal, match=f"{flag.removeprefix('--')} must be at most (4096|1000000), got 9+"):
+        take_launch([*CARTPOLE, f"{flag}={value}"])
+    assert take_launch([f"{flag}=0000000000003"])[0] in (Launch(ranks=3), Launch(max_restarts=3))
+
+
+def test_more_ranks_than_environments_are_refused_before_any_is_started(launcher, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ppo", *CARTPOLE, "--ranks=4000"])
+    monkeypatch.setattr(launcher, "job_command", None)
+    assert launcher.main() == 2
+    assert "environments for 4000 ranks; try -np" in capsys.readouterr().err
 
 
 @pytest.fixture
