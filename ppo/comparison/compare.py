@@ -1,14 +1,11 @@
 """`--mode=compare`: write the figure, the table and the page of some runs, and print the table."""
 
 import shlex
-import statistics
 from collections.abc import Mapping, Sequence
-
-import numpy as np
 
 from ppo.comparison.curves import Curve, find_curves, grouped
 from ppo.comparison.page import comparison_page
-from ppo.comparison.statistics import bootstrap, interquartile_mean, mean
+from ppo.comparison.summary import summarize
 from ppo.config import Config, RunSettings, as_flags, default_model_name
 from ppo.outputs.display import print_line
 from ppo.outputs.folders import require_writable, write_whole
@@ -59,17 +56,14 @@ def table_of(groups: Mapping[str, Sequence[Curve]], goal: float | None) -> str:
     head += [] if goal is None else [f"median steps to {goal:g}"]
     rows = [head, ["---"] * len(head)]
     for label, curves in groups.items():
-        finals = np.array([curve.final_return for curve in curves])
+        summary = summarize(curves, goal)
         row = [label, str(len(curves))]
-        for statistic in (mean, interquartile_mean):
-            low, high = bootstrap(finals, statistic)
-            interval = f" ({low:.2f} to {high:.2f})" if len(curves) > 1 else ""
-            row.append(f"{statistic(finals):.2f}{interval}")
-        row.append(f"{statistics.median(curve.steps[-1] for curve in curves):,.0f}")
-        row.append(f"{statistics.median(curve.minutes[-1] for curve in curves):.1f}")
+        for estimate in (summary.mean, summary.interquartile_mean):
+            interval = f" ({estimate.low:.2f} to {estimate.high:.2f})" if len(curves) > 1 else ""
+            row.append(f"{estimate.value:.2f}{interval}")
+        row += [f"{summary.steps:,.0f}", f"{summary.minutes:.1f}"]
         if goal is not None:
-            reached = [steps for curve in curves if (steps := curve.steps_to(goal)) is not None]
-            share = f" ({len(reached)} of {len(curves)} runs)"
-            row.append((f"{statistics.median(reached):,.0f}" if reached else "-") + share)
+            median, share = summary.median_steps_to_goal, f" ({len(summary.steps_to_goal)} of {len(curves)} runs)"
+            row.append(("-" if median is None else f"{median:,.0f}") + share)
         rows.append(row)
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -1,6 +1,5 @@
 """Runs compared on one page for a browser: final returns, learning curves, performance profiles; see docs/report.md."""
 
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from ppo.comparison.curves import Curve, average
-from ppo.comparison.statistics import Floats, bootstrap, interquartile_mean, mean, performance_profile
+from ppo.comparison.statistics import Floats, performance_profile
+from ppo.comparison.summary import summarize
 from ppo.report.packing import Pack
 from ppo.report.page import assemble
 
@@ -40,21 +40,20 @@ def _describe(
     label: str, curves: Sequence[Curve], goal: float | None, places: Mapping[str, Floats], thresholds: Floats
 ) -> dict[str, Any]:
     """Return a group as JSON."""
-    finals = np.array([curve.final_return for curve in curves])
-    low, high = bootstrap(finals, interquartile_mean)
-    reached = [] if goal is None else [steps for curve in curves if (steps := curve.steps_to(goal)) is not None]
+    summary = summarize(curves, goal)
+    middle = summary.interquartile_mean
     return {
         "label": label,
         "seeds": [{"name": curve.name, "final": curve.final_return} for curve in curves],
-        "iqm": float(interquartile_mean(finals)),
-        "mean": float(mean(finals)),
-        "low": float(low),
-        "high": float(high),
-        "steps": float(statistics.median(curve.steps[-1] for curve in curves)),
-        "minutes": float(statistics.median(curve.minutes[-1] for curve in curves)),
-        "reached": len(reached),
-        "toGoal": float(statistics.median(reached)) if reached else None,
-        "profile": _plain(performance_profile(finals, thresholds)),
+        "iqm": middle.value,
+        "mean": summary.mean.value,
+        "low": middle.low,
+        "high": middle.high,
+        "steps": summary.steps,
+        "minutes": summary.minutes,
+        "reached": len(summary.steps_to_goal),
+        "toGoal": summary.median_steps_to_goal,
+        "profile": _plain(performance_profile(summary.finals, thresholds)),
         "axes": {axis: _along(curves, axis, at) for axis, at in places.items()},
     }
 
