@@ -92,6 +92,7 @@ setup(
         "box2d": ["gymnasium>=1.2.3", "box2d>=2.3.10; python_version < '3.14'", "pygame-ce"],
         # Gymnasium imports imageio with its MuJoCo worlds and does not ask for it.
         "mujoco": ["mujoco>=3.2", "imageio>=2.14"],
+        "wandb": ["wandb>=0.20"],
         "test": ["pytest>=8", "pytest-xdist", "ruff", "mypy", "scipy", "hypothesis"],
     },
 )

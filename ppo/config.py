@@ -77,6 +77,11 @@ class RunSettings:
     returns. A checkpoint is written at each, and the best one is that of the highest mean. None: no evaluations."""
     evaluation_episodes: int = setting(10, at_least=1, at_most=_MOST)
     """Games of an evaluation, the same every time; a game is cut after max_game_steps."""
+    clip_interval: int | None = setting(None, at_least=1, at_most=MOST_STEPS)
+    """Updates between two clips in TensorBoard: the first 15 seconds of a game by the policy as it is then. None: no
+    clips."""
+    track: Literal["none", "wandb"] = "none"
+    """Also log to Weights & Biases: wandb (pip install wandb; WANDB_MODE=offline needs no account)."""
     checkpoint_dir: Path = Path("checkpoints")
     """Where checkpoints live: <checkpoint_dir>/<model_name>/step_<steps>."""
     run_dir: Path = Path("runs")

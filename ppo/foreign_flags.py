@@ -50,7 +50,6 @@ FOREIGN_FLAGS: Mapping[str, tuple[str, str]] = {
     "cuda": ("device", "auto, cpu or cuda"),
     "capture_video": ("mode", "--mode=record makes a video of a saved agent"),
     "wandb_project_name": ("run_dir", "every run has TensorBoard and CSV files there"),
-    "track": ("run_dir", "every run has TensorBoard and CSV files there"),
     "seed": ("rng_seed", "seed of every random number of the job"),
     "save_model": ("checkpoint_interval", "updates between two checkpoints"),
     # lucaslingle/pytorch_ppo_atari and OpenAI baselines
@@ -93,7 +92,7 @@ FOREIGN_FLAGS: Mapping[str, tuple[str, str]] = {
     "test": ("mode", "--mode=evaluate"),
     "obs_norm": ("observation_normalization", "scale vectors by running moments"),
     "workers": ("num_envs", "environments of the whole job; the launcher sets the ranks, as in mpirun -np 4"),
-    "wandb": ("run_dir", "every run has TensorBoard and CSV files there"),
+    "wandb": ("track", "--track=wandb; every run has TensorBoard and CSV files anyway"),
     "frame_skip": ("", "an agent step of Atari is 4 frames; CarRacing has --action_repeat"),
     "frameskip": ("", "an agent step of Atari is 4 frames; CarRacing has --action_repeat"),
     "optimizer": ("", "it is Adam, with --learning_rate and --adam_epsilon"),

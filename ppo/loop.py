@@ -5,35 +5,28 @@
 All ranks run this code in step. Rank 0 also has trackers that write and a folder to save to.
 """
 
-import json
-import shlex
-import sys
-import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import fields
-from datetime import datetime
 
 import numpy as np
 
-from ppo.algorithm.flat_parameters import num_parameters
 from ppo.algorithm.rollout import Episode
 from ppo.collectives import Collective
 from ppo.config import Config
 from ppo.device import CPU, Placement
 from ppo.evaluation import Evaluation
 from ppo.outputs import checkpoint
-from ppo.outputs.display import describe_return, make_display, print_line
-from ppo.outputs.histograms import look_at
-from ppo.outputs.trackers import CsvFiles, FinishedEpisode, MessageFile, Metrics, TensorBoard, Trackers, write_config
-from ppo.presets import is_tuned_for
+from ppo.outputs.display import describe_return, print_line
+from ppo.outputs.trackers import FinishedEpisode, Metrics, Trackers
+from ppo.outputs.weights_and_biases import require_installed
 from ppo.run import Run, merge, save
+from ppo.run_trackers import make_trackers
 from ppo.start import started
 from ppo.supervision.replicas import compare_replicas
 from ppo.supervision.signals import StopRequest
 from ppo.supervision.stragglers import StragglerWatch, waiting_seconds
 from ppo.supervision.watchdog import Watchdog
-from ppo.versions import code_version, commit_here
 
 SAVE_FAILED = 1
 _FINISHED = "{name} is finished: {done:,} of {wanted:,} steps; a larger --env_steps resumes from there"
@@ -69,6 +62,8 @@ def train(
         Refusal: the folders, the settings or the checkpoints do not allow it; on all ranks, nothing written.
         Halt: the training went wrong in a way that all ranks see alike.
     """
+    if config.run.track == "wandb":
+        require_installed()
     with started(config, comm, watchdog, cores or [1] * comm.size, placement, named) as start:
         run = start.run
         if is_finished(run):
@@ -258,57 +253,6 @@ class Stopwatch:
         return self._last - last
 
 
-def make_trackers(run: Run, hosts: Sequence[str]) -> Trackers:
-    """Return the trackers of rank 0; the other ranks have none.
-
-    Args:
-        run: what they follow.
-        hosts: of every rank.
-    """
-    if run.comm.rank != 0:
-        return Trackers([])
-    config, progress = run.config, run.progress
-    folder = config.run_folder
-    notes = write_config(
-        folder,
-        config,
-        ranks=run.comm.size,
-        hosts=list(hosts),
-        started=datetime.now().isoformat(timespec="seconds"),
-        command=shlex.join(["python", "-m", "ppo", *sys.argv[1:]]),
-        code=code_version(),
-        commit=commit_here(),
-    )
-    ranks = "1 rank" if run.comm.size == 1 else f"{run.comm.size} ranks"
-    title = f"{config.model_name}: {config.ppo.num_envs} environments on {ranks}, preset {config.run.preset}"
-    preset = config.run.preset
-    if preset and not is_tuned_for(preset, config.run.env_name, config.family, config.env_kwargs):
-        notes.append(f"preset {preset} is not tuned for {config.run.env_name}")
-    trackers = Trackers(
-        [
-            CsvFiles(folder, progress.logs),
-            MessageFile(folder),
-            TensorBoard(
-                folder,
-                progress.env_steps,
-                texts=texts(run),
-                look=lambda: look_at(run.collector.newest, run.learner.samples, run.model.distribution),
-            ),
-            make_display(title, config.run.env_steps),
-        ]
-    )
-    for note in notes:
-        trackers.say(note)
-    return trackers
-
-
-def texts(run: Run) -> dict[str, str]:
-    """Return what TensorBoard shows in words: the network with the number of its parameters, and the settings."""
-    settings = json.dumps(run.config.to_dict(), indent=1)
-    network = f"{num_parameters(run.model):,} parameters\n\n{_preformatted(str(run.model))}"
-    return {"network": network, "settings": _preformatted(settings)}
-
-
 def farewell(run: Run, *, saved: bool, stopped_early: bool) -> str:
     """Return the last line of a run."""
     steps, folder = run.progress.env_steps, run.config.checkpoint_folder
@@ -332,11 +276,6 @@ def _tell_that_it_is_finished(run: Run, notes: Sequence[str]) -> None:
 def _return_in_words(run: Run) -> str:
     counters = run.progress.counters()
     return describe_return({"rollout/return_mean": counters.return_mean, "rollout/episodes": counters.episodes})
-
-
-def _preformatted(text: str) -> str:
-    """Return a text as Markdown that is shown as it is."""
-    return textwrap.indent(text, "    ")
 
 
 def _numbered(episode: Episode, steps_before: int, run: Run) -> FinishedEpisode:

@@ -5,7 +5,7 @@
         progress.csv         a row per update
         episodes.csv         a row per finished game, raw return of the whole game
         messages.txt         what was said of the run, with the time
-        events.out.tfevents  the same as progress.csv, for TensorBoard, and histograms
+        events.out.tfevents  the same as progress.csv, for TensorBoard, and what only it shows: see `tensorboard.py`
 
 After a stop and a resume the CSV files read like those of a run that was never stopped: what they have got since the
 checkpoint, which counts their bytes, is cut off before new rows are added. TensorBoard hides such events itself.
@@ -19,28 +19,21 @@ import csv
 import io
 import json
 import os
-import socket
 import stat
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Protocol
 
 from ppo.config import Config
 from ppo.outputs.folders import GrowingFile, rename_aside, write_whole
-from ppo.outputs.histograms import Look
 from ppo.outputs.log_start import keep_start
 from ppo.outputs.manifest import LOGS
 from ppo.settings import printable
 from ppo.standard_streams import say_on_standard_error
 
 EPISODE_COLUMNS = ("episode", "update", "env_steps", "environment", "return", "length", "time/seconds")
-_EVENTS_PREFIX = "events.out.tfevents."
-UPDATES_BETWEEN_LOOKS = 10
-_STRING = 7  # in TensorFlow's enumeration of types
 
 Metrics = Mapping[str, float | int | None]
 
@@ -160,7 +153,7 @@ class CsvFiles:
         for game in episodes:
             row = (game.episode, game.update, game.env_steps, game.environment, game.episode_return)
             self._episodes.add(_csv_row([*row, game.episode_length, f"{game.seconds:.3f}"]))
-        with _trouble_with(self._folder):
+        with trouble_with(self._folder):
             self._write()
 
     def say(self, text: str) -> None:
@@ -168,14 +161,14 @@ class CsvFiles:
 
     def sync(self) -> None:
         """Have all rows on disk."""
-        with _trouble_with(self._folder):
+        with trouble_with(self._folder):
             self._write()
             for file in self._files():
                 file.sync()
 
     def close(self) -> None:
         """Write what waits, for the last time."""
-        with _loss_of(self._folder):
+        with loss_of(self._folder):
             self._write()
 
     def _file(self, name: str, header: bytes) -> GrowingFile:
@@ -202,7 +195,7 @@ class CsvFiles:
             self.notes += keep_start(file.path, file.header, self._to_keep[name])
             del self._to_keep[name]
         if file.write():
-            self.notes.append(_removed(self._folder))
+            self.notes.append(removal_note(self._folder))
 
 
 class MessageFile:
@@ -230,13 +223,13 @@ class MessageFile:
 
     def close(self) -> None:
         """Write what waits, for the last time."""
-        with _loss_of(self._folder):
+        with loss_of(self._folder):
             self._write()
 
     def _write(self) -> None:
         if not self._file.num_waiting:
             return
-        with _trouble_with(self._folder):
+        with trouble_with(self._folder):
             if not self._has_way and os.path.lexists(self._file.path):
                 self._make_way(self._file.path)
             self._has_way = True
@@ -246,101 +239,6 @@ class MessageFile:
         """Rename what is in the place of the file, such as a link."""
         if not stat.S_ISREG(os.lstat(path).st_mode):
             self.notes.append(f"WARNING: {path} is no regular file; it was renamed to {rename_aside(path)}")
-
-
-class TensorBoard:
-    """Curves for `tensorboard --logdir runs`, under the names of the CSV columns; histograms and texts.
-
-    TensorBoard's own writer has a thread that dies of a full disk, and with it the events of the rest of the run.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        resumed_steps: int,
-        *,
-        texts: Mapping[str, str] = MappingProxyType({}),
-        look: Callable[[], Look] | None = None,
-    ) -> None:
-        """Prepare a file of events; those that earlier files hold past `resumed_steps` count no more.
-
-        Args:
-            folder: where it is.
-            resumed_steps: agent steps at which this start begins.
-            texts: Markdown by title, shown from there on.
-            look: looks at the newest rollout; called in the first of every ten updates.
-        """
-        from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]
-        from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
-
-        self.notes: list[str] = []
-        self._folder, self._look = folder, look
-        self._event: Any = Event
-        self._record_writer: Any = RecordWriter
-        restart = Event(wall_time=time.time(), step=resumed_steps + 1)
-        restart.session_log.status = restart.session_log.START
-        header = self._record(Event(wall_time=time.time(), file_version="brain.Event:2")) + self._record(restart)
-        self._file = GrowingFile(folder / _new_events_name(folder), header)
-        event = Event(wall_time=time.time(), step=resumed_steps)
-        for title, text in texts.items():
-            value = event.summary.value.add(tag=title)
-            value.metadata.plugin_data.plugin_name = "text"
-            value.tensor.dtype = _STRING
-            value.tensor.string_val.append(text.encode())
-        self._file.add(self._record(event))
-
-    def log(self, metrics: Metrics, episodes: Sequence[FinishedEpisode]) -> None:
-        """Write every known metric at this number of steps."""
-        known = {k: v for k, v in metrics.items() if v is not None and k not in ("update", "env_steps")}
-        env_steps = metrics["env_steps"] or 0
-        self._add(env_steps, known)
-        for game in episodes:
-            self._add(game.env_steps, {"episode/return": game.episode_return, "episode/length": game.episode_length})
-        if self._look and (metrics["update"] or 0) % UPDATES_BETWEEN_LOOKS == 1:
-            self._add_look(env_steps, self._look())
-        with _trouble_with(self._folder):
-            self._write()
-
-    def say(self, text: str) -> None:
-        """Words are not for the curves."""
-
-    def sync(self) -> None:
-        """Have all events on disk."""
-        with _trouble_with(self._folder):
-            self._write()
-            self._file.sync()
-
-    def close(self) -> None:
-        """Write what waits, for the last time."""
-        with _loss_of(self._folder):
-            self._write()
-
-    def _add(self, step: float, values: Mapping[str, float]) -> None:
-        event = self._event(wall_time=time.time(), step=int(step))
-        for name, value in values.items():
-            event.summary.value.add(tag=name, simple_value=float(value))
-        self._file.add(self._record(event))
-
-    def _add_look(self, step: float, look: Look) -> None:
-        self._add(step, look.means)
-        event = self._event(wall_time=time.time(), step=int(step))
-        for name, histogram in look.histograms.items():
-            numbers, histo = histogram.numbers, event.summary.value.add(tag=name).histo
-            histo.num, histo.sum, histo.sum_squares = len(numbers), numbers.sum(), numbers @ numbers
-            lowest, *limits = histogram.edges.tolist()
-            histo.min, histo.max = lowest, limits[-1]
-            histo.bucket_limit.extend(limits)
-            histo.bucket.extend(histogram.counts.tolist())
-        self._file.add(self._record(event))
-
-    def _record(self, event: Any) -> bytes:
-        content = io.BytesIO()
-        self._record_writer(content).write(event.SerializeToString())
-        return content.getvalue()
-
-    def _write(self) -> None:
-        if self._file.write():
-            self.notes.append(_removed(self._folder))
 
 
 def write_config(folder: Path, config: Config, **facts: Any) -> list[str]:
@@ -360,17 +258,8 @@ def _csv_row(cells: Sequence[Any]) -> bytes:
     return text.getvalue().encode()
 
 
-def _new_events_name(folder: Path) -> str:
-    """Return a name that TensorBoard, which reads a folder's files by name, reads last, whatever the clock says."""
-    seconds = int(time.time())
-    for path in folder.glob(f"{_EVENTS_PREFIX}*"):
-        number = path.name.removeprefix(_EVENTS_PREFIX).partition(".")[0]
-        if len(number) == 10 and number.isdecimal():
-            seconds = max(seconds, int(number) + 1)
-    return f"{_EVENTS_PREFIX}{seconds:010}.{socket.gethostname()}.{os.getpid()}.0"
-
-
-def _removed(folder: Path) -> str:
+def removal_note(folder: Path) -> str:
+    """Return what is said when files of a folder are begun again."""
     return f"WARNING: files were removed from {folder} during the run; they are begun again, without what they held"
 
 
@@ -385,7 +274,7 @@ def _failure(tell: Callable[[Tracker], None], tracker: Tracker) -> OutputError |
 
 
 @contextlib.contextmanager
-def _trouble_with(folder: Path) -> Iterator[None]:
+def trouble_with(folder: Path) -> Iterator[None]:
     """Say of an error that it is one of the logs in a folder, and that it may pass."""
     try:
         yield
@@ -398,7 +287,8 @@ def _trouble_with(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _loss_of(folder: Path) -> Iterator[None]:
+def loss_of(folder: Path) -> Iterator[None]:
+    """Say of an error that it is one of the logs in a folder, and that it will not pass."""
     try:
         yield
     except OSError as error:

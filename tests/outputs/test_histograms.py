@@ -10,9 +10,9 @@ from gymnasium import spaces
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ppo.config import ModelSettings
-from ppo.outputs import histograms, trackers
+from ppo.outputs import histograms, tensorboard
 from ppo.outputs.histograms import MOST_NUMBERS, Look, look_at
-from ppo.outputs.trackers import UPDATES_BETWEEN_LOOKS, TensorBoard
+from ppo.outputs.tensorboard import UPDATES_BETWEEN_LOOKS, TensorBoard
 from tests.algorithm.learners import build
 from tests.algorithm.worlds import ScriptedWorld
 from tests.jobs import CARTPOLE, ON_PROCESSORS, PONG, ppo, weights
@@ -133,9 +133,9 @@ WORLDS = {"CartPole-v1": CARTPOLE, "PongNoFrameskip-v4": PONG, "ppo-ContinuousCa
     "world", [pytest.param(world, marks=pytest.mark.slow if "Pong" in world else []) for world in WORLDS]
 )
 def test_looking_changes_no_bit_of_the_training(world: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trackers, "UPDATES_BETWEEN_LOOKS", 2)
+    monkeypatch.setattr(tensorboard, "UPDATES_BETWEEN_LOOKS", 2)
     assert ppo(tmp_path, *WORLDS[world], "--env_steps=128", "--model_name=looking").returncode == 0
-    monkeypatch.setattr("ppo.loop.look_at", lambda *given: Look({}, {}))
+    monkeypatch.setattr("ppo.run_trackers.look_at", lambda *given: Look({}, {}))
     assert ppo(tmp_path, *WORLDS[world], "--env_steps=128", "--model_name=blind").returncode == 0
     looking, blind = (weights(tmp_path, name, 128) for name in ("looking", "blind"))
     assert looking.keys() == blind.keys()

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import tempfile
-import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
@@ -21,13 +20,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ppo.config import Config
 from ppo.outputs.log_start import keep_start
+from ppo.outputs.tensorboard import TensorBoard
 from ppo.outputs.trackers import (
     CsvFiles,
     FinishedEpisode,
     MessageFile,
     Metrics,
     OutputError,
-    TensorBoard,
     Trackers,
     write_config,
 )
@@ -64,6 +63,12 @@ def log_updates(folder: Path, updates: Sequence[int], lengths: dict[str, int] | 
         files.log(metrics(update), [game(update, update)])
     files.close()
     return lengths
+
+
+def curve(folder: Path, tag: str) -> list[tuple[int, float]]:
+    """Return a curve as TensorBoard reads it."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    return [(event.step, event.value) for event in events.Scalars(tag)]
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -646,60 +651,6 @@ def test_several_trackers_all_receive_everything() -> None:
     both.log(metrics(1), [game(1, 1)])
     both.close()
     assert first.heard == second.heard == ["say hello", "log 1 1", "close"]
-
-
-def test_tensorboard_receives_what_is_known(tmp_path: Path) -> None:
-    board = TensorBoard(tmp_path, 0)
-    board.log(metrics(1), [game(1, 1)])
-    board.log({**metrics(2), "rollout/return_mean": -21.0}, [])
-    board.close()
-    events = EventAccumulator(str(tmp_path)).Reload()
-    curves = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-    assert curves == {
-        "update/entropy": [(10, 1.25), (20, 1.25)],
-        "rollout/return_mean": [(20, -21.0)],
-        "episode/return": [(7, -21.0)],
-        "episode/length": [(7, 764.0)],
-    }
-
-
-def curve(folder: Path, tag: str) -> list[tuple[int, float]]:
-    """Return a curve as TensorBoard reads it."""
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    return [(event.step, event.value) for event in events.Scalars(tag)]
-
-
-def log_to_tensorboard(folder: Path, updates: Sequence[int], *, resumed_steps: int, value: float = 1.25) -> None:
-    board = TensorBoard(folder, resumed_steps)
-    for update in updates:
-        board.log({**metrics(update), "update/entropy": value}, [game(update, update)])
-    board.close()
-
-
-@pytest.mark.parametrize("resumed_update", [0, 2])
-def test_tensorboard_hides_what_a_stopped_run_wrote_past_the_checkpoint(tmp_path: Path, resumed_update: int) -> None:
-    log_to_tensorboard(tmp_path, [1, 2, 3, 4, 5], resumed_steps=0, value=1.0)
-    again = range(resumed_update + 1, 5)
-    log_to_tensorboard(tmp_path, again, resumed_steps=10 * resumed_update, value=2.0)
-    assert curve(tmp_path, "update/entropy") == [(10 * n, 1.0 if n <= resumed_update else 2.0) for n in range(1, 5)]
-    assert curve(tmp_path, "episode/length") == [(10 * n - 3, 764.0) for n in range(1, 5)]
-
-
-def test_the_events_of_a_later_start_are_read_later_even_if_the_clock_went_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for moment, value in ((2e9, 1.0), (1.9e9, 2.0), (1.8e9, 3.0)):
-        monkeypatch.setattr("time.time", lambda moment=moment: moment)
-        log_to_tensorboard(tmp_path, [1, 2], resumed_steps=0, value=value)
-    assert curve(tmp_path, "update/entropy") == [(10, 3.0), (20, 3.0)]
-
-
-def test_tensorboard_starts_no_thread_that_could_die(tmp_path: Path) -> None:
-    before = threading.active_count()
-    board = TensorBoard(tmp_path, 0)
-    board.log(metrics(1), [])
-    assert threading.active_count() == before
-    assert curve(tmp_path, "update/entropy") == [(10, 1.25)]
 
 
 def test_config_json_holds_the_settings_and_facts(tmp_path: Path) -> None:

@@ -1,0 +1,99 @@
+"""What a run is reported to: files, TensorBoard, the screen, and Weights & Biases where it is asked for."""
+
+import json
+import shlex
+import sys
+import textwrap
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from ppo.algorithm.flat_parameters import num_parameters
+from ppo.clips import ClipMaker
+from ppo.config import Config
+from ppo.identity import SECTIONS
+from ppo.outputs.display import make_display
+from ppo.outputs.histograms import look_at
+from ppo.outputs.tensorboard import TensorBoard
+from ppo.outputs.trackers import CsvFiles, MessageFile, OutputError, Tracker, Trackers, write_config
+from ppo.outputs.weights_and_biases import WeightsAndBiases
+from ppo.presets import is_tuned_for
+from ppo.run import Run
+from ppo.versions import code_version, commit_here
+
+
+def make_trackers(run: Run, hosts: Sequence[str]) -> Trackers:
+    """Return the trackers of rank 0; the other ranks have none.
+
+    Args:
+        run: what they follow.
+        hosts: of every rank.
+    """
+    if run.comm.rank != 0:
+        return Trackers([])
+    config, progress = run.config, run.progress
+    folder, command = config.run_folder, shlex.join(["python", "-m", "ppo", *sys.argv[1:]])
+    notes = write_config(
+        folder,
+        config,
+        ranks=run.comm.size,
+        hosts=list(hosts),
+        started=datetime.now().isoformat(timespec="seconds"),
+        command=command,
+        code=code_version(),
+        commit=commit_here(),
+    )
+    ranks = "1 rank" if run.comm.size == 1 else f"{run.comm.size} ranks"
+    title = f"{config.model_name}: {config.ppo.num_envs} environments on {ranks}, preset {config.run.preset}"
+    preset = config.run.preset
+    if preset and not is_tuned_for(preset, config.run.env_name, config.family, config.env_kwargs):
+        notes.append(f"preset {preset} is not tuned for {config.run.env_name}")
+    clips = ClipMaker(config, run.model).clip_of
+    outputs: list[Tracker] = [
+        CsvFiles(folder, progress.logs),
+        MessageFile(folder),
+        TensorBoard(
+            folder,
+            progress.env_steps,
+            texts={"command": _preformatted(command), **texts(run)},
+            hyperparameters=hyperparameters(config),
+            look=lambda: look_at(run.collector.newest, run.learner.samples, run.model.distribution),
+            clips=clips,
+        ),
+        make_display(title, config.run.env_steps),
+    ]
+    if config.run.track == "wandb":
+        try:
+            outputs.append(
+                WeightsAndBiases(folder, config.model_name, config.run.env_name, hyperparameters(config), clips)
+            )
+        except OutputError as error:
+            notes.append(f"WARNING: {error}")
+    trackers = Trackers(outputs)
+    for note in notes:
+        trackers.say(note)
+    return trackers
+
+
+def texts(run: Run) -> dict[str, str]:
+    """Return what TensorBoard shows in words: the network with the number of its parameters, and the settings."""
+    settings = json.dumps(run.config.to_dict(), indent=1)
+    network = f"{num_parameters(run.model):,} parameters\n\n{_preformatted(str(run.model))}"
+    return {"network": network, "settings": _preformatted(settings)}
+
+
+def hyperparameters(config: Config) -> dict[str, Any]:
+    """Return what tells runs apart by name: their world, seed, preset, length and settings."""
+    run = config.run
+    return {
+        "env_name": run.env_name,
+        "rng_seed": run.rng_seed,
+        "preset": run.preset,
+        "env_steps": run.env_steps,
+        **{name: value for section in SECTIONS for name, value in config.to_dict()[section].items()},
+    }
+
+
+def _preformatted(text: str) -> str:
+    """Return a text as Markdown that is shown as it is."""
+    return textwrap.indent(text, "    ")
