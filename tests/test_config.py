@@ -291,6 +291,7 @@ INVALID = [
     ("env_name", "x" * 101, "1 to 100 letters"),
     ("env_name", "a\x1b[2J\nb", r"'a\x1b[2J\nb'"),
     ("evaluation_interval", 0, "between 1 and"),
+    ("clip_interval", 0, "between 1 and"),
     ("evaluation_episodes", 0, "between 1 and"),
     ("keep_checkpoints", "0", "a number from 1 on, all or every=K"),
     ("keep_checkpoints", "every=0", "a number from 1 on, all or every=K"),
