@@ -20,8 +20,6 @@ from ppo.outputs.trackers import FinishedEpisode, Metrics, loss_of, removal_note
 from ppo.outputs.video import VideoError
 
 UPDATES_BETWEEN_LOOKS = 10
-COMPARED = ("rollout/return_mean", "evaluation/return_mean", "time/seconds")
-"""Metrics beside the settings in the table of HPARAMS."""
 _EVENTS_PREFIX = "events.out.tfevents."
 # In TensorFlow's enumerations of types and of colour spaces.
 _STRING = 7
@@ -138,9 +136,9 @@ class TensorBoard:
         from tensorboard.plugins.hparams import summary_v2  # type: ignore[import-untyped]
 
         shown = {name: "none" if value is None else value for name, value in values.items()}
-        hparams, metrics = [summary_v2.HParam(name) for name in shown], [summary_v2.Metric(name) for name in COMPARED]
-        for summary in (summary_v2.hparams_config_pb(hparams, metrics), summary_v2.hparams_pb(shown)):
-            self._file.add(self._record(self._event(wall_time=time.time(), step=step, summary=summary)))
+        # Without a list of its own TensorBoard shows first what differs between runs.
+        summary = summary_v2.hparams_pb(shown, trial_id=self._folder.name)
+        self._file.add(self._record(self._event(wall_time=time.time(), step=step, summary=summary)))
 
     def _add_clip(self, step: float, gif: bytes) -> None:
         event = self._event(wall_time=time.time(), step=int(step))

@@ -16,7 +16,7 @@ from ppo import clips
 from ppo.clips import ClipMaker
 from ppo.collectives import Alone
 from ppo.command_line import parse_command_line
-from ppo.outputs.tensorboard import COMPARED, TensorBoard
+from ppo.outputs.tensorboard import TensorBoard
 from ppo.outputs.trackers import Trackers
 from ppo.run import build_run
 from tests.jobs import CARTPOLE, ppo, weights
@@ -73,18 +73,16 @@ def test_tensorboard_starts_no_thread_that_could_die(tmp_path: Path) -> None:
     assert curve(tmp_path, "update/entropy") == [(10, 1.25)]
 
 
-def test_settings_stand_beside_the_metrics_that_runs_are_compared_by(tmp_path: Path) -> None:
-    TensorBoard(tmp_path, 0, hyperparameters={"learning_rate": 1e-3, "policy": "beta", "kl_stop": None}).close()
-    plugin = EventAccumulator(str(tmp_path)).Reload().summary_metadata
-    experiment, start = (
-        plugin_data_pb2.HParamsPluginData.FromString(plugin[tag].plugin_data.content)
-        for tag in ("_hparams_/experiment", "_hparams_/session_start_info")
+def test_settings_are_those_of_a_trial_with_the_name_of_the_run(tmp_path: Path) -> None:
+    folder = tmp_path / "Pong-seed1"
+    TensorBoard(folder, 0, hyperparameters={"learning_rate": 1e-3, "policy": "beta", "kl_stop": None}).close()
+    content = (
+        EventAccumulator(str(folder)).Reload().summary_metadata["_hparams_/session_start_info"].plugin_data.content
     )
-    assert [info.name for info in experiment.experiment.hparam_infos] == ["learning_rate", "policy", "kl_stop"]
-    assert [info.name.tag for info in experiment.experiment.metric_infos] == list(COMPARED)
-    values = start.session_start_info.hparams
-    assert values["learning_rate"].number_value == 1e-3
-    assert (values["policy"].string_value, values["kl_stop"].string_value) == ("beta", "none")
+    start = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
+    assert start.group_name == "Pong-seed1"
+    assert start.hparams["learning_rate"].number_value == 1e-3
+    assert (start.hparams["policy"].string_value, start.hparams["kl_stop"].string_value) == ("beta", "none")
 
 
 def duration(gif: bytes) -> float:
