@@ -79,7 +79,7 @@ def test_settings_are_those_of_a_trial_with_the_name_of_the_run(tmp_path: Path) 
     content = (
         EventAccumulator(str(folder)).Reload().summary_metadata["_hparams_/session_start_info"].plugin_data.content
     )
-    start = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
+    start = plugin_data_pb2.HParamsPluginData.FromString(metadata.plugin_data.content).session_start_info
     assert start.group_name == "Pong-seed1"
     assert start.hparams["learning_rate"].number_value == 1e-3
     assert (start.hparams["policy"].string_value, start.hparams["kl_stop"].string_value) == ("beta", "none")
