@@ -48,6 +48,13 @@ class Agent:
         return self.manifest.counters
 
     @property
+    def moments(self) -> RunningMoments:
+        """Of the returns it learnt from: its values are in their units until `denormalize`."""
+        moments = RunningMoments()
+        moments.load_state_dict({"moments": self.model_tensors["value_normalizer/moments"]})
+        return moments
+
+    @property
     def is_shipped(self) -> bool:
         """Whether it came with the program."""
         return self.folder.parent.name == SHIPPED

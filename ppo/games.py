@@ -35,19 +35,47 @@ class Game:
     """It was not over: its return is that of its first steps."""
 
 
+@dataclass(frozen=True)
+class Step:
+    """A step of a game: what the agent saw, said and did, and what came of it."""
+
+    observation: NDArray[Any]
+    """What it saw before the step, (*S)."""
+    outputs: NDArray[np.float32]
+    """What its policy head said of that, (K,)."""
+    value: float
+    """What it expected, in the units of its value head; `Agent.moments` has the others."""
+    action: NDArray[Any]
+    """What the world was sent."""
+    reward: float
+    episode_return: float
+    """Of the game so far."""
+    episode_length: int
+    """Steps of the game so far."""
+    is_over: bool
+    """The game ended with this step; one that is cut did not."""
+
+
+StepListener = Callable[[Step], None]
+
+
 class Actor:
-    """Chooses the actions of a block of environments by one rule."""
+    """Chooses the actions of a block of environments.
+
+    Model and rule may be exchanged between two steps.
+    """
 
     def __init__(self, model: ActorCritic, rule: Rule, *, indices: range, seed: int) -> None:
         """Begin at the first step.
 
         Args:
-            model: the network; its weights must stay as they are.
+            model: the network.
             rule: which action it takes.
             indices: global indices of the environments.
             seed: of the noise, which is addressed by (seed, environment, step).
         """
-        self._model, self._rule, self._indices, self._seed = model, rule, indices, seed
+        self.model, self.rule = model, rule
+        self._indices, self._seed = indices, seed
         self._step = 0
         self._noise = torch.empty(0)
 
@@ -58,7 +86,11 @@ class Actor:
             FloatingPointError: see `choose`.
         """
         _, raw = self.choose(observations)
-        return self._model.distribution.to_environment(raw.cpu().numpy())
+        return self.to_environment(raw)
+
+    def to_environment(self, raw: Tensor) -> NDArray[Any]:
+        """Return what the environments are sent for raw actions."""
+        return self.model.distribution.to_environment(raw.cpu().numpy())
 
     @torch.inference_mode()
     def choose(self, observations: NDArray[Any]) -> tuple[Prediction, Tensor]:
@@ -67,20 +99,20 @@ class Actor:
         Raises:
             FloatingPointError: an output of the network is not finite, which finite weights may lead to.
         """
-        distribution, device = self._model.distribution, self._model.device
-        prediction: Prediction = self._model(torch.from_numpy(observations).to(device))
+        distribution, device = self.model.distribution, self.model.device
+        prediction: Prediction = self.model(torch.from_numpy(observations).to(device))
         if not prediction.action.isfinite().all():
             raise FloatingPointError("the outputs of its network are not finite")
-        if self._rule == "sample":
+        if self.rule == "sample":
             return prediction, distribution.sample(prediction.action, self._next_noise().to(device))
-        return prediction, getattr(distribution, self._rule)(prediction.action)
+        return prediction, getattr(distribution, self.rule)(prediction.action)
 
     def _next_noise(self) -> Tensor:
         """Return the noise of the next step, (N, ...)."""
         block, position = divmod(self._step, _STEPS_OF_NOISE_AT_ONCE)
         if position == 0:
             streams = [stream(self._seed, Purpose.ACTIONS, index, block) for index in self._indices]
-            draws = [self._model.distribution.noise(generator, _STEPS_OF_NOISE_AT_ONCE) for generator in streams]
+            draws = [self.model.distribution.noise(generator, _STEPS_OF_NOISE_AT_ONCE) for generator in streams]
             self._noise = torch.from_numpy(np.stack(draws, axis=1))
         self._step += 1
         return self._noise[position]
@@ -99,7 +131,7 @@ def play_slots(
     num_slots: int,
     episodes: int,
     max_steps: int,
-    on_step: Callable[[float], None] | None = None,
+    on_step: StepListener | None = None,
 ) -> Iterator[list[Game]]:
     """Play some slots' share of a set of games, all at once; yield after every step the games that ended with it.
 
@@ -111,19 +143,24 @@ def play_slots(
         episodes: the games of all slots.
         max_steps: agent steps after which a game is cut, and counts with the return it has then; the lean engine only.
             Nothing else bounds a game: a world may have no time limit, and a checkpoint's settings may put it off.
-        on_step: called after every step with the return of the first slot's game so far.
+        on_step: receives every step of the first slot's games, after the frames that the step has drawn.
     """
     numbers = [iter(range(slot, episodes, num_slots)) for slot in slots]
     current = [next(own, None) for own in numbers]
     lengths = np.zeros(len(slots), np.int64)
     returns = np.zeros(len(slots))
     while any(number is not None for number in current):
-        _, rewards, terminated, truncated, info = envs.step(actor.act(envs.observations))
+        seen = envs.observations[0].copy() if on_step else None
+        prediction, raw = actor.choose(envs.observations)
+        actions = actor.to_environment(raw)
+        _, rewards, terminated, truncated, info = envs.step(actions)
         lengths += 1
         returns += rewards
         ended = terminated | truncated
-        if on_step:
-            on_step(float(returns[0]))
+        if on_step and seen is not None:
+            outputs, value = prediction.action[0].float().cpu().numpy(), float(prediction.values[0])
+            so_far = float(returns[0]), int(lengths[0]), bool(ended[0])
+            on_step(Step(seen, outputs, value, actions[0], float(rewards[0]), *so_far))
         games = []
         for position in np.flatnonzero(ended | (lengths >= max_steps)).tolist():
             episode_return = info["episode_return"][position] if ended[position] else envs.end_episode(position)

@@ -13,8 +13,8 @@ from typing import Any
 from ppo.agents import Agent, find_agent, restore_model
 from ppo.collectives import Collective, decided_by_root, done_by_all, share
 from ppo.config import Config
-from ppo.envs import FrameListener, make_envs, world_of
-from ppo.games import Actor, Game, mean_and_error, number_of_slots, play_slots
+from ppo.envs import Environments, FrameListener, make_envs, world_of
+from ppo.games import Actor, Game, StepListener, mean_and_error, number_of_slots, play_slots
 from ppo.outputs import checkpoint
 from ppo.outputs.display import SECONDS_BETWEEN_LINES, print_line
 from ppo.outputs.folders import require_writable, write_whole
@@ -65,7 +65,7 @@ def play_games(
     slots: range,
     num_slots: int,
     on_frame: FrameListener | None = None,
-    on_step: Callable[[float], None] | None = None,
+    on_step: StepListener | None = None,
 ) -> Iterator[Game]:
     """Play this rank's share of a fixed set of games, many at once; see `ppo.games`.
 
@@ -75,15 +75,12 @@ def play_games(
         slots: the slots of this rank.
         num_slots: the slots of all ranks.
         on_frame: receives the screens of the first slot.
-        on_step: called after every step with the return of the first slot's game so far.
+        on_step: receives the steps of the first slot, each after its screens.
 
     Raises:
         Refusal: the policy's numbers overflow.
     """
-    seed = derived_seed(config.run.rng_seed, Purpose.PLAYBACK)
-    envs = make_envs(agent.config.run.env_name, agent.config.world, indices=slots, seed=seed, on_frame=on_frame)
-    actor = Actor(restore_model(agent, envs), agent.rule, indices=slots, seed=seed)
-    envs.reset()
+    envs, actor = prepare_games(agent, slots, rng_seed=config.run.rng_seed, on_frame=on_frame)
     sizes = {"num_slots": num_slots, "episodes": config.episodes, "max_steps": config.playback.max_game_steps}
     try:
         for games in play_slots(actor, envs, slots, **sizes, on_step=on_step):
@@ -91,6 +88,29 @@ def play_games(
     except FloatingPointError as error:
         raise Refusal(f"{agent.name} at {agent.counters.env_steps} steps cannot be played: {error}") from error
     envs.close()
+
+
+def prepare_games(
+    agent: Agent, slots: range, *, rng_seed: int, on_frame: FrameListener | None = None
+) -> tuple[Environments, Actor]:
+    """Make the environments of some slots, where their first games begin, and the one who plays in them.
+
+    Raises:
+        Refusal: `on_frame` is given and the world cannot be drawn here.
+    """
+    seed = derived_seed(rng_seed, Purpose.PLAYBACK)
+    envs = make_envs(agent.config.run.env_name, agent.config.world, indices=slots, seed=seed, on_frame=on_frame)
+    actor = Actor(restore_model(agent, envs), agent.rule, indices=slots, seed=seed)
+    envs.reset()
+    return envs, actor
+
+
+def prepare_to_draw(agent: Agent, *, rng_seed: int, on_frame: FrameListener) -> tuple[Environments, Actor]:
+    """Do the same for one slot, without drawing where the world cannot be drawn here."""
+    try:
+        return prepare_games(agent, range(1), rng_seed=rng_seed, on_frame=on_frame)
+    except Refusal:
+        return prepare_games(agent, range(1), rng_seed=rng_seed)
 
 
 def statistics_of(games: Sequence[Game], agent: Agent, config: Config) -> dict[str, Any]:
@@ -168,8 +188,9 @@ def _record(agent: Agent, folder: Path, config: Config) -> int:
     try:
         with VideoRecorder(folder / checkpoint.folder_name(agent.counters.env_steps), agent.frames_per_second) as video:
             overlay = ReturnOverlay(video.write) if config.playback.overlay else None
-            listeners = (overlay.hold, overlay.end_step) if overlay else (video.write, None)
-            for game in play_games(agent, config, range(1), 1, *listeners):
+            on_frame = overlay.hold if overlay else video.write
+            on_step = (lambda step: overlay.end_step(step.episode_return)) if overlay else None
+            for game in play_games(agent, config, range(1), 1, on_frame, on_step):
                 print_line(describe(game))
         print_line(f"wrote {video.describe()}")
     except VideoError as error:

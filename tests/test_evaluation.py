@@ -15,7 +15,7 @@ from ppo.collectives import Alone, share
 from ppo.command_line import parse_command_line
 from ppo.envs import make_envs
 from ppo.evaluation import Evaluation, Evaluator
-from ppo.games import Actor, Game, mean_and_error, play_slots
+from ppo.games import Actor, Game, Step, mean_and_error, play_slots
 from ppo.outputs import checkpoint
 from ppo.outputs.display import LiveTable, PlainLines, Terminal, describe_evaluation, summary_line
 from ppo.outputs.manifest import decode_manifest
@@ -103,12 +103,12 @@ def test_a_slot_plays_every_num_slots_th_game_to_its_end(rule, num_slots, dice):
         return envs, Actor(model, rule, indices=slots, seed=4)
 
     envs, actor = block(range(num_slots))
-    so_far: list[float] = []
+    seen: list[Step] = []
     sizes = {"num_slots": num_slots, "episodes": 7, "max_steps": 1000}
-    steps = play_slots(actor, envs, range(num_slots), **sizes, on_step=so_far.append)
+    steps = play_slots(actor, envs, range(num_slots), **sizes, on_step=seen.append)
     games = sorted((game for ended in steps for game in ended), key=lambda game: game.number)
     of_first_slot = [REWARD * step for game in games[::num_slots] for step in range(1, game.episode_length + 1)]
-    assert so_far[: len(of_first_slot)] == pytest.approx(of_first_slot)
+    assert [step.episode_return for step in seen[: len(of_first_slot)]] == pytest.approx(of_first_slot)
     assert [game.number for game in games] == list(range(7))
     for slot in range(num_slots):
         alone, actor = block(range(slot, slot + 1))

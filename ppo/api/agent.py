@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 
 from ppo.agents import Agent, restore_model
-from ppo.collectives.moments import RunningMoments
 from ppo.config import Config
 from ppo.envs import make_envs
 from ppo.games import Actor
@@ -54,8 +53,7 @@ class TrainedAgent:
         envs.close()
         noise_seed = derived_seed(seed, Purpose.PLAYBACK)
         self._actor = Actor(self._model, saved.rule, indices=range(1), seed=noise_seed)
-        self._values = RunningMoments()
-        self._values.load_state_dict({"moments": saved.model_tensors["value_normalizer/moments"]})
+        self._values = saved.moments
 
     def __repr__(self) -> str:
         """Say which agent it is."""

@@ -3,7 +3,7 @@
 It is the first game of `--mode=play` with the same seed, and not a chosen one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ppo.agents import Agent, restore_model
+from ppo.agents import Agent
 from ppo.config import Config
-from ppo.envs import Environments, FrameListener, make_envs
-from ppo.games import Actor
+from ppo.envs import Environments
+from ppo.games import Step, play_slots
 from ppo.models.actor_critic import ActorCritic
-from ppo.random_streams import Purpose, derived_seed
+from ppo.playback import prepare_to_draw
 from ppo.settings import Refusal
 
 MOST_STEPS = 3000
@@ -101,20 +101,27 @@ def play_game(agent: Agent, config: Config, goes_on: Callable[[], bool]) -> tupl
     Raises:
         Refusal: the agent cannot play.
     """
-    seed = derived_seed(config.run.rng_seed, Purpose.PLAYBACK)
-    shown, film = _Newest(), None
+    steps: list[Step] = []
+    shown, film = _Newest(), Film()
+
+    def keep(step: Step) -> None:
+        steps.append(step)
+        if shown.frame is not None and (not step.is_over or not film.pictures):
+            # A frame is drawn after a step, and shows what the next one begins with; the first step has that after it.
+            for _ in range(1 if film.pictures else 2):
+                film.add(shown.frame)
+
+    envs, actor = prepare_to_draw(agent, rng_seed=config.run.rng_seed, on_frame=shown.take)
+    games = play_slots(actor, envs, range(1), num_slots=1, episodes=1, max_steps=MOST_STEPS, on_step=keep)
     try:
-        envs, film = _make(agent, seed, shown.take), Film()
-    except Refusal:  # it cannot be drawn here
-        envs = _make(agent, seed, None)
-    try:
-        model = restore_model(agent, envs)
-        actor = Actor(model, agent.rule, indices=range(1), seed=seed)
-        return _play(envs, actor, model, film, shown, goes_on), model
+        while (goes_on() or not steps) and next(games, None) is not None:
+            pass
     except FloatingPointError as error:
         raise Refusal(f"{agent.name} at {agent.counters.env_steps} steps cannot be played: {error}") from error
     finally:
         envs.close()
+    film.pictures = film.pictures[: len(steps)]
+    return _game_of(steps, film if film.pictures else None, shown.count, envs), actor.model
 
 
 class _Newest:
@@ -129,55 +136,20 @@ class _Newest:
         self.count += 1
 
 
-def _make(agent: Agent, seed: int, on_frame: FrameListener | None) -> Environments:
-    envs = make_envs(agent.config.run.env_name, agent.config.world, indices=range(1), seed=seed, on_frame=on_frame)
-    envs.reset()
-    return envs
-
-
-def _play(
-    envs: Environments, actor: Actor, model: ActorCritic, film: Film | None, shown: _Newest, goes_on: Callable[[], bool]
-) -> Game:
-    observations: list[NDArray[Any]] = []
-    actions: list[list[float]] = []
-    rewards: list[float] = []
-    is_over = False
-    while not is_over and len(actions) < MOST_STEPS and (goes_on() or not actions):
-        observations.append(envs.observations[0].copy())
-        chosen = actor.act(envs.observations)
-        actions.append(np.asarray(chosen[0], np.float64).flatten().tolist())
-        _, reward, terminated, truncated, _ = envs.step(chosen)
-        rewards.append(float(reward[0]))
-        is_over = bool(terminated[0] or truncated[0])
-        if film is not None and shown.frame is not None and (not is_over or not film.pictures):
-            # A frame is drawn after a step, and shows what the next one begins with; the first step has that after it.
-            for _ in range(1 if film.pictures else 2):
-                film.add(shown.frame)
-    if film is not None:
-        film.pictures = film.pictures[: len(actions)]
-    seen = np.stack(observations)
-    outputs, values = _predictions(model, seen)
-    frames_per_step = max(1.0, round(shown.count / len(actions))) if film else 1.0
+def _game_of(steps: Sequence[Step], film: Film | None, num_frames: int, envs: Environments) -> Game:
+    frames_per_step = max(1.0, round(num_frames / len(steps)))
     return Game(
-        observations=seen,
-        outputs=outputs,
-        values=values,
-        actions=actions,
-        rewards=np.array(rewards, np.float32),
-        is_over=is_over,
-        film=film if film and len(film.pictures) == len(actions) else None,
+        observations=np.stack([step.observation for step in steps]),
+        outputs=np.stack([step.outputs for step in steps]),
+        values=np.array([step.value for step in steps], np.float32),
+        actions=[np.asarray(step.action, np.float64).flatten().tolist() for step in steps],
+        rewards=np.array([step.reward for step in steps], np.float32),
+        is_over=steps[-1].is_over,
+        film=film if film and len(film.pictures) == len(steps) else None,
         steps_per_second=envs.frames_per_second / frames_per_step,
         action_names=list(envs.action_names),
         entry_names=list(envs.entry_names),
     )
-
-
-@torch.inference_mode()
-def _predictions(model: ActorCritic, observations: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the network's outputs and values for observations (T, *S)."""
-    parts = [model(torch.from_numpy(part)) for part in _batches(observations)]
-    outputs, values = (torch.cat([part[place] for part in parts]).float().numpy() for place in (0, 1))
-    return outputs, values
 
 
 def saliency(

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 import ppo
 from ppo.agents import Agent, find_agent
 from ppo.collectives import Collective, decided_by_root
-from ppo.collectives.moments import RunningMoments
 from ppo.config import Config, differences
 from ppo.envs import world_of
 from ppo.models.actor_critic import ActorCritic
@@ -164,7 +163,7 @@ def build_report(name: str, agent: Agent | None, reason: str, config: Config, lo
         if agent is not None and game is not None and model is not None and part:
             shape = game.observations.shape[1:]
             try:
-                network = portable(model, shape, _moments(agent), pack)
+                network = portable(model, shape, agent.moments, pack)
             except CannotBeHeldError as error:
                 why = f"The agent itself is not in this page: {error}."
                 if tints is None and game.observations.ndim == 4:
@@ -257,7 +256,7 @@ def _describe_game(
     game: Game, model: ActorCritic, agent: Agent, steps: int, tints: NDArray[np.uint8] | None, pack: Pack
 ) -> dict[str, Any]:
     """Return the first steps of a game as JSON, its arrays in `pack`."""
-    moments = _moments(agent)
+    moments = agent.moments
     values = game.values[:steps].astype(np.float64) * moments.deviation + moments.mean
     described: dict[str, Any] = {
         "steps": steps,
@@ -305,13 +304,6 @@ def _describe_observations(observations: NDArray[Any], pack: Pack) -> dict[str, 
         "first": pack.add(observations[0]),
         "newest": pack.add_film(observations[:, -new:]),
     }
-
-
-def _moments(agent: Agent) -> RunningMoments:
-    """Return the moments of returns, in whose units the agent's values are."""
-    moments = RunningMoments()
-    moments.load_state_dict({"moments": agent.model_tensors["value_normalizer/moments"]})
-    return moments
 
 
 def _plain(columns: Columns) -> dict[str, list[float | None]]:
