@@ -76,9 +76,7 @@ def test_tensorboard_starts_no_thread_that_could_die(tmp_path: Path) -> None:
 def test_settings_are_those_of_a_trial_with_the_name_of_the_run(tmp_path: Path) -> None:
     folder = tmp_path / "Pong-seed1"
     TensorBoard(folder, 0, hyperparameters={"learning_rate": 1e-3, "policy": "beta", "kl_stop": None}).close()
-    content = (
-        EventAccumulator(str(folder)).Reload().summary_metadata["_hparams_/session_start_info"].plugin_data.content
-    )
+    metadata = EventAccumulator(str(folder)).Reload().summary_metadata["_hparams_/session_start_info"]
     start = plugin_data_pb2.HParamsPluginData.FromString(metadata.plugin_data.content).session_start_info
     assert start.group_name == "Pong-seed1"
     assert start.hparams["learning_rate"].number_value == 1e-3
