@@ -12,8 +12,8 @@ from typing import Any
 import tyro
 
 import ppo
-from ppo.config import Config, PPOSettings, RunSettings, section_types
-from ppo.families import FAMILIES, Family, family_of
+from ppo.config import Config, PPOSettings, RunSettings, as_flags, section_types
+from ppo.families import FAMILIES, PROTOCOLS, Family, family_of
 from ppo.foreign_flags import FOREIGN_FLAGS
 from ppo.presets import PRESETS, for_environments, preset_of
 from ppo.settings import Refusal, did_you_mean
@@ -62,6 +62,7 @@ def setting_types() -> dict[str, Any]:
 
 def explicit_settings(arguments: Sequence[str]) -> set[str]:
     """Return the flat names of the settings that a command line names; unknown names as they are."""
+    arguments = _spell_out_protocol(arguments)
     names = {argument[2:].split("=", 1)[0].replace("-", "_") for argument in arguments if argument.startswith("--")}
     types = setting_types()
     return {name.removeprefix("no_") if types.get(name.removeprefix("no_")) is bool else name for name in names}
@@ -77,6 +78,8 @@ def parse_command_line(arguments: Sequence[str], *, speak: bool = True) -> Confi
         Refusal: from tyro or `Config.validate`, or an unknown setting or preset.
     """
     arguments = _join_runs(_replace_old_names(arguments))
+    _check_protocol(_peek(arguments, ("protocol", "env_name")))
+    arguments = _spell_out_protocol(arguments)
     explicit = explicit_settings(arguments)
     _refuse_unknown_flags(explicit)
     if {"seeds", "rng_seed"} <= explicit:
@@ -225,6 +228,30 @@ def _replace_old_names(arguments: Sequence[str]) -> list[str]:
         rule = new.get(argument.removeprefix("--").replace("-", "_").lower()) if argument.startswith("--") else None
         replaced.append(argument if rule is None else f"--act={rule}")
     return replaced
+
+
+def _check_protocol(chosen: Mapping[str, str]) -> None:
+    """Refuse a protocol that there is not, or one of a world that has none."""
+    protocol, env_name = chosen.get("protocol"), chosen.get("env_name", RunSettings.env_name)
+    if protocol is None:
+        return
+    if family_of(env_name).name != "atari":
+        raise Refusal(f"protocol must not be set for {env_name}: it applies to Atari only")
+    if protocol not in PROTOCOLS:
+        words = f"{', '.join(PROTOCOLS)}, got {protocol!r}{did_you_mean(protocol, PROTOCOLS)}"
+        raise Refusal(f"protocol must be one of {words}")
+
+
+def _spell_out_protocol(arguments: Sequence[str]) -> list[str]:
+    """Accept `--protocol=machado` for the flags that it stands for; what is named besides counts more."""
+    settings = PROTOCOLS.get(_peek(arguments, ["protocol"]).get("protocol", ""))
+    if settings is None:
+        return list(arguments)
+    rest = list(arguments)
+    position = max(n for n, argument in enumerate(rest) if argument.partition("=")[0] == "--protocol")
+    del rest[position : position + (1 if "=" in rest[position] else 2)]
+    named = {_flag_name(argument.partition("=")[0]).removeprefix("no_") for argument in rest}
+    return [*rest, *as_flags({name: value for name, value in settings.items() if name not in named})]
 
 
 def _join_runs(arguments: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ What acts for a family stands in the module or package of `ppo.envs` that has it
 import dataclasses
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -46,7 +47,8 @@ class AtariSettings(WorldSettings):
     """The protocol of Atari 2600 games."""
 
     sticky_actions: float = setting(0.0, at_least=0.0, below=1.0, of_playback=True)
-    """Probability that an emulated frame repeats the previous action (Machado et al. 2018 use 0.25). Atari only."""
+    """Probability that an emulated frame repeats the previous action (Machado et al. 2018 use 0.25). Atari only.
+    --protocol=nature, machado or v5 stands for this, full_action_space and episodic_life together."""
     full_action_space: bool = setting(False, of_playback=True)
     """Offer all 18 joystick actions instead of those the game uses. Atari only."""
     noop_max: int = setting(30, at_least=0, at_most=10_000, of_playback=True)
@@ -59,6 +61,27 @@ class AtariSettings(WorldSettings):
     """Screens an observation holds; 1 to switch stacking off. Atari only."""
     max_frames: int = setting(108_000, at_least=4, at_most=_MOST_FRAMES, of_playback=True)
     """Emulated frames after which a game is cut by the time limit (30 minutes of play). Atari only."""
+
+
+PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
+    # Mnih et al. 2015 (doi:10.1038/nature14236), of the PPO paper and of ...NoFrameskip-v4.
+    "nature": {"sticky_actions": 0.0, "full_action_space": False, "episodic_life": True},
+    # Machado et al. 2018 (arXiv:1709.06009).
+    "machado": {"sticky_actions": 0.25, "full_action_space": True, "episodic_life": False},
+    # The arguments that Gymnasium registers ALE/...-v5 with.
+    "v5": {"sticky_actions": 0.25, "full_action_space": False, "episodic_life": False},
+}
+"""What `--protocol` stands for, by name."""
+
+
+def describe_protocol(world: AtariSettings) -> str:
+    """Return the name of the protocol of an Atari game, if its settings have one, and these settings in words."""
+    given = {name: getattr(world, name) for name in PROTOCOLS["nature"]}
+    name = next((name for name, settings in PROTOCOLS.items() if settings == given), "your own")
+    sticky = f"sticky actions {world.sticky_actions:g}" if world.sticky_actions else "no sticky actions"
+    actions = "all 18 actions" if world.full_action_space else "the game's own actions"
+    life = "a lost life ends a training episode" if world.episodic_life else "a lost life ends nothing"
+    return f"{name} ({sticky}, {actions}, {life})"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ppo import __version__
-from ppo.command_line import parse_command_line, setting_types
+from ppo.command_line import explicit_settings, parse_command_line, setting_types
+from ppo.families import PROTOCOLS, describe_protocol
 from ppo.foreign_flags import FOREIGN_FLAGS
 from ppo.settings import Refusal
 from tests.jobs import CARTPOLE, ppo, separately
@@ -204,3 +205,31 @@ def test_single_ranks_that_slurm_took_for_a_job_are_refused_by_each_once(tmp_pat
     assert job.returncode == 2
     assert "srun --mpi=pmix" in job.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], (0.0, False, True)),
+        (["--protocol=nature"], (0.0, False, True)),
+        (["--protocol=machado"], (0.25, True, False)),
+        (["--protocol", "v5"], (0.25, False, False)),
+        (["--protocol=machado", "--no_full_action_space"], (0.25, False, False)),
+        (["--sticky_actions=0.1", "--episodic_life", "--protocol=v5"], (0.1, False, True)),
+    ],
+)
+def test_a_protocol_sets_three_settings_that_other_flags_change_further(flags, expected):
+    world = parse_command_line(flags).world
+    assert (world.sticky_actions, world.full_action_space, world.episodic_life) == expected
+
+
+def test_the_settings_of_a_protocol_count_as_named():
+    assert explicit_settings(["--protocol=v5"]) == {"sticky_actions", "full_action_space", "episodic_life"}
+
+
+def test_every_protocol_is_described_by_its_name():
+    for name in PROTOCOLS:
+        assert describe_protocol(parse_command_line([f"--protocol={name}"]).world).startswith(f"{name} (")
+    assert describe_protocol(parse_command_line(["--sticky_actions=0.5"]).world).startswith(
+        "your own (sticky actions 0.5"
+    )

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "docs/history").glob("*.md")])
 # Of scripts, of other programs, and an old name that is still taken.
 OTHER_FLAGS = {
-    *("all", "bind-to", "cpus", "deterministic", "fast", "folder", "help", "help_all", "hostfile", "init"),
+    *("all", "bind-to", "cpus", "deterministic", "fast", "folder", "help", "help_all", "hostfile", "init", "protocol"),
     *(
         "inplace",
         "kills",

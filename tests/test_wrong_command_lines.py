@@ -55,6 +55,9 @@ ANSWERS = {
     "--max_restarts=3": "it belongs to the launcher, ./scripts/train or ppo",
     "--resume": "here it is --model_name: a run that is started again goes on by itself",
     "--play": "here it is --mode: --mode=play",
+    "--protocol=v4": "protocol must be one of nature, machado, v5, got 'v4'",
+    "--protocol=v5 --env_name=CartPole-v1": "protocol must not be set for CartPole-v1: it applies to Atari only",
+    "--protocol": "protocol must be one of nature, machado, v5, got ''",
     # Typing
     "train": "'train' must be a setting, as --name=value",
     "env_name=CartPole-v1": "'env_name=CartPole-v1' must be a setting, as --name=value",

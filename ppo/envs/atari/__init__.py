@@ -18,7 +18,7 @@ from ppo.envs.arrays import StepArrays
 from ppo.envs.atari.scores import human_normalised_score, random_and_human
 from ppo.envs.atari.screens import SCREEN_SIZE
 from ppo.envs.references import Reference, references_of
-from ppo.families import AtariSettings, WorldSettings
+from ppo.families import AtariSettings, WorldSettings, describe_protocol
 from ppo.settings import Refusal
 
 _NUM_JOYSTICK_ACTIONS = 18
@@ -37,7 +37,13 @@ class AtariWorld:
         The action space is an upper bound: the game's own is known only once it is loaded.
         """
         rom_name(env_name)
-        return Spaces(screen_space(_atari(world).frame_stack), Discrete(_NUM_JOYSTICK_ACTIONS))
+        settings = _atari(world)
+        notes = [f"protocol: {describe_protocol(settings)}"]
+        if env_name.startswith("ALE/") and not settings.sticky_actions:
+            notes.append(
+                f"{env_name} has sticky actions elsewhere and none here; --protocol=v5 has Gymnasium's settings"
+            )
+        return Spaces(screen_space(settings.frame_stack), Discrete(_NUM_JOYSTICK_ACTIONS), tuple(notes))
 
     def make_block(
         self,
@@ -140,5 +146,5 @@ def other_protocol(env_name: str) -> Refusal | None:
         return None
     return Refusal(
         f"env_name must be a ...NoFrameskip-v4 or ALE/...-v5 id for Atari, got {env_name}; try {same_game[0]} "
-        "(for sticky actions add --sticky_actions=0.25)"
+        "(for sticky actions add --protocol=v5)"
     )
