@@ -8,11 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from ppo.collectives.moments import RunningMoments
 from ppo.config import SHIPPED, Config, as_flags, default_model_name
 from ppo.envs import Environments, check_environment, make_envs, same_world
+from ppo.games import Step
 from ppo.identity import find_run, from_outside
 from ppo.models.actor_critic import ActorCritic, build_model
+from ppo.models.decisions import Decision
 from ppo.models.distributions import ActionDistribution, Rule
 from ppo.outputs import checkpoint
 from ppo.outputs.manifest import MODEL_FILE, Counters, Manifest, OtherFormatError
@@ -39,6 +44,8 @@ class Agent:
     """Which action it takes: the mean, the mode or a sample of its distribution."""
     frames_per_second: float
     """Speed of the game on a screen."""
+    action_names: tuple[str, ...] = ()
+    """What each category, or dimension, of an action is called; none where it is not known."""
     notes: tuple[str, ...] = ()
     """What the user should know about the choice."""
 
@@ -137,6 +144,18 @@ def restore_model(agent: Agent, envs: Environments) -> ActorCritic:
     return model.eval()
 
 
+def decision_of(agent: Agent, step: Step) -> Decision:
+    """Return what there is to show of an agent's step."""
+    return Decision(
+        observation=step.observation,
+        value=step.value * agent.moments.deviation + agent.moments.mean,
+        marginals=step.distribution.marginals(torch.from_numpy(step.outputs)),
+        sent=np.asarray(step.action, np.float64).flatten(),
+        episode_return=step.episode_return,
+        episode_length=step.episode_length,
+    )
+
+
 def choose_rule(wish: str, saved: str, distribution: ActionDistribution) -> Rule:
     """Return which action an agent takes: as the command line says, else as was saved, else the distribution's default.
 
@@ -172,7 +191,8 @@ def _load(name: str, folder: Path, manifest: Manifest, config: Config, explicit:
     rule, expected = choose_rule(config.playback.act, settings.playback.act, model.distribution), _expected(model)
     envs.close()
     tensors = checkpoint.read_tensors(folder, manifest, MODEL_FILE, expected)
-    return Agent(name, settings, folder, manifest, tensors, rule, envs.frames_per_second, tuple(notes))
+    names = tuple(envs.action_names)
+    return Agent(name, settings, folder, manifest, tensors, rule, envs.frames_per_second, names, tuple(notes))
 
 
 def _require_named(saved: Config, config: Config, explicit: set[str], folder: Path) -> None:

@@ -228,7 +228,8 @@ class PlaybackSettings:
     """Which action is taken: the mean, the mode or a sample of the policy; saved: as the agent was saved to act (a run
     trained with --act=mean, say), or else the policy's own default. --deterministic is --act=mode."""
     overlay: bool = False
-    """Write the game's return so far under the pictures of a video. Record only."""
+    """Draw beside the pictures of a video the return so far, the value, and the probabilities or densities of what the
+    agent may do. Record only."""
     checkpoint: str = "best"
     """Which checkpoint of the model: best, latest or a number of steps; shipped: the agent that comes with the program,
     even where there is one of your own."""

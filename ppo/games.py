@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ppo.envs import Environments
 from ppo.models.actor_critic import ActorCritic, Prediction
-from ppo.models.distributions import Rule
+from ppo.models.distributions import ActionDistribution, Rule
 from ppo.random_streams import Purpose, stream
 
 _MAX_GAMES_AT_ONCE = 16
@@ -54,6 +54,8 @@ class Step:
     """Steps of the game so far."""
     is_over: bool
     """The game ended with this step; one that is cut did not."""
+    distribution: ActionDistribution
+    """What the outputs are of."""
 
 
 StepListener = Callable[[Step], None]
@@ -160,7 +162,7 @@ def play_slots(
         if on_step and seen is not None:
             outputs, value = prediction.action[0].float().cpu().numpy(), float(prediction.values[0])
             so_far = float(returns[0]), int(lengths[0]), bool(ended[0])
-            on_step(Step(seen, outputs, value, actions[0], float(rewards[0]), *so_far))
+            on_step(Step(seen, outputs, value, actions[0], float(rewards[0]), *so_far, actor.model.distribution))
         games = []
         for position in np.flatnonzero(ended | (lengths >= max_steps)).tolist():
             episode_return = info["episode_return"][position] if ended[position] else envs.end_episode(position)

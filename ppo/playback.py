@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ppo.agents import Agent, find_agent, restore_model
+from ppo.agents import Agent, decision_of, find_agent, restore_model
 from ppo.collectives import Collective, decided_by_root, done_by_all, share
 from ppo.config import Config
 from ppo.envs import Environments, FrameListener, make_envs, world_of
@@ -181,15 +181,15 @@ def _play(agent: Agent, config: Config) -> int:
 
 def _record(agent: Agent, folder: Path, config: Config) -> int:
     """Play into a video; return the exit code."""
-    from ppo.outputs.overlay import ReturnOverlay
+    from ppo.outputs.overlay import Overlay
     from ppo.outputs.video import VideoError, VideoRecorder
 
     announce(agent)
     try:
         with VideoRecorder(folder / checkpoint.folder_name(agent.counters.env_steps), agent.frames_per_second) as video:
-            overlay = ReturnOverlay(video.write) if config.playback.overlay else None
+            overlay = Overlay(video.write, agent.action_names) if config.playback.overlay else None
             on_frame = overlay.hold if overlay else video.write
-            on_step = (lambda step: overlay.end_step(step.episode_return)) if overlay else None
+            on_step = (lambda step: overlay.end_step(decision_of(agent, step))) if overlay else None
             for game in play_games(agent, config, range(1), 1, on_frame, on_step):
                 print_line(describe(game))
         print_line(f"wrote {video.describe()}")

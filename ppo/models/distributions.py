@@ -11,6 +11,7 @@ graph can record it.
 import abc
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import gymnasium
@@ -36,8 +37,22 @@ _LOG_2_PI = math.log(2.0 * math.pi)
 # smaller one would be lost in the rounding of the action, and with it the log-probability.
 _LOG_DEVIATIONS = (-10.0, 10.0)
 _PROPOSALS = 8
+_POINTS = 100
+"""At which a density is drawn."""
 # Half the distance from 1 to the next float32: 1 less this is the largest number below 1.
 _EDGE = 2.0**-24
+
+
+@dataclass(frozen=True)
+class Marginal:
+    """What a distribution says of one dimension of one action, to be drawn."""
+
+    values: NDArray[np.float64]
+    """The probability of each category, or the density at evenly spaced points of the range, (P,)."""
+    range: tuple[float, float] | None = None
+    """Numbers that the world is sent at its ends; None of categories."""
+    start: int = 0
+    """What the world is sent for the first category."""
 
 
 class ActionDistribution(abc.ABC):
@@ -108,6 +123,10 @@ class ActionDistribution(abc.ABC):
     def probabilities(self, outputs: Tensor) -> Tensor | None:
         """Return the probability of each category, or of a 1 for each bit, (B, K); None where it means nothing."""
         return None
+
+    def marginals(self, outputs: Tensor) -> list[Marginal]:
+        """Return what is said of each number of a raw action, for the outputs (K,) of one state; none if unknown."""
+        return []
 
     @abc.abstractmethod
     def to_environment(self, actions: NDArray[Any]) -> NDArray[Any]:
@@ -186,6 +205,10 @@ class Categorical(_Categories):
         counted: NDArray[Any] = actions + self._start
         return counted.astype(self._environment_dtype, copy=False)
 
+    def marginals(self, outputs: Tensor) -> list[Marginal]:
+        """Return the probabilities of the actions."""
+        return [_categories(self.probabilities(outputs), int(self._start))]
+
     def elements(self, actions: Tensor) -> Tensor:
         """Count from the start of the space."""
         return (actions + int(self._start)).to(_tensor_dtype(self._environment_dtype))
@@ -228,6 +251,12 @@ class MultiCategorical(_Categories):
         """Count from the start of each dimension."""
         counted: NDArray[Any] = actions.reshape(*actions.shape[:-1], *self._space.shape) + self._space.start
         return counted.astype(self._space.dtype, copy=False)
+
+    def marginals(self, outputs: Tensor) -> list[Marginal]:
+        """Return the probabilities of each dimension's categories."""
+        dimensions = torch.split(self.probabilities(outputs), self.sizes, -1)
+        starts = self._space.start.flatten().tolist()
+        return [_categories(own, start) for own, start in zip(dimensions, starts, strict=True)]
 
     def elements(self, actions: Tensor) -> Tensor:
         """Count from the start of each dimension."""
@@ -290,6 +319,10 @@ class Bernoulli(ActionDistribution):
         """Return the probability of a 1 for each bit."""
         return outputs.sigmoid()
 
+    def marginals(self, outputs: Tensor) -> list[Marginal]:
+        """Return the probabilities of a 0 and of a 1 for each bit."""
+        return [_categories(own, 0) for own in torch.stack([(-outputs).sigmoid(), outputs.sigmoid()], -1)]
+
     def to_environment(self, actions: NDArray[Any]) -> NDArray[Any]:
         """Return the bits in the shape of the space."""
         return actions.reshape(*actions.shape[:-1], *self._space.shape).astype(self._space.dtype)
@@ -307,6 +340,8 @@ class _BoxDistribution(ActionDistribution):
     # 847 by samples. Validation games choose better than any default.
     default_rule = "mean"
     dtype = torch.float32
+    drawn_range: tuple[float, float]
+    """Raw actions between which densities are drawn."""
 
     def __init__(self, space: Space, action_start: float | Sequence[float] = 0.5) -> None:
         """Serve a Box of any shape and of any dtype: whole numbers are rounded by `to_environment` alone.
@@ -337,6 +372,27 @@ class _BoxDistribution(ActionDistribution):
     def refusal(cls, space: Space) -> str | None:
         """Refuse all but Boxes."""
         return None if isinstance(space, spaces.Box) and not isinstance(space, CompositeSpace) else "needs a Box space"
+
+    def log_prob(self, outputs: Tensor, actions: Tensor) -> Tensor:
+        """Return the sum of log-densities over dimensions."""
+        return self._log_densities(outputs, actions).sum(-1).to(outputs.dtype)
+
+    def marginals(self, outputs: Tensor) -> list[Marginal]:
+        """Return the density of each dimension over the range of raw actions."""
+        low, high = self.drawn_range
+        # Between the bounds, where every density is finite.
+        points = (torch.arange(_POINTS, device=outputs.device) + 0.5) * ((high - low) / _POINTS) + low
+        densities = self._log_densities(outputs.unsqueeze(0), points.unsqueeze(1)).exp()
+        ends = np.array([[low], [high]], np.float32).repeat(self.num_dimensions, 1)
+        ranges = self.to_environment(ends).reshape(2, -1).T.astype(np.float64).tolist()
+        return [
+            Marginal(own, (first, last))
+            for own, (first, last) in zip(densities.double().T.cpu().numpy(), ranges, strict=True)
+        ]
+
+    @abc.abstractmethod
+    def _log_densities(self, outputs: Tensor, actions: Tensor) -> Tensor:
+        """Return the log-density of each dimension of raw actions (B, D), (B, D)."""
 
     def _to_box(self, actions: NDArray[np.float64]) -> NDArray[Any]:
         """Map [-1, 1] to the range of bounded dimensions, leave others as they are, and clip to all bounds.
@@ -392,6 +448,8 @@ class Gaussian(_BoxDistribution):
         if not lowest <= log_deviation_init <= highest:
             raise ValueError(f"log_deviation_init must lie in [{lowest:g}, {highest:g}], got {log_deviation_init}")
         self._log_deviation_init = float(log_deviation_init)
+        # An action without bounds has no scale but that of the first policy.
+        self.drawn_range = (-1.0, 1.0) if space.is_bounded() else (-3.0, 3.0)  # type: ignore[attr-defined]
         self._state_dependent = state_dependent_deviation
         self.noise_shape = self.action_shape
 
@@ -427,11 +485,10 @@ class Gaussian(_BoxDistribution):
         """Return the means."""
         return self.mean(outputs)
 
-    def log_prob(self, outputs: Tensor, actions: Tensor) -> Tensor:
-        """Return the sum of log-densities over dimensions."""
+    def _log_densities(self, outputs: Tensor, actions: Tensor) -> Tensor:
         means, log_deviations = _split(outputs)
         normal = (actions - means) * (-log_deviations).exp()
-        return (-0.5 * (normal.square() + _LOG_2_PI) - log_deviations).sum(-1)
+        return -0.5 * (normal.square() + _LOG_2_PI) - log_deviations
 
     def entropy(self, outputs: Tensor) -> Tensor:
         """Return the sum of log deviation + log(2 pi e) / 2 over dimensions."""
@@ -485,6 +542,7 @@ class Beta(_BoxDistribution):
 
     name = "beta"
     options = ("action_start",)
+    drawn_range = (0.0, 1.0)
 
     def __init__(self, space: Space, *, action_start: float | Sequence[float] = 0.5) -> None:
         """Serve a Box with finite bounds.
@@ -559,12 +617,10 @@ class Beta(_BoxDistribution):
     # float64, for these are differences of large numbers: float32 is off by 0.004 (log-density) and 0.02 (entropy) at
     # alpha = beta = 1e4, by a tenth of that at 1e3. Both with their gradients take 15 to 40 % longer in float64.
 
-    def log_prob(self, outputs: Tensor, actions: Tensor) -> Tensor:
-        """Return the sum of log-densities over dimensions."""
+    def _log_densities(self, outputs: Tensor, actions: Tensor) -> Tensor:
         left, right = _excess(outputs)
         actions = actions.double()
-        log_density = left * actions.log() + right * (-actions).log1p() - _log_beta(1.0 + left, 1.0 + right)
-        return log_density.sum(-1).to(outputs.dtype)
+        return left * actions.log() + right * (-actions).log1p() - _log_beta(1.0 + left, 1.0 + right)
 
     def entropy(self, outputs: Tensor) -> Tensor:
         """Return the sum of differential entropies over dimensions."""
@@ -664,6 +720,11 @@ class Composite(ActionDistribution):
         terms = zip(self._parts, self._outputs(old_outputs), self._outputs(outputs), strict=True)
         return _sum(part.kl(old, new) for part, old, new in terms)
 
+    def marginals(self, outputs: Tensor) -> list[Marginal]:
+        """Return those of all parts."""
+        parts = zip(self._parts, self._outputs(outputs), strict=True)
+        return [marginal for part, own in parts for marginal in part.marginals(own)]
+
     def to_environment(self, actions: NDArray[Any]) -> NDArray[Any]:
         """Return the elements of all parts, one after the other."""
         own = zip(self._parts, self._actions(torch.from_numpy(actions)), strict=True)
@@ -756,6 +817,10 @@ def gumbel_noise(generator: np.random.Generator, shape: tuple[int, ...]) -> NDAr
     exponential = np.maximum(generator.standard_exponential(shape), np.finfo(np.float64).tiny)
     noise: NDArray[np.float32] = -np.log(exponential).astype(np.float32)
     return noise
+
+
+def _categories(probabilities: Tensor, start: int) -> Marginal:
+    return Marginal(probabilities.double().cpu().numpy(), start=start)
 
 
 def _tensor_dtype(dtype: Any) -> torch.dtype:

@@ -187,6 +187,26 @@ def test_every_parameter_of_the_head_learns(kind: ActionDistribution) -> None:
 
 
 @every_kind
+def test_a_marginal_for_each_number_of_an_action_integrates_to_one(kind: ActionDistribution) -> None:
+    outputs = 0.5 * outputs_of(kind) - (0.5 if kind.name == "gaussian" else 0.0)
+    marginals = kind.marginals(outputs)
+    assert len(marginals) == math.prod(kind.action_shape)
+    for number, marginal in enumerate(marginals):
+        if marginal.range is None:
+            samples = draw(kind, outputs, 20_000).reshape(20_000, -1)[:, number].numpy()
+            frequencies = np.bincount(samples, minlength=len(marginal.values)) / len(samples)
+            np.testing.assert_allclose(frequencies, marginal.values, atol=0.02)
+        else:
+            low, high = marginal.range
+            samples = kind.to_environment(draw(kind, outputs, 20_000).numpy())[:, number]
+            inside = (samples > low) & (samples < high)
+            width = (high - low) / len(marginal.values)
+            assert marginal.values.sum() * width == pytest.approx(inside.mean(), abs=0.02)
+            below = (inside & (samples < low + width * 30)).mean()
+            assert marginal.values[:30].sum() * width == pytest.approx(below, abs=0.02)
+
+
+@every_kind
 def test_default_rule_is_one_of_the_rules(kind: ActionDistribution) -> None:
     assert kind.default_rule in kind.rules
     assert ("mean" in kind.rules) == kind.dtype.is_floating_point
