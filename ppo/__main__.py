@@ -228,7 +228,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def run_playback(config: Config, collective: Collective, explicit: set[str]) -> int:
-    """Import and run play, record, evaluate or report.
+    """Import and run play, record, replay, evaluate or report.
 
     Raises:
         Refusal: on all ranks alike.
@@ -242,7 +242,12 @@ def run_playback(config: Config, collective: Collective, explicit: set[str]) -> 
         return report(config, collective, explicit)
     from ppo import playback
 
-    modes = {"play": playback.play, "record": playback.record, "evaluate": playback.evaluate}
+    modes = {
+        "play": playback.play,
+        "record": playback.record,
+        "replay": playback.replay,
+        "evaluate": playback.evaluate,
+    }
     return modes[config.run.mode](config, collective, explicit)
 
 

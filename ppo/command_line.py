@@ -20,7 +20,7 @@ from ppo.settings import Refusal, did_you_mean
 
 _COMMON: Mapping[str, str] = {
     "env_name": "the world: any Gymnasium id, such as HalfCheetah-v5",
-    "mode": "train, play (watch), record (a video), evaluate, report, compare or doctor",
+    "mode": "train, play (watch), record (a video), replay, evaluate, report, compare or doctor",
     "env_steps": "how long to train, in agent steps over all environments; 2e6 will do",
     "rng_seed": "seed of every random number",
     "seeds": "train several seeds one after another and compare them: 1-5 or 1,3,7",
@@ -35,7 +35,7 @@ _COMMON: Mapping[str, str] = {
 }
 """The settings of the short help."""
 _SHORT_HELP = """\
-usage: python -m ppo [--env_name=ID] [--mode=train|play|record|evaluate|report|compare|doctor] [flags]
+usage: python -m ppo [--env_name=ID] [--mode=train|play|record|replay|evaluate|report|compare|doctor] [flags]
 
 Train, watch and record agents with PPO. A run that is started again goes on where it was.
 

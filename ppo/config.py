@@ -41,9 +41,10 @@ class RunSettings:
 
     env_name: str = "PongNoFrameskip-v4"
     """Gymnasium id of the world. `PongNoFrameskip-v4` and `ALE/Pong-v5` name the same game under the same protocol."""
-    mode: Literal["train", "play", "record", "evaluate", "report", "compare", "doctor"] = "train"
-    """train; play (watch games); record (write a video); evaluate (score many games); report (write a page about it);
-    compare (draw the curves of several runs); doctor (check this machine)."""
+    mode: Literal["train", "play", "record", "replay", "evaluate", "report", "compare", "doctor"] = "train"
+    """train; play (watch games); record (write a video); replay (write a video of a game of the training); evaluate
+    (score many games); report (write a page about it); compare (draw the curves of several runs); doctor (check this
+    machine)."""
     preset: str | None = None
     """Named settings to start from: atari, paper, cleanrl, ppo1, classic, continuous, car-racing, car-racing-discrete,
     coordconv-000, convnet-000, or a world that has its own, as CartPole. Default: the world's own, else that of its
@@ -86,6 +87,9 @@ class RunSettings:
     """Where checkpoints live: <checkpoint_dir>/<model_name>/step_<steps>."""
     run_dir: Path = Path("runs")
     """Where logs live: <run_dir>/<model_name>/."""
+    replay_megabytes: int = setting(100, at_least=0, at_most=_MOST)
+    """Megabytes for the games of a training, by which --mode=replay plays any of them again; beyond it the oldest are
+    deleted. 0: none are logged."""
     report: bool = True
     """Write <run_dir>/<model_name>/report.html at the end of a training that took ten seconds or more."""
     asset_dir: Path = Path("assets")
@@ -229,7 +233,11 @@ class PlaybackSettings:
     trained with --act=mean, say), or else the policy's own default. --deterministic is --act=mode."""
     overlay: bool = False
     """Draw beside the pictures of a video the return so far, the value, and the probabilities or densities of what the
-    agent may do. Record only."""
+    agent may do. Record and replay only."""
+    record_games: int | None = setting(None, at_least=2, at_most=_MOST)
+    """Play so many games, and record the best and the worst of them, each with its return in its name. Record only."""
+    episode: int | None = setting(None, at_least=1, at_most=MOST_STEPS)
+    """Which game of the training --mode=replay plays again: its number in episodes.csv."""
     checkpoint: str = "best"
     """Which checkpoint of the model: best, latest or a number of steps; shipped: the agent that comes with the program,
     even where there is one of your own."""
@@ -365,6 +373,10 @@ class Config:
         keep = self.run.keep_checkpoints
         valid = KEEP_CHECKPOINTS_PATTERN.fullmatch(keep) is not None
         require(valid, "keep_checkpoints", "a number from 1 on, all or every=K with such a number K", repr(keep))
+        episode = self.playback.episode
+        replays = self.run.mode == "replay"
+        rule = "the number of a game in episodes.csv for --mode=replay, and must not be set for another mode"
+        require((episode is not None) == replays, "episode", rule, episode)
         which = self.playback.checkpoint
         valid = which in ("best", "latest", "shipped") or which.isdecimal()
         require(valid, "checkpoint", "best, latest, shipped or a number of steps", which)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ppo.envs import Environments
+from ppo.envs import ArrayState, Environments
 from ppo.models.actor_critic import ActorCritic, Prediction
 from ppo.models.distributions import ActionDistribution, Rule
 from ppo.random_streams import Purpose, stream
@@ -33,6 +33,10 @@ class Game:
     episode_length: int
     is_cut: bool = False
     """It was not over: its return is that of its first steps."""
+    environment: int = 0
+    """Its slot."""
+    state: ArrayState | None = None
+    """How to begin it again, and its actions, where the environments keep that; see `Environments.take_games`."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,20 @@ class Actor:
         return self._noise[position]
 
 
+class Repeater(Actor):
+    """Takes the actions of a game that was played before; what the network says of them is only shown."""
+
+    def __init__(self, model: ActorCritic, actions: NDArray[Any]) -> None:
+        """Begin at the first of the actions (L, ...), which were sent."""
+        super().__init__(model, "mode", indices=range(1), seed=0)
+        self._actions, self._next = actions, 0
+
+    def to_environment(self, raw: Tensor) -> NDArray[Any]:
+        """Return the next action, (1, ...)."""
+        self._next += 1
+        return self._actions[self._next - 1 : self._next]
+
+
 def number_of_slots(episodes: int) -> int:
     """Return how many games of so many are played at once, over all ranks."""
     return min(episodes, _MAX_GAMES_AT_ONCE)
@@ -163,12 +181,17 @@ def play_slots(
             outputs, value = prediction.action[0].float().cpu().numpy(), float(prediction.values[0])
             so_far = float(returns[0]), int(lengths[0]), bool(ended[0])
             on_step(Step(seen, outputs, value, actions[0], float(rewards[0]), *so_far, actor.model.distribution))
+        over = np.flatnonzero(ended | (lengths >= max_steps)).tolist()
+        given_up = {position: envs.end_episode(position) for position in over if not ended[position]}
+        kept = envs.take_games() if over else []
         games = []
-        for position in np.flatnonzero(ended | (lengths >= max_steps)).tolist():
-            episode_return = info["episode_return"][position] if ended[position] else envs.end_episode(position)
+        for position in over:
+            episode_return = given_up.get(position, float(info["episode_return"][position]))
             number = current[position]
             if number is not None:
-                games.append(Game(number, float(episode_return), int(lengths[position]), not ended[position]))
+                state = kept[position][0] if kept[position] else None
+                played = episode_return, int(lengths[position]), position in given_up
+                games.append(Game(number, *played, slots[position], state))
                 current[position] = next(numbers[position], None)
             lengths[position] = returns[position] = 0
         yield games

@@ -15,6 +15,7 @@ from ppo.algorithm.rollout import Episode
 from ppo.collectives import Collective
 from ppo.config import Config
 from ppo.device import CPU, Placement
+from ppo.envs import ArrayState
 from ppo.evaluation import Evaluation
 from ppo.outputs import checkpoint
 from ppo.outputs.display import describe_return, print_line
@@ -133,9 +134,10 @@ class Loop:
         run.model.inputs.follow(rollout.observations, run.comm)
         evaluation, evaluation_seconds = self._evaluate()
         self._watchdog.enter("logging", progress.update + 1)
+        games = merge(run.comm.gather(run.envs.take_games()))
         everyone = run.comm.broadcast(merge(run.comm.gather(episodes)))
         seconds, phases, exit_code = self._agree(evaluation_seconds)
-        finished = self._count(seconds, everyone, evaluation)
+        finished = self._count(seconds, everyone, games, evaluation)
         self._trackers.log(self._metrics(seconds, phases, learnt, evaluation), finished)
         if evaluation or progress.update % config.run.checkpoint_interval == 0:
             self.save()
@@ -172,20 +174,32 @@ class Loop:
         return evaluation, time.perf_counter() - started_at
 
     def _count(
-        self, seconds: float, episodes: Sequence[Episode], evaluation: Evaluation | None
+        self,
+        seconds: float,
+        episodes: Sequence[Episode],
+        games: Sequence[Sequence[ArrayState | None]],
+        evaluation: Evaluation | None,
     ) -> list[FinishedEpisode]:
-        """Move the counters on by an update and return the games that ended in it, numbered."""
+        """Move the counters on by an update and return the games that ended in it, numbered.
+
+        Args:
+            seconds: of the update.
+            episodes: that ended in it on any rank.
+            games: how they can be played again, by environment; empty off rank 0.
+            evaluation: at its end.
+        """
         run, progress = self.run, self.run.progress
         steps_before = progress.env_steps
         progress.update += 1
         progress.env_steps += run.config.steps_per_update
         progress.seconds += seconds
         progress.evaluation_return = evaluation.return_mean if evaluation else None
-        finished = []
+        finished, states = [], [iter(own) for own in games]
         for episode in sorted(episodes, key=lambda e: (e.step, e.environment)):
             progress.episodes += 1
             progress.recent_returns.append(episode.episode_return)
-            finished.append(_numbered(episode, steps_before, run))
+            state = next(states[episode.environment], None) if states else None
+            finished.append(_numbered(episode, steps_before, run, state))
         return finished
 
     def _metrics(
@@ -278,7 +292,7 @@ def _return_in_words(run: Run) -> str:
     return describe_return({"rollout/return_mean": counters.return_mean, "rollout/episodes": counters.episodes})
 
 
-def _numbered(episode: Episode, steps_before: int, run: Run) -> FinishedEpisode:
+def _numbered(episode: Episode, steps_before: int, run: Run, state: ArrayState | None) -> FinishedEpisode:
     progress = run.progress
     return FinishedEpisode(
         episode=progress.episodes,
@@ -288,4 +302,5 @@ def _numbered(episode: Episode, steps_before: int, run: Run) -> FinishedEpisode:
         episode_return=episode.episode_return,
         episode_length=episode.episode_length,
         seconds=progress.seconds,
+        state=state,
     )

@@ -1,4 +1,4 @@
-"""Games with a frozen policy: play (watch), record (video) and evaluate (scores).
+"""Games with a frozen policy: play (watch), record (video), replay (one of the training) and evaluate (scores).
 
 The protocol is the one the agent was trained with; only what the command line names explicitly differs.
 """
@@ -10,14 +10,19 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ppo.agents import Agent, decision_of, find_agent, restore_model
 from ppo.collectives import Collective, decided_by_root, done_by_all, share
 from ppo.config import Config
 from ppo.envs import Environments, FrameListener, make_envs, world_of
-from ppo.games import Actor, Game, StepListener, mean_and_error, number_of_slots, play_slots
+from ppo.families import WorldSettings
+from ppo.games import Actor, Game, Repeater, StepListener, mean_and_error, number_of_slots, play_slots
 from ppo.outputs import checkpoint
 from ppo.outputs.display import SECONDS_BETWEEN_LINES, print_line
 from ppo.outputs.folders import require_writable, write_whole
+from ppo.outputs.game_log import find_game
+from ppo.outputs.untrusted import DamagedCheckpointError, brief
 from ppo.outputs.window import GameWindow, NoWindowError, WindowClosedError, has_display
 from ppo.random_streams import Purpose, derived_seed
 from ppo.settings import Refusal
@@ -34,6 +39,12 @@ def record(config: Config, comm: Collective, explicit: set[str]) -> int:
     """Play games on rank 0 and write them as one mp4 and one gif."""
     agent, folder = decided_by_root(comm, lambda: _find_with_folder(config, explicit, "asset_dir"))
     return decided_by_root(comm, lambda: _record(agent, folder, config))
+
+
+def replay(config: Config, comm: Collective, explicit: set[str]) -> int:
+    """Play a game of the training again on rank 0, from what was logged of it, and write it as one mp4 and one gif."""
+    agent, folder = decided_by_root(comm, lambda: _find_with_folder(config, explicit, "asset_dir"))
+    return decided_by_root(comm, lambda: _replay(agent, folder, config))
 
 
 def evaluate(config: Config, comm: Collective, explicit: set[str]) -> int:
@@ -66,6 +77,9 @@ def play_games(
     num_slots: int,
     on_frame: FrameListener | None = None,
     on_step: StepListener | None = None,
+    *,
+    keeps_games: bool = False,
+    episodes: int | None = None,
 ) -> Iterator[Game]:
     """Play this rank's share of a fixed set of games, many at once; see `ppo.games`.
 
@@ -76,12 +90,19 @@ def play_games(
         num_slots: the slots of all ranks.
         on_frame: receives the screens of the first slot.
         on_step: receives the steps of the first slot, each after its screens.
+        keeps_games: have every game with its state.
+        episodes: how many games of all ranks, if not as many as the settings say.
 
     Raises:
         Refusal: the policy's numbers overflow.
     """
     envs, actor = prepare_games(agent, slots, rng_seed=config.run.rng_seed, on_frame=on_frame)
-    sizes = {"num_slots": num_slots, "episodes": config.episodes, "max_steps": config.playback.max_game_steps}
+    envs.keeps_games = keeps_games
+    sizes = {
+        "num_slots": num_slots,
+        "episodes": episodes or config.episodes,
+        "max_steps": config.playback.max_game_steps,
+    }
     try:
         for games in play_slots(actor, envs, slots, **sizes, on_step=on_step):
             yield from games
@@ -180,17 +201,124 @@ def _play(agent: Agent, config: Config) -> int:
 
 
 def _record(agent: Agent, folder: Path, config: Config) -> int:
-    """Play into a video; return the exit code."""
+    """Play into a video, or play many games and then the best and the worst into one each; return the exit code."""
+    announce(agent)
+    path = folder / checkpoint.folder_name(agent.counters.env_steps)
+    if config.playback.record_games is None:
+        return _film(path, agent, config, lambda *listeners: play_games(agent, config, range(1), 1, *listeners))
+    best, worst = _best_and_worst(agent, config, config.playback.record_games)
+    world, seed = agent.config.world, derived_seed(config.run.rng_seed, Purpose.PLAYBACK)
+    codes = [
+        _film(
+            path.with_name(f"{path.name}-{name}-return_{game.episode_return:g}"),
+            agent,
+            config,
+            lambda *listeners, game=game: play_again(agent, world, seed, game, *listeners),
+        )
+        for name, game in (("best", best), ("worst", worst))
+    ]
+    return max(codes)
+
+
+def _best_and_worst(agent: Agent, config: Config, number: int) -> tuple[Game, Game]:
+    """Play games without drawing any; return the one of the highest and the one of the lowest return."""
+    slots = number_of_slots(number)
+    games = play_games(agent, config, range(slots), slots, keeps_games=True, episodes=number)
+    best = worst = next(games)
+    returns = [best.episode_return]
+    for game in games:
+        returns.append(game.episode_return)
+        best = max(best, game, key=lambda game: (game.episode_return, -game.number))
+        worst = min(worst, game, key=lambda game: (game.episode_return, game.number))
+    print_line(f"{number} games: mean return {statistics.fmean(returns):g}")
+    return best, worst
+
+
+def _replay(agent: Agent, folder: Path, config: Config) -> int:
+    """Play a game of the training into a video; return the exit code."""
+    assert config.playback.episode is not None
+    run_folder, trained = config.run.run_dir / agent.name, agent.manifest.config
+    try:
+        logged = find_game(run_folder, config.playback.episode)
+    except DamagedCheckpointError as error:
+        raise Refusal(f"episode {config.playback.episode} cannot be played again: {error}") from error
+    if not 0 <= logged.environment < trained.ppo.num_envs:
+        raise Refusal(f"episode {logged.number} cannot be played again: it has the environment {logged.environment}")
+    number = logged.number - 1
+    game = Game(
+        number, logged.episode_return, logged.episode_length, environment=logged.environment, state=logged.state
+    )
+    announce(agent)
+    return _film(
+        folder / f"episode_{logged.number:06}",
+        agent,
+        config,
+        # What is for training only may end an episode.
+        lambda *listeners: play_again(agent, trained.world, trained.run.rng_seed, game, *listeners),
+    )
+
+
+def play_again(
+    agent: Agent,
+    world: WorldSettings,
+    seed: int,
+    game: Game,
+    on_frame: FrameListener | None = None,
+    on_step: StepListener | None = None,
+) -> Iterator[Game]:
+    """Play a game again by its actions and yield it.
+
+    Args:
+        agent: whose network is asked for what it says of them.
+        world: the protocol under which it was played.
+        seed: of its environments.
+        game: with its state.
+        on_frame: receives the screens.
+        on_step: receives the steps.
+
+    Raises:
+        Refusal: it is no game of this world, or its world does not do again what it did.
+    """
+    env_name, environment = agent.config.run.env_name, game.environment
+    envs = make_envs(env_name, world, indices=range(environment, environment + 1), seed=seed, on_frame=on_frame)
+    which = f"game {game.number + 1} of {agent.name} cannot be played again"
+    if game.state is None:
+        raise Refusal(f"{which}: games of more than 100,000 steps are not kept")
+    try:
+        envs.keeps_games = True
+        envs.begin_again(0, game.state)
+        space = envs.single_action_space
+        actions = np.asarray(game.state["actions"]).astype(space.dtype)
+        actor = Repeater(restore_model(agent, envs), actions)
+        steps = play_slots(actor, envs, range(1), num_slots=1, episodes=1, max_steps=len(actions), on_step=on_step)
+        again = next(ended for games in steps for ended in games)
+    except (ValueError, RuntimeError) as error:
+        if isinstance(error, Refusal):
+            raise
+        raise Refusal(f"{which}: {brief(error)}") from error
+    finally:
+        envs.close()
+    same_return = (again.episode_return, again.episode_length) == (game.episode_return, game.episode_length)
+    if not same_return or again.state is None or again.state["last_seen"] != game.state["last_seen"]:
+        raise Refusal(
+            f"{which}: its world did not do again what it did (return {again.episode_return:g} after "
+            f"{again.episode_length} steps instead of {game.episode_return:g} after {game.episode_length}); it is not "
+            "deterministic, or another version of it, or its settings were changed since (--change_settings)"
+        )
+    yield game
+
+
+def _film(path: Path, agent: Agent, config: Config, play: Callable[..., Iterator[Game]]) -> int:
+    """Make a video of what is played for a listener to frames and one to steps; return the exit code."""
     from ppo.outputs.overlay import Overlay
     from ppo.outputs.video import VideoError, VideoRecorder
 
-    announce(agent)
     try:
-        with VideoRecorder(folder / checkpoint.folder_name(agent.counters.env_steps), agent.frames_per_second) as video:
+        with VideoRecorder(path, agent.frames_per_second) as video:
             overlay = Overlay(video.write, agent.action_names) if config.playback.overlay else None
             on_frame = overlay.hold if overlay else video.write
             on_step = (lambda step: overlay.end_step(decision_of(agent, step))) if overlay else None
-            for game in play_games(agent, config, range(1), 1, on_frame, on_step):
+            for game in play(on_frame, on_step):
                 print_line(describe(game))
         print_line(f"wrote {video.describe()}")
     except VideoError as error:

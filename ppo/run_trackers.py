@@ -13,6 +13,7 @@ from ppo.clips import ClipMaker
 from ppo.config import Config
 from ppo.identity import SECTIONS
 from ppo.outputs.display import make_display
+from ppo.outputs.game_log import GameLog
 from ppo.outputs.histograms import look_at
 from ppo.outputs.tensorboard import TensorBoard
 from ppo.outputs.trackers import CsvFiles, MessageFile, OutputError, Tracker, Trackers, write_config
@@ -48,9 +49,11 @@ def make_trackers(run: Run, hosts: Sequence[str]) -> Trackers:
     preset = config.run.preset
     if preset and not is_tuned_for(preset, config.run.env_name, config.family, config.env_kwargs):
         notes.append(f"preset {preset} is not tuned for {config.run.env_name}")
+    megabytes = config.run.replay_megabytes
     clips = ClipMaker(config, run.model).clip_of
     outputs: list[Tracker] = [
         CsvFiles(folder, progress.logs),
+        *([GameLog(folder, megabytes, progress.update)] if megabytes else []),
         MessageFile(folder),
         TensorBoard(
             folder,

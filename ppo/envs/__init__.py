@@ -81,6 +81,8 @@ class Environments(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], abc.ABC)
     """What each entry of a vector is called; none where it is not known."""
     on_replay: Callable[[], None] = staticmethod(lambda: None)
     """Called now and then while `set_states` plays episodes again, which may take minutes."""
+    keeps_games = False
+    """Whether games that end are kept for `take_games`."""
     _sent: NDArray[Any]
 
     @property
@@ -98,6 +100,24 @@ class Environments(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], abc.ABC)
 
     def end_episode(self, position: int) -> float:
         """Begin the next episode of one environment and return the raw return of the one given up; of lean engines."""
+        raise NotImplementedError
+
+    def take_games(self) -> list[list[ArrayState | None]]:
+        """Return, for each environment, the games that have ended since the last call, in order.
+
+        A game is how it began, in arrays of fixed shapes, its `actions` (L, *action_shape) and `last_seen` (1,), a
+        checksum of the last observation. It is None where it cannot be played again; the vector engine returns none.
+        """
+        return [[] for _ in range(self.num_envs)]
+
+    def begin_again(self, position: int, game: ArrayState) -> None:
+        """Begin a game of `take_games` again: its actions, sent one by one, lead to what they led to; lean engines.
+
+        The game may come from a file that anyone wrote: it is checked first.
+
+        Raises:
+            ValueError: it is no game of this environment.
+        """
         raise NotImplementedError
 
     @abc.abstractmethod

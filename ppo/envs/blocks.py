@@ -1,14 +1,16 @@
 """What blocks of environments of all kinds share: their spaces, and the arrays that steps leave their results in."""
 
+import zlib
 from typing import Any
 
 import gymnasium
+import numpy as np
 from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from ppo.envs import Environments, StepResult
+from ppo.envs import ArrayState, Environments, StepResult
 from ppo.envs.arrays import StepArrays
 
 
@@ -32,6 +34,17 @@ class Block(Environments):
         self.single_observation_space, self.single_action_space = observation_space, action_space
         self.observation_space = batch_space(observation_space, self.num_envs)
         self.action_space = batch_space(action_space, self.num_envs)
+        self._ended: list[list[ArrayState | None]] = [[] for _ in range(self.num_envs)]
+
+    def keep_game(self, position: int, game: ArrayState | None, last_seen: NDArray[Any]) -> None:
+        """Keep a game that has ended for `take_games`, with a checksum of its last observation."""
+        seen = np.array([zlib.crc32(last_seen.tobytes())], np.int64)
+        self._ended[position].append(None if game is None else {**game, "last_seen": seen})
+
+    def take_games(self) -> list[list[ArrayState | None]]:
+        """Return the games that have ended since the last call; see `Environments.take_games`."""
+        games, self._ended = self._ended, [[] for _ in range(self.num_envs)]
+        return games
 
 
 class BlockInHalves(Block):

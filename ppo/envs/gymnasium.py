@@ -17,7 +17,7 @@ from gymnasium.spaces import Discrete
 from numpy.typing import NDArray
 
 from ppo.envs import LEAN, ArrayState, Engine, Environments, FrameListener, Spaces, StepResult
-from ppo.envs.action_log import ActionLog, saved_length
+from ppo.envs.action_log import MAX_SAVED_ACTIONS, ActionLog, saved_length
 from ppo.envs.actions import ActionSpace, CompositeSpace, action_space
 from ppo.envs.arrays import StepArrays
 from ppo.envs.blocks import Block
@@ -179,14 +179,26 @@ class GymnasiumEnvironments(Block):
             arrays.episode_return[position] = self._returns[position]
             arrays.episode_length[position] = self._log.lengths[position]
             arrays.final_obs[position] = self._rows[position]
-            self._begin(position, self._episodes[position] + 1)
+            self._begin_next(position)
         return arrays.result()
 
     def end_episode(self, position: int) -> float:
         """Begin the next episode of one environment and return the raw return of the one given up."""
         episode_return = float(self._returns[position])
-        self._begin(position, self._episodes[position] + 1)
+        self._begin_next(position)
         return episode_return
+
+    def begin_again(self, position: int, game: ArrayState) -> None:
+        """Begin an episode again by its number; see `Environments.begin_again`."""
+        of = f"of environment {self._indices[position]}"
+        if set(game) != {"episode", "actions", "last_seen"}:
+            raise ValueError(f"the game {of} must be ['actions', 'episode', 'last_seen'], got {sorted(game)}")
+        episode, actions, space = game["episode"], game["actions"], self.single_action_space
+        if episode.shape != (1,) or episode.dtype.kind not in "iu" or not 0 <= episode[0] < MOST_STEPS:
+            raise ValueError(f"the episode {of} must be a number from 0 on, below 2^48")
+        if actions.shape[1:] != space.shape or not self._log.could_be_sent(actions):
+            raise ValueError(f"the actions {of} must be of {space}")
+        self._begin(position, int(episode[0]))
 
     def get_states(self) -> list[dict[str, NDArray[Any]]]:
         """Return each current episode's number and length, the actions sent in it and what they led to."""
@@ -222,6 +234,14 @@ class GymnasiumEnvironments(Block):
         """Close every environment."""
         for env in self._envs:
             env.close()
+
+    def _begin_next(self, position: int) -> None:
+        """Begin the next episode of an environment, and keep the one that has ended."""
+        if self.keeps_games:
+            is_known = self._log.lengths[position] <= MAX_SAVED_ACTIONS
+            game = {"episode": np.array([self._episodes[position]], np.int64), "actions": self._log.saved(position)}
+            self.keep_game(position, game if is_known else None, self._rows[position])
+        self._begin(position, self._episodes[position] + 1)
 
     def _begin(self, position: int, episode: int) -> None:
         env = self._envs[position]

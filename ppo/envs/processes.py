@@ -84,10 +84,11 @@ class ProcessEnvironments(BlockInHalves):
 
     def get_states(self) -> list[dict[str, NDArray[Any]]]:
         """Return what the lean engine does."""
-        states: dict[int, dict[str, NDArray[Any]]] = {}
-        for process, own in zip(self._processes, self._ask("get_states"), strict=True):
-            states |= dict(zip(process.positions, own, strict=True))
-        return [states[position] for position in range(self.num_envs)]
+        return self._ask_for_each("get_states")
+
+    def take_games(self) -> list[list[ArrayState | None]]:
+        """Return what the lean engine does."""
+        return self._ask_for_each("take_games")
 
     def set_states(self, states: Sequence[ArrayState]) -> list[int]:
         """Play every current episode again, each process its own; see `Environments.set_states`."""
@@ -103,6 +104,13 @@ class ProcessEnvironments(BlockInHalves):
             process.hang_up()
         for process in self._processes:
             process.end()
+
+    def _ask_for_each(self, name: str) -> list[Any]:
+        """Return what the processes answer, an item for each environment, in the order of the environments."""
+        items: dict[int, Any] = {}
+        for process, own in zip(self._processes, self._ask(name), strict=True):
+            items |= dict(zip(process.positions, own, strict=True))
+        return [items[position] for position in range(self.num_envs)]
 
     def _ask(self, name: str, *arguments: Sequence[Any]) -> list[Any]:
         """Let all processes do something at once, each with its own item of the arguments, and return the answers."""

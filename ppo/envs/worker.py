@@ -122,6 +122,7 @@ class Worker:
                     arrays=memory.arrays[part],
                 )
                 self._blocks[group].on_replay = on_replay
+                self._blocks[group].keeps_games = True
 
     def step(self, group: int) -> None:
         """Step the environments of a group."""
@@ -147,6 +148,10 @@ class Worker:
     def get_states(self) -> list[ArrayState]:
         """Return all states."""
         return [state for block in self._blocks.values() for state in block.get_states()]
+
+    def take_games(self) -> list[list[ArrayState | None]]:
+        """Return all games that have ended."""
+        return [games for block in self._blocks.values() for games in block.take_games()]
 
     def check_states(self, states: Sequence[ArrayState]) -> None:
         """Refuse what is no state."""

@@ -91,6 +91,16 @@ def read_tensor_file(path: Path, size: int, sha256: str, fit: Callable[[Specific
         _require_hash(path, hashlib.sha256(content), file, sha256)
     if wrong:
         raise Refusal(f"the tensors in {path} do not fit these settings: {wrong}")
+    return decode_tensors(content, path)
+
+
+def decode_tensors(content: bytes, path: Path) -> Tensors:
+    """Return the tensors of a file's content.
+
+    Raises:
+        DamagedCheckpointError: it is not such content, or holds numbers no training would leave; names the file.
+    """
+    declared = declared_in(content, path)
     with only_damage(path):
         tensors = safetensors.torch.load(content)
         if specification(tensors) != declared:

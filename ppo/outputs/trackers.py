@@ -4,6 +4,7 @@
         config.json          the settings, and what they ran with
         progress.csv         a row per update
         episodes.csv         a row per finished game, raw return of the whole game
+        games/               those games, to be played again (`ppo.outputs.game_log`)
         messages.txt         what was said of the run, with the time
         events.out.tfevents  the same as progress.csv, for TensorBoard, and what only it shows: see `tensorboard.py`
 
@@ -25,6 +26,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
+
+from numpy.typing import NDArray
 
 from ppo.config import Config
 from ppo.outputs.folders import GrowingFile, rename_aside, write_whole
@@ -49,6 +52,8 @@ class FinishedEpisode:
     episode_return: float
     episode_length: int
     seconds: float
+    state: Mapping[str, NDArray[Any]] | None = None
+    """How it began and its actions, by which it can be played again; None where that is not known."""
 
 
 class OutputError(OSError):

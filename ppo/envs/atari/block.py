@@ -75,14 +75,20 @@ class AtariEnvironments(Block):
             arrays.episode_return[position] = game.episode_return
             arrays.episode_length[position] = game.episode_length
             self._final_stacks[position] = self._stacks[position]
-            self._begin(position)
+            self._begin_next(position)
         return arrays.result()
 
     def end_episode(self, position: int) -> float:
         """Begin the next game of one environment and return the raw return of the one given up."""
         episode_return = self._games[position].episode_return
-        self._begin(position)
+        self._begin_next(position)
         return episode_return
+
+    def begin_again(self, position: int, game: ArrayState) -> None:
+        """Begin a game again as it began; see `Environments.begin_again`."""
+        self._games[position].check_game(game)
+        self._games[position].rewind(game)
+        self._begin(position)
 
     def get_states(self) -> list[dict[str, NDArray[Any]]]:
         """Return the starts of the current games, the actions since, and digests of the resulting states."""
@@ -126,6 +132,12 @@ class AtariEnvironments(Block):
             self._push(position)
         game.muted = False
         return not over and bool(np.array_equal(game.digest(self._stacks[position]), state["digest"]))
+
+    def _begin_next(self, position: int) -> None:
+        """Begin the next game of an environment, and keep the one that has ended."""
+        if self.keeps_games:
+            self.keep_game(position, self._games[position].state(), self._stacks[position])
+        self._begin(position)
 
     def _begin(self, position: int) -> None:
         # A new game's stack is zeros and then its first screen, as in AtariVectorEnv.

@@ -192,6 +192,20 @@ class AtariGame:
         if (actions >= len(self.actions)).any():
             raise ValueError(f"the saved actions {of} must be below {len(self.actions)}, got {actions.max()}")
 
+    def check_game(self, game: ArrayState) -> None:
+        """Check that `game` could be the whole of a game, as it is kept when it ends.
+
+        Raises:
+            ValueError: it cannot; the message says why.
+        """
+        if "last_seen" not in game:
+            raise ValueError(f"the game of environment {self.index} must have last_seen, got {sorted(game)}")
+        game, actions = {**game}, game.get("actions", np.empty(0))
+        del game["last_seen"]
+        # The last step alone may be one that reaches the limit.
+        for part in (actions[:-1], actions[-1:]):
+            self.check({**game, "actions": part, "digest": np.zeros(_DIGEST_BYTES, np.uint8)})
+
     def rewind(self, state: ArrayState) -> None:
         """Restore the moment before the `reset` that began the game of `state`, which must have passed `check`."""
         if self.episode >= 0:

@@ -1,0 +1,286 @@
+"""The games of a training, each as it began and the actions since, so that any of them can be played again.
+
+    runs/<model_name>/games/000000000001.games      named after the first game in it
+
+A file is a sequence of blocks, each with the games that ended between two checkpoints, or with fewer if they are long:
+a header, and arrays that are compressed together. The games are the rows of episodes.csv, of all ranks; rank 0 writes.
+A resumed run cuts off the blocks behind its checkpoint, so that the log holds what that of a run that was never stopped
+does; only headers are read for that. Beyond a number of bytes the oldest file is deleted.
+
+Whoever wrote a log, reading one executes nothing: a block is hashed, bounded and decoded as a checkpoint is.
+"""
+
+import contextlib
+import os
+import stat
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ppo.outputs.folders import GrowingFile, rename_aside
+from ppo.outputs.tensor_file import MAX_FILE_BYTES, decode_tensors, encode_tensors
+from ppo.outputs.trackers import FinishedEpisode, Metrics, OutputError
+from ppo.outputs.untrusted import DamagedCheckpointError, only_damage, open_regular
+from ppo.settings import Refusal
+
+_MEGABYTE = 1_000_000
+_FILES = 16
+"""Into which the allowed bytes are divided, as many as are needed: the oldest is deleted as a whole."""
+_BYTES_AT_ONCE = 1_000_000
+"""Of games that wait for the next checkpoint: what a resumed run would play again need not be written before."""
+_SUFFIX = ".games"
+_MAGIC = b"PPOGAME1"
+# Last update, number of the first and of the last game, bytes of the block behind it and when unpacked, their CRC-32.
+_HEADER = struct.Struct("<8sQQQQQI")
+_STATE = "state/"
+
+GameState = dict[str, NDArray[Any]]
+"""How a game began, and `actions`: see `Environments.take_games`."""
+
+
+@dataclass(frozen=True)
+class LoggedGame:
+    """A game of a training."""
+
+    number: int
+    environment: int
+    episode_return: float
+    episode_length: int
+    state: GameState
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Games that ended one after the other, as the header of a block says."""
+
+    update: int
+    first: int
+    last: int
+    num_bytes: int
+    num_unpacked: int
+    crc: int
+
+
+class GameLog:
+    """Writes the games that end; a tracker."""
+
+    def __init__(self, folder: Path, megabytes: int, update: int) -> None:
+        """Prepare to append to the log of a run.
+
+        Args:
+            folder: of the run.
+            megabytes: what the log may take.
+            update: the run's last one; blocks of later ones are cut off before the first game is added.
+        """
+        self.notes: list[str] = []
+        self._folder, self._bytes, self._update = folder / "games", megabytes * _MEGABYTE, update
+        self._has_begun = False
+        self._games: list[FinishedEpisode] = []
+        self._waiting = 0
+        self._file: GrowingFile | None = None
+
+    def log(self, metrics: Metrics, episodes: Sequence[FinishedEpisode]) -> None:
+        """Take note of the games of an update; they are written with the next checkpoint, or when they are many."""
+        for game in episodes:
+            if game.state is not None:
+                self._games.append(game)
+                self._waiting += sum(array.nbytes for array in game.state.values())
+        if self._waiting >= min(_BYTES_AT_ONCE, self._bytes // _FILES):
+            self._write()
+
+    def say(self, text: str) -> None:
+        """Words are not for games."""
+
+    def sync(self) -> None:
+        """Have all games on disk."""
+        self._write()
+        with self._trouble():
+            if self._file is not None and self._file.length:
+                self._file.sync()
+
+    def close(self) -> None:
+        """Write what waits, for the last time."""
+        self._write()
+
+    def _write(self) -> None:
+        """Write what waits, as one block, and delete the oldest files while all of them take too much."""
+        with self._trouble():
+            if not self._has_begun:
+                self._begin()
+            if self._games:
+                block, first = _encode(self._games), self._games[0].episode
+                if self._file is None or self._file.length + len(block) > self._bytes // _FILES:
+                    self._file = self._next_file(first)
+                self._file.add(block)
+                self._games, self._waiting = [], 0
+            if self._file is not None and self._file.num_waiting and self._file.write():
+                self.notes.append(f"WARNING: {self._file.path} was removed during the run; it is begun again")
+
+    def _begin(self) -> None:
+        """Cut off what the checkpoint does not count, and go on with the last file."""
+        for path in _files_in(self._folder):
+            kept, size = _kept_bytes(path, self._update)
+            if kept is None:
+                self.notes.append(f"WARNING: {path} is no log of games; it was renamed to {rename_aside(path)}")
+            elif kept == 0:
+                path.unlink()
+            else:
+                if kept < size:
+                    os.truncate(path, kept)
+                self._file = GrowingFile(path, size=kept)
+        self._has_begun = True
+
+    def _next_file(self, first: int) -> GrowingFile:
+        """Begin a file with a game, once the one before has all that it is to have, and make room for it."""
+        if self._file is not None and self._file.num_waiting:
+            self._file.write()
+        paths = _files_in(self._folder)
+        sizes = [os.lstat(path).st_size for path in paths]
+        while paths and sum(sizes) > self._bytes - self._bytes // _FILES:
+            paths.pop(0).unlink(missing_ok=True)
+            sizes.pop(0)
+        return GrowingFile(self._folder / f"{first:012}{_SUFFIX}")
+
+    @contextlib.contextmanager
+    def _trouble(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(
+                f"the games in {self._folder} cannot be written ({error.strerror}); training goes on, what is "
+                "missing is kept and written when it can be",
+                relief=f"the games in {self._folder} are written again",
+            ) from error
+
+
+def find_game(run_folder: Path, number: int) -> LoggedGame:
+    """Return a game of a training by its number in episodes.csv.
+
+    Raises:
+        Refusal: it is not in the log; says which games are.
+        DamagedCheckpointError: the log is damaged where the game should be.
+    """
+    folder = run_folder / "games"
+    paths = _files_in(folder)
+    first = last = 0
+    for path in paths:
+        with open_regular(path, MAX_FILE_BYTES) as (file, size):
+            for block, at in _blocks(file, size):
+                first, last = first or block.first, block.last
+                if block.first <= number <= block.last:
+                    file.seek(at)
+                    games = _decode(path, block, file.read(block.num_bytes))
+                    found = next((game for game in games if game.number == number), None)
+                    if found is not None:
+                        return found
+    if not last:
+        raise Refusal(
+            f"episode {number} cannot be played again: there are no games in {folder}; they are logged from this "
+            "version on, unless --replay_megabytes=0 or --env_engine=vector"
+        )
+    raise Refusal(
+        f"episode must be one of those in {folder}, from {first} to {last}, got {number}; the oldest are deleted where "
+        "all take more than --replay_megabytes, and episodes of more than 100,000 steps are not logged"
+    )
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """Return the files of a log, oldest first."""
+    try:
+        names = sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [folder / n for n in names if n.endswith(_SUFFIX) and n[: -len(_SUFFIX)].isdecimal() and n.isascii()]
+
+
+def _blocks(file: BufferedReader, size: int) -> Iterator[tuple[_Block, int]]:
+    """Yield the whole blocks of a file, each with where its data begins; what is behind the last is ignored."""
+    at = 0
+    while at + _HEADER.size <= size:
+        file.seek(at)
+        magic, *numbers = _HEADER.unpack(file.read(_HEADER.size))
+        block = _Block(*numbers)
+        if magic != _MAGIC or block.num_bytes > size - at - _HEADER.size:
+            return
+        yield block, at + _HEADER.size
+        at += _HEADER.size + block.num_bytes
+
+
+def _kept_bytes(path: Path, update: int) -> tuple[int | None, int]:
+    """Return the bytes of a file's blocks up to an update, and all it has; None for what is no such file."""
+    if not stat.S_ISREG(os.lstat(path).st_mode):
+        return None, 0
+    with open(path, "rb") as file:
+        size, kept = os.fstat(file.fileno()).st_size, 0
+        for block, at in _blocks(file, size):
+            if block.update > update:
+                break
+            kept = at + block.num_bytes
+    return kept, size
+
+
+def _encode(games: Sequence[FinishedEpisode]) -> bytes:
+    """Return a block: what all games have is stacked, the actions stand one after the other."""
+    arrays: dict[str, NDArray[Any]] = {
+        "number": np.array([game.episode for game in games], np.int64),
+        "environment": np.array([game.environment for game in games], np.int64),
+        "episode_return": np.array([game.episode_return for game in games], np.float64),
+        "episode_length": np.array([game.episode_length for game in games], np.int64),
+    }
+    states = [game.state for game in games if game.state is not None]
+    for name in states[0]:
+        parts = [state[name] for state in states]
+        arrays[_STATE + name] = _narrow(np.concatenate(parts)) if name == "actions" else np.stack(parts)
+    unpacked = encode_tensors({name: torch.from_numpy(array) for name, array in arrays.items()})
+    packed = zlib.compress(unpacked, 1)
+    numbers = (games[-1].update, games[0].episode, games[-1].episode, len(packed), len(unpacked), zlib.crc32(packed))
+    return _HEADER.pack(_MAGIC, *numbers) + packed
+
+
+def _narrow(actions: NDArray[Any]) -> NDArray[Any]:
+    """Return small whole numbers as bytes, which are compressed faster and to less."""
+    is_small = actions.dtype == np.int64 and actions.size and actions.min() >= 0 and actions.max() < 256
+    return actions.astype(np.uint8) if is_small else actions
+
+
+def _decode(path: Path, block: _Block, packed: bytes) -> list[LoggedGame]:
+    """Return the games of a block.
+
+    Raises:
+        DamagedCheckpointError: they are not as this program writes them.
+    """
+    with only_damage(path):
+        if block.num_unpacked > MAX_FILE_BYTES or zlib.crc32(packed) != block.crc:
+            raise DamagedCheckpointError("is damaged")
+        unpacker = zlib.decompressobj()
+        unpacked = unpacker.decompress(packed, max(1, block.num_unpacked))
+        if len(unpacked) != block.num_unpacked or unpacker.unconsumed_tail:
+            raise DamagedCheckpointError("is damaged")
+        arrays = {name: tensor.numpy() for name, tensor in decode_tensors(unpacked, path).items()}
+        number, environment, returns, lengths = (
+            arrays.pop(name).astype(kind, casting="safe")
+            for name, kind in (
+                ("number", np.int64),
+                ("environment", np.int64),
+                ("episode_return", np.float64),
+                ("episode_length", np.int64),
+            )
+        )
+        ends = np.cumsum(lengths)
+        if (lengths < 0).any() or len(arrays[f"{_STATE}actions"]) != (ends[-1] if len(ends) else 0):
+            raise DamagedCheckpointError("has other numbers of actions than its games have steps")
+        games = []
+        for place in range(len(number)):
+            state = {name.removeprefix(_STATE): array[place] for name, array in arrays.items()}
+            state["actions"] = arrays[f"{_STATE}actions"][ends[place] - lengths[place] : ends[place]]
+            of = int(number[place]), int(environment[place]), float(returns[place]), int(lengths[place])
+            games.append(LoggedGame(*of, state))
+        return games
