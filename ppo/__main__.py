@@ -240,6 +240,10 @@ def run_playback(config: Config, collective: Collective, explicit: set[str]) -> 
         from ppo.report.run_report import report
 
         return report(config, collective, explicit)
+    if config.playback.checkpoint == "all":
+        from ppo.film import record_all
+
+        return record_all(config, collective, explicit)
     from ppo import playback
 
     modes = {

@@ -92,6 +92,26 @@ def find_agent(config: Config, explicit: set[str]) -> Agent:
     return _choose_shipped(config, explicit, load, notes)
 
 
+def find_agents(config: Config, explicit: set[str], most: int) -> list[Agent]:
+    """Find the checkpoints of the user's own agent that the settings name, in the order of their steps.
+
+    Args:
+        config: the settings of this invocation; its checkpoint does not count.
+        explicit: the settings its command line names.
+        most: where there are more, so many of them at even distances, the first and the last among them.
+
+    Raises:
+        Refusal: there is none, or they do not fit the settings.
+    """
+    own = _find_own(config)
+    whole = [folder for folder in checkpoint.list_checkpoints(own) if checkpoint.is_whole(folder)] if own else []
+    if not whole:
+        raise Refusal(_no_agent(config))
+    places = {round(place * (len(whole) - 1) / max(1, most - 1)) for place in range(most)}
+    chosen = [str(checkpoint.steps_of(whole[place])) for place in sorted(places) if place < len(whole)]
+    return [find_agent(config.replace_settings({"checkpoint": steps}), explicit) for steps in chosen]
+
+
 def world_in(folder: Path) -> str | None:
     """Return the world of the agent in a folder, which is one checkpoint or holds those of a run; None without agent.
 

@@ -240,7 +240,7 @@ class PlaybackSettings:
     """Which game of the training --mode=replay plays again: its number in episodes.csv."""
     checkpoint: str = "best"
     """Which checkpoint of the model: best, latest or a number of steps; shipped: the agent that comes with the program,
-    even where there is one of your own."""
+    even where there is one of your own; all: the same game by each that was kept, side by side (record only)."""
     runs: str | None = None
     """Runs to compare, by name (one without a seed stands for all its seeds) or by folder: --runs A B or --runs=A,B."""
 
@@ -378,8 +378,12 @@ class Config:
         rule = "the number of a game in episodes.csv for --mode=replay, and must not be set for another mode"
         require((episode is not None) == replays, "episode", rule, episode)
         which = self.playback.checkpoint
-        valid = which in ("best", "latest", "shipped") or which.isdecimal()
-        require(valid, "checkpoint", "best, latest, shipped or a number of steps", which)
+        valid = which in ("best", "latest", "shipped", "all") or which.isdecimal()
+        require(valid, "checkpoint", "best, latest, shipped, all or a number of steps", which)
+        is_film = which == "all"
+        alone = self.run.mode == "record" and not (self.playback.overlay or self.playback.record_games)
+        rule = "best, latest, shipped or a number of steps, except for --mode=record without overlay and record_games"
+        require(not is_film or alone, "checkpoint", rule, which)
 
     def replace_settings(self, settings: Mapping[str, Any]) -> "Config":
         """Return a copy with the named settings changed, whatever section they stand in."""

@@ -81,7 +81,24 @@ def play_games(
     keeps_games: bool = False,
     episodes: int | None = None,
 ) -> Iterator[Game]:
-    """Play this rank's share of a fixed set of games, many at once; see `ppo.games`.
+    """Play this rank's share of a fixed set of games, many at once; see `play_steps`."""
+    steps = play_steps(agent, config, slots, num_slots, on_frame, on_step, keeps_games=keeps_games, episodes=episodes)
+    for games in steps:
+        yield from games
+
+
+def play_steps(
+    agent: Agent,
+    config: Config,
+    slots: range,
+    num_slots: int,
+    on_frame: FrameListener | None = None,
+    on_step: StepListener | None = None,
+    *,
+    keeps_games: bool = False,
+    episodes: int | None = None,
+) -> Iterator[list[Game]]:
+    """Play this rank's share of a fixed set of games and yield, after every step, those that ended; see `ppo.games`.
 
     Args:
         agent: the policy.
@@ -98,14 +115,9 @@ def play_games(
     """
     envs, actor = prepare_games(agent, slots, rng_seed=config.run.rng_seed, on_frame=on_frame)
     envs.keeps_games = keeps_games
-    sizes = {
-        "num_slots": num_slots,
-        "episodes": episodes or config.episodes,
-        "max_steps": config.playback.max_game_steps,
-    }
+    sizes = {"num_slots": num_slots, "episodes": episodes or config.episodes}
     try:
-        for games in play_slots(actor, envs, slots, **sizes, on_step=on_step):
-            yield from games
+        yield from play_slots(actor, envs, slots, **sizes, max_steps=config.playback.max_game_steps, on_step=on_step)
     except FloatingPointError as error:
         raise Refusal(f"{agent.name} at {agent.counters.env_steps} steps cannot be played: {error}") from error
     envs.close()

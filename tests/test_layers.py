@@ -29,6 +29,7 @@ LAYERS = (
         "run",
         "run_trackers",
         "playback",
+        "film",
         "start",
         "loop",
         "report",
