@@ -183,6 +183,14 @@ def test_it_plays_at_the_games_speed(pong):
     assert 20 <= steps <= 33  # 15 a second
 
 
+def test_the_actions_of_the_game_are_counted(pong):
+    shares = numbers(
+        pong, "document.querySelectorAll('#taken-groups td.numeric'), (cell) => parseFloat(cell.textContent)"
+    )
+    taken = numbers(pong, "player.game.allActions").astype(int)
+    np.testing.assert_allclose(shares, 100 * np.bincount(taken, minlength=6) / len(taken), atol=0.06)
+
+
 def test_a_vector_can_be_moved_by_sliders_and_continuous_actions_are_drawn(browser, folder):
     browser.open(folder / "runs/ppo-ContinuousCartPole-v0/report.html")
     browser.wait_for("document.documentElement.dataset.checked")

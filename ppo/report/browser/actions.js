@@ -184,3 +184,39 @@ class PolicyView {
     spoken.push(`${group.title} ${short(group.mean)}`);
   }
 }
+
+const BINS_OF_ACTIONS = 24;
+
+/** Show how often each action was taken over the game. */
+function fillActionCounts(game) {
+  const holder = byId("taken-groups"), groups = readPolicy(game, new Float32Array(game.numOutputs));
+  const dimension = (number) => Array.from({ length: game.steps }, (_, step) => game.actionAt(step)[number]);
+  groups.forEach((group, number) => {
+    if (group.title) holder.append(element("h4", { text: group.title }));
+    if (group.density) {
+      const counts = new Array(BINS_OF_ACTIONS).fill(0), width = (group.high - group.low) / BINS_OF_ACTIONS;
+      for (const value of dimension(number)) {
+        counts[Math.max(0, Math.min(BINS_OF_ACTIONS - 1, Math.floor((value - group.low) / width)))]++;
+      }
+      const chartHolder = element("div", { class: "chart" });
+      holder.append(chartHolder);
+      const middles = counts.map((_, place) => group.low + (place + 0.5) * width);
+      const state = chart(chartHolder, { x: middles, xLabel: group.title, height: 120, legend: false,
+        label: `How often each value of ${group.title} was sent`,
+        series: [{ label: "steps", values: counts, colour: "c1", bars: true }] });
+      holder.append(tableOf(state));
+      return;
+    }
+    const counts = group.labels.map((_, place) => group.bits
+      ? dimension(place).filter((value) => value > 0).length
+      : dimension(number).filter((value) => value === place).length);
+    holder.append(element("table", { class: "bars" }, group.labels.map((label, place) => {
+      const bar = element("span", { class: "bar" });
+      bar.style.width = `${100 * counts[place] / game.steps}%`;
+      return element("tr", {}, [element("th", { scope: "row", text: label.replaceAll("_", " ") }),
+        element("td", { class: "wide" }, [element("span", { class: "track" }, [bar])]),
+        element("td", { class: "numeric", text: `${(100 * counts[place] / game.steps).toFixed(1)} %` })]);
+    })));
+  });
+  byId("taken").hidden = !groups.length;
+}

@@ -20,6 +20,7 @@ function fillGame(content, array) {
     `${whole} by the saved agent${score}: the first one of its seed, not a chosen one. ${content.reason || ""}`;
   byId("stage").hidden = false;
   player = new Player(game, network);
+  fillActionCounts(game);
   if (network) check(game, network);
 }
 

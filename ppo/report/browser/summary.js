@@ -19,7 +19,6 @@ const CURVES = [
     "How much of the returns the value predicts: 1 is all, 0 is nothing, below 0 is worse than a constant."],
   ["Value loss", "update/value_loss", "c6",
     "The error of the value. It may rise while the policy improves, since there is more return to predict."],
-  ["Speed", "time/steps_per_second", "c1", "Agent steps a second over all environments, everything included."],
   ["Learning rate", "update/learning_rate", "c2", "The size of Adam's steps."],
 ];
 
@@ -146,6 +145,11 @@ function fillCurves(data) {
     add(grid, title, help, { group: "curves", height: 150 },
       () => ({ x: axis.of(curves), series: [{ label: title.toLowerCase(), values: curves[column], colour: shade }] }));
   }
+  if (curves["time/steps_per_second"].some((value) => value !== null)) {
+    add(grid, "Speed", "Agent steps a second over all environments, and what it would be if ranks did nothing but step the "
+      + "world, act and learn: the difference is exchange, waiting, evaluations and checkpoints.",
+    { group: "curves", height: 150 }, () => ({ x: axis.of(curves), series: speeds(data) }));
+  }
   for (const [column, title, help] of [
     ["return", "Returns of the newest games", "How often a return occurs: a second hump is a second way to play, or to fail."],
     ["length", "Lengths of the newest games", "In agent steps."],
@@ -172,6 +176,18 @@ function histogramCard(grid, title, help, histogram) {
     x: middles, xLabel: title.split(" ")[0].toLowerCase().replace(/s$/, ""), height: 150,
     series: [{ label: "games", values: counts, colour: "c1", bars: true }],
   });
+}
+
+/** The speed, and its limit where the number of steps of an update is known. */
+function speeds({ curves, settings }) {
+  const series = [{ label: "speed", values: curves["time/steps_per_second"], colour: "c1" }];
+  if (!settings.ppo) return series;
+  const steps = settings.ppo.num_envs * settings.ppo.rollout_steps;
+  const limit = curves["time/env"].map((_, row) => {
+    const busy = ["time/env", "time/inference", "time/learn"].map((column) => curves[column][row]);
+    return busy.includes(null) ? null : steps / busy.reduce((sum, value) => sum + value, 0);
+  });
+  return [...series, { label: "limit", values: limit, colour: "soft" }];
 }
 
 /** Phases stacked: each line is the sum of the phases up to it. */
