@@ -33,6 +33,8 @@ class Game:
     episode_length: int
     is_cut: bool = False
     """It was not over: its return is that of its first steps."""
+    is_timed_out: bool = False
+    """The world's time limit ended it."""
     environment: int = 0
     """Its slot."""
     state: ArrayState | None = None
@@ -190,7 +192,8 @@ def play_slots(
             number = current[position]
             if number is not None:
                 state = kept[position][0] if kept[position] else None
-                played = episode_return, int(lengths[position]), position in given_up
+                timed_out = bool(truncated[position] and not terminated[position])
+                played = episode_return, int(lengths[position]), position in given_up, timed_out
                 games.append(Game(number, *played, slots[position], state))
                 current[position] = next(numbers[position], None)
             lengths[position] = returns[position] = 0

@@ -157,6 +157,7 @@ def statistics_of(games: Sequence[Game], agent: Agent, config: Config) -> dict[s
         "env_steps": agent.counters.env_steps,
         "episodes": len(returns),
         "episodes_cut": sum(game.is_cut for game in games),
+        "episodes_timed_out": sum(game.is_timed_out for game in games),
         "return_mean": mean,
         "return_stderr": error,
         "return_median": statistics.median(returns),

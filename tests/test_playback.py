@@ -275,4 +275,9 @@ def test_a_game_that_its_settings_let_go_on_for_ever_is_cut(mode, trained, tmp_p
 
 def test_a_game_that_ends_by_itself_is_not_cut(trained):
     result = last_line(ppo(trained, "--env_name=CartPole-v1", "--mode=evaluate", "--episodes=3"))
-    assert (result["episodes_cut"], result["max_game_steps"]) == (0, 27_000)
+    assert (result["episodes_cut"], result["episodes_timed_out"], result["max_game_steps"]) == (0, 0, 27_000)
+
+
+def test_a_game_that_the_worlds_time_limit_ends_is_counted_as_such(tmp_path):
+    flags = ["--env_name=Pendulum-v1", "--checkpoint=shipped", "--mode=evaluate", "--episodes=2"]
+    assert last_line(ppo(tmp_path, *flags))["episodes_timed_out"] == 2
