@@ -84,6 +84,7 @@ setup(
         "safetensors>=0.4",
         "tensorboard>=2.16",
         "matplotlib>=3.8",
+        "werkzeug>=3.0",  # TensorBoard installs it anyway
         "filelock>=3.31",  # older ones fall back to a lock that outlives its process
     ],
     extras_require={

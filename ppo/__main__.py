@@ -228,7 +228,7 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def run_playback(config: Config, collective: Collective, explicit: set[str]) -> int:
-    """Import and run play, record, replay, evaluate or report.
+    """Import and run play, watch, record, replay, evaluate or report.
 
     Raises:
         Refusal: on all ranks alike.
@@ -240,6 +240,10 @@ def run_playback(config: Config, collective: Collective, explicit: set[str]) -> 
         from ppo.report.run_report import report
 
         return report(config, collective, explicit)
+    if config.run.mode == "watch":
+        from ppo.viewer.watch import watch
+
+        return watch(config, collective, explicit)
     if config.playback.checkpoint == "all":
         from ppo.film import record_all
 

@@ -112,6 +112,12 @@ def find_agents(config: Config, explicit: set[str], most: int) -> list[Agent]:
     return [find_agent(config.replace_settings({"checkpoint": steps}), explicit) for steps in chosen]
 
 
+def has_shipped(config: Config) -> bool:
+    """Tell whether `--checkpoint=shipped` means an agent with these settings."""
+    wants = config.replace_settings({"checkpoint": _SHIPPED_ONE})
+    return any(_is_meant(wants, manifest) for _, manifest in _shipped(config, lambda _: None))
+
+
 def world_in(folder: Path) -> str | None:
     """Return the world of the agent in a folder, which is one checkpoint or holds those of a run; None without agent.
 
@@ -261,9 +267,8 @@ def _choose_shipped(
 ) -> Agent:
     damages: list[str] = []
     for folder, manifest in _shipped(config, damages.append):
-        env_name, wants_shipped = manifest.config.run.env_name, config.playback.checkpoint == _SHIPPED_ONE
-        is_named = wants_shipped and config.run.model_name == default_model_name(env_name)
-        if is_named or (config.run.model_name is None and same_world(env_name, config.run.env_name)):
+        wants_shipped = config.playback.checkpoint == _SHIPPED_ONE
+        if _is_meant(config, manifest):
             if "checkpoint" in explicit and config.playback.checkpoint.isdecimal():
                 raise Refusal(f"checkpoint must not be a number for the shipped agent in {folder}: it has only one")
             own = f"no agent of your own for {config.run.env_name} yet: using the shipped one in {folder}"
@@ -273,6 +278,12 @@ def _choose_shipped(
             except DamagedCheckpointError as error:
                 damages.append(f"WARNING: damaged shipped agent passed over: {error}")
     raise Refusal("; ".join([_no_agent(config), *damages]))
+
+
+def _is_meant(config: Config, shipped: Manifest) -> bool:
+    env_name, wants_shipped = shipped.config.run.env_name, config.playback.checkpoint == _SHIPPED_ONE
+    is_named = wants_shipped and config.run.model_name == default_model_name(env_name)
+    return is_named or (config.run.model_name is None and same_world(env_name, config.run.env_name))
 
 
 def _shipped(config: Config, warn: Callable[[str], None]) -> Iterator[tuple[Path, Manifest]]:

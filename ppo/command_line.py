@@ -20,7 +20,7 @@ from ppo.settings import Refusal, did_you_mean
 
 _COMMON: Mapping[str, str] = {
     "env_name": "the world: any Gymnasium id, such as HalfCheetah-v5",
-    "mode": "train, play (watch), record (a video), replay, evaluate, report, compare or doctor",
+    "mode": "train, play, watch (in a browser), record (a video), replay, evaluate, report, compare, doctor",
     "env_steps": "how long to train, in agent steps over all environments; 2e6 will do",
     "rng_seed": "seed of every random number",
     "seeds": "train several seeds one after another and compare them: 1-5 or 1,3,7",
@@ -35,12 +35,13 @@ _COMMON: Mapping[str, str] = {
 }
 """The settings of the short help."""
 _SHORT_HELP = """\
-usage: python -m ppo [--env_name=ID] [--mode=train|play|record|replay|evaluate|report|compare|doctor] [flags]
+usage: python -m ppo [--env_name=ID] [--mode=train|play|watch|record|replay|evaluate|report|compare|doctor] [flags]
 
 Train, watch and record agents with PPO. A run that is started again goes on where it was.
 
   mpirun -np 2 python -m ppo --env_name=PongNoFrameskip-v4     train on two ranks
-  python -m ppo --env_name=CartPole-v1 --mode=play             watch the agent
+  python -m ppo --env_name=CartPole-v1 --mode=play             see the agent play
+  python -m ppo --env_name=CartPole-v1 --mode=watch            see it in a browser, while it trains too
   python -m ppo --env_name=CartPole-v1 --mode=evaluate         score 100 games, as JSON
   python -m ppo --mode=compare --runs CartPole-v1 Acrobot-v1   draw their learning curves
 
@@ -135,6 +136,8 @@ def _defaults(chosen: Mapping[str, str], family: Family, env_name: str, explicit
         settings = {**settings, "gae_lambda_late": None}  # who sets one lambda wants no other
     if chosen.get("mode", "train") != "train":
         settings = {**settings, "act": "saved"}  # an agent acts as its own training said
+    if chosen.get("mode") == "watch":
+        settings = {**settings, "checkpoint": "latest"}
     run = {"env_name": env_name, "preset": preset}
     return dataclasses.replace(Config(), world=family.settings()).replace_settings({**settings, **run})
 

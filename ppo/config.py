@@ -41,10 +41,10 @@ class RunSettings:
 
     env_name: str = "PongNoFrameskip-v4"
     """Gymnasium id of the world. `PongNoFrameskip-v4` and `ALE/Pong-v5` name the same game under the same protocol."""
-    mode: Literal["train", "play", "record", "replay", "evaluate", "report", "compare", "doctor"] = "train"
-    """train; play (watch games); record (write a video); replay (write a video of a game of the training); evaluate
-    (score many games); report (write a page about it); compare (draw the curves of several runs); doctor (check this
-    machine)."""
+    mode: Literal["train", "play", "watch", "record", "replay", "evaluate", "report", "compare", "doctor"] = "train"
+    """train; play (games in a window); watch (in a browser, while it trains or alone); record (write a video); replay
+    (write a video of a game of the training); evaluate (score many games); report (write a page about it); compare
+    (draw the curves of several runs); doctor (check this machine)."""
     preset: str | None = None
     """Named settings to start from: atari, paper, cleanrl, ppo1, classic, continuous, car-racing, car-racing-discrete,
     coordconv-000, convnet-000, or a world that has its own, as CartPole. Default: the world's own, else that of its
@@ -220,7 +220,7 @@ class PPOSettings:
 
 @dataclass(frozen=True)
 class PlaybackSettings:
-    """Settings of play, record and evaluate."""
+    """Settings of play, watch, record, evaluate and report."""
 
     episodes: int | None = setting(None, at_least=1, at_most=_MOST)
     """Games to play, each of at most max_game_steps: so long are a video and a whole evaluation at most. Default: 3 for
@@ -240,7 +240,10 @@ class PlaybackSettings:
     """Which game of the training --mode=replay plays again: its number in episodes.csv."""
     checkpoint: str = "best"
     """Which checkpoint of the model: best, latest or a number of steps; shipped: the agent that comes with the program,
-    even where there is one of your own; all: the same game by each that was kept, side by side (record only)."""
+    even where there is one of your own; all: the same game by each that was kept, side by side (record only). The
+    default of watch is latest."""
+    port: int = setting(8765, at_least=1024, at_most=65535)
+    """Where --mode=watch serves its page, on this machine alone: http://127.0.0.1:<port>/."""
     runs: str | None = None
     """Runs to compare, by name (one without a seed stands for all its seeds) or by folder: --runs A B or --runs=A,B."""
 

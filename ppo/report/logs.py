@@ -19,19 +19,19 @@ from ppo.outputs.untrusted import DamagedCheckpointError, brief, only_damage, op
 from ppo.settings import Refusal
 
 PHASES = ("env", "inference", "learn", "communicate", "evaluation", "save")
-_CURVES = (
+CURVES = (
     *("time/steps_per_second", *(f"time/{phase}" for phase in PHASES), "rollout/return_mean"),
     *("evaluation/return_mean", "update/entropy", "update/approx_kl", "update/clip_fraction"),
     *("update/explained_variance", "update/value_loss", "update/grad_norm", "update/learning_rate"),
 )
-_PLACES = ("env_steps", "time/seconds")
+PLACES = ("env_steps", "time/seconds")
 _GAMES = ("env_steps", "time/seconds", "return", "length")
 _MOST_POINTS = 700
 _MOST_GAMES = 1500
 _NEWEST_GAMES = 1000
-_MAX_LOG_BYTES = 1 << 30
+MAX_LOG_BYTES = 1 << 30
 _MAX_TEXT_BYTES = 1 << 20
-_MAX_LINE_BYTES = 65_536
+MAX_LINE_BYTES = 65_536
 _MOST_MESSAGES = 40
 _MOST_HOSTS = 50
 _MOST_RANKS = 4096
@@ -65,7 +65,7 @@ class Logs:
 
 def read_logs(folder: Path) -> Logs:
     """Read the logs in a run's folder; those that are missing or damaged are empty."""
-    curves, _, _ = _read_csv(folder / "progress.csv", (*_PLACES, *_CURVES), _PLACES, _MOST_POINTS)
+    curves, _, _ = _read_csv(folder / "progress.csv", (*PLACES, *CURVES), PLACES, _MOST_POINTS)
     games, newest, num_games = _read_csv(folder / "episodes.csv", _GAMES, _GAMES, _MOST_GAMES)
     config = _read_object(folder / "config.json")
     evaluation = _evaluation_of(_read_object(folder / "evaluation.json"))
@@ -82,48 +82,80 @@ def with_card(logs: Logs, path: Path) -> Logs:
 
 
 def _read_csv(path: Path, names: Sequence[str], last: Sequence[str], most: int) -> tuple[Columns, Columns, int]:
-    """Return named columns of a file in at most twice so many rows, its newest rows, and how many it has.
-
-    Args:
-        path: the file.
-        names: of the columns.
-        last: those of which a row stands for the last of the file's rows that are merged in it; others are means.
-        most: rows.
-    """
+    """Return named columns of a file in at most twice so many rows, its newest rows, and how many it has."""
     lines = _lines(path)
-    header = next(lines, b"").decode(errors="replace").rstrip("\n").split(",")
-    places = [header.index(name) if name in header else len(header) for name in names]
-
-    def parsed(line: bytes) -> NDArray[np.float64]:
-        cells = [*line.decode(errors="replace").split(","), *[""] * (len(header) + 1)]
-        return np.array([_number(cells[place]) for place in places])
-
-    rows: list[NDArray[np.float64]] = []
-    bucket: list[NDArray[np.float64]] = []
-    newest: deque[bytes] = deque(maxlen=_NEWEST_GAMES)
-    is_last = np.array([name in last for name in names])
-    has_means, stride, count = not is_last.all(), 1, 0
+    rows = Rows(next(lines, b""), names, last, most)
     for line in lines:
-        count += 1
-        newest.append(line)
-        if has_means:
-            bucket.append(parsed(line))
-        if count % stride == 0:
-            rows.append(_merged(bucket or [parsed(line)], is_last))
-            bucket = []
-            if len(rows) == 2 * most:
-                rows = [_merged(rows[place : place + 2], is_last) for place in range(0, len(rows), 2)]
-                stride *= 2
-    if count % stride:
-        rows.append(_merged(bucket or [parsed(newest[-1])], is_last))
-    return _columns(rows, names), _columns([parsed(line) for line in newest], names), count
+        rows.add(line)
+    return rows.columns(), rows.newest(), rows.count
+
+
+class Rows:
+    """The rows of a file that have been read so far, as columns of bounded length."""
+
+    def __init__(
+        self, header: bytes, names: Sequence[str], last: Sequence[str], most: int, num_newest: int = _NEWEST_GAMES
+    ) -> None:
+        """Begin before the first row.
+
+        Args:
+            header: the first line of the file.
+            names: of the columns.
+            last: those of which a row stands for the last of the file's rows that are merged in it; others are means.
+            most: rows; there are at most twice as many.
+            num_newest: rows that are kept as they are.
+        """
+        found = header.decode(errors="replace").rstrip("\n").split(",")
+        self._names, self._most = names, most
+        self._places = [found.index(name) if name in found else -1 for name in names]
+        self._is_last = np.array([name in last for name in names])
+        self._rows: list[NDArray[np.float64]] = []
+        self._bucket: list[NDArray[np.float64]] = []
+        self._newest: deque[bytes] = deque(maxlen=num_newest)
+        self._last, self._stride = b"", 1
+        self.count = 0
+
+    def add(self, line: bytes) -> None:
+        """Take the next row."""
+        self.count += 1
+        self._last = line
+        self._newest.append(line)
+        if not self._is_last.all():
+            self._bucket.append(self._parsed(line))
+        if self.count % self._stride == 0:
+            self._rows.append(self._under_way())
+            self._bucket = []
+            if len(self._rows) == 2 * self._most:
+                pairs = range(0, len(self._rows), 2)
+                self._rows = [_merged(self._rows[place : place + 2], self._is_last) for place in pairs]
+                self._stride *= 2
+
+    def columns(self) -> Columns:
+        """Return all rows, in few."""
+        unmerged = [self._under_way()] if self.count % self._stride else []
+        return self._columns([*self._rows, *unmerged])
+
+    def newest(self) -> Columns:
+        """Return the newest rows as they are."""
+        return self._columns([self._parsed(line) for line in self._newest])
+
+    def _under_way(self) -> NDArray[np.float64]:
+        return _merged(self._bucket or [self._parsed(self._last)], self._is_last)
+
+    def _parsed(self, line: bytes) -> NDArray[np.float64]:
+        cells = line.decode(errors="replace").split(",")
+        return np.array([_number(cells[place]) if 0 <= place < len(cells) else np.nan for place in self._places])
+
+    def _columns(self, rows: list[NDArray[np.float64]]) -> Columns:
+        block = np.array(rows).reshape(len(rows), len(self._names))
+        return {name: block[:, place] for place, name in enumerate(self._names)}
 
 
 def _lines(path: Path) -> Iterator[bytes]:
     """Yield the whole lines of a file up to the first that cannot be read."""
     try:
-        with open_regular(path, _MAX_LOG_BYTES) as (file, _):
-            while (line := file.readline(_MAX_LINE_BYTES)).endswith(b"\n"):
+        with open_regular(path, MAX_LOG_BYTES) as (file, _):
+            while (line := file.readline(MAX_LINE_BYTES)).endswith(b"\n"):
                 yield line
     except DamagedCheckpointError:
         return
@@ -147,15 +179,10 @@ def _merged(rows: list[NDArray[np.float64]], is_last: NDArray[np.bool_]) -> NDAr
     return np.where(is_last, block[-1], means)
 
 
-def _columns(rows: list[NDArray[np.float64]], names: Sequence[str]) -> Columns:
-    block = np.array(rows).reshape(len(rows), len(names))
-    return {name: block[:, place] for place, name in enumerate(names)}
-
-
 def _read_messages(folder: Path) -> list[str]:
     """Return the newest warnings of messages.txt."""
     try:
-        with open_regular(folder / "messages.txt", _MAX_LOG_BYTES) as (file, size):
+        with open_regular(folder / "messages.txt", MAX_LOG_BYTES) as (file, size):
             file.seek(max(0, size - _MAX_TEXT_BYTES))
             lines = file.read(_MAX_TEXT_BYTES).decode(errors="replace").splitlines()
     except DamagedCheckpointError:

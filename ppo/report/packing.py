@@ -41,9 +41,9 @@ class Pack:
         np.bitwise_xor(pictures[1:], pictures[:-1], out=differences[1:])
         return {**self.add(differences), "film": True}
 
-    def encode(self, content: dict[str, Any]) -> str:
-        """Return the text and all arrays, in base64."""
+    def encode(self, content: dict[str, Any], level: int = _LEVEL) -> str:
+        """Return the text and all arrays, deflated at a level, in base64."""
         text = json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
         text += b" " * (-(4 + len(text)) % _ALIGNMENT)
         block = b"".join([len(text).to_bytes(4, "little"), text, *self._blocks])
-        return base64.b64encode(zlib.compress(block, _LEVEL)).decode()
+        return base64.b64encode(zlib.compress(block, level)).decode()

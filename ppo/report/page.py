@@ -1,8 +1,8 @@
-"""A report's page: the files of `browser/` in one, with what the page shows as data and a policy that forbids all else.
+"""A page: the files of `browser/` in one, with what the page shows as data and a policy that forbids all else.
 
 The policy (Content-Security-Policy) allows the page's own scripts and styles by their hashes, and nothing besides: no
-request, no other script, no form, no frame. What comes from a run is in the data alone, in base64, and in the title,
-which is escaped.
+request, no other script, no form, no frame. The page of a watcher may speak with the server that it comes from. What
+comes from a run is in the data alone, in base64, and in the title, which is escaped.
 """
 
 import base64
@@ -14,6 +14,7 @@ from importlib import resources
 
 MAX_BYTES = 2_000_000
 _COMMON = ("data.js", "charts.js", "theme.js")
+_ONE_FILE = "One file: no request leaves this page, and its policy forbids any."
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,30 @@ class _Page:
     scripts: tuple[str, ...]
     skip: str = ""
     """A link past what is above, for the keyboard."""
+    styles: tuple[str, ...] = ()
+    """Besides those of all pages."""
+    connects: str = "'none'"
+    """What it may ask for anything."""
+    footer: str = _ONE_FILE
 
 
 _PAGES = {
     "report": _Page(
         "PPO run report",
-        (*_COMMON, "network.js", "summary.js", "actions.js", "poke.js", "game.js", "main.js"),
+        (
+            *_COMMON,
+            *("network.js", "curves.js", "summary.js", "actions.js", "pictures.js", "poke.js", "game.js", "main.js"),
+        ),
         '<a class="skip" href="#agent">Skip to the game</a>',
     ),
     "comparison": _Page("PPO runs compared", (*_COMMON, "comparison.js")),
+    "watch": _Page(
+        "PPO live",
+        (*_COMMON, "curves.js", "actions.js", "pictures.js", "watch.js"),
+        styles=("watch.css",),
+        connects="'self'",
+        footer="This page speaks with the watcher that it comes from, and with nobody else.",
+    ),
 }
 _STYLES = ("uplot/uPlot.min.css", "report.css")
 _PLACE = re.compile(r"<!--(\w+)-->")
@@ -45,17 +61,17 @@ def assemble(title: str, data: str, page: str = "report") -> bytes:
     Args:
         title: of the window.
         data: what the page shows, from `Pack.encode`.
-        page: report (of a run) or comparison (of several).
+        page: report (of a run), comparison (of several) or watch.
     """
     own = _PAGES[page]
     library, script = _text("uplot/uPlot.iife.min.js"), "\n".join(map(_text, own.scripts))
-    style = "\n".join(map(_text, _STYLES))
+    style = "\n".join(map(_text, (*_STYLES, *own.styles)))
     policy = (
         f"default-src 'none'; script-src {_hash(library)} {_hash(script)}; style-src {_hash(style)}; "
-        "base-uri 'none'; form-action 'none'"
+        f"connect-src {own.connects}; base-uri 'none'; form-action 'none'"
     )
     parts = {"title": html.escape(title), "policy": policy, "style": style, "library": library, "script": script}
-    parts |= {"kind": own.kind, "skip": own.skip, "main": _text(f"{page}.html"), "data": data}
+    parts |= {"kind": own.kind, "skip": own.skip, "main": _text(f"{page}.html"), "data": data, "footer": own.footer}
     return _PLACE.sub(lambda place: parts[place[1]], _text("frame.html")).encode()
 
 

@@ -48,11 +48,7 @@ class Chromium:
         os.close(child_reads)
         os.close(child_writes)
         self._number, self._buffer, self.events = 0, b"", []
-        self._session = None
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Network", "Log"):
-            self.call(f"{domain}.enable")
+        self.new_tab()
         return self
 
     def __exit__(self, *error):
@@ -63,6 +59,19 @@ class Chromium:
         self._process.kill()
         self._process.wait()
         self._folder.cleanup()
+
+    def new_tab(self, *, in_new_window=False):
+        """Open a tab, which is the one that all else is about from now on; return its number for `use_tab`."""
+        self._session = None
+        target = self.call("Target.createTarget", url="about:blank", newWindow=in_new_window)["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            self.call(f"{domain}.enable")
+        return self._session
+
+    def use_tab(self, tab):
+        """Go back to a tab."""
+        self._session = tab
 
     def call(self, method, **params):
         """Send a command and return its result."""
@@ -87,12 +96,13 @@ class Chromium:
         return json.loads(message)
 
     def open(self, path, *, width=1280, height=900, dark=False):
-        """Open a file and wait until the report in it is drawn."""
+        """Open a file, or an address, and wait until the page is drawn."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.events.clear()
-        self.call("Page.navigate", url=Path(path).resolve().as_uri())
+        is_address = str(path).startswith("http")
+        self.call("Page.navigate", url=path if is_address else Path(path).resolve().as_uri())
         self.wait_for("document.documentElement?.dataset.ready")
 
     def evaluate(self, expression):

@@ -169,7 +169,7 @@ class Player {
 
   setUpTrace() {
     const rewarded = [];
-    this.game.rewards.forEach((reward, step) => { if (reward !== 0) rewarded.push(step); });
+    this.game.rewards.forEach((reward, step) => { if (reward !== 0) rewarded.push({ step, reward }); });
     // Worlds with a reward in most steps would have nothing but marks.
     this.marks = rewarded.length <= this.game.steps / 4 ? rewarded : [];
     byId("marks-help").hidden = !this.marks.length;
@@ -190,22 +190,8 @@ class Player {
       label: `The value over ${game.steps} steps of the game`,
       series: [{ label: "value", values: Array.from(game.values), colour: "c1" }],
       cursor: { drag: { x: false, y: false } },
-      hooks: { ready: [ready], draw: [(plot) => this.drawRewards(plot)], setSize: [(plot) => this.placePlayhead(plot)] },
+      hooks: { ready: [ready], draw: [(plot) => drawRewards(plot, this.marks)], setSize: [(plot) => this.placePlayhead(plot)] },
     });
-  }
-
-  drawRewards(plot) {
-    const { rewards } = this.game, ratio = uPlot.pxRatio;
-    const floor = plot.bbox.top + plot.bbox.height - 4 * ratio, size = 5 * ratio;
-    for (const step of this.marks) {
-      const x = plot.valToPos(step, "x", true), up = rewards[step] > 0;
-      plot.ctx.fillStyle = colour(up ? "good" : "bad");
-      plot.ctx.beginPath();
-      plot.ctx.moveTo(x - size, up ? floor : floor - 1.6 * size);
-      plot.ctx.lineTo(x + size, up ? floor : floor - 1.6 * size);
-      plot.ctx.lineTo(x, up ? floor - 1.6 * size : floor);
-      plot.ctx.fill();
-    }
   }
 
   placePlayhead(plot) {
@@ -385,20 +371,6 @@ function heatOf(gradient, channels, size) {
   }
   const sorted = heat.slice().sort(), highest = sorted[Math.floor(0.995 * (size - 1))] || 1;
   return heat.map((value) => Math.min(1, value / highest));
-}
-
-function paintPicture(canvas, pixels, channel, group, size, heat) {
-  const pen = canvas.getContext("2d"), image = pen.createImageData(canvas.width, canvas.height);
-  const tint = [255, 92, 30];
-  for (let at = 0; at < size; at++) {
-    const weight = heat ? 0.85 * heat[at] * heat[at] : 0;
-    for (let part = 0; part < 3; part++) {
-      const pixel = pixels[(channel + (group === 3 ? part : 0)) * size + at];
-      image.data[4 * at + part] = pixel + (tint[part] - pixel) * weight;
-    }
-    image.data[4 * at + 3] = 255;
-  }
-  pen.putImageData(image, 0, 0);
 }
 
 function rgb(name) {

@@ -1,0 +1,81 @@
+"""An agent that plays game after game, step by step, and may be exchanged while it does."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ppo.agents import Agent, restore_model
+from ppo.games import Game, Step, play_slots
+from ppo.models.distributions import ActionDistribution, Rule
+from ppo.playback import prepare_to_draw
+from ppo.settings import MOST_STEPS
+
+
+class Player:
+    """Plays an agent's games, the same ones as `--mode=play` with the same seed."""
+
+    def __init__(self, agent: Agent, *, rng_seed: int, max_steps: int) -> None:
+        """Begin the first game.
+
+        Args:
+            agent: who plays.
+            rng_seed: of the games.
+            max_steps: after which a game is cut.
+
+        Raises:
+            Refusal: the agent cannot be played.
+        """
+        self.agent = agent
+        self._frames: list[NDArray[np.uint8]] = []
+        self._steps: list[Step] = []
+        self.envs, self._actor = prepare_to_draw(agent, rng_seed=rng_seed, on_frame=self._take)
+        sizes = {"num_slots": 1, "episodes": MOST_STEPS, "max_steps": max_steps}
+        self._games: Iterator[list[Game]] = play_slots(
+            self._actor, self.envs, range(1), **sizes, on_step=self._steps.append
+        )
+
+    @property
+    def rule(self) -> Rule:
+        """Which action it takes."""
+        return self._actor.rule
+
+    @rule.setter
+    def rule(self, rule: Rule) -> None:
+        self._actor.rule = rule
+
+    @property
+    def distribution(self) -> ActionDistribution:
+        """Of its actions."""
+        return self._actor.model.distribution
+
+    def step(self) -> tuple[Step, list[NDArray[np.uint8]], Game | None]:
+        """Take a step; return it, the frames (H, W, 3) that it has drawn, and the game if it is over or cut with it.
+
+        Raises:
+            FloatingPointError: the numbers of the network overflow.
+        """
+        self._frames.clear()
+        games = next(self._games)
+        return self._steps.pop(), list(self._frames), games[0] if games else None
+
+    def can_be(self, agent: Agent) -> bool:
+        """Tell whether another agent can go on with the game: its world is the same."""
+        mine, other = self.agent.config, agent.config
+        return (mine.run.env_name, mine.world, mine.model.policy) == (
+            other.run.env_name,
+            other.world,
+            other.model.policy,
+        )
+
+    def become(self, agent: Agent) -> None:
+        """Let another agent take the next step of the game, by the rule of the one before."""
+        self._actor.model = restore_model(agent, self.envs)
+        self.agent = agent
+
+    def close(self) -> None:
+        """Close the world."""
+        self.envs.close()
+
+    def _take(self, frame: NDArray[np.uint8]) -> None:
+        self._frames.append(frame.copy())

@@ -1,0 +1,87 @@
+"""The log of a training, followed as it grows."""
+
+import os
+import time
+from io import BufferedReader
+from pathlib import Path
+
+from ppo.outputs.untrusted import DamagedCheckpointError, open_regular
+from ppo.report.logs import CURVES, MAX_LINE_BYTES, MAX_LOG_BYTES, PLACES, Columns, Rows
+
+_MOST_POINTS = 300
+_BYTES_AT_ONCE = 1 << 20
+_BYTES_OF_TAIL = 200
+
+
+class Progress:
+    """The curves in a progress.csv, of which every call of `poll` reads what is new.
+
+    A row that is still being written waits for its end. A file that has been replaced, or cut and written on, as a
+    resumed training does, is read from its beginning again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Begin before the first row of a file, which need not exist."""
+        self._path = path
+        self._seen: tuple[int, ...] = ()
+        self._restart()
+
+    def poll(self) -> bool:
+        """Read at most a megabyte of what is new; return whether the curves have changed."""
+        before = self._rows
+        count = before.count if before else 0
+        try:
+            with open_regular(self._path, MAX_LOG_BYTES) as (file, _):
+                self._follow(file)
+        except DamagedCheckpointError:
+            self._seen = ()
+            self._restart()
+        return self._rows is not before or (self._rows.count if self._rows else 0) != count
+
+    @property
+    def columns(self) -> Columns:
+        """The curves so far, in few points; none if there is no log."""
+        return self._rows.columns() if self._rows else {}
+
+    @property
+    def seconds_since(self) -> float:
+        """How long ago the file was written to, by its time; 0 if there is none."""
+        return max(0.0, time.time() - self._seen[3] / 1e9) if self._seen else 0.0
+
+    def _restart(self) -> None:
+        self._rows: Rows | None = None
+        self._offset, self._tail, self._unfinished, self._is_damaged = 0, b"", b"", False
+
+    def _follow(self, file: BufferedReader) -> None:
+        status = os.fstat(file.fileno())
+        seen = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+        if seen == self._seen and (self._is_damaged or self._offset + len(self._unfinished) == status.st_size):
+            return
+        is_same = seen[:2] == self._seen[:2] and status.st_size >= self._offset
+        self._seen = seen
+        if not is_same or not self._has_tail(file):
+            self._restart()
+        if self._is_damaged:
+            return
+        file.seek(self._offset)
+        content = file.read(_BYTES_AT_ONCE)
+        lines = content.split(b"\n")
+        self._unfinished = lines.pop()
+        for line in lines:
+            self._take(line)
+        self._offset += len(content) - len(self._unfinished)
+        self._tail = (self._tail + content[: len(content) - len(self._unfinished)])[-_BYTES_OF_TAIL:]
+        self._is_damaged = self._is_damaged or len(self._unfinished) > MAX_LINE_BYTES
+
+    def _has_tail(self, file: BufferedReader) -> bool:
+        """Tell whether what was read last still stands where it stood."""
+        file.seek(self._offset - len(self._tail))
+        return file.read(len(self._tail)) == self._tail
+
+    def _take(self, line: bytes) -> None:
+        if self._is_damaged or len(line) > MAX_LINE_BYTES:
+            self._is_damaged = True  # no more is read of a file that this program has not written
+        elif self._rows is None:
+            self._rows = Rows(line, (*PLACES, *CURVES), PLACES, _MOST_POINTS, num_newest=1)
+        else:
+            self._rows.add(line)

@@ -1,0 +1,142 @@
+import os
+
+import numpy as np
+import pytest
+
+from ppo.viewer import progress as progress_module
+from ppo.viewer.progress import Progress
+
+HEADER = "update,env_steps,time/seconds,rollout/return_mean\n"
+
+
+def row(number, mean="1.5"):
+    return f"{number},{16 * number},{number / 2},{mean}\n"
+
+
+@pytest.fixture
+def log(tmp_path):
+    path = tmp_path / "progress.csv"
+    path.write_text(HEADER)
+    return path
+
+
+def append(path, text):
+    with open(path, "a") as file:
+        file.write(text)
+
+
+def steps(progress):
+    columns = progress.columns
+    return columns["env_steps"].tolist() if columns else []
+
+
+def test_rows_are_followed_as_they_come(log):
+    progress = Progress(log)
+    progress.poll()
+    for number in range(1, 6):
+        append(log, row(number))
+        assert progress.poll()
+        assert steps(progress) == [16 * n for n in range(1, number + 1)]
+    assert not progress.poll()
+
+
+def test_only_what_is_new_is_read(log, monkeypatch):
+    progress, taken = Progress(log), []
+    append(log, "".join(map(row, range(1, 100))))
+    progress.poll()
+    monkeypatch.setattr(progress, "_take", taken.append)
+    append(log, row(100))
+    progress.poll()
+    assert taken == [row(100).strip().encode()]
+
+
+def test_a_row_that_is_still_being_written_waits_for_its_end(log):
+    progress = Progress(log)
+    append(log, row(1) + "2,3")
+    progress.poll()
+    assert steps(progress) == [16]
+    append(log, "2,1.0,7\n")
+    assert progress.poll()
+    assert steps(progress) == [16, 32]
+    assert progress.columns["rollout/return_mean"].tolist() == [1.5, 7.0]
+
+
+def test_a_file_that_a_fresh_run_has_put_there_is_read_from_its_beginning(log):
+    progress = Progress(log)
+    append(log, row(1) + row(2))
+    progress.poll()
+    os.replace(log, log.with_suffix(".old"))
+    log.write_text(HEADER + row(7) + row(8) + row(9))
+    assert progress.poll()
+    assert steps(progress) == [112, 128, 144]
+
+
+@pytest.mark.parametrize("others", [1, 5], ids=["shorter", "longer than before"])
+def test_a_file_that_a_resumed_run_has_cut_and_written_on_is_read_from_its_beginning(log, others):
+    progress = Progress(log)
+    append(log, "".join(map(row, range(1, 5))))
+    progress.poll()
+    kept = HEADER + row(1) + row(2)
+    with open(log, "r+") as file:
+        file.truncate(len(kept))
+        file.seek(len(kept))
+        file.write("".join(row(n, "-3") for n in range(3, 3 + others)))
+    assert progress.poll()
+    assert steps(progress) == [16 * n for n in range(1, 3 + others)]
+    assert progress.columns["rollout/return_mean"][2] == -3
+
+
+def test_a_file_that_goes_and_comes_is_no_error(log):
+    progress = Progress(log)
+    append(log, row(1))
+    progress.poll()
+    log.unlink()
+    assert progress.poll() and progress.columns == {} and progress.seconds_since == 0.0
+    assert not progress.poll()
+    log.write_text(HEADER + row(3))
+    assert progress.poll() and steps(progress) == [48]
+
+
+def test_a_long_log_is_read_in_parts_and_takes_little_memory(log, monkeypatch):
+    monkeypatch.setattr(progress_module, "_BYTES_AT_ONCE", 1000)
+    append(log, "".join(map(row, range(1, 3001))))
+    progress, calls = Progress(log), 0
+    while progress.poll():
+        calls += 1
+    assert calls > 30
+    assert len(steps(progress)) < 700 and steps(progress)[-1] == 48_000
+
+
+def test_a_link_is_not_followed(log, tmp_path):
+    append(log, row(1))
+    (tmp_path / "link.csv").symlink_to(log)
+    progress = Progress(tmp_path / "link.csv")
+    assert not progress.poll() and progress.columns == {}
+
+
+@pytest.mark.parametrize("size", [70_000, 3_000_000])
+def test_nothing_is_read_of_a_file_behind_a_line_without_an_end(log, size):
+    progress = Progress(log)
+    append(log, row(1) + "x" * size)
+    progress.poll()
+    assert steps(progress) == [16]
+    append(log, "\n" + row(2))
+    for _ in range(5):
+        progress.poll()
+    assert steps(progress) == [16]
+
+
+def test_what_is_no_number_is_no_number(log):
+    progress = Progress(log)
+    append(log, '1,16,0.5,<script>\n"2",32\n\n3,48,1,nan\n')
+    progress.poll()
+    assert np.isnan(progress.columns["rollout/return_mean"]).all()
+
+
+def test_it_says_how_long_ago_the_training_wrote(log):
+    progress = Progress(log)
+    append(log, row(1))
+    before = os.stat(log).st_mtime - 100.0
+    os.utime(log, (before, before))
+    progress.poll()
+    assert 100.0 <= progress.seconds_since < 110.0
