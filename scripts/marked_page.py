@@ -2,17 +2,16 @@
 
 from pathlib import Path
 
-_BEGIN, _END = "<!-- table -->\n", "<!-- end of table -->\n"
 
-
-def write_table(page: Path, table: str) -> None:
+def write_table(page: Path, table: str, name: str = "table") -> None:
     """Replace what stands between the marks of a page.
 
     Raises:
         SystemExit: it has no marks.
     """
-    before, begin, rest = page.read_text().partition(_BEGIN)
-    _, end, after = rest.partition(_END)
+    opening, closing = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+    before, begin, rest = page.read_text().partition(opening)
+    _, end, after = rest.partition(closing)
     if not begin or not end:
-        raise SystemExit(f"{page} must have the lines {_BEGIN.strip()} and {_END.strip()}")
+        raise SystemExit(f"{page} must have the lines {opening.strip()} and {closing.strip()}")
     page.write_text(f"{before}{begin}{table}\n{end}{after}")

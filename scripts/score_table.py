@@ -3,73 +3,21 @@
     python -m scripts.score_table
 
 Reads docs/runs/scores/<world>-<steps>-seed-<N>.csv (a run's progress.csv) and .json (its evaluation.json), what was
-published (docs/measurements/published.json) and the speeds of quiet runs (docs/measurements/training_rates.json).
+published (docs/measurements/published.json, published_atari.json) and the speeds of quiet runs (training_rates.json).
 """
 
-import csv
 import json
-import re
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from scripts.atari_scores import atari_table
 from scripts.marked_page import write_table
+from scripts.scored_runs import ScoredRun, read_runs
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 RUNS = DOCS / "runs" / "scores"
-_NAME = re.compile(r"(?P<world>.+)-(?P<steps>\d+(?:k|M))-seed-(?P<seed>\d+)")
 _UNITS = {"k": 1_000, "M": 1_000_000}
-
-
-@dataclass(frozen=True)
-class ScoredRun:
-    """A finished run and the evaluation of its final agent."""
-
-    name: str
-    """Of its files in docs/runs/scores."""
-    world: str
-    steps: str
-    """The length that was asked for, as 500k or 4M."""
-    seed: int
-    evaluation: Mapping[str, Any]
-    """The content of its evaluation.json."""
-    training_mean: float
-    """Mean return of the last 100 games of training."""
-    env_steps: int
-
-    @property
-    def score(self) -> float:
-        """Mean return of the evaluation."""
-        return float(self.evaluation["return_mean"])
-
-
-def read_runs(folder: Path) -> Iterator[ScoredRun]:
-    """Read the runs of a folder.
-
-    Raises:
-        SystemExit: a file has another name than a run's, or half of a run is missing.
-    """
-    for path in sorted(folder.glob("*.csv")):
-        name = _NAME.fullmatch(path.stem)
-        if name is None or not path.with_suffix(".json").exists():
-            raise SystemExit(f"{path} must be named <world>-<steps>-seed-<N>.csv and have its evaluation beside it")
-        with path.open(newline="") as file:
-            last = list(csv.DictReader(file))[-1]
-        evaluation = json.loads(path.with_suffix(".json").read_text())
-        if evaluation["env_steps"] != int(last["env_steps"]):
-            message = f"{path} ends at {last['env_steps']} steps, its evaluation is of {evaluation['env_steps']}"
-            raise SystemExit(message)
-        yield ScoredRun(
-            name=path.stem,
-            world=name["world"],
-            steps=name["steps"],
-            seed=int(name["seed"]),
-            evaluation=evaluation,
-            training_mean=float(last["rollout/return_mean"]),
-            env_steps=int(last["env_steps"]),
-        )
 
 
 def table(runs: Sequence[ScoredRun], published: Sequence[Mapping[str, str]], rates: Mapping[str, float]) -> str:
@@ -110,11 +58,13 @@ def table(runs: Sequence[ScoredRun], published: Sequence[Mapping[str, str]], rat
 
 
 def main() -> None:
-    """Fill the table between the marks in docs/scores.md."""
+    """Fill the tables between the marks in docs/scores.md."""
     runs = list(read_runs(RUNS))
     published = json.loads((DOCS / "measurements" / "published.json").read_text())
     rates = json.loads((DOCS / "measurements" / "training_rates.json").read_text())
     write_table(DOCS / "scores.md", table(runs, published, rates["steps_per_second"]))
+    games = json.loads((DOCS / "measurements" / "published_atari.json").read_text())
+    write_table(DOCS / "scores.md", atari_table(runs, games), "Atari table")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from scripts.atari_scores import atari_table, predicted_median
 from scripts.marked_page import write_table
-from scripts.score_table import read_runs, table
+from scripts.score_table import table
+from scripts.scored_runs import ScoredRun, read_runs
 
 PUBLISHED = [
     {"world": "World-v1", "steps": "500k", "reach": "7", "best": "6 (somebody)"},
@@ -16,7 +18,7 @@ PUBLISHED = [
 
 def write_run(folder: Path, seed: int, score: float, *, evaluated_at: int = 500_000) -> None:
     name = folder / f"World-v1-500k-seed-{seed}"
-    name.with_suffix(".csv").write_text("env_steps,rollout/return_mean\n250000,1.0\n500000,5.5\n")
+    name.with_suffix(".csv").write_text("env_steps,time/seconds,rollout/return_mean\n250000,30,1.0\n500000,90,5.5\n")
     evaluation = {"env_steps": evaluated_at, "return_mean": score, "return_stderr": 0.25, "act": "mode"}
     name.with_suffix(".json").write_text(json.dumps(evaluation))
 
@@ -55,3 +57,37 @@ def test_only_what_is_between_the_marks_is_replaced(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="must have the lines"):
         write_table(page, "new")
     assert page.read_text() == "no marks\n"
+
+
+def atari_run(game: str, seed: int, training_mean: float) -> ScoredRun:
+    evaluation = {"return_mean": training_mean + 1.0, "return_stderr": 2.0, "episodes": 100, "act": "sample"}
+    world = f"{game}NoFrameskip-v4"
+    return ScoredRun(f"{world}-10M-seed-{seed}", world, "10M", seed, evaluation, training_mean, 10_000_000, 84.0)
+
+
+ATARI = [
+    {"game": game, "steps": "10M", "reach": "9", "paper": "1", "baselines": "2", "cleanrl": "3", "zoo": "4"}
+    for game in ("Breakout", "Pong", "Qbert", "Enduro")
+]
+
+
+def test_games_stand_beside_what_was_published_and_are_summed_up_as_multiples_of_a_human() -> None:
+    # Random and human: Breakout 1.7 and 30.5, Pong -20.7 and 14.6, Qbert 163.9 and 13,455.
+    runs = [atari_run("Breakout", 1, 30.5), atari_run("Breakout", 2, 88.1), atari_run("Qbert", 1, 163.9)]
+    lines = atari_table([*runs, atari_run("Pong", 1, 14.6)], ATARI).splitlines()
+    assert lines[2].startswith(
+        "| Breakout, [seed 1](runs/scores/BreakoutNoFrameskip-v4-10M-seed-1.csv) | 10M | 84 | **30.5** "
+    )
+    assert "| 31.5 ± 2.0 (20.0) | 1.00 | 9 | 1 | 2 | 3 | 4 |" in lines[2]
+    assert "| 3.00 |" in lines[3]
+    assert lines[6] == "| Enduro | 10M | | not run | | | 9 | 1 | 2 | 3 | 4 |"
+    # A game's seeds are averaged first: 2, 1 and 0.
+    assert "of 3 games, 95 % bootstrap over games: interquartile mean 1.00 (0.00 to 2.00); median 1.00" in lines[-1]
+
+
+def test_five_games_predict_the_median_of_all() -> None:
+    human = dict.fromkeys(("BattleZone", "DoubleDunk", "NameThisGame", "Phoenix", "Qbert"), 1.0)
+    # 101 to the power of the weights' sum, 0.9653, is 86.05.
+    assert predicted_median(human) == pytest.approx(0.8505, abs=2e-4)
+    assert predicted_median({**human, "Qbert": -1.0}) == pytest.approx((86.05 / 101**0.0805 - 1) / 100, abs=2e-4)
+    assert predicted_median({"Qbert": 1.0}) is None

@@ -1,0 +1,84 @@
+"""The Atari part of docs/scores.md: games beside what was published, and what they say together."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ppo.comparison.statistics import Floats, bootstrap, interquartile_mean
+from ppo.envs.atari import rom_name
+from ppo.envs.atari.scores import human_normalised_score
+from scripts.scored_runs import ScoredRun
+
+_PUBLISHED = ("paper", "baselines", "cleanrl", "zoo")
+# Aitchison et al. 2022 (arXiv:2210.02019): the median of 57 games from five of them. The weights were fitted to their
+# table of algorithms (44 of which are complete); the relative error of a prediction was 9 % on average.
+_WEIGHTS = {"BattleZone": 0.3820, "DoubleDunk": 0.0679, "NameThisGame": 0.3108, "Phoenix": 0.1241, "Qbert": 0.0805}
+_RELATIVE_ERROR = 0.09
+
+
+def atari_table(runs: Sequence[ScoredRun], published: Sequence[Mapping[str, str]]) -> str:
+    """Return the table of games and the line of what they say together.
+
+    Args:
+        runs: of all worlds; those of `<game>NoFrameskip-v4` count.
+        published: rows with the keys game, steps, reach, paper, baselines, cleanrl and zoo, in words.
+    """
+    lines = [
+        "| game | steps | minutes | last 100 games of training | evaluation: mean ± standard error (deviation) "
+        "| human-normalised | aim | PPO paper | baselines | CleanRL, best variant | RL-Zoo |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    normalised: dict[str, list[float]] = {}
+    for row in published:
+        world = f"{row['game']}NoFrameskip-v4"
+        theirs = " | ".join(row[name] for name in _PUBLISHED)
+        of_game = [run for run in runs if (run.world, run.steps) == (world, row["steps"])]
+        if not of_game:
+            lines.append(f"| {row['game']} | {row['steps']} | | not run | | | {row['reach']} | {theirs} |")
+        for run in sorted(of_game, key=lambda run: run.seed):
+            error = float(run.evaluation["return_stderr"])
+            deviation = error * math.sqrt(run.evaluation["episodes"])
+            human = human_normalised_score(rom_name(world), run.training_mean)
+            assert human is not None
+            normalised.setdefault(row["game"], []).append(human)
+            lines.append(
+                f"| {row['game']}, [seed {run.seed}](runs/scores/{run.name}.csv) | {row['steps']} | {run.minutes:,.0f} "
+                f"| **{run.training_mean:,.1f}** | {run.score:,.1f} ± {error:,.1f} ({deviation:,.1f}) | {human:.2f} "
+                f"| {row['reach']} | {theirs} |"
+            )
+    return "\n".join([*lines, "", *_together({game: float(np.mean(seeds)) for game, seeds in normalised.items()})])
+
+
+def predicted_median(normalised: Mapping[str, float]) -> float | None:
+    """Return the human-normalised median of 57 games that five of them predict; None without all five.
+
+    Args:
+        normalised: human-normalised scores by game, 1 for a human.
+    """
+    if not _WEIGHTS.keys() <= normalised.keys():
+        return None
+    exponent = sum(weight * math.log10(1.0 + max(0.0, 100.0 * normalised[game])) for game, weight in _WEIGHTS.items())
+    return (10.0**exponent - 1.0) / 100.0
+
+
+def _together(normalised: Mapping[str, float]) -> list[str]:
+    """Return sentences on all games that were run; none for fewer than three."""
+    if len(normalised) < 3:
+        return []
+    scores = np.array(list(normalised.values()))
+    words = []
+    for name, statistic in (("interquartile mean", interquartile_mean), ("median", _median)):
+        low, high = bootstrap(scores, statistic)
+        words.append(f"{name} {float(statistic(scores, 0)):.2f} ({float(low):.2f} to {float(high):.2f})")
+    said = [f"Human-normalised scores of {len(scores)} games, 95 % bootstrap over games: {'; '.join(words)}."]
+    if (median := predicted_median(normalised)) is not None:
+        said.append(
+            f"The median of 57 games, predicted from five of them (Aitchison et al. 2022): {median:.2f} "
+            f"± {_RELATIVE_ERROR * median:.2f}."
+        )
+    return said
+
+
+def _median(samples: Floats, axis: int) -> Floats:
+    return np.asarray(np.median(samples, axis=axis))

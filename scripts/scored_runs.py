@@ -1,0 +1,63 @@
+"""Finished runs whose scores are committed: docs/runs/scores/<world>-<steps>-seed-<N>.csv and .json."""
+
+import csv
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_NAME = re.compile(r"(?P<world>.+)-(?P<steps>\d+(?:k|M))-seed-(?P<seed>\d+)")
+
+
+@dataclass(frozen=True)
+class ScoredRun:
+    """A finished run and the evaluation of its final agent."""
+
+    name: str
+    """Of its files in docs/runs/scores."""
+    world: str
+    steps: str
+    """The length that was asked for, as 500k or 4M."""
+    seed: int
+    evaluation: Mapping[str, Any]
+    """The content of its evaluation.json."""
+    training_mean: float
+    """Mean return of the last 100 games of training."""
+    env_steps: int
+    minutes: float
+    """That it trained."""
+
+    @property
+    def score(self) -> float:
+        """Mean return of the evaluation."""
+        return float(self.evaluation["return_mean"])
+
+
+def read_runs(folder: Path) -> Iterator[ScoredRun]:
+    """Read the runs of a folder.
+
+    Raises:
+        SystemExit: a file has another name than a run's, or half of a run is missing.
+    """
+    for path in sorted(folder.glob("*.csv")):
+        name = _NAME.fullmatch(path.stem)
+        if name is None or not path.with_suffix(".json").exists():
+            raise SystemExit(f"{path} must be named <world>-<steps>-seed-<N>.csv and have its evaluation beside it")
+        with path.open(newline="") as file:
+            last = list(csv.DictReader(file))[-1]
+        evaluation = json.loads(path.with_suffix(".json").read_text())
+        if evaluation["env_steps"] != int(last["env_steps"]):
+            message = f"{path} ends at {last['env_steps']} steps, its evaluation is of {evaluation['env_steps']}"
+            raise SystemExit(message)
+        yield ScoredRun(
+            name=path.stem,
+            world=name["world"],
+            steps=name["steps"],
+            seed=int(name["seed"]),
+            evaluation=evaluation,
+            training_mean=float(last["rollout/return_mean"]),
+            env_steps=int(last["env_steps"]),
+            minutes=float(last["time/seconds"]) / 60,
+        )
