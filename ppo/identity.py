@@ -65,6 +65,11 @@ def settle(config: Config, explicit: set[str]) -> tuple[Config, list[str]]:
     manifest = None if config.run.fresh else checkpoint.newest_manifest(folder)
     if manifest is None:
         return config, []
+    config, notes = _settle(config, explicit, manifest, folder)
+    return config, [*notes, *_changed_length(manifest, config)]
+
+
+def _settle(config: Config, explicit: set[str], manifest: Manifest, folder: Path) -> tuple[Config, list[str]]:
     changed = _changes(manifest.config, config)
     fixed = _fixed(changed, config)
     # A world may start from a preset of another name by now.
@@ -84,6 +89,22 @@ def settle(config: Config, explicit: set[str]) -> tuple[Config, list[str]]:
     if fixed or (changed and not config.run.change_settings):
         raise _of_another_run(folder, changed, can_change=not fixed)
     return config, []
+
+
+def _changed_length(manifest: Manifest, config: Config) -> list[str]:
+    """Say what another length than the checkpoint's changes in the schedules that depend on it."""
+    lengths = manifest.config.run.env_steps, config.run.env_steps
+    schedules = {name: getattr(config.ppo, f"{name}_schedule") for name in ("learning_rate", "clip_range")}
+    names = [name for name, schedule in schedules.items() if schedule == "linear"]
+    done = manifest.counters.env_steps
+    if lengths[0] == lengths[1] or not names or done >= lengths[1]:
+        return []
+    before, now = (f"{max(0.0, 1.0 - done / length):.0%}" for length in lengths)
+    return [
+        f"env_steps {lengths[0]:,} -> {lengths[1]:,}: {name} goes on at {now} of its first value instead of {before}, "
+        "as in a run that has had this length from the start"
+        for name in names
+    ]
 
 
 def from_outside(saved: Config) -> dict[str, str]:

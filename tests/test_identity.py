@@ -149,7 +149,7 @@ def test_settings_are_changed_on_purpose_only_where_weights_mean_the_same(flag: 
 @pytest.mark.parametrize(
     "flags",
     [
-        [POLE, "--env_steps=999"],
+        [POLE, "--env_steps=100000"],
         [POLE, "--env_engine=processes", "--device=cpu", "--gradient_wire=bfloat16", "--all_reduce=flat"],
         [POLE, "--watchdog_seconds=60", "--replica_check_interval=1", "--take_over_lock"],
         [POLE, "--checkpoint_interval=1", "--keep_checkpoints=all", "--evaluation_interval=3", "--act=mode"],
@@ -158,6 +158,8 @@ def test_settings_are_changed_on_purpose_only_where_weights_mean_the_same(flag: 
 def test_length_machine_and_supervision_settings_never_make_another_run(flags: list[str]) -> None:
     saved_by([POLE])
     assert settled(flags) == (parsed(*flags), [])
+    longer = [*flags, "--env_steps=200000"]
+    assert settled(longer)[0] == parsed(*longer)
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,16 @@ def test_a_finished_run_says_so_and_a_larger_goal_continues(tmp_path):
     further = ppo(tmp_path, *CARTPOLE, "--env_steps=192")
     assert_ok(further)
     assert "resuming CartPole-v1 at 128 steps" in further.stdout
+    # A third of 192 steps is left at 128.
+    assert "env_steps 128 -> 192: learning_rate goes on at 33% of its first value instead of 0%" in further.stdout
+
+
+def test_a_longer_run_changes_nothing_that_does_not_depend_on_the_length(tmp_path):
+    flags = [*CARTPOLE, "--learning_rate_schedule=kl_adaptive"]
+    assert_ok(ppo(tmp_path, *flags, "--env_steps=64"))
+    further = ppo(tmp_path, *flags, "--env_steps=128")
+    assert_ok(further)
+    assert "env_steps 64" not in further.stdout
 
 
 def test_fresh_moves_the_old_run_aside_and_starts_from_scratch(tmp_path):
