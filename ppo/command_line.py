@@ -20,7 +20,7 @@ from ppo.settings import Refusal, did_you_mean
 
 _COMMON: Mapping[str, str] = {
     "env_name": "the world: any Gymnasium id, such as HalfCheetah-v5",
-    "mode": "train, play, watch (in a browser), record (a video), replay, evaluate, report, compare, doctor",
+    "mode": "train, play, watch (in a browser), record (a video) or one of the others above",
     "env_steps": "how long to train, in agent steps over all environments; 2e6 will do",
     "rng_seed": "seed of every random number",
     "seeds": "train several seeds one after another and compare them: 1-5 or 1,3,7",
@@ -40,8 +40,7 @@ usage: python -m ppo [--env_name=ID] [--mode=train|play|watch|record|replay|eval
 Train, watch and record agents with PPO. A run that is started again goes on where it was.
 
   mpirun -np 2 python -m ppo --env_name=PongNoFrameskip-v4     train on two ranks
-  python -m ppo --env_name=CartPole-v1 --mode=play             see the agent play
-  python -m ppo --env_name=CartPole-v1 --mode=watch            see it in a browser, while it trains too
+  python -m ppo --env_name=CartPole-v1 --mode=watch            watch it in a browser, while it trains or later
   python -m ppo --env_name=CartPole-v1 --mode=evaluate         score 100 games, as JSON
   python -m ppo --mode=compare --runs CartPole-v1 Acrobot-v1   draw their learning curves
 

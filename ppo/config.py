@@ -382,7 +382,7 @@ class Config:
         require((episode is not None) == replays, "episode", rule, episode)
         which = self.playback.checkpoint
         valid = which in ("best", "latest", "shipped", "all") or which.isdecimal()
-        require(valid, "checkpoint", "best, latest, shipped, all or a number of steps", which)
+        require(valid, "checkpoint", "best, latest, shipped or a number of steps", which)
         is_film = which == "all"
         alone = self.run.mode == "record" and not (self.playback.overlay or self.playback.record_games)
         rule = "best, latest, shipped or a number of steps, except for --mode=record without overlay and record_games"

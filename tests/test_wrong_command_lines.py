@@ -72,7 +72,7 @@ ANSWERS = {
     "--discount=1.5": "discount must be between 0 and 1, got 1.5",
     "--minibatch_size=100": "minibatch_size must be a multiple of num_envs = 64 .* try 128",
     "--hidden_sizes=[64,64]": "hidden_sizes must be auto or up to 16 numbers below 10000, as 64,64",
-    "--mode=test": "mode must be one of train, play, record, .* got 'test'",
+    "--mode=test": "mode must be one of train, play, watch, record, .* got 'test'",
     "--device=gpu": "device must be one of auto, cpu, cuda, got 'gpu'",
     "--preset=Atari": "did you mean 'atari'?",
     "--model_name='my run'": "try 'my-run'",
