@@ -93,7 +93,7 @@ class RunSettings:
     report: bool = True
     """Write <run_dir>/<model_name>/report.html at the end of a training that took ten seconds or more."""
     asset_dir: Path = Path("assets")
-    """Where record and compare write: <asset_dir>/<model_name>/."""
+    """Where record, replay and compare write: <asset_dir>/<model_name>/."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ class PPOSettings:
 
 @dataclass(frozen=True)
 class PlaybackSettings:
-    """Settings of play, watch, record, evaluate and report."""
+    """Settings of play, watch, record, replay, evaluate and report."""
 
     episodes: int | None = setting(None, at_least=1, at_most=_MOST)
     """Games to play, each of at most max_game_steps: so long are a video and a whole evaluation at most. Default: 3 for

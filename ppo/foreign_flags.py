@@ -49,7 +49,7 @@ FOREIGN_FLAGS: Mapping[str, tuple[str, str]] = {
     "torch_deterministic": ("device", "on a processor every run is repeatable bit for bit"),
     "cuda": ("device", "auto, cpu or cuda"),
     "capture_video": ("mode", "--mode=record makes a video of a saved agent"),
-    "wandb_project_name": ("run_dir", "every run has TensorBoard and CSV files there"),
+    "wandb_project_name": ("track", "--track=wandb logs to the project ppo"),
     "seed": ("rng_seed", "seed of every random number of the job"),
     "save_model": ("checkpoint_interval", "updates between two checkpoints"),
     # lucaslingle/pytorch_ppo_atari and OpenAI baselines

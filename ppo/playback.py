@@ -139,7 +139,7 @@ def prepare_games(
 
 
 def prepare_to_draw(agent: Agent, *, rng_seed: int, on_frame: FrameListener) -> tuple[Environments, Actor]:
-    """Do the same for one slot, without drawing where the world cannot be drawn here."""
+    """Make one world that draws its frames, or that does not where it cannot be drawn here, and the actor for it."""
     try:
         return prepare_games(agent, range(1), rng_seed=rng_seed, on_frame=on_frame)
     except Refusal:
@@ -360,7 +360,7 @@ def _open_window(agent: Agent) -> GameWindow | None:
             return GameWindow(f"{agent.name} at {agent.counters.env_steps:,} steps", agent.frames_per_second)
         except NoWindowError as error:
             reason = str(error)
-    print_line(f"{reason}: only the results are shown; --mode=record makes a video")
+    print_line(f"{reason}: only the results are shown; --mode=watch shows them in a browser, --mode=record makes a video")
     return None
 
 

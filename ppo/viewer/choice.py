@@ -40,7 +40,7 @@ class Choice:
         return self._config.run.run_dir / self._folder.name
 
     def choose(self, wish: str) -> bool:
-        """Show another agent; return whether it is another one.
+        """Look for the agent that is wished for; return whether it is another one than before.
 
         Raises:
             Refusal: there is none such.
