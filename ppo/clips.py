@@ -5,6 +5,8 @@ not notice. The other ranks wait for it at their next all-reduce.
 """
 
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from ppo.agents import choose_rule
@@ -17,14 +19,22 @@ from ppo.random_streams import Purpose, derived_seed
 from ppo.settings import Refusal
 
 SECONDS = 15
+_SECONDS_TO_PLAY = 20.0
+"""A world that is slower than that has a shorter clip: all ranks wait for it."""
 
 
 class ClipMaker:
     """Makes an animated gif of a game's first seconds, every so many updates."""
 
-    def __init__(self, config: Config, model: ActorCritic) -> None:
-        """Prepare to play with a network that goes on learning between the clips."""
-        self._config, self._model = config, model
+    def __init__(self, config: Config, model: ActorCritic, goes_on: Callable[[], bool]) -> None:
+        """Prepare to play with a network that goes on learning between the clips.
+
+        Args:
+            config: the settings of the run.
+            model: the network.
+            goes_on: asked before every step; a clip ends once it says no.
+        """
+        self._config, self._model, self._goes_on = config, model, goes_on
         self._newest: tuple[int, bytes | None] = (0, None)
         self._has_failed = False
 
@@ -32,7 +42,7 @@ class ClipMaker:
         """Return the clip of the policy that the first so many updates have led to, or None if it is not time for one.
 
         Raises:
-            VideoError: there is no ffmpeg, or the world's pictures cannot be drawn here. No more are tried then.
+            VideoError: there is no ffmpeg, or the world cannot be played or drawn here. No more are tried then.
         """
         interval = self._config.run.clip_interval
         if interval is None or update % interval or self._has_failed:
@@ -40,37 +50,33 @@ class ClipMaker:
         if update != self._newest[0]:  # else another output has asked for it
             try:
                 self._newest = update, self._make()
-            except VideoError:
+            except (VideoError, Refusal, RuntimeError, FloatingPointError) as error:
                 self._has_failed = True
-                raise
+                raise VideoError(f"no clip of a game was made: {error}") from error
         return self._newest[1]
 
     def _make(self) -> bytes:
-        config, slot = self._config, range(1)
+        config, slot, until = self._config, range(1), time.monotonic() + _SECONDS_TO_PLAY
         seed = derived_seed(config.run.rng_seed, Purpose.PLAYBACK)
-        with tempfile.TemporaryDirectory(prefix="ppo-clip-") as folder:
-            video: VideoRecorder
-            try:
-                envs = make_envs(
-                    config.run.env_name,
-                    config.world.of_whole_games(),
-                    indices=slot,
-                    seed=seed,
-                    on_frame=lambda frame: video.write(frame),
-                )
-            except Refusal as error:
-                raise VideoError(f"no clip was made: {error}") from error
-            rule = choose_rule(config.playback.act, "saved", self._model.distribution)
-            actor = Actor(self._model, rule, indices=slot, seed=seed)
-            most_frames = SECONDS * envs.frames_per_second
-            path = Path(folder) / "clip"
-            try:
-                with VideoRecorder(path, envs.frames_per_second) as video:
+        video: VideoRecorder
+        envs = make_envs(
+            config.run.env_name,
+            config.world.of_whole_games(),
+            indices=slot,
+            seed=seed,
+            on_frame=lambda frame: video.write(frame),
+        )
+        rate, max_steps = envs.frames_per_second, config.playback.max_game_steps
+        rule = choose_rule(config.playback.act, "saved", self._model.distribution)
+        actor = Actor(self._model, rule, indices=slot, seed=seed)
+        try:
+            with tempfile.TemporaryDirectory(prefix="ppo-clip-") as folder:
+                path = Path(folder) / "clip"
+                with VideoRecorder(path, rate, with_mp4=False) as video:
                     envs.reset()
-                    max_steps = config.playback.max_game_steps
                     for _ in play_slots(actor, envs, slot, num_slots=1, episodes=1, max_steps=max_steps):
-                        if video.num_frames >= most_frames:
+                        if video.num_frames >= SECONDS * rate or time.monotonic() > until or not self._goes_on():
                             break
-            finally:
-                envs.close()
-            return path.with_suffix(".gif").read_bytes()
+                return path.with_suffix(".gif").read_bytes()
+        finally:
+            envs.close()

@@ -250,8 +250,8 @@ def _spell_out_protocol(arguments: Sequence[str]) -> list[str]:
     if settings is None:
         return list(arguments)
     rest = list(arguments)
-    position = max(n for n, argument in enumerate(rest) if argument.partition("=")[0] == "--protocol")
-    del rest[position : position + (1 if "=" in rest[position] else 2)]
+    while (place := next((n for n, one in enumerate(rest) if one.partition("=")[0] == "--protocol"), None)) is not None:
+        del rest[place : place + (1 if "=" in rest[place] else 2)]
     named = {_flag_name(argument.partition("=")[0]).removeprefix("no_") for argument in rest}
     return [*rest, *as_flags({name: value for name, value in settings.items() if name not in named})]
 

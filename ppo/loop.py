@@ -12,7 +12,7 @@ from dataclasses import fields
 import numpy as np
 
 from ppo.algorithm.rollout import Episode
-from ppo.collectives import Collective
+from ppo.collectives import Collective, decided_by_root
 from ppo.config import Config
 from ppo.device import CPU, Placement
 from ppo.envs import ArrayState
@@ -64,13 +64,18 @@ def train(
         Halt: the training went wrong in a way that all ranks see alike.
     """
     if config.run.track == "wandb":
-        require_installed()
+        decided_by_root(comm, require_installed)
     with started(config, comm, watchdog, cores or [1] * comm.size, placement, named) as start:
         run = start.run
         if is_finished(run):
             _tell_that_it_is_finished(run, start.notes)
             return 0
-        trackers = make_trackers(run, watchdog.hosts)
+
+        def goes_on() -> bool:
+            watchdog.enter("logging", run.progress.update)
+            return stop.exit_code is None
+
+        trackers = make_trackers(run, watchdog.hosts, goes_on)
         for line in (*start.about, *notes, *start.notes):
             trackers.say(line)
         loop = Loop(run, trackers, stop, watchdog)

@@ -360,7 +360,7 @@ def _open_window(agent: Agent) -> GameWindow | None:
             return GameWindow(f"{agent.name} at {agent.counters.env_steps:,} steps", agent.frames_per_second)
         except NoWindowError as error:
             reason = str(error)
-    print_line(f"{reason}: only the results are shown; --mode=watch shows them in a browser, --mode=record makes a video")
+    print_line(f"{reason}: only results are shown; --mode=watch shows games in a browser, --mode=record makes a video")
     return None
 
 

@@ -4,7 +4,7 @@ import json
 import shlex
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -23,12 +23,13 @@ from ppo.run import Run
 from ppo.versions import code_version, commit_here
 
 
-def make_trackers(run: Run, hosts: Sequence[str]) -> Trackers:
+def make_trackers(run: Run, hosts: Sequence[str], goes_on: Callable[[], bool]) -> Trackers:
     """Return the trackers of rank 0; the other ranks have none.
 
     Args:
         run: what they follow.
         hosts: of every rank.
+        goes_on: asked now and then by what takes long; it ends where that says no.
     """
     if run.comm.rank != 0:
         return Trackers([])
@@ -50,7 +51,7 @@ def make_trackers(run: Run, hosts: Sequence[str]) -> Trackers:
     if preset and not is_tuned_for(preset, config.run.env_name, config.family, config.env_kwargs):
         notes.append(f"preset {preset} is not tuned for {config.run.env_name}")
     megabytes = config.run.replay_megabytes
-    clips = ClipMaker(config, run.model).clip_of
+    clips = ClipMaker(config, run.model, goes_on).clip_of
     outputs: list[Tracker] = [
         CsvFiles(folder, progress.logs),
         *([GameLog(folder, megabytes, progress.update)] if megabytes else []),

@@ -214,6 +214,7 @@ def test_single_ranks_that_slurm_took_for_a_job_are_refused_by_each_once(tmp_pat
         (["--protocol=nature"], (0.0, False, True)),
         (["--protocol=machado"], (0.25, True, False)),
         (["--protocol", "v5"], (0.25, False, False)),
+        (["--protocol=v5", "--protocol=nature"], (0.0, False, True)),
         (["--protocol=machado", "--no_full_action_space"], (0.25, False, False)),
         (["--sticky_actions=0.1", "--episodic_life", "--protocol=v5"], (0.1, False, True)),
     ],

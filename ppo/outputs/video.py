@@ -45,13 +45,13 @@ class VideoError(Exception):
 class VideoRecorder:
     """A context that turns frames into `<path>.mp4` and `<path>.gif`; neither exists until both are whole."""
 
-    def __init__(self, path: Path, frames_per_second: float) -> None:
-        """Prepare to write beside `path`, a name without suffix in a folder that exists.
+    def __init__(self, path: Path, frames_per_second: float, *, with_mp4: bool = True) -> None:
+        """Prepare to write beside `path`, a name without suffix in a folder that exists; without mp4 the gif alone.
 
         The gif shows every k-th frame, without what flickers; k keeps it at the game's speed at no more than 25 frames
         per second.
         """
-        self._path = path
+        self._path, self._with_mp4 = path, with_mp4
         self._rate = Fraction(frames_per_second).limit_denominator(1000)
         self._gif_step = math.ceil(self._rate / _GIF_MAX_RATE)
         self._encoders: list[_Encoder] = []
@@ -95,13 +95,15 @@ class VideoRecorder:
         with self._told():
             if not self.num_frames:
                 self._size = frame.shape
-                self._start_encoder(_for_mp4(frame), self._rate, *_PLAYABLE, "done.mp4")
+                if self._with_mp4:
+                    self._start_encoder(_for_mp4(frame), self._rate, *_PLAYABLE, "done.mp4")
                 self._start_encoder(frame, self._rate / self._gif_step, *_LOSSLESS, "gif.mkv")
             if frame.shape != self._size:
                 sizes = " and ".join(f"{height} x {width}" for height, width, _ in (self._size, frame.shape))
                 raise ValueError(f"its frames must have one size, got {sizes} (frame {self.num_frames + 1})")
-            mp4, gif = self._encoders
-            mp4.write(_for_mp4(frame))
+            *mp4, gif = self._encoders
+            for encoder in mp4:
+                encoder.write(_for_mp4(frame))
             if self.num_frames % self._gif_step == 0 and self.num_frames < GIF_SECONDS * self._rate:
                 # Where every frame is shown none needs what another has.
                 gif.write(frame if self._gif_step == 1 else _without_flicker(frame, self._past))
@@ -165,7 +167,7 @@ class VideoRecorder:
         # One palette for all frames: with one for each, ffmpeg 9 leaves out what differs in nothing but the palette.
         self._start(*frames, "-vf", "palettegen", "palette.png").finish()
         self._start(*frames, "-i", "palette.png", "-filter_complex", _IN_PALETTE, *delay, "done.gif").finish()
-        for kind in ("mp4", "gif"):
+        for kind in ("mp4", "gif") if self._with_mp4 else ("gif",):
             os.replace(f"{self._scratch.name}/done.{kind}", f"{self._path}.{kind}")
 
 

@@ -26,7 +26,8 @@ def require_installed() -> None:
     Raises:
         Refusal: says how to install it.
     """
-    if importlib.util.find_spec("wandb") is None:
+    found = importlib.util.find_spec("wandb")
+    if found is None or found.origin is None:  # a folder that is named so, as the package names its own, has none
         raise Refusal("track=wandb needs the package wandb; install it with: pip install wandb, or leave --track away")
 
 
@@ -52,11 +53,12 @@ class WeightsAndBiases:
         Raises:
             OutputError: the service cannot be reached, or does not know who is training.
         """
-        import wandb  # type: ignore[import-not-found, unused-ignore]
-
         self.notes: list[str] = []
-        self._clips, self._wandb = clips, wandb
+        self._clips = clips
         with self._trouble():
+            import wandb  # type: ignore[import-not-found, unused-ignore]
+
+            self._wandb = wandb
             self._run = wandb.init(
                 project="ppo",
                 group=env_name,

@@ -4,10 +4,13 @@ import io
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 from unittest import mock
 
+import gymnasium
 import numpy as np
 import pytest
+from gymnasium.spaces import Box, Discrete
 from PIL import Image, ImageSequence
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
@@ -118,7 +121,7 @@ def test_a_clip_ends_with_the_game_or_after_its_seconds(monkeypatch: pytest.Monk
         build_run(parse_command_line([*flags, "--clip_interval=1"]), Alone()) for flags in (ENDLESS, CARTPOLE)
     )
     for run, seconds in ((still, 3.0), (falling, 0.5)):
-        gif = ClipMaker(run.config, run.model).clip_of(1)
+        gif = ClipMaker(run.config, run.model, lambda: True).clip_of(1)
         assert gif is not None
         assert duration(gif) == pytest.approx(seconds, abs=0.5)
 
@@ -126,7 +129,10 @@ def test_a_clip_ends_with_the_game_or_after_its_seconds(monkeypatch: pytest.Monk
 def test_a_clip_that_cannot_be_made_is_one_warning_and_costs_no_curve(tmp_path: Path) -> None:
     run = build_run(parse_command_line([*CARTPOLE, "--clip_interval=1"]), Alone())
     with mock.patch("imageio_ffmpeg.get_ffmpeg_exe", return_value="/nowhere/ffmpeg"):
-        board, recorder = TensorBoard(tmp_path, 0, clips=ClipMaker(run.config, run.model).clip_of), Recorder()
+        board, recorder = (
+            TensorBoard(tmp_path, 0, clips=ClipMaker(run.config, run.model, lambda: True).clip_of),
+            Recorder(),
+        )
         both = Trackers([board, recorder])
         for update in (1, 2, 3):
             both.log(metrics(update), [])
@@ -134,3 +140,31 @@ def test_a_clip_that_cannot_be_made_is_one_warning_and_costs_no_curve(tmp_path: 
     warnings = [line for line in recorder.heard if "WARNING" in line]
     assert len(warnings) == 1 and "no more clips" in warnings[0]
     assert [step for step, _ in curve(tmp_path, "update/entropy")] == [10, 20, 30]
+
+
+class Undrawable(gymnasium.Env[np.ndarray, int]):
+    """A world whose pictures cannot be drawn, as MuJoCo's without a graphics library."""
+
+    metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 30}
+    observation_space, action_space = Box(0.0, 1.0, (1,), np.float32), Discrete(2)
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+
+    def reset(self, *, seed: int | None = None, options: object = None) -> tuple[np.ndarray, dict[str, object]]:
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, object]]:
+        return np.zeros(1, np.float32), 1.0, False, False, {}
+
+    def render(self) -> None:
+        raise RuntimeError("there is no GL")
+
+
+def test_a_world_that_cannot_be_drawn_is_trained_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(
+        gymnasium.registry, "Undrawable-v0", gymnasium.envs.registration.EnvSpec("Undrawable-v0", Undrawable)
+    )
+    job = ppo(tmp_path, "--env_name=Undrawable-v0", *CARTPOLE[1:], "--env_steps=192", "--clip_interval=1")
+    assert job.returncode == 0, job.stderr
+    assert (job.stdout + job.stderr).count("no clip of a game was made") == 1

@@ -4,6 +4,7 @@ import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,11 @@ ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "ppo", *CARTPOLE, "--track=wandb"]
 
 
+@pytest.mark.parametrize("found", [None, ModuleSpec("wandb", None)], ids=["nothing", "a folder of that name"])
 def test_without_the_package_training_is_refused_with_how_to_install_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    found: ModuleSpec | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
     job = ppo(tmp_path, *CARTPOLE, "--track=wandb")
     assert job.returncode == 2
     assert "pip install wandb" in job.stderr
