@@ -380,12 +380,17 @@ class Config:
         replays = self.run.mode == "replay"
         rule = "the number of a game in episodes.csv for --mode=replay, and must not be set for another mode"
         require((episode is not None) == replays, "episode", rule, episode)
+        games, alone = self.playback.record_games, self.run.mode == "record" and self.playback.episodes is None
+        rule = "the number of games for --mode=record without --episodes, and must not be set otherwise"
+        require(games is None or alone, "record_games", rule, games)
         which = self.playback.checkpoint
         valid = which in ("best", "latest", "shipped", "all") or which.isdecimal()
         require(valid, "checkpoint", "best, latest, shipped or a number of steps", which)
         is_film = which == "all"
         alone = self.run.mode == "record" and not (self.playback.overlay or self.playback.record_games)
-        rule = "best, latest, shipped or a number of steps, except for --mode=record without overlay and record_games"
+        rule = (
+            "best, latest, shipped or a number of steps; all is for --mode=record without --overlay and --record_games"
+        )
         require(not is_film or alone, "checkpoint", rule, which)
 
     def replace_settings(self, settings: Mapping[str, Any]) -> "Config":

@@ -114,7 +114,7 @@ def play_steps(
         Refusal: the policy's numbers overflow.
     """
     envs, actor = prepare_games(agent, slots, rng_seed=config.run.rng_seed, on_frame=on_frame)
-    envs.keeps_games = keeps_games
+    envs.keep_games(keeps_games)
     sizes = {"num_slots": num_slots, "episodes": episodes or config.episodes}
     try:
         yield from play_slots(actor, envs, slots, **sizes, max_steps=config.playback.max_game_steps, on_step=on_step)
@@ -293,26 +293,29 @@ def play_again(
         Refusal: it is no game of this world, or its world does not do again what it did.
     """
     env_name, environment = agent.config.run.env_name, game.environment
-    envs = make_envs(env_name, world, indices=range(environment, environment + 1), seed=seed, on_frame=on_frame)
     which = f"game {game.number + 1} of {agent.name} cannot be played again"
     if game.state is None:
         raise Refusal(f"{which}: games of more than 100,000 steps are not kept")
+    envs = make_envs(env_name, world, indices=range(environment, environment + 1), seed=seed, on_frame=on_frame)
     try:
-        envs.keeps_games = True
+        envs.keep_games(True)
         envs.begin_again(0, game.state)
         space = envs.single_action_space
         actions = np.asarray(game.state["actions"]).astype(space.dtype)
+        if not len(actions):
+            raise ValueError("it has no actions")
         actor = Repeater(restore_model(agent, envs), actions)
         steps = play_slots(actor, envs, range(1), num_slots=1, episodes=1, max_steps=len(actions), on_step=on_step)
         again = next(ended for games in steps for ended in games)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, FloatingPointError) as error:
         if isinstance(error, Refusal):
             raise
         raise Refusal(f"{which}: {brief(error)}") from error
     finally:
         envs.close()
     same_return = (again.episode_return, again.episode_length) == (game.episode_return, game.episode_length)
-    if not same_return or again.state is None or again.state["last_seen"] != game.state["last_seen"]:
+    same_end = again.state is not None and np.array_equal(again.state["last_seen"], game.state["last_seen"])
+    if not same_return or not same_end:
         raise Refusal(
             f"{which}: its world did not do again what it did (return {again.episode_return:g} after "
             f"{again.episode_length} steps instead of {game.episode_return:g} after {game.episode_length}); it is not "

@@ -114,7 +114,7 @@ def build_run(
     """Make this rank's environments and, equal on all ranks, the network and what trains it."""
     indices, seed = share(config.ppo.num_envs, comm.rank, comm.size), config.run.rng_seed
     envs = make_envs(config.run.env_name, config.world, indices=indices, seed=seed, engine=engine)
-    envs.keeps_games = True
+    envs.keep_games(config.run.replay_megabytes > 0)
     model = build_model(
         envs.single_observation_space,
         envs.single_action_space,

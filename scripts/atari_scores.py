@@ -8,6 +8,7 @@ import numpy as np
 from ppo.comparison.statistics import Floats, bootstrap, interquartile_mean
 from ppo.envs.atari import rom_name
 from ppo.envs.atari.scores import human_normalised_score
+from ppo.families import PROTOCOLS
 from scripts.scored_runs import ScoredRun
 
 _PUBLISHED = ("paper", "baselines", "cleanrl", "zoo")
@@ -37,6 +38,7 @@ def atari_table(runs: Sequence[ScoredRun], published: Sequence[Mapping[str, str]
         if not of_game:
             lines.append(f"| {row['game']} | {row['steps']} | | not run | | | {row['reach']} | {theirs} |")
         for run in sorted(of_game, key=lambda run: run.seed):
+            _require_same_protocol(run)
             error = float(run.evaluation["return_stderr"])
             deviation = error * math.sqrt(run.evaluation["episodes"])
             human = human_normalised_score(rom_name(world), run.training_mean)
@@ -60,6 +62,13 @@ def predicted_median(normalised: Mapping[str, float]) -> float | None:
         return None
     exponent = sum(weight * math.log10(1.0 + max(0.0, 100.0 * normalised[game])) for game, weight in _WEIGHTS.items())
     return (10.0**exponent - 1.0) / 100.0
+
+
+def _require_same_protocol(run: ScoredRun) -> None:
+    """Refuse a run that the page's words on protocol and evaluation are not true of."""
+    has = {name: run.evaluation["protocol"][name] for name in PROTOCOLS["nature"]}
+    if has != PROTOCOLS["nature"] or (run.evaluation["act"], run.evaluation["episodes"]) != ("sample", 100):
+        raise SystemExit(f"{run.name} must have 100 sampled games under the protocol nature, got {run.evaluation}")
 
 
 def _together(normalised: Mapping[str, float]) -> list[str]:

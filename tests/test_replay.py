@@ -1,6 +1,7 @@
 """Games of a training that are played again: the same return bit for bit, whatever the world, ranks and stops."""
 
 import csv
+import json
 import re
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def test_games_of_every_family_and_engine_are_played_again(env_name: str, engine
         world = dataclasses.replace(world, max_frames=200, sticky_actions=0.25)
     arguments = {"seed": 5, "indices": range(7, 9)}
     envs = make_envs(env_name, world, engine=engine, **arguments)
-    envs.keeps_games = True
+    envs.keep_games(True)
     envs.reset()
     envs.action_space.seed(0)
     games, returns = [[], []], [[], []]
@@ -181,7 +182,7 @@ def test_a_forged_game_is_refused(env_name: str) -> None:
     envs.begin_again(0, honest)
     wrong = [{name: array for name, array in honest.items() if name != left_out} for left_out in honest]
     wrong += [{**honest, "more": np.zeros(1)}]
-    used = honest.keys() - {"last_seen"}
+    used = honest.keys() - {"last_seen"}  # which is only compared
     wrong += [{**honest, name: honest[name][..., np.newaxis]} for name in used]
     wrong += [{**honest, name: honest[name].astype(np.float64) - 1000.0} for name in used]
     wrong += [{**honest, "actions": np.full((3, *shape), 200, kind)}]
@@ -193,20 +194,34 @@ def test_a_forged_game_is_refused(env_name: str) -> None:
 
 def test_the_best_and_the_worst_of_many_games_are_recorded_under_their_returns(trained: Path) -> None:
     flags = ["--env_name=CartPole-v1", "--checkpoint=latest"]
-    job = ppo(trained, *flags, "--mode=play", "--episodes=6")
-    returns = sorted(int(number) for number in re.findall(r"return (\d+),", job.stdout))
+    job = ppo(trained, *flags, "--mode=evaluate", "--episodes=6")
+    evaluated = json.loads(job.stdout)
     job = ppo(trained, *flags, "--mode=record", "--record_games=6", "--asset_dir=extremes")
     assert job.returncode == 0, job.stderr
     shown = {path.name for path in (trained / "extremes/CartPole-v1").iterdir() if path.suffix == ".mp4"}
     best, worst = (int(re.search(rf"-{name}-return_(\d+)\.mp4", " ".join(shown))[1]) for name in ("best", "worst"))
-    assert best > worst
+    assert (best, worst) == (evaluated["return_max"], evaluated["return_min"]) and best > worst
     assert "6 games: mean return" in job.stdout
     assert re.search(rf"-best-return_{best}\.mp4 \({best} frames", job.stdout)
     assert re.search(rf"-worst-return_{worst}\.mp4 \({worst} frames", job.stdout)
-    assert len(shown) == 2 and len(returns) == 6
+    assert len(shown) == 2
 
 
 def test_the_log_can_be_left_out(tmp_path: Path) -> None:
     assert ppo(tmp_path, *CARTPOLE, "--env_steps=128", "--replay_megabytes=0", "--no_report").returncode == 0
     assert not (tmp_path / "runs/CartPole-v1/games").exists()
     assert Config().run.replay_megabytes == 100
+
+
+@pytest.mark.parametrize("engine", [Engine("lean", 1), Engine("processes", 2)], ids=["lean", "processes"])
+def test_games_are_kept_only_where_they_are_asked_for(engine: Engine) -> None:
+    envs = make_envs("CartPole-v1", family_of("CartPole-v1").settings(), engine=engine, seed=0, indices=range(2))
+    envs.reset()
+    kept = {}
+    for keeps in (False, True, False):
+        envs.keep_games(keeps)
+        for _ in range(60):
+            envs.step(np.zeros(2, np.int64))
+        kept[keeps] = [len(own) for own in envs.take_games()]
+    envs.close()
+    assert kept[False] == [0, 0] and min(kept[True]) > 3

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from ppo.families import PROTOCOLS
 from scripts.atari_scores import atari_table, predicted_median
 from scripts.marked_page import write_table
 from scripts.score_table import table
@@ -61,6 +62,7 @@ def test_only_what_is_between_the_marks_is_replaced(tmp_path: Path) -> None:
 
 def atari_run(game: str, seed: int, training_mean: float) -> ScoredRun:
     evaluation = {"return_mean": training_mean + 1.0, "return_stderr": 2.0, "episodes": 100, "act": "sample"}
+    evaluation["protocol"] = dict(PROTOCOLS["nature"])
     world = f"{game}NoFrameskip-v4"
     return ScoredRun(f"{world}-10M-seed-{seed}", world, "10M", seed, evaluation, training_mean, 10_000_000, 84.0)
 
@@ -83,6 +85,13 @@ def test_games_stand_beside_what_was_published_and_are_summed_up_as_multiples_of
     assert lines[6] == "| Enduro | 10M | | not run | | | 9 | 1 | 2 | 3 | 4 |"
     # A game's seeds are averaged first: 2, 1 and 0.
     assert "of 3 games, 95 % bootstrap over games: interquartile mean 1.00 (0.00 to 2.00); median 1.00" in lines[-1]
+
+
+def test_a_run_under_another_protocol_is_not_in_the_table() -> None:
+    run = atari_run("Pong", 1, 14.6)
+    run.evaluation["protocol"]["sticky_actions"] = 0.25
+    with pytest.raises(SystemExit, match="under the protocol nature"):
+        atari_table([run], ATARI)
 
 
 def test_five_games_predict_the_median_of_all() -> None:

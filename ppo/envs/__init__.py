@@ -102,6 +102,10 @@ class Environments(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], abc.ABC)
         """Begin the next episode of one environment and return the raw return of the one given up; of lean engines."""
         raise NotImplementedError
 
+    def keep_games(self, keeps: bool) -> None:
+        """Keep games that end from now on for `take_games`, or no more."""
+        self.keeps_games = keeps
+
     def take_games(self) -> list[list[ArrayState | None]]:
         """Return, for each environment, the games that have ended since the last call, in order.
 

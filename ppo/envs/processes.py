@@ -86,6 +86,10 @@ class ProcessEnvironments(BlockInHalves):
         """Return what the lean engine does."""
         return self._ask_for_each("get_states")
 
+    def keep_games(self, keeps: bool) -> None:
+        """Do what the lean engine does."""
+        self._ask("keep_games", [keeps] * len(self._processes))
+
     def take_games(self) -> list[list[ArrayState | None]]:
         """Return what the lean engine does."""
         return self._ask_for_each("take_games")

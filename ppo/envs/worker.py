@@ -122,7 +122,11 @@ class Worker:
                     arrays=memory.arrays[part],
                 )
                 self._blocks[group].on_replay = on_replay
-                self._blocks[group].keeps_games = True
+
+    def keep_games(self, keeps: bool) -> None:
+        """Do what it is told for all environments."""
+        for block in self._blocks.values():
+            block.keep_games(keeps)
 
     def step(self, group: int) -> None:
         """Step the environments of a group."""

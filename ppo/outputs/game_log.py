@@ -82,7 +82,8 @@ class GameLog:
         """
         self.notes: list[str] = []
         self._folder, self._bytes, self._update = folder / "games", megabytes * _MEGABYTE, update
-        self._has_begun = False
+        self._file_bytes = min(self._bytes // _FILES, MAX_FILE_BYTES)
+        self._has_begun = self._is_failing = False
         self._games: list[FinishedEpisode] = []
         self._waiting = 0
         self._file: GrowingFile | None = None
@@ -92,8 +93,10 @@ class GameLog:
         for game in episodes:
             if game.state is not None:
                 self._games.append(game)
-                self._waiting += sum(array.nbytes for array in game.state.values())
-        if self._waiting >= min(_BYTES_AT_ONCE, self._bytes // _FILES):
+                self._waiting += _bytes_of(game)
+        while self._waiting > max(self._bytes, _BYTES_AT_ONCE):  # it has not been possible to write for long
+            self._waiting -= _bytes_of(self._games.pop(0))
+        if self._is_failing or self._waiting >= min(_BYTES_AT_ONCE, self._file_bytes):
             self._write()
 
     def say(self, text: str) -> None:
@@ -115,14 +118,19 @@ class GameLog:
         with self._trouble():
             if not self._has_begun:
                 self._begin()
+            self._flush()  # so that no more than one block waits there
             if self._games:
                 block, first = _encode(self._games), self._games[0].episode
-                if self._file is None or self._file.length + len(block) > self._bytes // _FILES:
+                if self._file is None or self._file.length + len(block) > self._file_bytes:
                     self._file = self._next_file(first)
                 self._file.add(block)
                 self._games, self._waiting = [], 0
-            if self._file is not None and self._file.num_waiting and self._file.write():
-                self.notes.append(f"WARNING: {self._file.path} was removed during the run; it is begun again")
+                self._flush()
+            self._is_failing = False
+
+    def _flush(self) -> None:
+        if self._file is not None and self._file.num_waiting and self._file.write():
+            self.notes.append(f"WARNING: {self._file.path} was removed during the run; it is begun again")
 
     def _begin(self) -> None:
         """Cut off what the checkpoint does not count, and go on with the last file."""
@@ -139,12 +147,10 @@ class GameLog:
         self._has_begun = True
 
     def _next_file(self, first: int) -> GrowingFile:
-        """Begin a file with a game, once the one before has all that it is to have, and make room for it."""
-        if self._file is not None and self._file.num_waiting:
-            self._file.write()
+        """Begin a file with a game, and make room for it."""
         paths = _files_in(self._folder)
         sizes = [os.lstat(path).st_size for path in paths]
-        while paths and sum(sizes) > self._bytes - self._bytes // _FILES:
+        while paths and sum(sizes) > self._bytes - self._file_bytes:
             paths.pop(0).unlink(missing_ok=True)
             sizes.pop(0)
         return GrowingFile(self._folder / f"{first:012}{_SUFFIX}")
@@ -154,11 +160,16 @@ class GameLog:
         try:
             yield
         except OSError as error:
+            self._is_failing = True
             raise OutputError(
                 f"the games in {self._folder} cannot be written ({error.strerror}); training goes on, what is "
                 "missing is kept and written when it can be",
                 relief=f"the games in {self._folder} are written again",
             ) from error
+
+
+def _bytes_of(game: FinishedEpisode) -> int:
+    return sum(array.nbytes for array in (game.state or {}).values())
 
 
 def find_game(run_folder: Path, number: int) -> LoggedGame:

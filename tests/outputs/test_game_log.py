@@ -1,16 +1,18 @@
 """The log of a training's games: what is found in it, how it is bounded, what a resume and damage make of it."""
 
 import contextlib
+import errno
 import os
 import zlib
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from ppo.outputs import game_log
 from ppo.outputs.game_log import GameLog, LoggedGame, find_game
-from ppo.outputs.trackers import FinishedEpisode
+from ppo.outputs.trackers import FinishedEpisode, OutputError
 from ppo.outputs.untrusted import DamagedCheckpointError
 from ppo.settings import Refusal
 
@@ -101,6 +103,23 @@ def test_the_oldest_games_are_deleted_beyond_the_bound(tmp_path: Path, monkeypat
     assert 100 < kept[0] < 190
     with pytest.raises(Refusal, match=rf"from {kept[0]} to 199, got 1; the oldest are deleted"):
         find_game(tmp_path, 1)
+
+
+def test_what_could_not_be_written_is_tried_again_with_every_update_and_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = GameLog(tmp_path, 1, 0)
+    full = mock.patch.object(
+        game_log.GrowingFile, "write", side_effect=OSError(errno.ENOSPC, "No space left on device")
+    )
+    with full:
+        for update in range(1, 40):
+            with pytest.raises(OutputError, match="No space left"):
+                log.log({"update": update}, [finished(update, update, length=5000)])  # 80 kB
+    log.log({"update": 40}, [])
+    log.sync()
+    kept = there(tmp_path, range(1, 40))
+    assert kept[-1] == 39 and len(kept) < 20
 
 
 def test_a_game_that_is_not_known_is_refused_in_words(tmp_path: Path) -> None:
