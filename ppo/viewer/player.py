@@ -27,6 +27,7 @@ class Player:
             Refusal: the agent cannot be played.
         """
         self.agent = agent
+        self._failure: FloatingPointError | None = None
         self._frames: list[NDArray[np.uint8]] = []
         self._steps: list[Step] = []
         self.envs, self._actor = prepare_to_draw(agent, rng_seed=rng_seed, on_frame=self._take)
@@ -53,20 +54,23 @@ class Player:
         """Take a step; return it, the frames (H, W, 3) that it has drawn, and the game if it is over or cut with it.
 
         Raises:
-            FloatingPointError: the numbers of the network overflow.
+            FloatingPointError: the numbers of the network overflow; no step follows.
         """
+        if self._failure:
+            raise self._failure
         self._frames.clear()
-        games = next(self._games)
+        try:
+            games = next(self._games)
+        except FloatingPointError as error:
+            self._failure = error
+            raise
         return self._steps.pop(), list(self._frames), games[0] if games else None
 
     def can_be(self, agent: Agent) -> bool:
-        """Tell whether another agent can go on with the game: its world is the same."""
+        """Tell whether another agent can go on with the game: there is one, and its world is the same."""
         mine, other = self.agent.config, agent.config
-        return (mine.run.env_name, mine.world, mine.model.policy) == (
-            other.run.env_name,
-            other.world,
-            other.model.policy,
-        )
+        is_same = mine.run.env_name == other.run.env_name and mine.world == other.world
+        return self._failure is None and is_same and mine.model.policy == other.model.policy
 
     def become(self, agent: Agent) -> None:
         """Let another agent take the next step of the game, by the rule of the one before."""

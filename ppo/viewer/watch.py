@@ -68,15 +68,22 @@ def _watch(config: Config, explicit: set[str]) -> int:
         with Server(listening, page, show.lookers, show.do) as server:
             port = config.playback.port
             print_line(f"watch it: {server.address}")
-            print_line(
-                f"from another machine, first: ssh -L {port}:{HOST}:{port} {getpass.getuser()}@{socket.gethostname()}"
-            )
+            print_line(f"from another machine, first: ssh -L {port}:{HOST}:{port} {_account()}")
             print_line("Ctrl-C ends it")
             gc.freeze()  # what is there now is no garbage: to look through it would take a second at the end
             try:
                 return show.run(lambda: stop.exit_code)
             finally:
                 show.close()
+
+
+def _account() -> str:
+    """Return this account as ssh takes it."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # in a container a user need not have a name
+        user = "user"
+    return f"{user}@{socket.gethostname()}"
 
 
 class Show:
@@ -160,10 +167,8 @@ class Show:
             self._speed = float(speed)
         if rule in self._player.distribution.rules:
             self._player.rule = rule
-        if isinstance(wish, str) and wish in self.choice.wishes:
-            self._note = ""
-            if self.choice.choose(wish):
-                self._exchange()
+        if isinstance(wish, str) and wish in self.choice.wishes and self.choice.choose(wish):
+            self._exchange()
         if command.get("restart") is True:
             self._seed = (self._seed + 1) % (MAX_SEED + 1)
             self._begin()
@@ -179,13 +184,19 @@ class Show:
             if has_others:
                 self._send_state()
         except Refusal as error:
-            self._note = str(error)
-            self._send_state()
+            self._say(str(error))
         if self._progress.poll():
             self._send_progress()
 
+    def _say(self, note: str) -> None:
+        """Have a message on the page until another agent is shown."""
+        if note != self._note:
+            self._note = note
+            self._send_state()
+
     def _exchange(self) -> None:
         """Let the chosen agent go on with the game, or begin one if its world is another."""
+        self._note = ""
         if self._player.can_be(self.choice.agent):
             self._player.become(self.choice.agent)
         else:
@@ -213,9 +224,8 @@ class Show:
             try:
                 step, frames, game = self._player.step()
             except FloatingPointError as error:
-                self._note, self._is_paused = f"this agent cannot be played: {error}", True
-                self._send_state()
-                return seconds
+                self._say(f"this agent cannot be played: {error}")
+                return _SECONDS_OF_BEAT
             steps.append(step)
             num_frames += max(1, len(frames))
             for frame in frames:

@@ -140,3 +140,23 @@ def test_it_says_how_long_ago_the_training_wrote(log):
     os.utime(log, (before, before))
     progress.poll()
     assert 100.0 <= progress.seconds_since < 110.0
+
+
+def test_bytes_of_any_kind_are_no_error(log):
+    generator = np.random.default_rng(0)
+    progress = Progress(log)
+    for _ in range(200):
+        kind = generator.integers(4)
+        if kind == 0:
+            log.write_bytes(generator.bytes(int(generator.integers(2000))))
+        elif kind == 1:
+            with open(log, "ab") as file:
+                file.write(generator.bytes(int(generator.integers(300))).replace(b"\x00", b"\n"))
+        elif kind == 2:
+            append(log, row(int(generator.integers(10**12))))
+        else:
+            os.truncate(log, int(generator.integers(log.stat().st_size + 1)))
+        progress.poll()
+        columns = progress.columns
+        assert len({len(column) for column in columns.values()}) <= 1
+        assert not any(np.isinf(column).any() for column in columns.values())

@@ -7,16 +7,20 @@ import socket
 import threading
 import time
 import urllib.request
+from unittest import mock
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from ppo.agents import find_agent, restore_model
 from ppo.command_line import explicit_settings, parse_command_line
 from ppo.envs import make_envs
+from ppo.viewer import watch as watch_module
 from ppo.viewer.lookers import BEAT
 from ppo.viewer.watch import Show
+from tests.forgery import MODEL, replace_file
 from tests.jobs import CARTPOLE, ppo
 from tests.report.test_packing import unpack
 from tests.viewer.test_server import free_port
@@ -253,6 +257,39 @@ def test_a_damaged_newer_checkpoint_is_passed_over_and_said(run):
     beats = len(watched.beats)
     watched.run(lambda: len(watched.beats) > beats + 2)
     watched.show.close()
+
+
+def test_an_agent_whose_numbers_overflow_is_said_and_another_one_begins_a_game(run):
+    newest = run / "checkpoints" / CART / "step_000000000192"
+    tensors = safetensors.torch.load((newest / MODEL).read_bytes())
+    tensors |= {name: torch.full_like(tensor, 3e38) for name, tensor in tensors.items() if "weight" in name}
+    replace_file(newest, MODEL, safetensors.torch.save(tensors))
+    watched = Watched()
+    watched.run(lambda: watched.states and "cannot be played: the outputs" in watched.state["note"])
+    assert not watched.beats
+    states = len(watched.states)
+    end = time.monotonic() + 0.3
+    watched.run(lambda: time.monotonic() > end)
+    assert len(watched.states) == states
+    watched.run(lambda: watched.beats, checkpoint="128")
+    assert watched.state["note"] == ""
+    watched.show.close()
+
+
+def test_a_world_that_cannot_be_drawn_and_actions_of_several_kinds_are_shown_as_far_as_they_can_be(tmp_path):
+    world = "--env_name=tests.odd_worlds:OddActions-v0"
+    assert ppo(tmp_path, world, *CARTPOLE[1:], "--env_steps=64").returncode == 0
+    folders = (f"--checkpoint_dir={tmp_path}/checkpoints", f"--run_dir={tmp_path}/runs")
+    watched = Watched(world, *folders)
+    watched.run(lambda: len(watched.beats) > 2 and watched.states)
+    assert watched.beats[-1][0]["pictures"] is None and len(watched.newest("vector")) == 2
+    assert watched.state["distribution"] == {"kind": "other"}
+    watched.show.close()
+
+
+def test_a_user_without_a_name_is_no_error(monkeypatch):
+    monkeypatch.setattr("getpass.getuser", mock.Mock(side_effect=KeyError("uid not found")))
+    assert watch_module._account().startswith("user@")
 
 
 def test_a_run_whose_checkpoints_all_go_is_still_shown(run):
