@@ -214,7 +214,7 @@ class Show:
     def _play(self, seconds: float) -> float:
         """Play at least one step and so many seconds of the game, and send them; return how many they were."""
         steps: list[Step] = []
-        pictures = []
+        pictures: list[Any] = []
         rate = self._player.envs.frames_per_second * self._speed
         # An odd number, since Atari games show some things in every other frame only.
         every = math.ceil(rate / _MOST_PICTURES) | 1 if rate > _MOST_PICTURES else 1
@@ -232,6 +232,7 @@ class Show:
                 if self._frame_number % every == 0:
                     pictures.append(frame)
                 self._frame_number += 1
+        pictures = pictures or frames[-1:]
         self._newest_beat = self._beat(steps, pictures, num_frames / rate, game)
         self.lookers.send(BEAT, self._newest_beat)
         if game is not None:

@@ -153,6 +153,10 @@ def test_it_pauses_and_goes_on_step_by_step(watched):
     length = watched.beats[-1][0]["length"]
     watched.run(lambda: len(watched.beats) > before, step=True)
     assert watched.beats[-1][0]["length"] == length + 1 and len(watched.newest("values")) == 1
+    watched.run(lambda: watched.state["speed"] == 8.0, speed=8)
+    for number in range(2, 8):  # at this speed most pictures are left out
+        watched.run(lambda: len(watched.beats) >= before + number, step=True)
+        assert len(watched.newest("pictures")) == 1
     watched.run(lambda: len(watched.beats) > before + 3, pause=False)
 
 
@@ -229,6 +233,11 @@ def test_a_newer_checkpoint_goes_on_with_the_game(run):
     beats = len(watched.beats)
     watched.run(lambda: len(watched.beats) > beats)
     assert watched.beats[beats][0]["game"] <= game + 1  # the game may have ended meanwhile
+    agent = find_agent(watched.config, watched.explicit)
+    model = restore_model(agent, make_envs(CART, agent.config.world, indices=range(1), seed=0))
+    with torch.inference_mode():
+        expected = model(torch.tensor(watched.newest("vector")[None])).action[0]
+    np.testing.assert_allclose(watched.newest("outputs"), expected, atol=1e-5)
     watched.show.close()
 
 
