@@ -70,7 +70,8 @@ def describe_distribution(distribution: ActionDistribution) -> dict[str, Any]:
             sizes = distribution.sizes
         else:
             sizes = [distribution.num_outputs] if kind is Categorical else [1] * distribution.num_outputs
-        return {"kind": distribution.name, "sizes": sizes}
+        starts = distribution.to_environment(np.zeros((1, *distribution.action_shape), np.int64)).flatten().tolist()
+        return {"kind": distribution.name, "sizes": sizes, "starts": starts}
     if isinstance(distribution, Gaussian | Beta) and kind in _KINDS:
         ends = np.full((2, distribution.num_dimensions), 1.0, np.float32)
         ends[0] = 0.0 if kind is Beta else -1.0

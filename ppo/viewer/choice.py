@@ -55,9 +55,11 @@ class Choice:
         Raises:
             Refusal: what is to be shown cannot be played, or the folder cannot be read.
         """
-        before, self.steps = self.steps, self._list()
-        has_others = self.steps != before
-        return has_others, has_others and self.wish in _FOLLOWING and self.choose(self.wish)
+        steps = self._list()
+        has_others = steps != self.steps
+        is_another = has_others and self.wish in _FOLLOWING and self.choose(self.wish)
+        self.steps = steps  # not before: what could not be shown is tried again
+        return has_others, is_another
 
     def _list(self) -> list[int]:
         return [steps_of(folder) for folder in list_checkpoints(self._folder)]

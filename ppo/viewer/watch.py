@@ -182,6 +182,7 @@ class Show:
             if is_another:
                 self._exchange()
             if has_others:
+                self._note = ""
                 self._send_state()
         except Refusal as error:
             self._say(str(error))
@@ -288,7 +289,7 @@ class Show:
             "entryNames": list(player.envs.entry_names),
             "games": list(self._games),
             "note": self._note,
-            "notes": list(agent.notes),
+            "notes": list(self.choice.agent.notes),  # of why it is not another one, too
         }
         self.lookers.send("state", Pack().encode(state, _LEVEL))
 

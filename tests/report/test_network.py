@@ -174,9 +174,9 @@ def test_another_kind_of_model_is_refused():
 @pytest.mark.parametrize(
     "space, policy, expected",
     [
-        (Discrete(4), "auto", {"kind": "categorical", "sizes": [4]}),
-        (MultiDiscrete([3, 2]), "auto", {"kind": "multi_categorical", "sizes": [3, 2]}),
-        (MultiBinary(3), "auto", {"kind": "bernoulli", "sizes": [1, 1, 1]}),
+        (Discrete(4, start=-1), "auto", {"kind": "categorical", "sizes": [4], "starts": [-1]}),
+        (MultiDiscrete([3, 2], start=[0, 5]), "auto", {"kind": "multi_categorical", "sizes": [3, 2], "starts": [0, 5]}),
+        (MultiBinary(3), "auto", {"kind": "bernoulli", "sizes": [1, 1, 1], "starts": [0, 0, 0]}),
         (MOVES, "gaussian", {"kind": "gaussian", "low": [-2.0, -2.0], "high": [3.0, 3.0]}),
         (MOVES, "beta", {"kind": "beta", "low": [-2.0, -2.0], "high": [3.0, 3.0]}),
     ],

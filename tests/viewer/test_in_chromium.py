@@ -64,7 +64,7 @@ def cart(tmp_path_factory):
 
 
 def rate(browser, seconds=3.0, tries=4):
-    """Return how many pictures a second are drawn: the best of a few tries, since other programs may have the machine."""
+    """Return how many pictures a second are drawn: the best of a few tries, since other programs may take the cores."""
     rates = []
     for _ in range(tries):
         before, begun = browser.evaluate(DRAWN), time.monotonic()

@@ -111,7 +111,7 @@ def test_what_is_sent_is_what_the_agent_saw_said_and_expected(watched):
     np.testing.assert_allclose(watched.newest("outputs"), expected.action[0], atol=1e-4)
     value = float(agent.moments.denormalize(expected.values)[0])
     assert watched.newest("values")[-1] == pytest.approx(value, rel=1e-4)
-    assert watched.state["distribution"] == {"kind": "categorical", "sizes": [2]}
+    assert watched.state["distribution"] == {"kind": "categorical", "sizes": [2], "starts": [0]}
     assert watched.state["actionNames"] == ["push left", "push right"] and len(watched.state["entryNames"]) == 4
 
 
@@ -155,7 +155,7 @@ def test_it_pauses_and_goes_on_step_by_step(watched):
     assert watched.beats[-1][0]["length"] == length + 1 and len(watched.newest("values")) == 1
     watched.run(lambda: watched.state["speed"] == 8.0, speed=8)
     for number in range(2, 8):  # at this speed most pictures are left out
-        watched.run(lambda: len(watched.beats) >= before + number, step=True)
+        watched.run(lambda number=number: len(watched.beats) >= before + number, step=True)
         assert len(watched.newest("pictures")) == 1
     watched.run(lambda: len(watched.beats) > before + 3, pause=False)
 
@@ -263,6 +263,7 @@ def test_a_damaged_newer_checkpoint_is_passed_over_and_said(run):
     os.rename(run / "later", newest)
     watched.run(lambda: "192" in watched.state["wishes"])
     assert watched.state["steps"] == 128
+    assert any("damaged" in note and "step_000000000192" in note for note in watched.state["notes"])
     beats = len(watched.beats)
     watched.run(lambda: len(watched.beats) > beats + 2)
     watched.show.close()

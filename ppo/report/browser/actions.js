@@ -121,7 +121,8 @@ class PolicyView {
   }
 
   /** Show outputs, and beside them those before a change and the action that the game took; both may be missing. */
-  show(outputs, before, taken) {
+  show(outputs, before, action) {
+    const taken = action ? placesOf(this.game.distribution, action) : null;
     const groups = readPolicy(this.game, outputs), old = before ? readPolicy(this.game, before) : null;
     const spoken = [];
     groups.forEach((group, number) => {
@@ -185,12 +186,17 @@ class PolicyView {
   }
 }
 
+/** Return an action as places among the categories, which a space may count from another number than 0. */
+function placesOf({ starts }, action) {
+  return starts ? Array.from(action, (value, place) => value - starts[place]) : action;
+}
+
 const BINS_OF_ACTIONS = 24;
 
 /** Show how often each action was taken over the game. */
 function fillActionCounts(game) {
   const holder = byId("taken-groups"), groups = readPolicy(game, new Float32Array(game.numOutputs));
-  const dimension = (number) => Array.from({ length: game.steps }, (_, step) => game.actionAt(step)[number]);
+  const dimension = (number) => Array.from({ length: game.steps }, (_, step) => placesOf(game.distribution, game.actionAt(step))[number]);
   groups.forEach((group, number) => {
     if (group.title) holder.append(element("h4", { text: group.title }));
     if (group.density) {
