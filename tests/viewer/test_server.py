@@ -43,7 +43,8 @@ class Served:
             connection.putheader("Content-Length", str(len(body)))
         connection.endheaders(body)
         answer = connection.getresponse()
-        content = answer.read()
+        is_stream = answer.headers.get_content_type() == "text/event-stream"  # which has no end
+        content = b"" if is_stream else answer.read()
         connection.close()
         return answer.status, answer.headers, content
 
