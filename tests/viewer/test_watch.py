@@ -264,6 +264,7 @@ def test_a_damaged_newer_checkpoint_is_passed_over_and_said(run):
     os.rename(run / "later", newest)
     watched.run(lambda: "192" in watched.state["wishes"])
     assert watched.state["steps"] == 128
+    assert any("damaged" in note and "step_000000000192" in note for note in watched.state["notes"])
     beats = len(watched.beats)
     watched.run(lambda: len(watched.beats) > beats + 2)
     watched.show.close()
