@@ -226,8 +226,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "discount": 0.995,
         "gae_lambda": 0.95,
     },
-    # Before a game first ends by itself there is nothing to learn from. Advantages scaled up all the same drive the policy
-    # to where it explores no more: one seed of three got there.
+    # Before a game first ends by itself there is nothing to learn from. Advantages scaled up all the same drive the
+    # policy to where it explores no more: one seed of three got there.
     "Acrobot": {
         **_CLASSIC,
         "env_steps": 500_000,
