@@ -46,7 +46,7 @@ class Progress:
     @property
     def seconds_since(self) -> float:
         """How long ago the file was written to, by its time; 0 if there is none."""
-        return max(0.0, time.time() - self._seen[3] / 1e9) if self._seen else 0.0
+        return max(0.0, time.time() - self._seen[2] / 1e9) if self._seen else 0.0
 
     def _restart(self) -> None:
         self._rows: Rows | None = None
@@ -54,12 +54,11 @@ class Progress:
 
     def _follow(self, file: BufferedReader) -> None:
         status = os.fstat(file.fileno())
-        seen = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+        seen = status.st_ino, status.st_size, status.st_mtime_ns
         if seen == self._seen and (self._is_damaged or self._offset + len(self._unfinished) == status.st_size):
             return
-        is_same = seen[:2] == self._seen[:2] and status.st_size >= self._offset
-        self._seen = seen
-        if not is_same or not self._has_tail(file):
+        is_another, self._seen = seen[:1] != self._seen[:1], seen
+        if is_another or not self._has_tail(file):
             self._restart()
         if self._is_damaged:
             return

@@ -126,6 +126,15 @@ def test_nothing_is_read_of_a_file_behind_a_line_without_an_end(log, size):
     assert steps(progress) == [16]
 
 
+def test_a_file_that_replaces_rubbish_is_followed(log):
+    log.write_bytes(b"x" * 70_000)
+    progress = Progress(log)
+    progress.poll()
+    os.replace(log, log.with_suffix(".old"))
+    log.write_text(HEADER + row(1))
+    assert progress.poll() and steps(progress) == [16]
+
+
 def test_what_is_no_number_is_no_number(log):
     progress = Progress(log)
     append(log, '1,16,0.5,<script>\n"2",32\n\n3,48,1,nan\n')
