@@ -285,6 +285,20 @@ def test_a_watcher_that_ends_is_said_and_a_new_one_does_not_know_the_page(browse
             second.terminate()
 
 
+def test_a_game_that_is_slower_than_it_should_be_says_so(browser, tmp_path):
+    with watcher(tmp_path, f"--env_name={PONG}") as (process, address):
+        browser.open(address)
+        browser.wait_for(f"{DRAWN} > 30")
+        for _ in range(8):
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(0.6)
+            process.send_signal(signal.SIGCONT)
+            time.sleep(0.2)
+        browser.wait_for("byId('pace').textContent.includes('of that speed: the machine is busy')", seconds=5.0)
+        browser.evaluate("byId('pause').click()")
+        browser.wait_for("watcher.state.isPaused && byId('pace').textContent === ''")
+
+
 def test_it_takes_no_time_while_nobody_looks(tmp_path):
     def seconds(process):
         fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()

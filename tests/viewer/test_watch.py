@@ -38,7 +38,7 @@ class Watched:
         self.looker = self.show.lookers.add() if looks else None
         self.beats, self.states, self.progress = [], [], []
 
-    def run(self, until, seconds=60.0, **command):
+    def run(self, until, seconds=30.0, **command):
         """Play until something holds, which is asked after every message; first do a command."""
         if command:
             self.show.do(command)

@@ -7,6 +7,8 @@ const MILLISECONDS_AHEAD = 40;
 const MOST_MILLISECONDS_BEHIND = 400;
 const MILLISECONDS_BETWEEN_TRACES = 100;
 const MOST_TRACED = 900;
+const MILLISECONDS_OF_PACE = 3000;
+const SLOW = 0.85;
 const MOST_ENTRIES = 64;
 
 const WATCHED = [
@@ -55,13 +57,17 @@ class Watcher {
   constructor(content) {
     byId("name").textContent = content.name;
     Object.assign(this, { state: null, source: null, waiting: 0, shown: null, policy: null, policyOf: "", columns: null });
+    this.pace = { since: performance.now(), seconds: 0 };
     this.trace = { game: -1, steps: [], values: [], rewards: [], drawnAt: 0, isNew: false };
     this.film = new Film((item) => this.show(item));
     this.setUpControls();
     this.setUpTrace();
     this.setUpCurve();
     document.addEventListener("visibilitychange", () => document.hidden ? this.disconnect() : this.connect());
-    setInterval(() => this.showTiles(), 1000);
+    setInterval(() => {
+      this.showTiles();
+      this.showPace();
+    }, 1000);
     this.connect();
   }
 
@@ -151,7 +157,10 @@ class Watcher {
     state.wish);
     const policyOf = JSON.stringify([state.distribution, state.actionNames]);
     if (policyOf !== this.policyOf) Object.assign(this, { policyOf, policy: null });
-    if (!before || before.isPaused !== state.isPaused) this.speak();
+    if (!before || before.isPaused !== state.isPaused) {
+      this.pace = { since: performance.now(), seconds: 0 };
+      this.speak();
+    }
     this.showGames(state.games);
     this.redraw();
   }
@@ -171,8 +180,19 @@ class Watcher {
     }
     if (!items.length) items.push({});
     items[0].beat = beat;
+    this.pace.seconds += content.seconds;
     this.extendTrace(beat);
     this.film.add(items, 1000 * content.seconds);
+  }
+
+  /** Say how much slower than asked for the game has been, if it was. */
+  showPace() {
+    const now = performance.now(), { since, seconds } = this.pace;
+    if (now - since < MILLISECONDS_OF_PACE) return;
+    const share = 1000 * seconds / (now - since), plays = this.source && this.state && !this.state.isPaused;
+    byId("pace").textContent = plays && seconds && share < SLOW
+      ? `at ${short(share)} of that speed: the machine is busy` : "";
+    this.pace = { since: now, seconds: 0 };
   }
 
   /** Show a picture, and the decision that led to it and those after it. */
