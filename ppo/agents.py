@@ -46,6 +46,8 @@ class Agent:
     """Speed of the game on a screen."""
     action_names: tuple[str, ...] = ()
     """What each category, or dimension, of an action is called; none where it is not known."""
+    entry_names: tuple[str, ...] = ()
+    """What each entry of a vector is called; none where it is not known."""
     notes: tuple[str, ...] = ()
     """What the user should know about the choice."""
 
@@ -217,8 +219,8 @@ def _load(name: str, folder: Path, manifest: Manifest, config: Config, explicit:
     rule, expected = choose_rule(config.playback.act, settings.playback.act, model.distribution), _expected(model)
     envs.close()
     tensors = checkpoint.read_tensors(folder, manifest, MODEL_FILE, expected)
-    names = tuple(envs.action_names)
-    return Agent(name, settings, folder, manifest, tensors, rule, envs.frames_per_second, names, tuple(notes))
+    names = tuple(envs.action_names), tuple(envs.entry_names)
+    return Agent(name, settings, folder, manifest, tensors, rule, envs.frames_per_second, *names, tuple(notes))
 
 
 def _require_named(saved: Config, config: Config, explicit: set[str], folder: Path) -> None:

@@ -234,6 +234,9 @@ class PlaybackSettings:
     overlay: bool = False
     """Draw beside the pictures of a video the return so far, the value, and the probabilities or densities of what the
     agent may do. Record and replay only."""
+    view: Literal["auto", "window", "terminal"] = "auto"
+    """Where play shows games: window; terminal, in half blocks of 24-bit colour, with what the agent sees and says;
+    auto, a window where there is a display, else nowhere. Play only."""
     record_games: int | None = setting(None, at_least=2, at_most=_MOST)
     """Play so many games, and record the best and the worst of them, each with its return in its name. Record only."""
     episode: int | None = setting(None, at_least=1, at_most=MOST_STEPS)

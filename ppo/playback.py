@@ -196,9 +196,11 @@ def _with_progress(games: Iterator[Game], of: str) -> Iterator[Game]:
 
 
 def _play(agent: Agent, config: Config) -> int:
-    """Play in a window, if there is one; return the exit code."""
+    """Play where the games can be seen, if they can; return the exit code."""
     announce(agent)
-    window = _open_window(agent)
+    if config.playback.view == "terminal":
+        return _play_in_terminal(agent, config)
+    window = _open_window(agent, must=config.playback.view == "window")
     try:
         for game in play_games(agent, config, range(1), 1, window.show if window else None):
             print_line(describe(game))
@@ -210,6 +212,28 @@ def _play(agent: Agent, config: Config) -> int:
     finally:
         if window:
             window.close()
+    return 0
+
+
+def _play_in_terminal(agent: Agent, config: Config) -> int:
+    """Play on the terminal, and say what came of it when that is given back; return the exit code."""
+    from ppo.outputs.terminal import TerminalView
+
+    title = f"{agent.name} at {agent.counters.env_steps:,} steps"
+    results: list[str] = []
+    try:
+        with TerminalView(title, agent.frames_per_second, agent.action_names, agent.entry_names) as view:
+            steps = play_games(
+                agent, config, range(1), 1, view.hold, lambda step: view.end_step(decision_of(agent, step))
+            )
+            for game in steps:
+                results.append(describe(game))
+                view.say(results[-1])
+    except WindowClosedError:
+        results.append("left")
+    finally:
+        for line in results:
+            print_line(line)
     return 0
 
 
@@ -355,15 +379,24 @@ def _report(games: Sequence[Game], agent: Agent, config: Config, folder: Path) -
     return 0
 
 
-def _open_window(agent: Agent) -> GameWindow | None:
-    """Open a window for the games, or say why there is none."""
+def _open_window(agent: Agent, *, must: bool) -> GameWindow | None:
+    """Open a window for the games, or say why there is none.
+
+    Raises:
+        Refusal: there must be one.
+    """
     reason = "no display"
     if has_display():
         try:
             return GameWindow(f"{agent.name} at {agent.counters.env_steps:,} steps", agent.frames_per_second)
         except NoWindowError as error:
             reason = str(error)
-    print_line(f"{reason}: only results are shown; --mode=watch shows games in a browser, --mode=record makes a video")
+    if must:
+        raise Refusal(f"view must be terminal or auto here, got window: {reason}")
+    print_line(
+        f"{reason}: only results are shown; --view=terminal shows games here, --mode=watch in a browser, --mode=record "
+        "makes a video"
+    )
     return None
 
 

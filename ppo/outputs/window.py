@@ -1,7 +1,9 @@
-"""A window that shows a game at its own speed, where there is a display."""
+"""A window that shows a game at its own speed, where there is a display; keys stop and hasten it."""
 
 import os
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,9 @@ from numpy.typing import NDArray
 
 _TARGET_HEIGHT = 630
 _UNSEEN = ("dummy", "offscreen", "evdev")
+_SLOWEST, _FASTEST = 0.125, 16.0
+_SECONDS_BETWEEN_KEYS = 0.05
+_MOST_SECONDS_LATE = 0.25
 
 
 def has_display() -> bool:
@@ -33,8 +38,56 @@ class NoWindowError(Exception):
     """There seems to be a display, but no window can be opened or drawn on it; the message says why."""
 
 
+class Pace:
+    """How fast the pictures of a game follow each other, and whether they do."""
+
+    def __init__(self, per_second: float, most_per_second: float = 1000.0) -> None:
+        """Begin at the game's own speed.
+
+        Args:
+            per_second: pictures of the game at its own speed.
+            most_per_second: of these are shown, however fast the game is.
+        """
+        self._per_second, self._between = per_second, 1.0 / most_per_second
+        self._due = self._shown = 0.0
+        self.speed, self.is_paused = 1.0, False
+
+    def press(self, key: str) -> None:
+        """Do what a key stands for: pause, faster or slower; others mean nothing."""
+        if key == "pause":
+            self.is_paused = not self.is_paused
+        elif key in ("faster", "slower"):
+            self.speed = min(_FASTEST, max(_SLOWEST, self.speed * (2.0 if key == "faster" else 0.5)))
+
+    def wait(self, look_at_keys: Callable[[], None]) -> bool:
+        """Wait until the next picture is due and no longer while it is paused; return whether to show it.
+
+        Args:
+            look_at_keys: called at once, and every twentieth of a second while this waits.
+        """
+        look_at_keys()
+        while self.is_paused:
+            time.sleep(_SECONDS_BETWEEN_KEYS)
+            look_at_keys()
+        now, period = time.monotonic(), 1.0 / (self._per_second * self.speed)
+        # Who is far behind does not run after it.
+        self._due = now if now > self._due + _MOST_SECONDS_LATE else self._due + period
+        while (left := self._due - time.monotonic()) > 0.0:
+            time.sleep(min(left, _SECONDS_BETWEEN_KEYS))
+            if left > _SECONDS_BETWEEN_KEYS:
+                look_at_keys()
+        if time.monotonic() - self._shown < 0.9 * self._between:
+            return False
+        self._shown = time.monotonic()
+        return True
+
+    def describe(self) -> str:
+        """Return the speed in words."""
+        return "paused" if self.is_paused else f"{self.speed:g}x"
+
+
 class GameWindow:
-    """A pygame window."""
+    """A pygame window: Esc closes it, space pauses, + and - change the speed."""
 
     def __init__(self, title: str, frames_per_second: float) -> None:
         """Prepare to show frames at this rate; the window opens with the first.
@@ -53,9 +106,8 @@ class GameWindow:
         if pygame.display.get_driver() in _UNSEEN and "SDL_VIDEODRIVER" not in os.environ:
             pygame.display.quit()
             raise NoWindowError("no window can be opened: the display does not answer")
-        self._title, self._rate = title, frames_per_second
+        self._title, self._pace = title, Pace(frames_per_second)
         self._surface: Any = None
-        self._clock = pygame.time.Clock()
 
     def show(self, frame: NDArray[np.uint8]) -> None:
         """Show a frame (H, W, 3) and wait until the next is due.
@@ -84,6 +136,20 @@ class GameWindow:
         image = pygame.surfarray.make_surface(frame.swapaxes(0, 1))
         self._surface.blit(pygame.transform.scale(image, self._surface.get_size()), (0, 0))
         pygame.display.flip()
-        if any(event.type == pygame.QUIT for event in pygame.event.get()):
-            raise WindowClosedError
-        self._clock.tick(self._rate)
+        self._pace.wait(self._look_at_keys)
+
+    def _look_at_keys(self) -> None:
+        """Do what was pressed."""
+        pygame = self._pygame
+        for event in pygame.event.get():
+            key = getattr(event, "key", None) if event.type == pygame.KEYDOWN else None
+            if event.type == pygame.QUIT or key == pygame.K_ESCAPE:
+                raise WindowClosedError
+            if key == pygame.K_SPACE:
+                self._pace.press("pause")
+            elif key in (pygame.K_PLUS, pygame.K_EQUALS, pygame.K_KP_PLUS, pygame.K_UP):
+                self._pace.press("faster")
+            elif key in (pygame.K_MINUS, pygame.K_KP_MINUS, pygame.K_DOWN):
+                self._pace.press("slower")
+        speed = self._pace.describe()
+        pygame.display.set_caption(self._title if speed == "1x" else f"{self._title} ({speed})")

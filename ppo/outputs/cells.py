@@ -1,0 +1,150 @@
+"""A terminal's screen as cells of one character and two colours, of which only those that differ are written.
+
+A picture has two pixels in a cell, one above the other: the character is an upper half block. Colours are 24 bits, and
+have their lowest three bits cut off, so that what nearly stays the same is not written again.
+"""
+
+import functools
+import unicodedata
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ppo.settings import printable
+
+Colour = tuple[int, int, int]
+
+_HALF, _SPACE = ord("\u2580"), ord(" ")
+_CHARACTER, _FRONT, _BACK = 0, 1, 2
+# No colour: every cell differs from it.
+_UNKNOWN = 0xFFFFFFFF
+_BEGIN, _END = "\x1b[?2026h", "\x1b[?2026l"
+"""A terminal that knows these shows what is between them at once."""
+_BARS = " \u258f\u258e\u258d\u258c\u258b\u258a\u2589\u2588"
+_STEPS = " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
+_STANDING_OUT = 0.45
+"""Pictures that are shrunk to this or less show what stands out."""
+_OWN = frozenset(_BARS + _STEPS)
+
+
+class Cells:
+    """A screen (R, C) that is drawn on, and what the terminal shows at present."""
+
+    def __init__(self, rows: int, columns: int, background: Colour) -> None:
+        """Begin with an empty screen, all of which will be written."""
+        self.rows, self.columns = rows, columns
+        self._empty = np.array([_SPACE, 0, _packed(background)], np.uint32)
+        self._cells = np.tile(self._empty, (rows, columns, 1))
+        self._shown = np.full_like(self._cells, _UNKNOWN)
+
+    def clear(self, top: int, left: int, rows: int, columns: int) -> None:
+        """Empty a rectangle, as far as it is on the screen."""
+        self._cells[top : top + rows, left : left + columns] = self._empty
+
+    def write(self, row: int, column: int, text: str, colour: Colour, back: Colour | None = None) -> None:
+        """Write a text in one row, cut where the screen ends; it may hold anything."""
+        if not 0 <= row < self.rows or column >= self.columns:
+            return
+        codes = np.frombuffer(narrow(text)[: self.columns - column].encode("utf-32-le"), "<u4")
+        place = self._cells[row, column : column + len(codes)]
+        place[:, _CHARACTER], place[:, _FRONT] = codes, _packed(colour)
+        if back is not None:
+            place[:, _BACK] = _packed(back)
+
+    def bar(self, row: int, column: int, width: int, fraction: float, colour: Colour, back: Colour) -> None:
+        """Draw a bar that fills a fraction of a width, to an eighth of a cell."""
+        eighths = round(8 * width * min(1.0, max(0.0, fraction)))
+        full, part = divmod(eighths, 8)
+        text = _BARS[8] * full + (_BARS[part] if part else "")
+        self.write(row, column, f"{text:<{width}}"[:width], colour, back)
+
+    def curve(self, row: int, column: int, heights: NDArray[np.float64], colour: Colour, back: Colour) -> None:
+        """Draw heights from 0 to 1, one a cell, to an eighth of a cell."""
+        text = "".join(_STEPS[step] for step in (8.0 * heights.clip(0.0, 1.0)).round().astype(int).tolist())
+        self.write(row, column, text, colour, back)
+
+    def picture(self, top: int, left: int, pixels: NDArray[np.uint8]) -> None:
+        """Draw pixels (2 R, C, 3), two rows of them in a row of cells."""
+        pixels = pixels[: 2 * (self.rows - top), : self.columns - left]
+        padded = np.zeros((*pixels.shape[:2], 4), np.uint8)
+        np.bitwise_and(pixels, 0xF8, out=padded[..., :3])
+        packed = padded.view("<u4")[..., 0]
+        upper, lower = packed[::2], packed[1::2]
+        is_even = upper == lower
+        place = self._cells[top : top + len(upper), left : left + upper.shape[1]]
+        place[..., _CHARACTER] = np.where(is_even, _SPACE, _HALF)
+        place[..., _FRONT] = np.where(is_even, 0, upper)
+        place[..., _BACK] = lower
+
+    def changes(self) -> str:
+        """Return what makes the terminal show the screen, and remember that it does."""
+        character_differs, front_differs, back_differs = np.moveaxis(self._cells != self._shown, 2, 0)
+        differs = character_differs | front_differs | back_differs
+        rows, columns = differs.nonzero()
+        if not len(rows):
+            return ""
+        written, at, front, back = [_BEGIN], (-1, -1), -1, -1
+        places = zip(rows.tolist(), columns.tolist(), self._cells[rows, columns].tolist(), strict=True)
+        for row, column, (character, fore, behind) in places:
+            if (row, column) != at:
+                written.append(f"\x1b[{row + 1};{column + 1}H")
+            wanted = [f"48;2;{_digits(behind)}"] if behind != back else []
+            if fore != front and character != _SPACE:
+                wanted.append(f"38;2;{_digits(fore)}")
+                front = fore
+            if wanted:
+                written.append(f"\x1b[{';'.join(wanted)}m")
+            written.append(chr(character))
+            at, back = (row, column + 1), behind
+        self._shown[:] = self._cells
+        return "".join([*written, "\x1b[0m", _END])
+
+
+def fitted(frame: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uint8]:
+    """Return a picture (H, W, 3) in its own proportions, as pixels (2 R, C, 3) of at most so many rows and columns."""
+    height, width = frame.shape[:2]
+    scale = min(2 * rows / height, columns / width)
+    size = max(1, round(width * scale)), max(2, 2 * round(height * scale / 2))
+    if scale > _STANDING_OUT:
+        return np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_NEAREST), np.uint8)
+    stride = max(1, int(0.5 / scale))
+    frame = np.ascontiguousarray(frame[::stride, ::stride])
+    finer = cv2.resize(frame, (2 * size[0], 2 * size[1]), interpolation=cv2.INTER_LINEAR)
+    quarters = [finer[row::2, column::2] for row in (0, 1) for column in (0, 1)]
+    # A ball that is smaller than a pixel would vanish in a mean: of four quarters the one is shown that differs most
+    # from what there is most of.
+    usual = int(np.median(finer[::3, ::3, 1]))
+    chosen, furthest = quarters[0].copy(), np.abs(quarters[0][..., 1].astype(np.int16) - usual)
+    for quarter in quarters[1:]:
+        distance = np.abs(quarter[..., 1].astype(np.int16) - usual)
+        is_further = distance > furthest
+        chosen[is_further] = quarter[is_further]
+        np.maximum(furthest, distance, out=furthest)
+    return np.asarray(chosen, np.uint8)
+
+
+@functools.lru_cache(maxsize=4096)
+def narrow(text: str) -> str:
+    """Return a text of which every character takes one cell, and none is obeyed by a terminal."""
+    shown = printable(text)
+    # All that this program draws itself is narrow.
+    if shown.isascii() or not set(shown) - _OWN:
+        return shown
+    return "".join(
+        character if unicodedata.east_asian_width(character) not in "WF" and not _combines(character) else "?"
+        for character in shown
+    )
+
+
+def _combines(character: str) -> bool:
+    return unicodedata.category(character) in ("Mn", "Me", "Mc", "Cf")
+
+
+def _packed(colour: Colour) -> int:
+    red, green, blue = colour
+    return blue << 16 | green << 8 | red
+
+
+def _digits(colour: int) -> str:
+    return f"{colour & 255};{colour >> 8 & 255};{colour >> 16}"

@@ -1,0 +1,290 @@
+"""A game in a terminal: its picture in half blocks, what the agent sees and says, and the keys that stop or hasten it.
+
+The terminal is put back as it was however the program ends, but for a kill -9: after Ctrl-C, SIGTERM, SIGHUP and an
+error; it is given back while the program is stopped by Ctrl-Z. Its size is looked up before every picture.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import termios
+import time
+from collections import deque
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ppo.models.decisions import Decision
+from ppo.models.distributions import Marginal
+from ppo.outputs.cells import Cells, Colour, fitted
+from ppo.outputs.display import Terminal, find_terminal
+from ppo.outputs.overlay import in_short
+from ppo.outputs.window import Pace, WindowClosedError
+from ppo.settings import Refusal
+
+MOST_PICTURES_PER_SECOND = 30.0
+MOST_BYTES_PER_SECOND = 25_000.0
+"""0.2 Mbit/s on average: where pictures differ more from each other, fewer are shown."""
+_BACKGROUND, _FAINT, _TEXT = (16, 16, 24), (48, 56, 64), (224, 224, 232)
+_FAINT_TEXT = (144, 152, 160)
+_SAID, _CHOSEN = (88, 152, 232), (248, 160, 56)
+_LEAST_PANEL, _WIDEST_PANEL = 28, 46
+_LEAST_COLUMNS = 60
+"""Of a terminal with a panel; a narrower one has a picture and a line."""
+_LABEL = 12
+_GAP = 2
+_ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l\x1b[2J", "\x1b[0m\x1b[?25h\x1b[?1049l"
+_ENDINGS = (signal.SIGTERM, signal.SIGHUP)
+
+Picture = NDArray[np.uint8]
+
+
+class _EndedError(BaseException):
+    """A signal that ends the program has come."""
+
+
+class TerminalView:
+    """A context that shows games on the terminal that standard output ends at."""
+
+    def __init__(
+        self,
+        title: str,
+        frames_per_second: float,
+        action_names: Sequence[str] = (),
+        entry_names: Sequence[str] = (),
+    ) -> None:
+        """Prepare to show games; the terminal is taken when the context begins.
+
+        Args:
+            title: what stands above.
+            frames_per_second: of the frames that come.
+            action_names: of the categories, or of the dimensions, of an action.
+            entry_names: of a vector's entries.
+
+        Raises:
+            Refusal: standard output is no terminal, or not one that shows half blocks.
+        """
+        if find_terminal() is None or os.environ.get("TERM", "dumb") == "dumb":
+            raise Refusal("view must be auto or window where standard output is no terminal, got terminal")
+        if sys.stdout.encoding.lower().replace("-", "") != "utf8":
+            raise Refusal(
+                f"view must be auto or window where the terminal's encoding is {sys.stdout.encoding}; try UTF-8"
+            )
+        self._title, self._names, self._entries = title, action_names, entry_names
+        # Of so many frames one picture is made.
+        self._every = max(1, int(np.ceil(frames_per_second / MOST_PICTURES_PER_SECOND)))
+        self._pace = Pace(frames_per_second / self._every, MOST_PICTURES_PER_SECOND)
+        self._frames: list[Picture] = []
+        self._values: deque[float] = deque(maxlen=_WIDEST_PANEL)
+        self._notes: deque[str] = deque(maxlen=1)
+        self._output = sys.stdout.fileno()
+        self._input = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else None
+        self._cells: Cells | None = None
+        self._size = Terminal(0, 0)
+        self._drawn: Decision | None = None
+        self._free_bytes, self._counted = 0.0, time.monotonic()
+        self.num_pictures = self.num_bytes = 0
+
+    def __enter__(self) -> "TerminalView":
+        """Take the terminal."""
+        self._before: dict[Any, Any] = {}
+        with contextlib.suppress(ValueError):  # not the main thread: nothing is caught there
+            for number in _ENDINGS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, _end)
+            self._before[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._stop)
+        self._take()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Give the terminal back; where a signal has ended the context, it ends the program now."""
+        self._give_back()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if isinstance(error, _EndedError):
+            number = error.args[0]
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    def hold(self, frame: Picture) -> None:
+        """Take a frame (H, W, 3) RGB of the step that is under way."""
+        self._frames.append(frame.copy())
+
+    def say(self, text: str) -> None:
+        """Show a line until the next one."""
+        self._notes.append(text)
+
+    def end_step(self, decision: Decision) -> None:
+        """Show the frames of a step, each when it is due.
+
+        Raises:
+            WindowClosedError: a key asked to leave, or the terminal has gone.
+        """
+        if decision.episode_length == 1:
+            self._values.clear()
+        self._values.append(decision.value)
+        while len(self._frames) >= self._every:
+            # What a game draws on every other frame only is in one of two.
+            frame = np.maximum.reduce(self._frames[: self._every]) if self._every > 1 else self._frames[0]
+            del self._frames[: self._every]
+            if self._pace.wait(self._keys) and self._has_free_bytes():
+                self._show(frame, decision)
+
+    def _has_free_bytes(self) -> bool:
+        before, self._counted = self._counted, time.monotonic()
+        freed = (self._counted - before) * MOST_BYTES_PER_SECOND
+        self._free_bytes = min(self._free_bytes + freed, MOST_BYTES_PER_SECOND)
+        return self._free_bytes > 0.0 or self._cells is None or find_terminal() != self._size
+
+    def _show(self, frame: Picture, decision: Decision) -> None:
+        size, cells = find_terminal() or self._size, self._cells
+        is_whole = cells is None or size != self._size
+        if cells is None or is_whole:
+            self._size, cells = size, Cells(size.rows, size.columns, _BACKGROUND)
+            self._cells, self._drawn = cells, None
+        self._draw(cells, frame, decision)
+        changes = cells.changes()
+        try:
+            self._write(changes)
+        except OSError as error:
+            raise WindowClosedError from error
+        self.num_pictures += 1
+        # A whole screen is rare and does not count.
+        self._free_bytes = MOST_BYTES_PER_SECOND if is_whole else self._free_bytes - len(changes)
+
+    def _draw(self, cells: Cells, frame: Picture, decision: Decision) -> None:
+        """Draw a game's picture and, where there is room for it, a panel beside it."""
+        last = cells.rows - 1
+        room = max(1, last)
+        said = f"return {in_short(decision.episode_return)}  step {decision.episode_length:,}"
+        has_panel = cells.columns >= _LEAST_COLUMNS
+        width = min(_WIDEST_PANEL, max(_LEAST_PANEL, cells.columns * 2 // 5)) if has_panel else 0
+        pixels = fitted(frame, room, cells.columns - width - _GAP * has_panel)
+        cells.picture(0, 0, pixels)
+        if decision is self._drawn:
+            return
+        self._drawn = decision
+        cells.clear(last, 0, 1, cells.columns)
+        if not has_panel:
+            cells.write(last, 0, f"{said}  value {decision.value:.2f}", _TEXT)
+            return
+        note = self._notes[-1] if self._notes else "q leaves  space pauses  + - speed"
+        cells.write(last, 0, f"{self._pace.describe():<7}{note}", _FAINT_TEXT)
+        left = pixels.shape[1] + _GAP
+        width = min(_WIDEST_PANEL, cells.columns - left)
+        cells.clear(0, left, room, width)
+        cells.write(0, left, self._title[:width], _CHOSEN)
+        cells.write(1, left, said, _TEXT)
+        cells.write(2, left, f"value {decision.value:.2f}", _TEXT)
+        values = np.array(self._values)[-(width - _LABEL - 2) :]
+        heights = (values - values.min()) / max(float(values.max() - values.min()), 1e-6)
+        cells.curve(2, left + _LABEL + 2, heights, _SAID, _BACKGROUND)
+        taken = _draw_marginals(cells, 4, left, width, room - 4, decision, self._names)
+        _draw_observation(cells, 5 + taken, left, width, room - 5 - taken, decision, self._entries)
+
+    def _keys(self) -> None:
+        """Do what the keys ask for that were pressed."""
+        if self._input is None or not select.select([self._input], [], [], 0)[0]:
+            return
+        pressed = os.read(self._input, 64)
+        if pressed in (b"", b"\x1b") or b"q" in pressed.lower():
+            raise WindowClosedError
+        for key in pressed.decode(errors="replace"):
+            self._pace.press({" ": "pause", "+": "faster", "=": "faster", "-": "slower"}.get(key, ""))
+
+    def _take(self) -> None:
+        if self._input is not None:
+            self._settings = termios.tcgetattr(self._input)
+            quiet = termios.tcgetattr(self._input)
+            quiet[3] &= ~(termios.ECHO | termios.ICANON)
+            termios.tcsetattr(self._input, termios.TCSANOW, quiet)
+        self._cells = None
+        self._write(_ENTER)
+
+    def _give_back(self) -> None:
+        with contextlib.suppress(OSError, termios.error):  # a terminal that has gone
+            if self._input is not None:
+                termios.tcsetattr(self._input, termios.TCSANOW, self._settings)
+            self._write(_LEAVE)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        """Stop as Ctrl-Z asks, without the terminal, and take it again afterwards."""
+        self._give_back()
+        os.kill(os.getpid(), signal.SIGSTOP)
+        self._take()
+
+    def _write(self, text: str) -> None:
+        content = memoryview(text.encode())
+        self.num_bytes += len(content)
+        while content:
+            content = content[os.write(self._output, content) :]
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise _EndedError(number)
+
+
+def _draw_marginals(
+    cells: Cells, top: int, left: int, width: int, room: int, decision: Decision, names: Sequence[str]
+) -> int:
+    """Draw what an agent says of its action, a row for each category or dimension; return the rows taken."""
+    pairs = list(zip(decision.marginals, decision.sent.tolist(), strict=False))
+    row = 0
+    for dimension, (marginal, sent) in enumerate(pairs):
+        if row >= room:
+            break
+        if marginal.range is not None:
+            name = names[dimension] if len(names) == len(pairs) else f"action {dimension}"
+            _density(cells, top + row, left, width, marginal, sent, name)
+            row += 1
+            continue
+        has_names = len(pairs) == 1 and len(names) == len(marginal.values)
+        for number, share in enumerate(marginal.values.tolist()[: room - row]):
+            name = names[number] if has_names else f"{dimension}: {number}" if len(pairs) > 1 else f"action {number}"
+            colour = _CHOSEN if number == round(sent) - marginal.start else _SAID
+            _category(cells, top + row, left, width, name, share, colour)
+            row += 1
+    return row
+
+
+def _category(cells: Cells, row: int, left: int, width: int, name: str, share: float, colour: Colour) -> None:
+    cells.write(row, left, name[:_LABEL], colour if colour == _CHOSEN else _TEXT)
+    bar = width - _LABEL - 7
+    cells.bar(row, left + _LABEL + 1, bar, share, colour, _FAINT)
+    cells.write(row, left + width - 5, f"{100.0 * share:3.0f} %", _TEXT)
+
+
+def _density(cells: Cells, row: int, left: int, width: int, own: Marginal, sent: float, name: str) -> None:
+    assert own.range is not None
+    low, high = own.range
+    cells.write(row, left, name[:_LABEL], _TEXT)
+    bar = width - _LABEL - 8
+    parts = np.array([part.mean() for part in np.array_split(own.values, bar)])
+    cells.curve(row, left + _LABEL + 1, parts / max(float(parts.max()), 1e-9), _SAID, _FAINT)
+    place = int(min(1.0, max(0.0, (sent - low) / max(high - low, 1e-9))) * (bar - 1))
+    cells.curve(row, left + _LABEL + 1 + place, np.array([max(0.3, parts[place] / parts.max())]), _CHOSEN, _FAINT)
+    cells.write(row, left + width - 6, f"{sent:6.2f}"[:6], _CHOSEN)
+
+
+def _draw_observation(
+    cells: Cells, top: int, left: int, width: int, room: int, decision: Decision, names: Sequence[str]
+) -> None:
+    """Draw what the network sees: the newest picture of a stack, or the entries of a vector."""
+    seen = decision.observation
+    if room < 3:
+        return
+    if seen.ndim == 3:
+        cells.write(top, left, "the network sees", _TEXT)
+        newest = seen[-1] if len(seen) != 3 else seen.transpose(1, 2, 0)
+        colours = np.repeat(newest[..., np.newaxis], 3, 2) if newest.ndim == 2 else newest
+        cells.picture(top + 1, left, fitted(np.ascontiguousarray(colours), room - 1, min(width, 2 * (room - 1))))
+        return
+    cells.write(top, left, "the network sees", _TEXT)
+    for place, number in enumerate(seen.tolist()[: room - 1]):
+        name = names[place] if len(names) == len(seen) else f"entry {place}"
+        cells.write(top + 1 + place, left, f"{name[: width - 10]:<{width - 10}} {number:8.3f}", _FAINT_TEXT)
