@@ -39,9 +39,10 @@ _NAMES: Sequence[tuple[str, Sequence[str], Sequence[str]]] = (
         ("cos angle 1", "sin angle 1", "cos angle 2", "sin angle 2", "angular speed 1", "angular speed 2"),
     ),
     (r"LunarLander-v\d+", ("engines off", "left engine", "main engine", "right engine"), _LANDER),
-    (r"LunarLanderContinuous-v\d+", ("main engine", "side engines"), _LANDER),
+    (r"LunarLander(Continuous)?-v\d+", ("main engine", "side engines"), _LANDER),
     (r"BipedalWalker(Hardcore)?-v\d+", _LEGS, _WALKER),
     (r"CarRacing-v\d+", ("steering", "gas", "brake"), ()),
+    (r"CarRacing-v\d+", ("nothing", "steer right", "steer left", "gas", "brake"), ()),
     (r"ppo/ReachingDot-v\d+", ("move in x", "move in y"), ("x", "y", "way in x", "way in y")),
 )
 
@@ -55,7 +56,7 @@ def names_of(env_name: str, actions_of: Space[Any], num_entries: int) -> tuple[S
         num_entries: of its observations.
     """
     num_actions = int(actions_of.n) if isinstance(actions_of, Discrete) else math.prod(actions_of.shape or ())
-    for pattern, actions, entries in _NAMES:
-        if re.fullmatch(pattern, env_name):
-            return actions if len(actions) == num_actions else (), entries if len(entries) == num_entries else ()
-    return (), ()
+    rows = [row for row in _NAMES if re.fullmatch(row[0], env_name)]
+    actions = next((names for _, names, _ in rows if len(names) == num_actions), ())
+    entries = next((names for _, _, names in rows if len(names) == num_entries), ())
+    return actions, entries

@@ -39,6 +39,9 @@ def test_every_row_names_a_world_that_there_is_and_a_source():
 def test_names_are_left_out_where_their_number_is_another():
     lander = gymnasium.spaces.Discrete(4)
     assert names_of("LunarLander-v3", lander, 8)[0][2] == "main engine"
-    assert names_of("LunarLander-v3", gymnasium.spaces.Box(-1.0, 1.0, (2,)), 8)[0] == ()
+    assert names_of("LunarLander-v3", gymnasium.spaces.Box(-1.0, 1.0, (2,)), 8)[0] == ("main engine", "side engines")
+    assert names_of("LunarLander-v3", gymnasium.spaces.Box(-1.0, 1.0, (3,)), 8)[0] == ()
+    assert names_of("CarRacing-v3", gymnasium.spaces.Box(-1.0, 1.0, (3,)), 0)[0][0] == "steering"
+    assert names_of("CarRacing-v3", gymnasium.spaces.Discrete(5), 0)[0][3] == "gas"
     assert names_of("LunarLander-v3", lander, 9)[1] == ()
     assert names_of("Other-v0", lander, 8) == ((), ())
