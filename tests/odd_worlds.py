@@ -74,6 +74,19 @@ class Endless(Odd):
         return False
 
 
+class Invisible(Odd):
+    """Says that it can be drawn, and cannot."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        super().__init__()
+        self.render_mode = render_mode
+
+    def render(self) -> Any:
+        raise OSError("no screen")
+
+
 class Crashing(Odd):
     """Ends the process."""
 
@@ -98,5 +111,5 @@ _SPACES: dict[str, dict[str, Space[Any]]] = {
 }
 for _name, _spaces in _SPACES.items():
     gymnasium.register(f"{_name}-v0", Odd, kwargs=_spaces)
-for _world in (Broken, Forgetful, Secretive, Endless, Crashing, Hanging):
+for _world in (Broken, Forgetful, Secretive, Endless, Invisible, Crashing, Hanging):
     gymnasium.register(f"{_world.__name__}-v0", _world)

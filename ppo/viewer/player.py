@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from ppo.agents import Agent, restore_model
 from ppo.games import Game, Step, play_slots
 from ppo.models.distributions import ActionDistribution, Rule
-from ppo.playback import prepare_to_draw
-from ppo.settings import MOST_STEPS
+from ppo.playback import prepare_games, prepare_to_draw
+from ppo.settings import MOST_STEPS, Refusal
 
 
 class Player:
@@ -26,15 +26,13 @@ class Player:
         Raises:
             Refusal: the agent cannot be played.
         """
-        self.agent = agent
+        self.agent, self._seed, self._max_steps = agent, rng_seed, max_steps
         self._failure: FloatingPointError | None = None
         self._frames: list[NDArray[np.uint8]] = []
         self._steps: list[Step] = []
+        self._draws = True
         self.envs, self._actor = prepare_to_draw(agent, rng_seed=rng_seed, on_frame=self._take)
-        sizes = {"num_slots": 1, "episodes": MOST_STEPS, "max_steps": max_steps}
-        self._games: Iterator[list[Game]] = play_slots(
-            self._actor, self.envs, range(1), **sizes, on_step=self._steps.append
-        )
+        self._games = self._play()
 
     @property
     def rule(self) -> Rule:
@@ -64,6 +62,14 @@ class Player:
         except FloatingPointError as error:
             self._failure = error
             raise
+        except Refusal:  # a world that said it can be drawn; it begins again without
+            if not self._draws:
+                raise
+            self._draws, rule = False, self.rule
+            self.envs.close()
+            self.envs, self._actor = prepare_games(self.agent, range(1), rng_seed=self._seed)
+            self.rule, self._games = rule, self._play()
+            return self.step()
         return self._steps.pop(), list(self._frames), games[0] if games else None
 
     def can_be(self, agent: Agent) -> bool:
@@ -80,6 +86,10 @@ class Player:
     def close(self) -> None:
         """Close the world."""
         self.envs.close()
+
+    def _play(self) -> Iterator[list[Game]]:
+        sizes = {"num_slots": 1, "episodes": MOST_STEPS, "max_steps": self._max_steps}
+        return play_slots(self._actor, self.envs, range(1), **sizes, on_step=self._steps.append)
 
     def _take(self, frame: NDArray[np.uint8]) -> None:
         self._frames.append(frame.copy())
