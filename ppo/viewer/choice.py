@@ -30,9 +30,10 @@ class Choice:
 
     @property
     def wishes(self) -> list[str]:
-        """What can be chosen now."""
+        """What can be chosen now, and what is: a checkpoint that the training has deleted since is still shown."""
         following = _FOLLOWING if self.steps else _FOLLOWING[:1]
-        return [*following, *(["shipped"] if self._has_shipped else []), *map(str, reversed(self.steps))]
+        wishes = [*following, *(["shipped"] if self._has_shipped else []), *map(str, reversed(self.steps))]
+        return wishes if self.wish in wishes else [*wishes, self.wish]
 
     @property
     def run_folder(self) -> Path:

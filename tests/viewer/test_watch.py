@@ -250,6 +250,9 @@ def test_a_chosen_checkpoint_stays_whatever_the_training_writes(run):
     os.rename(run / "later", newest)
     watched.run(lambda: "192" in watched.state["wishes"])
     assert watched.state["steps"] == 64
+    shutil.rmtree(run / "checkpoints" / CART / "step_000000000064")
+    watched.run(lambda: watched.state["wishes"][-2:] == ["0", "64"])
+    assert watched.state["steps"] == 64 and watched.state["wish"] == "64"
     watched.run(lambda: watched.state["isShipped"], checkpoint="shipped")
     watched.run(lambda: watched.state["steps"] == 192, checkpoint="latest")
     watched.show.close()
