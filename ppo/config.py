@@ -235,8 +235,8 @@ class PlaybackSettings:
     """Draw beside the pictures of a video the return so far, the value, and the probabilities or densities of what the
     agent may do. Record and replay only."""
     view: Literal["auto", "window", "terminal"] = "auto"
-    """Where play shows games: window; terminal, in half blocks of 24-bit colour, with what the agent sees and says;
-    auto, a window where there is a display, else nowhere. Play only."""
+    """Where play and watch show games: window (play only); terminal, in half blocks of 24-bit colour, with what the
+    agent sees and says; auto, for play a window where there is a display, for watch a browser."""
     record_games: int | None = setting(None, at_least=2, at_most=_MOST)
     """Play so many games, and record the best and the worst of them, each with its return in its name. Record only."""
     episode: int | None = setting(None, at_least=1, at_most=MOST_STEPS)
@@ -379,6 +379,9 @@ class Config:
         keep = self.run.keep_checkpoints
         valid = KEEP_CHECKPOINTS_PATTERN.fullmatch(keep) is not None
         require(valid, "keep_checkpoints", "a number from 1 on, all or every=K with such a number K", repr(keep))
+        view, mode = self.playback.view, self.run.mode
+        valid = view == "auto" or mode == "play" or (mode == "watch" and view == "terminal")
+        require(valid, "view", "auto except for play, and terminal for watch", view)
         episode = self.playback.episode
         replays = self.run.mode == "replay"
         rule = "the number of a game in episodes.csv for --mode=replay, and must not be set for another mode"

@@ -27,6 +27,7 @@ from ppo.outputs.window import GameWindow, NoWindowError, WindowClosedError, has
 from ppo.random_streams import Purpose, derived_seed
 from ppo.settings import Refusal
 from ppo.standard_streams import say_on_standard_error
+from ppo.supervision.signals import INTERRUPTED
 
 
 def play(config: Config, comm: Collective, explicit: set[str]) -> int:
@@ -231,6 +232,8 @@ def _play_in_terminal(agent: Agent, config: Config) -> int:
                 view.say(results[-1])
     except WindowClosedError:
         results.append("left")
+    except KeyboardInterrupt:
+        return INTERRUPTED
     finally:
         for line in results:
             print_line(line)

@@ -75,7 +75,9 @@ class TerminalView:
             raise Refusal(
                 f"view must be auto or window where the terminal's encoding is {sys.stdout.encoding}; try UTF-8"
             )
-        self._title, self._names, self._entries = title, action_names, entry_names
+        self._names, self._entries = action_names, entry_names
+        self.title = title
+        """What stands above; it may be changed."""
         # Of so many frames one picture is made.
         self._every = max(1, int(np.ceil(frames_per_second / MOST_PICTURES_PER_SECOND)))
         self._pace = Pace(frames_per_second / self._every, MOST_PICTURES_PER_SECOND)
@@ -178,7 +180,7 @@ class TerminalView:
         left = pixels.shape[1] + _GAP
         width = min(_WIDEST_PANEL, cells.columns - left)
         cells.clear(0, left, room, width)
-        cells.write(0, left, self._title[:width], _CHOSEN)
+        cells.write(0, left, self.title[:width], _CHOSEN)
         cells.write(1, left, said, _TEXT)
         cells.write(2, left, f"value {decision.value:.2f}", _TEXT)
         values = np.array(self._values)[-(width - _LABEL - 2) :]

@@ -53,7 +53,15 @@ _LEVEL = 1
 
 
 def watch(config: Config, comm: Collective, explicit: set[str]) -> int:
-    """Serve the page on rank 0 until a signal ends it; return the exit code that the signal asks for."""
+    """Serve the page on rank 0, or show what would be on it on the terminal, until a signal ends it.
+
+    Returns:
+        The exit code that the signal asks for.
+    """
+    if config.playback.view == "terminal":
+        from ppo.viewer.in_terminal import watch_in_terminal
+
+        return decided_by_root(comm, lambda: watch_in_terminal(config, explicit))
     return decided_by_root(comm, lambda: _watch(config, explicit))
 
 

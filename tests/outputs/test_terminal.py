@@ -20,12 +20,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ppo.collectives import Alone
+from ppo.command_line import explicit_settings, parse_command_line
 from ppo.models.decisions import Decision
 from ppo.models.distributions import Marginal
 from ppo.outputs import terminal, window
 from ppo.outputs.terminal import TerminalView
 from ppo.outputs.window import Pace, WindowClosedError
 from ppo.settings import Refusal
+from ppo.viewer.watch import watch
 from tests.jobs import CARTPOLE, environment, ppo
 from tests.outputs.test_cells import Screen
 
@@ -281,6 +284,35 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     assert ppo(folder, *CARTPOLE, "--env_steps=64", "--no_report").returncode == 0
     return folder
+
+
+def test_watch_shows_the_newest_checkpoint_and_how_far_the_training_is(
+    on: Callable[..., Terminal], trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = on()
+    monkeypatch.chdir(trained)
+    monkeypatch.setattr(os, "nice", lambda by: 0)
+    said: list[str] = []
+
+    def press_once_it_was_said(self: TerminalView, text: str) -> None:
+        said.append(text)
+        if len(said) == 2:
+            there.press(b"q")
+
+    monkeypatch.setattr(TerminalView, "say", press_once_it_was_said)
+    flags = ["--env_name=CartPole-v1", "--mode=watch", "--view=terminal"]
+    assert watch(parse_command_line(flags), Alone(), explicit_settings(flags)) == 0
+    written = there.read().decode()
+    assert "CartPole-v1 at 64 steps" in written
+    assert "cart position" in written
+    assert said[0].startswith("training: 64 steps")
+
+
+@pytest.mark.parametrize("flags", [["--mode=record"], ["--mode=evaluate"], []])
+def test_a_view_is_for_play_and_watch_only(trained: Path, flags: list[str]) -> None:
+    job = ppo(trained, "--env_name=CartPole-v1", "--view=terminal", *flags)
+    assert job.returncode == 2
+    assert "view must be auto except for play, and terminal for watch" in job.stderr
 
 
 @pytest.mark.slow
