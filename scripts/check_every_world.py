@@ -63,6 +63,8 @@ REFUSALS = {
     "refused: spaces of Text, Graph or Sequence": r"cannot be served: .*(Text|Graph|Sequence)",
     "refused: images too small for the network": r"must fit the observations: \w+ needs images of at least",
     "refused: constructor fails": r"cannot be made here",
+    # MiniGrid's worlds of wave function collapse: its wheel lacks their patterns.
+    "refused: package without its own files": r"failed at step 0 of episode 0, begun by reset\(.*\): FileNotFoundError",
 }
 """The outcomes that are not faults, by the words of the refusal; the first match counts."""
 OUTCOMES = (LEARNT, ENDLESS, ANEW, *REFUSALS, FAILED)
