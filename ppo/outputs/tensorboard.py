@@ -16,8 +16,7 @@ from typing import Any
 
 from ppo.outputs.folders import GrowingFile
 from ppo.outputs.histograms import Look
-from ppo.outputs.trackers import FinishedEpisode, Metrics, loss_of, removal_note, trouble_with
-from ppo.outputs.video import VideoError
+from ppo.outputs.trackers import Clips, FinishedEpisode, Metrics, loss_of, newest_clip, removal_note, trouble_with
 
 UPDATES_BETWEEN_LOOKS = 10
 _EVENTS_PREFIX = "events.out.tfevents."
@@ -26,20 +25,6 @@ _STRING = 7
 _RGB = 3
 
 Hyperparameter = str | float | int | bool | None
-Clips = Callable[[int], bytes | None]
-"""Returns an animated gif of the policy after so many updates, or None if it is not time for one.
-
-Raises a VideoError, once, if it could not be made; there are no more clips then.
-"""
-
-
-def newest_clip(clips: Clips, metrics: Metrics, notes: list[str]) -> bytes | None:
-    """Return the clip of an update, or None if there is none; why it was not made is noted."""
-    try:
-        return clips(int(metrics["update"] or 0))
-    except VideoError as error:
-        notes.append(f"WARNING: {error}; there are no more clips until the next start")
-        return None
 
 
 class TensorBoard:

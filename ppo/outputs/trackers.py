@@ -33,12 +33,18 @@ from ppo.config import Config
 from ppo.outputs.folders import GrowingFile, rename_aside, write_whole
 from ppo.outputs.log_start import keep_start
 from ppo.outputs.manifest import LOGS
+from ppo.outputs.video import VideoError
 from ppo.settings import printable
 from ppo.standard_streams import say_on_standard_error
 
 EPISODE_COLUMNS = ("episode", "update", "env_steps", "environment", "return", "length", "time/seconds")
 
 Metrics = Mapping[str, float | int | None]
+Clips = Callable[[int], bytes | None]
+"""Returns an animated gif of the policy after so many updates, or None if it is not time for one.
+
+Raises a VideoError, once, if it could not be made; there are no more clips then.
+"""
 
 
 @dataclass(frozen=True)
@@ -261,6 +267,15 @@ def _csv_row(cells: Sequence[Any]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(cells)
     return text.getvalue().encode()
+
+
+def newest_clip(clips: Clips, metrics: Metrics, notes: list[str]) -> bytes | None:
+    """Return the clip of an update, or None if there is none; why it was not made is noted."""
+    try:
+        return clips(int(metrics["update"] or 0))
+    except VideoError as error:
+        notes.append(f"WARNING: {error}; there are no more clips until the next start")
+        return None
 
 
 def removal_note(folder: Path) -> str:

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ppo.outputs.folders import write_whole
-from ppo.outputs.tensorboard import Clips, newest_clip
-from ppo.outputs.trackers import FinishedEpisode, Metrics, OutputError
+from ppo.outputs.trackers import Clips, FinishedEpisode, Metrics, OutputError, newest_clip
 from ppo.settings import Refusal
 
 _SECONDS_TO_CONNECT = 30
