@@ -67,6 +67,7 @@ def settings_like(config: Config) -> str:
     """
     model, ppo = config.model, config.ppo
     assert model.trunk in ("auto", "separate") and not ppo.clip_rewards and ppo.reward_scale == 1.0
+    assert ppo.learning_rate_schedule in ("linear", "constant")
     normalization = {
         "norm_obs": model.observation_normalization,
         "norm_reward": ppo.reward_normalization,
@@ -82,7 +83,9 @@ def settings_like(config: Config) -> str:
             "widths": model.widths,
             "activation": model.activation,
             "normalization": normalization if is_normalized else None,
+            "log_std_init": model.log_deviation_init,
             "learning_rate": ppo.learning_rate,
+            "learning_rate_schedule": ppo.learning_rate_schedule,
             "ppo": {
                 "n_steps": ppo.rollout_steps,
                 "batch_size": ppo.minibatch_size,

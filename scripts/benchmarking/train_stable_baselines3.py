@@ -79,14 +79,19 @@ def world_of_vectors(settings: dict[str, Any], vec_env: type) -> PPO:
     )
     if settings["normalization"]:
         envs = VecNormalize(envs, **settings["normalization"])
+    rate = settings["learning_rate"]
     widths, activation = settings["widths"], {"tanh": nn.Tanh, "relu": nn.ReLU}[settings["activation"]]
     return PPO(
         "MlpPolicy",
         envs,
         seed=0,
         device="cpu",
-        learning_rate=linear(settings["learning_rate"]),
-        policy_kwargs={"net_arch": {"pi": widths, "vf": widths}, "activation_fn": activation},
+        learning_rate=linear(rate) if settings["learning_rate_schedule"] == "linear" else rate,
+        policy_kwargs={
+            "net_arch": {"pi": widths, "vf": widths},
+            "activation_fn": activation,
+            "log_std_init": settings["log_std_init"],
+        },
         **settings["ppo"],
     )
 

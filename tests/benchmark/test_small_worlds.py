@@ -63,7 +63,7 @@ def test_a_world_is_trained_with_its_own_preset_and_minibatches_of_256_on_every_
         for case in of_world:
             assert case.config.ppo.minibatch_size == 256
     assert cases["CartPole-v1"][0].config.run.preset == "CartPole"
-    assert cases["HalfCheetah-v5"][0].config.run.preset == "continuous"
+    assert cases["HalfCheetah-v5"][0].config.run.preset == "HalfCheetah"
     assert make_world_cases(Settings(worlds=()), 2) == {}
 
 

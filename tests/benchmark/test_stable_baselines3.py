@@ -86,7 +86,8 @@ def test_a_small_world_is_learnt_with_our_network_sizes_and_normalization(traine
     assert (asked["policy"], asked["name"], asked["vec_env"]) == ("MlpPolicy", env_name, "subprocesses")
     network = asked["policy_kwargs"]
     assert network["net_arch"] == {"pi": [32, 48], "vf": [32, 48]}
-    assert network["activation_fn"] is torch.nn.Tanh
+    assert network["activation_fn"] is (torch.nn.ReLU if env_name == "HalfCheetah-v5" else torch.nn.Tanh)
+    assert network["log_std_init"] == config.model.log_deviation_init
     for theirs, name in {
         "n_envs": "num_envs",
         "n_steps": "rollout_steps",
@@ -100,10 +101,19 @@ def test_a_small_world_is_learnt_with_our_network_sizes_and_normalization(traine
     }.items():
         assert asked[theirs] == getattr(ours, name)
     assert 2.0 * asked["vf_coef"] == ours.value_coefficient
-    assert [asked["learning_rate"](remaining) for remaining in (1.0, 0.0)] == [ours.learning_rate, 0.0]
+    if ours.learning_rate_schedule == "constant":
+        assert asked["learning_rate"] == ours.learning_rate
+    else:
+        assert [asked["learning_rate"](remaining) for remaining in (1.0, 0.0)] == [ours.learning_rate, 0.0]
     # LunarLander would compute data that is only for rendering.
     assert asked["env_kwargs"] == {"render_mode": None}
-    normalization = {"norm_obs": True, "norm_reward": True, "clip_obs": 10.0, "clip_reward": 10.0, "gamma": 0.99}
+    normalization = {
+        "norm_obs": True,
+        "norm_reward": True,
+        "clip_obs": 10.0,
+        "clip_reward": 10.0,
+        "gamma": ours.discount,
+    }
     assert asked.get("normalization") == (normalization if env_name == "HalfCheetah-v5" else None)
 
 
