@@ -29,7 +29,7 @@ _COMMON: Mapping[str, str] = {
     "num_envs": "environments of the whole job, shared out over the ranks",
     "learning_rate": "Adam's step size at the start",
     "fresh": "begin anew instead of resuming; the earlier run is moved aside",
-    "checkpoint": "which checkpoint to play: best, latest, shipped, a number of steps, or all for a film",
+    "checkpoint": "which checkpoint: best, latest, shipped, a number of steps, or all for a film",
     "act": "which action is played: saved, mean, mode or sample",
     "episodes": "games to play, record or evaluate",
 }
