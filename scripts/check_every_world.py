@@ -219,8 +219,8 @@ def _stages(row: Row, run: Run) -> Iterator[Row]:
 
 
 def _finished(row: Row, outcome: str, message: str) -> Row:
-    # Lines of code are named by file and folder, independent of where they are installed.
-    message = re.sub(r"/\S+/(?=[^/\s]+/[^/\s]+\.py\b)", "", message)
+    # Files are named by themselves and their folder, independent of where they are installed.
+    message = re.sub(r"/\S+/(?=[^/\s]+/[^/\s]+\.\w+\b)", "", message)
     return replace(row, outcome=outcome, message=message, cpu_seconds=time.process_time())
 
 
