@@ -1,0 +1,171 @@
+"""Measure what showing an agent takes: the page of `--mode=watch`, and a terminal of two sizes.
+
+Each agent plays at the speed of its game, as a user would see it. What counts is processor time of the thread that plays
+and shows, so that other programs hardly matter. Needs the extras of the worlds, and an agent of each.
+"""
+
+import fcntl
+import os
+import pty
+import struct
+import sys
+import termios
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import tyro
+
+from ppo.agents import decision_of
+from ppo.command_line import explicit_settings, parse_command_line
+from ppo.outputs.terminal import TerminalView
+from ppo.outputs.window import keep_drawing_quiet
+from ppo.settings import Refusal
+from ppo.viewer.player import Player
+from ppo.viewer.watch import Show
+
+_SIZES = ((24, 80), (53, 160))
+_SECONDS_OF_BEAT = 0.05
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags of this script."""
+
+    worlds: tuple[str, ...] = (
+        "PongNoFrameskip-v4",
+        "BreakoutNoFrameskip-v4",
+        "CartPole-v1",
+        "LunarLander-v3",
+        "CarRacing-v3",
+    )
+    """Worlds whose agents play."""
+    seconds: float = 20.0
+    """Of each measurement."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What was shown in a while, per second of the game or of the clock."""
+
+    share: float
+    """Of a core, by everything that the row is about."""
+    playing: float
+    """Of a core, by the world and the network alone."""
+    megabits: float
+    pictures: float
+
+
+def main() -> None:
+    """Measure, and print the tables in Markdown."""
+    options = tyro.cli(Options, description=__doc__)
+    torch.set_num_threads(1)
+    keep_drawing_quiet()
+    pages, terminals = [], []
+    for world in options.worlds:
+        try:
+            page = on_a_page(world, options.seconds)
+            sizes = [in_a_terminal(world, size, options.seconds) for size in _SIZES]
+        except Refusal as error:
+            sys.exit(f"{world}: {error}")
+        pages.append(f"| {world} | {page.share:.1%} | {page.playing:.1%} | {page.megabits:.1f} |")
+        cells = (f"{shown.pictures:.0f} | {shown.share:.1%} | {shown.megabits:.2f}" for shown in sizes)
+        terminals.append(f"| {world} | {' | '.join(cells)} |")
+    print("| world | page: share of a core | of which the game itself | Mbit/s |\n|---|---|---|---|")
+    print("\n".join(pages), end="\n\n")
+    heads = (f"{columns} x {rows}: pictures a second | share of a core | Mbit/s" for rows, columns in _SIZES)
+    print(f"| world | {' | '.join(heads)} |\n|{'---|' * (1 + 3 * len(_SIZES))}")
+    print("\n".join(terminals))
+
+
+def on_a_page(world: str, seconds: float) -> Shown:
+    """Play for one page that takes all messages; shares are per second of the game."""
+    flags = [f"--env_name={world}", "--mode=watch"]
+    show = Show(parse_command_line(flags), explicit_settings(flags))
+    looker = show.lookers.add()
+    played = [0.0]
+    step = show._player.step
+
+    def timed():  # type: ignore[no-untyped-def]
+        begin = time.thread_time()
+        try:
+            return step()
+        finally:
+            played[0] += time.thread_time() - begin
+
+    show._player.step = timed  # type: ignore[method-assign]
+    for _ in range(10):
+        show._play(_SECONDS_OF_BEAT)
+    looker.take(0.0)
+    played[0], num_bytes, of_game = 0.0, 0, 0.0
+    begin = time.thread_time()
+    while of_game < seconds:
+        of_game += show._play(_SECONDS_OF_BEAT)
+        num_bytes += sum(len(text) for _, text in looker.take(0.0))
+    share = (time.thread_time() - begin) / of_game
+    show.close()
+    return Shown(share, played[0] / of_game, num_bytes * 8e-6 / of_game, 0.0)
+
+
+def in_a_terminal(world: str, size: tuple[int, int], seconds: float) -> Shown:
+    """Play on a terminal of so many rows and columns; the share is that of showing alone, per second of the clock."""
+    flags = [f"--env_name={world}", "--mode=watch", "--view=terminal"]
+    show = Show(parse_command_line(flags), explicit_settings(flags))
+    agent = show.choice.agent
+    player = Player(agent, rng_seed=0, max_steps=parse_command_line(flags).playback.max_game_steps)
+    show.close()
+    spent = playing = 0.0
+    with terminal(size), TerminalView(world, agent.frames_per_second, agent.action_names, agent.entry_names) as view:
+        begin = time.monotonic()
+        while time.monotonic() < begin + seconds:
+            started = time.thread_time()
+            step, frames, _ = player.step()
+            decision = decision_of(player.agent, step)
+            shown = time.thread_time()
+            for frame in frames:
+                view.hold(frame)
+            view.end_step(decision)
+            playing += shown - started
+            spent += time.thread_time() - shown
+        of_clock = time.monotonic() - begin
+        pictures, num_bytes = view.num_pictures, view.num_bytes
+    player.close()
+    return Shown(spent / of_clock, playing / of_clock, num_bytes * 8e-6 / of_clock, pictures / of_clock)
+
+
+@contextmanager
+def terminal(size: tuple[int, int]) -> Iterator[None]:
+    """A context in which standard output is a terminal of so many rows and columns, which is read to nowhere."""
+    reader, writer = pty.openpty()
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+    kept = os.dup(1)
+    sys.stdout.flush()
+    os.dup2(writer, 1)
+    drain = threading.Thread(target=_drain, args=(reader,), daemon=True)
+    drain.start()
+    before = os.environ.get("TERM")
+    os.environ["TERM"] = "xterm-256color"
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(writer)
+        drain.join(5.0)
+        os.environ.pop("TERM") if before is None else os.environ.update(TERM=before)
+
+
+def _drain(reader: int) -> None:
+    try:
+        while os.read(reader, 65_536):
+            pass
+    except OSError:  # the other end is closed
+        os.close(reader)
+
+
+if __name__ == "__main__":
+    main()
