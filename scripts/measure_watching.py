@@ -1,7 +1,7 @@
 """Measure what showing an agent takes: the page of `--mode=watch`, and a terminal of two sizes.
 
-Each agent plays at the speed of its game, as a user would see it. What counts is processor time of the thread that plays
-and shows, so that other programs hardly matter. Needs the extras of the worlds, and an agent of each.
+Each agent plays at the speed of its game, as a user would see it. What counts is processor time of the thread that
+plays and shows, so that other programs hardly matter. Needs the extras of the worlds, and an agent of each.
 """
 
 import fcntl
