@@ -1,7 +1,8 @@
 """Measure what showing an agent takes: the page of `--mode=watch`, and a terminal of two sizes.
 
-Each agent plays at the speed of its game, as a user would see it. What counts is processor time of the thread that
-plays and shows, so that other programs hardly matter. Needs the extras of the worlds, and an agent of each.
+For the page an agent plays without pauses, and a share of a core is processor time per second of its game; on the
+terminal it plays at the game's own speed, and a share is that of the clock. What counts is the thread that plays and
+shows, so that other programs hardly matter. Needs the extras of the worlds, and an agent of each.
 """
 
 import fcntl
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 import torch
 import tyro
 
-from ppo.agents import decision_of
+from ppo.agents import decision_of, find_agent
 from ppo.command_line import explicit_settings, parse_command_line
 from ppo.outputs.terminal import TerminalView
 from ppo.outputs.window import keep_drawing_quiet
@@ -47,18 +48,6 @@ class Options:
     """Of each measurement."""
 
 
-@dataclass(frozen=True)
-class Shown:
-    """What was shown in a while, per second of the game or of the clock."""
-
-    share: float
-    """Of a core, by everything that the row is about."""
-    playing: float
-    """Of a core, by the world and the network alone."""
-    megabits: float
-    pictures: float
-
-
 def main() -> None:
     """Measure, and print the tables in Markdown."""
     options = tyro.cli(Options, description=__doc__)
@@ -67,12 +56,12 @@ def main() -> None:
     pages, terminals = [], []
     for world in options.worlds:
         try:
-            page = on_a_page(world, options.seconds)
-            sizes = [in_a_terminal(world, size, options.seconds) for size in _SIZES]
+            share, playing, megabits = on_a_page(world, options.seconds)
+            shown = [in_a_terminal(world, size, options.seconds) for size in _SIZES]
         except Refusal as error:
             sys.exit(f"{world}: {error}")
-        pages.append(f"| {world} | {page.share:.1%} | {page.playing:.1%} | {page.megabits:.1f} |")
-        cells = (f"{shown.pictures:.0f} | {shown.share:.1%} | {shown.megabits:.2f}" for shown in sizes)
+        pages.append(f"| {world} | {share:.1%} | {playing:.1%} | {megabits:.1f} |")
+        cells = (f"{pictures:.0f} | {share:.1%} | {megabits:.2f}" for pictures, share, megabits in shown)
         terminals.append(f"| {world} | {' | '.join(cells)} |")
     print("| world | page: share of a core | of which the game itself | Mbit/s |\n|---|---|---|---|")
     print("\n".join(pages), end="\n\n")
@@ -81,8 +70,12 @@ def main() -> None:
     print("\n".join(terminals))
 
 
-def on_a_page(world: str, seconds: float) -> Shown:
-    """Play for one page that takes all messages; shares are per second of the game."""
+def on_a_page(world: str, seconds: float) -> tuple[float, float, float]:
+    """Play for one page that takes all messages.
+
+    Returns:
+        The share of a core, that of the world and the network alone, and megabits, each per second of the game.
+    """
     flags = [f"--env_name={world}", "--mode=watch"]
     show = Show(parse_command_line(flags), explicit_settings(flags))
     looker = show.lookers.add()
@@ -107,33 +100,33 @@ def on_a_page(world: str, seconds: float) -> Shown:
         num_bytes += sum(len(text) for _, text in looker.take(0.0))
     share = (time.thread_time() - begin) / of_game
     show.close()
-    return Shown(share, played[0] / of_game, num_bytes * 8e-6 / of_game, 0.0)
+    return share, played[0] / of_game, num_bytes * 8e-6 / of_game
 
 
-def in_a_terminal(world: str, size: tuple[int, int], seconds: float) -> Shown:
-    """Play on a terminal of so many rows and columns; the share is that of showing alone, per second of the clock."""
+def in_a_terminal(world: str, size: tuple[int, int], seconds: float) -> tuple[float, float, float]:
+    """Play on a terminal of so many rows and columns.
+
+    Returns:
+        Pictures, the share of a core by showing alone, and megabits, each per second of the clock.
+    """
     flags = [f"--env_name={world}", "--mode=watch", "--view=terminal"]
-    show = Show(parse_command_line(flags), explicit_settings(flags))
-    agent = show.choice.agent
-    player = Player(agent, rng_seed=0, max_steps=parse_command_line(flags).playback.max_game_steps)
-    show.close()
-    spent = playing = 0.0
+    config = parse_command_line(flags)
+    agent = find_agent(config, explicit_settings(flags))
+    player = Player(agent, rng_seed=config.run.rng_seed, max_steps=config.playback.max_game_steps)
+    spent = 0.0
     with terminal(size), TerminalView(world, agent.frames_per_second, agent.action_names, agent.entry_names) as view:
         begin = time.monotonic()
         while time.monotonic() < begin + seconds:
-            started = time.thread_time()
             step, frames, _ = player.step()
-            decision = decision_of(player.agent, step)
-            shown = time.thread_time()
+            decision = decision_of(agent, step)
+            started = time.thread_time()
             for frame in frames:
                 view.hold(frame)
             view.end_step(decision)
-            playing += shown - started
-            spent += time.thread_time() - shown
+            spent += time.thread_time() - started
         of_clock = time.monotonic() - begin
-        pictures, num_bytes = view.num_pictures, view.num_bytes
     player.close()
-    return Shown(spent / of_clock, playing / of_clock, num_bytes * 8e-6 / of_clock, pictures / of_clock)
+    return view.num_pictures / of_clock, spent / of_clock, view.num_bytes * 8e-6 / of_clock
 
 
 @contextmanager

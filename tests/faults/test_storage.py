@@ -71,6 +71,7 @@ def test_training_continues_while_the_disk_of_the_logs_is_full(disk, tmp_path, f
         # Games are written apart from the other logs, and only if one ends while the disk is full.
         assert job.log.count("WARNING: the logs in") == 1, job.log
         assert job.log.count("WARNING: the games in") <= 1, job.log
+        assert job.log.count("WARNING") == 1 + job.log.count("WARNING: the games in"), job.log
     lines = progress.read_text().splitlines()
     assert [int(line.split(",")[0]) for line in lines[1:]] == list(range(1, len(lines)))
     fault_report(6, "disk of the logs full for some updates", "one warning, training unaffected, no row missing")
