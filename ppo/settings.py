@@ -22,6 +22,8 @@ def printable(text: str) -> str:
     Everything that is shown goes through it: names of files, strings of manifests and errors of environments come from
     outside and may hold anything.
     """
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
 
 

@@ -166,4 +166,4 @@ class AgentWorld(gymnasium.Env[NDArray[Any], Any]):
         self._has_begun = self._is_over = False
 
     def _keep(self, frame: NDArray[np.uint8]) -> None:
-        self._frame = frame.copy()
+        self._frame = frame

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ppo.envs.arrays import StepArrays
 
 FrameListener = Callable[[NDArray[np.uint8]], None]
+"""Receives a frame (H, W, 3) RGB, which it may keep."""
 ArrayState = Mapping[str, NDArray[Any]]
 StepResult = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]
 

@@ -40,7 +40,7 @@ def frames_per_second(env: Environment) -> float:
 
 
 def render(env_name: str, env: Environment, hint: str = "") -> list[NDArray[np.uint8]]:
-    """Return what an environment draws since it was asked last, frames of (H, W, 3).
+    """Return what an environment draws since it was asked last: frames (H, W, 3) that nobody writes to again.
 
     Args:
         env_name: its id.
@@ -54,7 +54,8 @@ def render(env_name: str, env: Environment, hint: str = "") -> list[NDArray[np.u
         drawn = env.render()
     except Exception as error:
         raise Refusal(f"env_name {env_name!r} cannot be drawn here: {cause(error, env.spec)}{hint}") from error
-    return [_rgb(env_name, frame) for frame in (drawn if isinstance(drawn, list) else [drawn])]
+    # A world may draw its next frame into the same array.
+    return [_rgb(env_name, frame).copy() for frame in (drawn if isinstance(drawn, list) else [drawn])]
 
 
 def _rgb(env_name: str, frame: Any) -> NDArray[np.uint8]:

@@ -6,6 +6,8 @@ have their lowest three bits cut off, so that what nearly stays the same is not 
 
 import functools
 import unicodedata
+from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,6 +21,7 @@ _HALF, _SPACE = ord("\u2580"), ord(" ")
 _CHARACTER, _FRONT, _BACK = 0, 1, 2
 # No colour: every cell differs from it.
 _UNKNOWN = 0xFFFFFFFF
+_KEPT_BITS = np.uint32(0xF8F8F8)
 _BEGIN, _END = "\x1b[?2026h", "\x1b[?2026l"
 """A terminal that knows these shows what is between them at once."""
 _BARS = " \u258f\u258e\u258d\u258c\u258b\u258a\u2589\u2588"
@@ -64,13 +67,10 @@ class Cells:
         text = "".join(_STEPS[step] for step in (8.0 * heights.clip(0.0, 1.0)).round().astype(int).tolist())
         self.write(row, column, text, colour, back)
 
-    def picture(self, top: int, left: int, pixels: NDArray[np.uint8]) -> None:
-        """Draw pixels (2 R, C, 3), two rows of them in a row of cells."""
-        pixels = pixels[: 2 * (self.rows - top), : self.columns - left]
-        padded = np.zeros((*pixels.shape[:2], 4), np.uint8)
-        np.bitwise_and(pixels, 0xF8, out=padded[..., :3])
-        packed = padded.view("<u4")[..., 0]
-        upper, lower = packed[::2], packed[1::2]
+    def picture(self, top: int, left: int, pixels: NDArray[np.uint32]) -> None:
+        """Draw pixels (2 R, C) of `fitted`, two rows of them in a row of cells."""
+        pixels = pixels[: 2 * (self.rows - top), : self.columns - left] & _KEPT_BITS
+        upper, lower = pixels[::2], pixels[1::2]
         is_even = upper == lower
         place = self._cells[top : top + len(upper), left : left + upper.shape[1]]
         place[..., _CHARACTER] = np.where(is_even, _SPACE, _HALF)
@@ -101,27 +101,40 @@ class Cells:
         return "".join([*written, "\x1b[0m", _END])
 
 
-def fitted(frame: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.uint8]:
-    """Return a picture (H, W, 3) in its own proportions, as pixels (2 R, C, 3) of at most so many rows and columns."""
-    height, width = frame.shape[:2]
+def fitted(frames: Sequence[NDArray[np.uint8]], rows: int, columns: int) -> NDArray[np.uint32]:
+    """Return what frames (H, W, 3) show together, in their proportions, on at most so many rows and columns of cells.
+
+    Where frames differ, the brighter one is seen: what a game draws on every other frame only is there.
+
+    Returns:
+        Pixels (2 R, C): red, green and blue from the lowest byte on; the highest one means nothing.
+    """
+    height, width = frames[0].shape[:2]
     scale = min(2 * rows / height, columns / width)
     size = max(1, round(width * scale)), max(2, 2 * round(height * scale / 2))
+    frame: cv2.typing.MatLike = functools.reduce(np.maximum, frames)
     if scale > _STANDING_OUT:
-        return np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_NEAREST), np.uint8)
+        return _pixels(cv2.resize(frame, size, interpolation=cv2.INTER_NEAREST))
     stride = max(1, int(0.5 / scale))
-    frame = np.ascontiguousarray(frame[::stride, ::stride])
-    finer = cv2.resize(frame, (2 * size[0], 2 * size[1]), interpolation=cv2.INTER_LINEAR)
-    quarters = [finer[row::2, column::2] for row in (0, 1) for column in (0, 1)]
+    frame = cv2.resize(frame, (-(-width // stride), -(-height // stride)), interpolation=cv2.INTER_NEAREST)
+    finer = _pixels(cv2.resize(frame, (2 * size[0], 2 * size[1]), interpolation=cv2.INTER_LINEAR))
     # A ball that is smaller than a pixel would vanish in a mean: of four quarters the one is shown that differs most
-    # from what there is most of.
-    usual = int(np.median(finer[::3, ::3, 1]))
-    chosen, furthest = quarters[0].copy(), np.abs(quarters[0][..., 1].astype(np.int16) - usual)
-    for quarter in quarters[1:]:
-        distance = np.abs(quarter[..., 1].astype(np.int16) - usual)
-        is_further = distance > furthest
-        chosen[is_further] = quarter[is_further]
-        np.maximum(furthest, distance, out=furthest)
-    return np.asarray(chosen, np.uint8)
+    # from what there is most of. The difference is the highest byte, so it decides which number is the largest.
+    bytes_of = finer.view(np.uint8).reshape(*finer.shape, 4)
+    green = np.ascontiguousarray(bytes_of[..., 1])
+    bytes_of[..., 3] = cv2.absdiff(green, _median(green[::3, ::3]))
+    taller = np.maximum(finer[::2], finer[1::2])
+    return np.maximum(taller[:, ::2], taller[:, 1::2])
+
+
+def _pixels(frame: cv2.typing.MatLike) -> NDArray[np.uint32]:
+    packed: NDArray[np.uint32] = cv2.cvtColor(frame, cv2.COLOR_RGB2RGBA).view("<u4")[..., 0]
+    return packed
+
+
+def _median(values: NDArray[np.uint8]) -> Any:
+    """Return the value that half of all are below, at a fraction of what np.median takes."""
+    return float(np.partition(values, values.size // 2, axis=None)[values.size // 2])
 
 
 @functools.lru_cache(maxsize=4096)

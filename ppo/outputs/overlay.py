@@ -48,8 +48,8 @@ class Overlay:
         self._values: deque[float] = deque(maxlen=_WIDTH - 2 * _MARGIN)
 
     def hold(self, frame: Picture) -> None:
-        """Take a frame (H, W, 3) RGB of the step that is under way."""
-        self._frames.append(frame.copy())
+        """Take a frame (H, W, 3) RGB of the step that is under way, and keep it."""
+        self._frames.append(frame)
 
     def end_step(self, decision: Decision) -> None:
         """Pass the frames of a step on; they are the consequence of a decision."""

@@ -114,8 +114,8 @@ class TerminalView:
             os.kill(os.getpid(), number)
 
     def hold(self, frame: Picture) -> None:
-        """Take a frame (H, W, 3) RGB of the step that is under way."""
-        self._frames.append(frame.copy())
+        """Take a frame (H, W, 3) RGB of the step that is under way, and keep it."""
+        self._frames.append(frame)
 
     def say(self, text: str) -> None:
         """Show a line until the next one."""
@@ -131,11 +131,10 @@ class TerminalView:
             self._values.clear()
         self._values.append(decision.value)
         while len(self._frames) >= self._every:
-            # What a game draws on every other frame only is in one of two.
-            frame = np.maximum.reduce(self._frames[: self._every]) if self._every > 1 else self._frames[0]
+            frames = self._frames[: self._every]
             del self._frames[: self._every]
             if self._pace.wait(self._keys) and self._has_free_bytes():
-                self._show(frame, decision)
+                self._show(frames, decision)
 
     def _has_free_bytes(self) -> bool:
         before, self._counted = self._counted, time.monotonic()
@@ -143,13 +142,13 @@ class TerminalView:
         self._free_bytes = min(self._free_bytes + freed, MOST_BYTES_PER_SECOND)
         return self._free_bytes > 0.0 or self._cells is None or find_terminal() != self._size
 
-    def _show(self, frame: Picture, decision: Decision) -> None:
+    def _show(self, frames: list[Picture], decision: Decision) -> None:
         size, cells = find_terminal() or self._size, self._cells
         is_whole = cells is None or size != self._size
         if cells is None or is_whole:
             self._size, cells = size, Cells(size.rows, size.columns, _BACKGROUND)
             self._cells, self._drawn = cells, None
-        self._draw(cells, frame, decision)
+        self._draw(cells, frames, decision)
         changes = cells.changes()
         try:
             self._write(changes)
@@ -159,14 +158,14 @@ class TerminalView:
         # A whole screen is rare and does not count.
         self._free_bytes = MOST_BYTES_PER_SECOND if is_whole else self._free_bytes - len(changes)
 
-    def _draw(self, cells: Cells, frame: Picture, decision: Decision) -> None:
+    def _draw(self, cells: Cells, frames: list[Picture], decision: Decision) -> None:
         """Draw a game's picture and, where there is room for it, a panel beside it."""
         last = cells.rows - 1
         room = max(1, last)
         said = f"return {in_short(decision.episode_return)}  step {decision.episode_length:,}"
         has_panel = cells.columns >= _LEAST_COLUMNS
         width = min(_WIDEST_PANEL, max(_LEAST_PANEL, cells.columns * 2 // 5)) if has_panel else 0
-        pixels = fitted(frame, room, cells.columns - width - _GAP * has_panel)
+        pixels = fitted(frames, room, cells.columns - width - _GAP * has_panel)
         cells.picture(0, 0, pixels)
         if decision is self._drawn:
             return
@@ -284,7 +283,7 @@ def _draw_observation(
         cells.write(top, left, "the network sees", _TEXT)
         newest = seen[-1] if len(seen) != 3 else seen.transpose(1, 2, 0)
         colours = np.repeat(newest[..., np.newaxis], 3, 2) if newest.ndim == 2 else newest
-        cells.picture(top + 1, left, fitted(np.ascontiguousarray(colours), room - 1, min(width, 2 * (room - 1))))
+        cells.picture(top + 1, left, fitted([colours], room - 1, min(width, 2 * (room - 1))))
         return
     cells.write(top, left, "the network sees", _TEXT)
     for place, number in enumerate(seen.tolist()[: room - 1]):

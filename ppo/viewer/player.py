@@ -92,4 +92,4 @@ class Player:
         return play_slots(self._actor, self.envs, range(1), **sizes, on_step=self._steps.append)
 
     def _take(self, frame: NDArray[np.uint8]) -> None:
-        self._frames.append(frame.copy())
+        self._frames.append(frame)

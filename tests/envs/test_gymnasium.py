@@ -735,6 +735,15 @@ def test_a_frame_listener_receives_rgb_whatever_is_drawn(register: Callable[...,
     np.testing.assert_array_equal(received, rgb)
 
 
+def test_a_frame_listener_may_keep_frames_of_a_world_that_draws_into_the_same_array(
+    register: Callable[..., str],
+) -> None:
+    canvas = COLOURED.copy()
+    (received,) = frames_of(register(Painted), env_kwargs={"frame": canvas})
+    canvas[:] = 0
+    np.testing.assert_array_equal(received, COLOURED)
+
+
 def test_a_frame_listener_receives_every_frame_of_a_list(register: Callable[..., str]) -> None:
     frames = frames_of(register(PaintedInLists), env_kwargs={"frame": [COLOURED, GREY]})
     np.testing.assert_array_equal(frames, [COLOURED, np.dstack([GREY] * 3)])

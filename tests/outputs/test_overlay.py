@@ -39,13 +39,11 @@ def count(image: np.ndarray, colour: tuple[int, int, int]) -> int:
     return int((image == colour).all(-1).sum())
 
 
-def test_the_frames_of_a_step_wait_for_its_decision_and_stay_as_they_are() -> None:
+def test_the_frames_of_a_step_wait_for_its_decision() -> None:
     shown: list[np.ndarray] = []
     overlay = Overlay(shown.append)
-    frame = picture(10)
-    overlay.hold(frame)
-    frame[:] = 20  # as an emulator does with its screen
-    overlay.hold(frame)
+    overlay.hold(picture(10))
+    overlay.hold(picture(20))
     assert shown == []
     overlay.end_step(categories(0.5, 0.5))
     overlay.end_step(categories(0.5, 0.5, length=2))  # a step that draws nothing
