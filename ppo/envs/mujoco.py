@@ -12,6 +12,8 @@ from ppo.envs.gymnasium import GymnasiumEnvironments, GymnasiumWorld
 from ppo.envs.making import Environment, cause
 from ppo.settings import Refusal
 
+_CAMERA_ARGUMENTS = {"camera_id", "camera_name", "default_camera_config"}
+
 
 class MujocoEnvironments(GymnasiumEnvironments):
     """A block of environments that are drawn by EGL where there is no display."""
@@ -37,9 +39,12 @@ class MujocoEnvironments(GymnasiumEnvironments):
         on_warning = mujoco.get_mju_user_warning()
         mujoco.set_mju_user_warning(lambda text: None)
         try:
-            return super().make_env(env_name, env_kwargs, render_mode)
+            env = super().make_env(env_name, env_kwargs, render_mode)
         finally:
             mujoco.set_mju_user_warning(on_warning)
+        if render_mode and not _CAMERA_ARGUMENTS & set(env_kwargs):
+            _follow(env, mujoco)
+        return env
 
     @classmethod
     def _prepare_to_draw(cls, env_name: str) -> None:
@@ -55,6 +60,16 @@ class MujocoEnvironments(GymnasiumEnvironments):
                 raise Refusal(
                     f"env_name {env_name!r} cannot be drawn here: {cause(error)}{cls.rendering_hint}"
                 ) from error
+
+
+def _follow(env: Environment, mujoco: Any) -> None:
+    """Draw by the camera that goes along with the body, where the model has one.
+
+    Gymnasium 1.4 leaves the camera where it is unless one is named, and what runs is soon out of the picture.
+    """
+    renderer = getattr(env.unwrapped, "mujoco_renderer", None)
+    if renderer is not None:
+        renderer.camera_id = mujoco.mj_name2id(renderer.model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
 
 
 WORLD = GymnasiumWorld(MujocoEnvironments)

@@ -4,6 +4,7 @@ import ctypes.util
 import os
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,8 @@ from numpy.typing import NDArray
 
 pytest.importorskip("mujoco")
 
-from ppo.config import Refusal
 from ppo.envs.mujoco import MujocoEnvironments
+from ppo.settings import Refusal
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +54,41 @@ def test_egl_is_chosen_only_for_pictures_without_a_display(monkeypatch: pytest.M
     assert os.environ["MUJOCO_GL"] == "egl"
 
 
+def camera_of(env_name: str, **env_kwargs: Any) -> int:
+    env = MujocoEnvironments.make_env(env_name, env_kwargs, "rgb_array")
+    try:
+        return int(env.unwrapped.mujoco_renderer.camera_id)  # type: ignore[attr-defined]
+    finally:
+        env.close()
+
+
+@pytest.mark.parametrize("env_name", ["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5"])
+def test_the_camera_goes_along_with_a_body(env_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")  # nothing is drawn
+    assert camera_of(env_name) == 0
+
+
+def test_a_camera_stays_where_the_model_has_none_that_moves_or_the_user_chose(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    assert camera_of("InvertedPendulum-v5") == -1
+    assert camera_of("HalfCheetah-v5", default_camera_config={"distance": 9.0}) == -1
+    assert camera_of("HalfCheetah-v5", camera_id=-1) == -1
+
+
+@pytest.mark.skipif(ctypes.util.find_library("EGL") is None, reason="there is no libEGL")
+def test_a_body_far_from_its_start_is_in_the_picture() -> None:
+    frames: list[NDArray[np.uint8]] = []
+    envs = MujocoEnvironments("HalfCheetah-v5", indices=range(1), seed=0, on_frame=frames.append)
+    envs.reset()
+    action = np.zeros((1, 6), np.float32)
+    envs.step(action)
+    envs._envs[0].unwrapped.data.qpos[0] += 16.0  # type: ignore[attr-defined]
+    envs.step(action)
+    envs.close()
+    reddish = [(frame.astype(int)[..., 0] - frame[..., 2] > 40).sum() for frame in frames]  # nothing but the body is
+    assert reddish[1] > 0.7 * reddish[0] > 500
+
+
 def test_a_renderer_that_the_user_chose_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUJOCO_GL", "osmesa")
     make(print).close()
@@ -67,7 +103,7 @@ def test_a_renderer_that_fails_is_one_error_that_names_the_missing_library(monke
 
 
 def test_warnings_about_gymnasium_s_models_are_not_shown(
-    capfd: pytest.CaptureFixture[str], tmp_path, monkeypatch: pytest.MonkeyPatch
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     MujocoEnvironments("HalfCheetah-v5", indices=range(2), seed=0).close()
