@@ -1,0 +1,171 @@
+"""Count where an agent loses points in CarRacing: what a perfect drive of 1,000 points lacks, by cause.
+
+    python scripts/lost_points.py --model_name=M --checkpoint=latest [--rules sample mean] [--episodes=100]
+
+A tile that was missed lies behind the furthest one that was reached, a tile that was not reached lies ahead of it. A
+spin is more than half a turn within a second. Tracks are those of `--mode=evaluate` with the same --rng_seed. Needs the
+extra box2d.
+"""
+
+import statistics
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import pygame
+import tyro
+
+from ppo.agents import Agent, find_agent
+from ppo.command_line import explicit_settings, parse_command_line
+from ppo.envs.car_racing import CarRacingEnvironments
+from ppo.games import Game, mean_and_error, number_of_slots, play_slots
+from ppo.playback import prepare_games
+from ppo.settings import MOST_STEPS
+
+_FRAMES_PER_SECOND = 50
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags of this script."""
+
+    model_name: str | None = None
+    """Of the run; the shipped agent without it."""
+    env_kwargs: str = "{}"
+    """`{"continuous": false}` for five actions."""
+    checkpoint: str = "best"
+    """As for `--mode=evaluate`."""
+    rules: tuple[Literal["sample", "mean", "mode"], ...] = ("sample", "mean")
+    """How the agent is played, one after another."""
+    episodes: int = 100
+    rng_seed: int = 1_000_000
+
+
+@dataclass(frozen=True)
+class Drive:
+    """What became of one episode."""
+
+    frames: int
+    tiles: int
+    missed: int
+    """Tiles behind the furthest that was reached."""
+    not_reached: int
+    """Tiles ahead of it."""
+    left_field: bool
+    spins: int
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every tile was reached."""
+        return not self.missed + self.not_reached
+
+    def losses(self) -> dict[str, float]:
+        """Return the points lost by cause; with the return they are 1,000."""
+        return {
+            "frames": 0.1 * (self.frames - self.left_field),
+            "tiles missed": 1000.0 * self.missed / self.tiles,
+            "tiles not reached": 1000.0 * self.not_reached / self.tiles,
+            "leaving the field": 100.0 * self.left_field,
+        }
+
+
+class Observer:
+    """Watches the cars of a block; an episode counts when the next one begins."""
+
+    def __init__(self, envs: CarRacingEnvironments) -> None:
+        """Watch a block that has been reset."""
+        self._envs, self._before_reset = envs, envs.before_reset
+        self.drives: dict[int, list[Drive]] = {position: [] for position in range(envs.num_envs)}
+        """Of every environment, in their order."""
+        seconds = _FRAMES_PER_SECOND // envs._envs[0].get_wrapper_attr("_protocol").action_repeat
+        self._angles: list[deque[float]] = [deque(maxlen=seconds + 1) for _ in self.drives]
+        self._spins = [0 for _ in self.drives]
+        envs.before_reset = self._end  # type: ignore[method-assign]
+
+    def look(self) -> None:
+        """Take note of how the cars stand now, once per step."""
+        for position, env in enumerate(self._envs._envs):
+            angles = self._angles[position]
+            angles.append(float(env.unwrapped.car.hull.angle))  # type: ignore[attr-defined]
+            if abs(angles[-1] - angles[0]) > np.pi:
+                self._spins[position] += 1
+                angles.clear()
+
+    def _end(self, env: Any) -> None:
+        position = next(number for number, own in enumerate(self._envs._envs) if own is env)
+        self.drives[position].append(_drive_of(env.unwrapped, self._spins[position]))
+        self._spins[position] = 0
+        self._angles[position].clear()
+        self._before_reset(env)
+
+
+def main() -> None:
+    """Play, and print a table in Markdown."""
+    options = tyro.cli(Options, description=__doc__)
+    flags = ["--env_name=CarRacing-v3", f"--env_kwargs={options.env_kwargs}", "--mode=evaluate"]
+    flags += [f"--checkpoint={options.checkpoint}"] + [f"--model_name={options.model_name}"] * bool(options.model_name)
+    agent = find_agent(parse_command_line(flags), explicit_settings(flags))
+    print(
+        f"{agent.name} at {agent.counters.env_steps:,} steps, {options.episodes} tracks, pygame {pygame.version.ver}\n"
+    )
+    print(
+        "| act | return | median | worst | finished | frames | spins | points lost: frames | tiles missed "
+        f"| tiles not reached | leaving the field |\n|{'---|' * 11}"
+    )
+    for rule in options.rules:
+        drives = list(played(replace(agent, rule=rule), options.episodes, options.rng_seed))
+        print(row(rule, drives))
+
+
+def played(agent: Agent, episodes: int, rng_seed: int) -> Iterator[tuple[Game, Drive]]:
+    """Play whole episodes; yield each with what became of it."""
+    slots = range(number_of_slots(episodes))
+    envs, actor = prepare_games(agent, slots, rng_seed=rng_seed)
+    assert isinstance(envs, CarRacingEnvironments)
+    observer = Observer(envs)
+    for games in play_slots(actor, envs, slots, num_slots=len(slots), episodes=episodes, max_steps=MOST_STEPS):
+        observer.look()
+        for game in games:
+            yield game, observer.drives[game.environment][-1]
+    envs.close()
+
+
+def row(rule: str, drives: Sequence[tuple[Game, Drive]]) -> str:
+    """Return a row of the table."""
+    games = [game for game, _ in drives]
+    mean, error = mean_and_error(games)
+    returns = [game.episode_return for game in games]
+    finished = statistics.fmean(drive.is_finished for _, drive in drives)
+    frames = statistics.fmean(drive.frames for _, drive in drives)
+    spins = sum(drive.spins for _, drive in drives)
+    losses = [drive.losses() for _, drive in drives]
+    lost = " | ".join(f"{statistics.fmean(own[cause] for own in losses):.1f}" for cause in losses[0])
+    return (
+        f"| {rule} | {mean:.1f} ± {error or 0.0:.1f} | {statistics.median(returns):.1f} | {min(returns):.1f} "
+        f"| {finished:.0%} | {frames:.0f} | {spins} | {lost} |"
+    )
+
+
+def _drive_of(world: Any, spins: int) -> Drive:
+    reached = [number for number, tile in enumerate(world.road) if tile.road_visited]
+    missed = reached[-1] + 1 - len(reached) if reached else 0
+    return Drive(
+        frames=round(world.t * _FRAMES_PER_SECOND) - 1,  # a reset takes a step of its own
+        tiles=len(world.road),
+        missed=missed,
+        not_reached=len(world.road) - len(reached) - missed,
+        left_field=max(abs(number) for number in world.car.hull.position) > _half_of_field(),
+        spins=spins,
+    )
+
+
+def _half_of_field() -> float:
+    from gymnasium.envs.box2d import car_racing
+
+    return float(car_racing.PLAYFIELD)
+
+
+if __name__ == "__main__":
+    main()

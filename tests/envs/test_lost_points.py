@@ -1,0 +1,55 @@
+"""The points that an agent lacks in CarRacing, by cause, add up."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("Box2D")
+
+from ppo.envs.car_racing import CarRacingEnvironments
+from ppo.families import CarRacingSettings
+from scripts.lost_points import Drive, Observer, _drive_of
+
+
+def drives_and_returns(*actions: tuple[float, float, float]) -> list[tuple[Drive, float]]:
+    """Drive one episode in as many worlds as there are actions, each by one of them all the way."""
+    settings = CarRacingSettings(action_repeat=8, give_up_frames=None)
+    envs = CarRacingEnvironments(
+        "CarRacing-v3", indices=range(len(actions)), seed=3, env_kwargs={"protocol": settings}, channel_axis="last"
+    )
+    envs.reset()
+    observer = Observer(envs)
+    found: dict[int, tuple[Drive, float]] = {}
+    while len(found) < len(actions):
+        _, _, terminated, truncated, info = envs.step(np.array(actions, np.float32))
+        observer.look()
+        for position in np.flatnonzero(terminated | truncated).tolist():
+            found.setdefault(position, (observer.drives[position][0], float(info["episode_return"][position])))
+    envs.close()
+    return [found[position] for position in range(len(actions))]
+
+
+def test_losses_and_return_are_a_thousand_points() -> None:
+    straight, standing, circling = drives_and_returns((0.0, 0.3, 0.0), (0.0, 0.0, 0.0), (1.0, 0.2, 0.0))
+    for drive, episode_return in (straight, standing, circling):
+        assert sum(drive.losses().values()) + episode_return == pytest.approx(1000.0, abs=1e-6)
+        assert not drive.is_finished
+    assert straight[0].left_field and straight[0].frames < 1000
+    assert standing[0].frames == circling[0].frames == 1000
+    assert not standing[0].left_field and standing[0].missed == 0 and standing[0].not_reached > 200
+    assert circling[0].spins > 2 > standing[0].spins == 0
+
+
+@pytest.mark.parametrize(
+    ("visited", "missed", "not_reached"),
+    [((1, 1, 1, 1), 0, 0), ((1, 0, 1, 0), 1, 1), ((0, 0, 0, 1), 3, 0), ((0, 0, 0, 0), 0, 4)],
+)
+def test_a_tile_is_missed_only_behind_one_that_was_reached(
+    visited: tuple[int, ...], missed: int, not_reached: int
+) -> None:
+    tiles = [SimpleNamespace(road_visited=bool(flag)) for flag in visited]
+    world = SimpleNamespace(road=tiles, t=0.04, car=SimpleNamespace(hull=SimpleNamespace(position=(0.0, 0.0))))
+    drive = _drive_of(world, spins=0)
+    assert (drive.missed, drive.not_reached, drive.frames) == (missed, not_reached, 1)
+    assert drive.is_finished == all(visited)
