@@ -1,6 +1,6 @@
-"""PPO for Atari and its neighbours, distributed over MPI ranks.
+"""PPO for Atari and other Gymnasium environments, distributed over MPI ranks.
 
-`ppo.load`, `ppo.evaluate` and `ppo.train` are the program in Python (docs/python.md); `import ppo` imports nothing yet.
+`ppo.load`, `ppo.evaluate` and `ppo.train` are the Python API (docs/python.md), imported on first use.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ __all__ = ("evaluate", "load", "train")
 
 
 def __getattr__(name: str) -> Any:
-    """Import a call when it is first asked for, which takes PyTorch's seconds."""
+    """Import an API function on first access, because importing PyTorch takes seconds."""
     if name not in __all__:
         raise AttributeError(f"module 'ppo' has no attribute {name!r}")
     from ppo import api

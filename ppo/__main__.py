@@ -1,7 +1,7 @@
-"""`python -m ppo`: flags -> Config -> mode. Ends the whole job if one rank fails.
+"""`python -m ppo`: flags -> Config -> mode. A failure on one rank ends the whole job.
 
-Exit codes: 0 done; 2 a setting was refused; 70 the training went wrong in a way that starting again would not mend;
-75 saved and left on SIGUSR1, SIGTERM or SIGHUP; 130 on Ctrl-C; 1 anything else.
+Exit codes: 0 done; 2 a setting was refused; 70 training failed in a way that a restart would not fix;
+75 saved and exited on SIGUSR1, SIGTERM or SIGHUP; 130 on Ctrl-C; 1 anything else.
 """
 
 import contextlib
@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-# One thread per rank: the ranks share the cores out among themselves. Read by the libraries when they are imported.
+# One thread per rank, because the ranks divide the cores. The libraries read these variables on import.
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
-# Where a rank has several threads after all, those that wait leave the cores to the emulators instead of spinning.
+# If a rank does use several threads, idle ones yield the cores to the emulators instead of spinning.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from ppo.collectives import WENT_WRONG, Collective, Halt, decided_by_root
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ppo.envs import Spaces
     from ppo.supervision.signals import StopRequest
 
-# A rank that ended first would make the launcher stop rank 0 before it has said why.
+# If another rank exited first, the launcher would stop rank 0 before it has printed the reason.
 _SECONDS_FOR_ROOT_TO_SPEAK = 5.0
 
 
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
             spaces = check_environment(config, explicit)
     except Refusal as error:
         refusal = str(error)
-    except (SystemExit, BrokenPipeError):  # --help has been printed, or as much of it as `head` wanted to read
+    except (SystemExit, BrokenPipeError):  # --help was printed, or its reader (such as `head`) closed the pipe
         _end_output()
         return 0
     try:
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _end_output() -> None:
-    """Print what is left to be printed, or drop it if nobody reads it any more."""
+    """Flush standard output, or discard what is left if its reader is gone."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -110,14 +110,14 @@ def _end_output() -> None:
 def run_training(
     config: Config, collective: Collective, guard: AbortGuard, hosts: list[str], spaces: "Spaces", explicit: set[str]
 ) -> int:
-    """Train the run of these settings, or with `--seeds` one run after another and compare them.
+    """Train one run, or with `--seeds` one run per seed in turn and then compare them.
 
     Returns:
-        The exit code of the first run that did not come to its end, or 0.
+        The exit code of the first run that did not finish, or 0.
 
     Raises:
-        Refusal: on all ranks alike, before anything of that run is made.
-        Halt: on all ranks alike.
+        Refusal: on all ranks, before that run has created anything.
+        Halt: on all ranks.
     """
     config.require_ranks(collective.size)
     from ppo.supervision.signals import StopRequest
@@ -134,7 +134,7 @@ def run_training(
         names.append(name)
         if not config.run.seeds:
             return code
-        # A signal may have come too late for the run that has just ended, but not for the next one.
+        # A signal that came too late for the run that just ended must still stop the next one.
         leave = _asked_to_leave(collective, stop)
         if code or leave is not None:
             return code or leave or 0
@@ -151,17 +151,17 @@ class Job:
     hosts: list[str]
     spaces: "Spaces"
     explicit: set[str]
-    """The settings that the command line names."""
+    """Names of the settings given on the command line."""
     stop: "StopRequest"
 
 
 def _train_one(config: Config, job: Job, place: Sequence[str]) -> tuple[str, int]:
-    """Train one run under the watchdog; return its name and its exit code.
+    """Train one run under the watchdog; return its name and exit code.
 
     Args:
-        config: its settings.
-        job: it is a part of.
-        place: what the log says of its place in the job.
+        config: the run's settings.
+        job: the job that the run belongs to.
+        place: log lines that say which run of the job this is.
     """
     from ppo.agents import choose_rule
     from ppo.device import choose_placement
@@ -187,24 +187,24 @@ def _train_one(config: Config, job: Job, place: Sequence[str]) -> tuple[str, int
         placement = choose_placement(config.machine, collective, job.hosts)
         notes, named = [*place, *spaces.notes, *kept], named_settings(config, job.explicit)
         exit_code = train(config, collective, job.stop, watchdog, cores, placement, notes, named)
-    # A launcher's Ctrl-C stops a run with an exit code of 0, as one has that came to its end.
+    # A run that the launcher stopped on Ctrl-C also exits with 0, like one that finished.
     if exit_code == 0 and config.run.report and _asked_to_leave(collective, job.stop) is None:
         if collective.rank == 0:
             from ppo.report.run_report import report_at_end
 
             report_at_end(config, goes_on=lambda: job.stop.exit_code is None)
-        collective.barrier()  # before a watchdog counts for the next run
+        collective.barrier()  # before the next run's watchdog starts counting
     return config.model_name, exit_code
 
 
 def _asked_to_leave(collective: Collective, stop: "StopRequest") -> int | None:
-    """Return the exit code that a signal has asked any rank for, the same on all ranks; None if there was none."""
+    """Return the exit code for a signal received by any rank, equal on all ranks; None without a signal."""
     asked = [asked for asked in collective.gather(stop.exit_code) or [] if asked is not None]
     return collective.broadcast(max(asked, default=None))
 
 
 def _compare_seeds(config: Config, names: Sequence[str]) -> None:
-    """Compare the runs of several seeds, all of which have ended; no trouble with that is a failure of theirs."""
+    """Compare the finished runs of several seeds; an error here does not make the job fail."""
     from ppo.comparison.compare import compare
 
     try:
@@ -215,7 +215,7 @@ def _compare_seeds(config: Config, names: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Import without looking for garbage, a tenth of the time: modules are none, now and in later collections."""
+    """Skip garbage collection during imports, which saves a tenth of their time, and exempt modules from it later."""
     collects, is_first = gc.isenabled(), "ppo.loop" not in sys.modules
     gc.disable()
     try:
@@ -231,7 +231,7 @@ def run_playback(config: Config, collective: Collective, explicit: set[str]) -> 
     """Import and run play, watch, record, replay, evaluate or report.
 
     Raises:
-        Refusal: on all ranks alike.
+        Refusal: on all ranks.
     """
     import torch
 

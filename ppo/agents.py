@@ -1,4 +1,4 @@
-"""Trained agents: finding the one that the settings name, among the user's own and the shipped ones."""
+"""Trained agents: finding the one that the settings name among the user's own and the shipped ones."""
 
 import contextlib
 import dataclasses
@@ -27,7 +27,7 @@ from ppo.settings import Refusal
 
 _SHIPPED_ONE = "shipped"
 SHIPPED_FOLDER = Path(__file__).parent / SHIPPED
-"""In a clone a link to checkpoints/pretrained, in a wheel a folder."""
+"""A symbolic link to checkpoints/pretrained in a clone, a folder in a wheel."""
 
 
 @dataclass(frozen=True)
@@ -37,28 +37,28 @@ class Agent:
     name: str
     config: Config
     folder: Path
-    """Its checkpoint."""
+    """Folder of its checkpoint."""
     manifest: Manifest
     model_tensors: Tensors
     rule: Rule
     """Which action it takes: the mean, the mode or a sample of its distribution."""
     frames_per_second: float
-    """Speed of the game on a screen."""
+    """Frame rate at which its games are shown."""
     action_names: tuple[str, ...] = ()
-    """What each category, or dimension, of an action is called; none where it is not known."""
+    """Name of each action category or dimension; empty where unknown."""
     entry_names: tuple[str, ...] = ()
-    """What each entry of a vector is called; none where it is not known."""
+    """Name of each entry of a vector observation; empty where unknown."""
     notes: tuple[str, ...] = ()
-    """What the user should know about the choice."""
+    """Messages for the user about the choice of this agent."""
 
     @property
     def counters(self) -> Counters:
-        """Where its training stood."""
+        """Training progress at its checkpoint."""
         return self.manifest.counters
 
     @property
     def moments(self) -> RunningMoments:
-        """Of the returns it learnt from: its values are in their units until `denormalize`."""
+        """Moments of the returns it learnt from, which normalise its values until `denormalize`."""
         moments = RunningMoments()
         moments.load_state_dict({"moments": self.model_tensors["value_normalizer/moments"]})
         return moments
@@ -72,14 +72,15 @@ class Agent:
 def find_agent(config: Config, explicit: set[str]) -> Agent:
     """Find the agent that the settings name: the user's own, else a shipped one of the same game.
 
-    What is written of a shipped one that was asked for has a name of its own, beside that of the user's agent.
+    With `--checkpoint=shipped` the agent's name ends in -shipped, so that its outputs do not mix with those of the
+    user's own agent.
 
     Args:
         config: the settings of this invocation.
-        explicit: the settings its command line names.
+        explicit: names of the settings given on the command line.
 
     Raises:
-        Refusal: there is none (the message lists the agents there are), or it does not fit the settings.
+        Refusal: there is no such agent (the message lists those that exist), or it does not fit the settings.
     """
     notes: list[str] = []
 
@@ -95,12 +96,12 @@ def find_agent(config: Config, explicit: set[str]) -> Agent:
 
 
 def find_agents(config: Config, explicit: set[str], most: int) -> list[Agent]:
-    """Find the checkpoints of the user's own agent that the settings name, in the order of their steps.
+    """Find the whole checkpoints of the user's agent that the settings name, ordered by steps.
 
     Args:
-        config: the settings of this invocation; its checkpoint does not count.
-        explicit: the settings its command line names.
-        most: where there are more, so many of them at even distances, the first and the last among them.
+        config: the settings of this invocation; `checkpoint` is ignored.
+        explicit: names of the settings given on the command line.
+        most: limit on their number; if there are more, evenly spaced ones are chosen, including the first and the last.
 
     Raises:
         Refusal: there is none, or they do not fit the settings.
@@ -115,13 +116,13 @@ def find_agents(config: Config, explicit: set[str], most: int) -> list[Agent]:
 
 
 def has_shipped(config: Config) -> bool:
-    """Tell whether `--checkpoint=shipped` means an agent with these settings."""
+    """Return whether `--checkpoint=shipped` names an agent under these settings."""
     wants = config.replace_settings({"checkpoint": _SHIPPED_ONE})
     return any(_is_meant(wants, manifest) for _, manifest in _shipped(config, lambda _: None))
 
 
 def world_in(folder: Path) -> str | None:
-    """Return the world of the agent in a folder, which is one checkpoint or holds those of a run; None without agent.
+    """Return the world of the agent in a folder (a checkpoint, or the checkpoints of a run); None without an agent.
 
     Raises:
         Refusal: the checkpoint is damaged, or the folder cannot be read.
@@ -134,15 +135,15 @@ def world_in(folder: Path) -> str | None:
 
 
 def load_agent(folder: Path, config: Config, explicit: set[str]) -> Agent:
-    """Load the agent in a folder, which is one checkpoint or holds those of a run.
+    """Load the agent in a folder, which is a checkpoint or holds the checkpoints of a run.
 
     Args:
-        folder: of which `world_in` names the world.
-        config: settings of playback, and the world.
-        explicit: the settings that the user names.
+        folder: a folder in which `world_in` found a world.
+        config: the playback settings and the world.
+        explicit: names of the settings given by the user.
 
     Raises:
-        Refusal: it is damaged, does not fit the settings, or asks for code that the user does not name.
+        Refusal: the agent is damaged, does not fit the settings, or needs code that the user did not name.
     """
     notes: list[str] = []
 
@@ -173,7 +174,7 @@ def restore_model(agent: Agent, envs: Environments) -> ActorCritic:
 
 
 def decision_of(agent: Agent, step: Step) -> Decision:
-    """Return what there is to show of an agent's step."""
+    """Return what is shown of an agent's step."""
     return Decision(
         observation=step.observation,
         value=step.value * agent.moments.deviation + agent.moments.mean,
@@ -185,7 +186,7 @@ def decision_of(agent: Agent, step: Step) -> Decision:
 
 
 def choose_rule(wish: str, saved: str, distribution: ActionDistribution) -> Rule:
-    """Return which action an agent takes: as the command line says, else as was saved, else the distribution's default.
+    """Return how an agent chooses actions: as on the command line, else as saved, else the distribution's default.
 
     Raises:
         Refusal: the distribution has no such rule.
@@ -202,7 +203,7 @@ def choose_rule(wish: str, saved: str, distribution: ActionDistribution) -> Rule
 
 
 def _load(name: str, folder: Path, manifest: Manifest, config: Config, explicit: set[str], notes: list[str]) -> Agent:
-    """Read an agent for one environment that is made to see what fits it and how fast its screens follow each other."""
+    """Load an agent, making one environment to learn its tensor shapes, frame rate and names."""
     env_name = manifest.config.run.env_name
     _require_named(manifest.config, config, explicit, folder)
     named_by_world = "env_name" in explicit or config.run.model_name is None
@@ -224,16 +225,16 @@ def _load(name: str, folder: Path, manifest: Manifest, config: Config, explicit:
 
 
 def _require_named(saved: Config, config: Config, explicit: set[str], folder: Path) -> None:
-    """Refuse code and constructor arguments that a checkpoint asks for unless this command line names them too."""
+    """Refuse code and constructor arguments that a checkpoint names unless the command line names them too."""
     wanted = from_outside(saved)
     given = {**vars(config.run), **vars(config.model), **vars(config.world)}
     if any(name not in explicit or given.get(name) != value for name, value in wanted.items()):
         flags = " ".join(shlex.quote(flag) for flag in as_flags(wanted))
-        raise Refusal(f"{folder} asks for code or arguments from outside; if you trust them, add {flags}")
+        raise Refusal(f"{folder} needs code or arguments from outside this package; if you trust them, add {flags}")
 
 
 def _changes_for_playback(config: Config, explicit: set[str]) -> dict[str, Any]:
-    """Return what flags change of the protocol; weights that do not fit the change are refused when they are read."""
+    """Return the protocol settings that flags change; weights that do not fit the changes are refused when read."""
     fields = [field for field in dataclasses.fields(config.world) if field.metadata.get("of_playback")]
     return {field.name: getattr(config.world, field.name) for field in fields if field.name in explicit}
 
@@ -248,7 +249,7 @@ def _expected(model: ActorCritic) -> Specification:
 
 
 def _find_own(config: Config) -> Path | None:
-    """Return the folder of the user's checkpoints: that of the run meant, or of another seed or the other spelling."""
+    """Return the user's checkpoint folder: of the named run, else of another seed or the id's other spelling."""
     named = find_run(config).checkpoint_folder
     if checkpoint.list_checkpoints(named):
         return named
@@ -278,7 +279,7 @@ def _choose_shipped(
             try:
                 return load(folder, manifest)
             except DamagedCheckpointError as error:
-                damages.append(f"WARNING: damaged shipped agent passed over: {error}")
+                damages.append(f"WARNING: skipped a damaged shipped agent: {error}")
     raise Refusal("; ".join([_no_agent(config), *damages]))
 
 
@@ -289,7 +290,7 @@ def _is_meant(config: Config, shipped: Manifest) -> bool:
 
 
 def _shipped(config: Config, warn: Callable[[str], None]) -> Iterator[tuple[Path, Manifest]]:
-    """Yield the shipped agents whose manifests are whole, those beside the user's checkpoints first."""
+    """Yield the shipped agents with undamaged manifests, starting with those beside the user's checkpoints."""
     for parent in dict.fromkeys([config.run.checkpoint_dir / SHIPPED, SHIPPED_FOLDER]):
         paths: list[Path] = []
         with checkpoint.listing(parent):
@@ -298,11 +299,11 @@ def _shipped(config: Config, warn: Callable[[str], None]) -> Iterator[tuple[Path
             try:
                 yield path.parent, checkpoint.read_manifest(path.parent)
             except (DamagedCheckpointError, OtherFormatError) as error:
-                warn(f"WARNING: damaged shipped agent passed over: {error}")
+                warn(f"WARNING: skipped a damaged shipped agent: {error}")
 
 
 def _no_agent(config: Config) -> str:
-    """Say that there is no such agent, and which there are."""
+    """Return a message that there is no such agent, and which agents exist."""
     there_are = [f"--model_name={folder.name}" for folder in checkpoint.list_models(config.run.checkpoint_dir)]
     shipped = sorted(manifest.config.run.env_name for _, manifest in _shipped(config, lambda _: None))
     there_are += [f"--env_name={name} (shipped)" for name in shipped]

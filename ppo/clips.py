@@ -1,7 +1,7 @@
-"""Clips during training: the opening of a game by the policy as it is between two updates.
+"""Clips during training: the opening of a game, played by the current policy between two updates.
 
-Rank 0 plays it on an environment of its own, the same opening every time, which is that of --mode=record; training does
-not notice. The other ranks wait for it at their next all-reduce.
+Rank 0 plays it on a separate environment, always from the same start, that of --mode=record; training is not affected.
+The other ranks wait for it at their next all-reduce.
 """
 
 import tempfile
@@ -20,34 +20,34 @@ from ppo.settings import Refusal
 
 SECONDS = 15
 _SECONDS_TO_PLAY = 20.0
-"""A world that is slower than that has a shorter clip: all ranks wait for it."""
+"""Time limit, since all ranks wait for a clip; slow worlds get shorter clips."""
 
 
 class ClipMaker:
-    """Makes an animated gif of a game's first seconds, every so many updates."""
+    """Makes an animated gif of a game's first seconds every `clip_interval` updates."""
 
     def __init__(self, config: Config, model: ActorCritic, goes_on: Callable[[], bool]) -> None:
-        """Prepare to play with a network that goes on learning between the clips.
+        """Prepare to play with a network that keeps learning between clips.
 
         Args:
             config: the settings of the run.
             model: the network.
-            goes_on: asked before every step; a clip ends once it says no.
+            goes_on: called after every step; the clip ends once it returns False.
         """
         self._config, self._model, self._goes_on = config, model, goes_on
         self._newest: tuple[int, bytes | None] = (0, None)
         self._has_failed = False
 
     def clip_of(self, update: int) -> bytes | None:
-        """Return the clip of the policy that the first so many updates have led to, or None if it is not time for one.
+        """Return a clip of the policy after this many updates, or None if none is due.
 
         Raises:
-            VideoError: there is no ffmpeg, or the world cannot be played or drawn here. No more are tried then.
+            VideoError: there is no ffmpeg, or the world cannot be played or drawn here; later clips are not tried.
         """
         interval = self._config.run.clip_interval
         if interval is None or update % interval or self._has_failed:
             return None
-        if update != self._newest[0]:  # else another output has asked for it
+        if update != self._newest[0]:  # else it was made for another output
             try:
                 self._newest = update, self._make()
             except (VideoError, Refusal, RuntimeError, FloatingPointError) as error:

@@ -1,4 +1,4 @@
-"""The command line: flags -> Config, with the defaults of a preset, and what is refused before anything is imported."""
+"""The command line: flags -> Config, with a preset's defaults; bad flags are refused before any slow import."""
 
 import contextlib
 import dataclasses
@@ -21,7 +21,7 @@ from ppo.settings import Refusal, did_you_mean
 _COMMON: Mapping[str, str] = {
     "env_name": "the world: any Gymnasium id, such as HalfCheetah-v5",
     "mode": "train, play, watch (in a browser), record (a video) or one of the others above",
-    "env_steps": "how long to train, in agent steps over all environments; 2e6 will do",
+    "env_steps": "training length in agent steps over all environments, such as 2e6",
     "rng_seed": "seed of every random number",
     "seeds": "train several seeds one after another and compare them: 1-5 or 1,3,7",
     "model_name": "name of the run's folders; default: the world's, with -seed<N> for a seed N > 0",
@@ -37,7 +37,7 @@ _COMMON: Mapping[str, str] = {
 _SHORT_HELP = """\
 usage: python -m ppo [--env_name=ID] [--mode=train|play|watch|record|replay|evaluate|report|compare|doctor] [flags]
 
-Train, watch and record agents with PPO. A run that is started again goes on where it was.
+Train, watch and record agents with PPO. Repeating a command resumes its run.
 
   mpirun -np 2 python -m ppo --env_name=PongNoFrameskip-v4     train on two ranks
   python -m ppo --env_name=CartPole-v1 --mode=watch            watch it in a browser, while it trains or later
@@ -52,7 +52,7 @@ _SHORT_NUMBER = re.compile(r"\d{1,20}(\.\d{1,20})?[eE]\+?\d{1,2}")
 
 
 def setting_types() -> dict[str, Any]:
-    """Return the type of every setting, of all families, by its flat name, as the flags use it."""
+    """Return the type of every setting of all families by its flat name, as used in flags."""
     types: dict[str, Any] = {}
     for family in FAMILIES:
         for section in section_types(family).values():
@@ -61,7 +61,7 @@ def setting_types() -> dict[str, Any]:
 
 
 def explicit_settings(arguments: Sequence[str]) -> set[str]:
-    """Return the flat names of the settings that a command line names; unknown names as they are."""
+    """Return the flat names of the settings given on a command line; unknown names are returned unchanged."""
     arguments = _spell_out_protocol(arguments)
     names = {argument[2:].split("=", 1)[0].replace("-", "_") for argument in arguments if argument.startswith("--")}
     types = setting_types()
@@ -74,8 +74,8 @@ def parse_command_line(arguments: Sequence[str], *, speak: bool = True) -> Confi
     With `speak=False` (every rank but the first) --help, --help_all and --version print nothing.
 
     Raises:
-        SystemExit: with code 0, after one of these.
-        Refusal: from tyro or `Config.validate`, or an unknown setting or preset.
+        SystemExit: with code 0, after one of these flags.
+        Refusal: an error from tyro or `Config.validate`, or an unknown setting or preset.
     """
     arguments = _join_runs(_replace_old_names(arguments))
     _check_protocol(_peek(arguments, ("protocol", "env_name")))
@@ -83,7 +83,7 @@ def parse_command_line(arguments: Sequence[str], *, speak: bool = True) -> Confi
     explicit = explicit_settings(arguments)
     _refuse_unknown_flags(explicit)
     if {"seeds", "rng_seed"} <= explicit:
-        raise Refusal("rng_seed must not be set with seeds, which has the seeds of the runs")
+        raise Refusal("rng_seed must not be set together with seeds, which lists the seeds of the runs")
     arguments = _spell_out_numbers(_spell_out_booleans(arguments))
     chosen = _peek(arguments, ("env_name", "env_kwargs", "preset", "mode", "num_envs", "rollout_steps"))
     preset = PRESETS.get(chosen.get("preset", ""), {})
@@ -123,7 +123,7 @@ def parse_command_line(arguments: Sequence[str], *, speak: bool = True) -> Confi
 
 
 def _defaults(chosen: Mapping[str, str], family: Family, env_name: str, explicit: set[str]) -> Config:
-    """Return the settings of an empty command line, given the few flags on which they depend."""
+    """Return the default settings, given the few flags they depend on."""
     preset = chosen.get("preset") or preset_of(env_name, family, chosen.get("env_kwargs", "{}"))
     if preset not in PRESETS:
         raise Refusal(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}{did_you_mean(preset, PRESETS)}")
@@ -132,9 +132,9 @@ def _defaults(chosen: Mapping[str, str], family: Family, env_name: str, explicit
     if num_envs:
         settings = for_environments(settings, num_envs, rollout_steps)
     if "gae_lambda" in explicit and "gae_lambda_late" not in explicit:
-        settings = {**settings, "gae_lambda_late": None}  # who sets one lambda wants no other
+        settings = {**settings, "gae_lambda_late": None}  # a user who sets one lambda wants it throughout
     if chosen.get("mode", "train") != "train":
-        settings = {**settings, "act": "saved"}  # an agent acts as its own training said
+        settings = {**settings, "act": "saved"}  # as the agent was saved, not as this preset says
     if chosen.get("mode") == "watch":
         settings = {**settings, "checkpoint": "latest"}
     run = {"env_name": env_name, "preset": preset}
@@ -153,12 +153,12 @@ def _short_help(defaults: Config) -> str:
 
 
 def _flag_name(flag: str) -> str:
-    """Return the name of the setting that a flag, without its value, stands for; either spelling."""
+    """Return the setting's name for a flag without its value, in either spelling."""
     return flag.removeprefix("--").replace("-", "_")
 
 
 def _number_in_bounds(chosen: Mapping[str, str], name: str) -> int | None:
-    """Return a whole number of the command line, or None: a value that will be refused sets no other."""
+    """Return a flag's whole number; None without one or if it will be refused, so that it changes no other default."""
     text = chosen.get(name, "")
     bound = next(field.metadata["bound"] for field in dataclasses.fields(PPOSettings) if field.name == name)
     return int(text) if text.isdecimal() and len(text) < 20 and bound.holds(int(text)) else None
@@ -169,7 +169,7 @@ def _silent_unless(speak: bool) -> contextlib.AbstractContextManager[Any]:
 
 
 def _in_words(text: str, arguments: Sequence[str]) -> str:
-    """Turn the framed text in which tyro says what is wrong with a command line into one line that tells a way out."""
+    """Turn tyro's framed error text into a one-line message that suggests a fix."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
     words = " ".join(re.sub(r"[\u2500-\u257f]+|-{3,}", " ", plain).split())
     reason = re.split(r" (?:Argument|For full) helptext", words)[0]
@@ -200,7 +200,7 @@ def _refuse_unknown_flags(explicit: set[str]) -> None:
 
 
 def _of_other_families(names: Iterable[str], family: Family) -> Iterator[tuple[str, str]]:
-    """Yield those of some settings that a family does not have but others do, and the titles of these."""
+    """Yield each name that is a setting of other families only, with the titles of those families."""
     own = typing.get_type_hints(family.settings)
     for name in sorted(set(names) - set(own)):
         titles = [other.title for other in FAMILIES if name in typing.get_type_hints(other.settings)]
@@ -209,7 +209,7 @@ def _of_other_families(names: Iterable[str], family: Family) -> Iterator[tuple[s
 
 
 def _peek(arguments: Sequence[str], names: Sequence[str]) -> dict[str, str]:
-    """Read a few string flags before the defaults of all others are known."""
+    """Read a few flags as strings before the defaults of the others are known."""
     found: dict[str, str] = {}
     for position, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
@@ -233,7 +233,7 @@ def _replace_old_names(arguments: Sequence[str]) -> list[str]:
 
 
 def _check_protocol(chosen: Mapping[str, str]) -> None:
-    """Refuse a protocol that there is not, or one of a world that has none."""
+    """Refuse an unknown protocol, or any protocol outside Atari."""
     protocol, env_name = chosen.get("protocol"), chosen.get("env_name", RunSettings.env_name)
     if protocol is None:
         return
@@ -245,7 +245,7 @@ def _check_protocol(chosen: Mapping[str, str]) -> None:
 
 
 def _spell_out_protocol(arguments: Sequence[str]) -> list[str]:
-    """Accept `--protocol=machado` for the flags that it stands for; what is named besides counts more."""
+    """Expand `--protocol=machado` into the flags it stands for; flags given explicitly take precedence."""
     settings = PROTOCOLS.get(_peek(arguments, ["protocol"]).get("protocol", ""))
     if settings is None:
         return list(arguments)
@@ -269,7 +269,7 @@ def _join_runs(arguments: Sequence[str]) -> list[str]:
 
 
 def _spell_out_booleans(arguments: Sequence[str]) -> list[str]:
-    """Accept `--flag=True` and `--flag=False` beside tyro's `--flag` and `--no-flag`."""
+    """Accept `--flag=True` and `--flag=False` besides tyro's `--flag` and `--no-flag`."""
     types = setting_types()
     spelled = []
     for argument in arguments:

@@ -1,6 +1,6 @@
-"""Where a rank's network acts and learns: on the processor, or on a GPU of its host.
+"""Where a rank's network acts and learns: on the CPU, or on a GPU of its host.
 
-The ranks of a host take its GPUs in turn. All ranks of a job are of one kind.
+The ranks of a host are assigned its GPUs in turn. All ranks of a job use the same kind of device.
 """
 
 import socket
@@ -19,13 +19,13 @@ _PROCESSOR = torch.device("cpu")
 
 @dataclass(frozen=True)
 class GPU:
-    """What a rank knows of the GPU that it would use."""
+    """The GPU that a rank would use."""
 
     index: int
-    """Among those that the rank sees."""
+    """Index among the GPUs that the rank sees."""
     name: str
     identity: str
-    """Of the device itself, whatever its index on a rank."""
+    """UUID of the device, whatever its index on a rank."""
     has_bfloat16: bool
 
 
@@ -35,46 +35,46 @@ class Placement:
 
     device: torch.device = _PROCESSOR
     precision: torch.dtype = torch.float32
-    """Arithmetic of the network's encoders."""
+    """Precision of the network's encoders."""
     summed_by: Literal["", "MPI", "NCCL"] = ""
-    """What sums the gradients of the ranks' GPUs: the processors or the GPUs themselves. Empty for one rank."""
+    """What sums gradients from GPUs over ranks: MPI on the CPUs, or NCCL on the GPUs. Empty for one rank."""
     meeting_host: str = ""
-    """Where the ranks find each other for NCCL."""
+    """Host where the ranks connect for NCCL."""
     name: str = ""
-    """Of the GPU."""
+    """Name of the GPU."""
     why: str = ""
-    """Why it is not what might have been expected."""
+    """Why the job's GPUs are not used; empty if there is nothing to explain."""
 
     def settings(self) -> dict[str, str]:
-        """Return the settings that stand for it without any `auto`."""
+        """Return this placement as settings, with every `auto` resolved."""
         return {"device": self.device.type, "precision": str(self.precision).removeprefix("torch.")}
 
     def describe(self) -> str:
-        """Return the line that a log has of it."""
+        """Return the log line about this placement."""
         words = ", ".join(self.settings().values())
         if self.device.type == "cpu":
             return f"device: {words}{self.why and f' ({self.why})'}"
         by = f"gradients summed by {self.summed_by}; " if self.summed_by else ""
-        return f"device: {words}, {self.name}; {by}a run that is stopped does not resume bit for bit"
+        return f"device: {words}, {self.name}; {by}a stopped run resumes, but not bit for bit"
 
 
 CPU = Placement()
 
 
 def choose_placement(settings: MachineSettings, comm: Collective, hosts: Sequence[str]) -> Placement:
-    """Return where this rank's network lives; on all ranks together.
+    """Return where this rank's network lives; called by all ranks together.
 
     Args:
-        settings: the user's wish.
+        settings: what the user asked for.
         comm: the job.
         hosts: the host of every rank.
 
     Raises:
-        Refusal: on all ranks alike: there is no such device, it has no such arithmetic, or rank 0's host is not known
-            by its name on all hosts of the GPUs.
+        Refusal: on all ranks: there is no such device, it lacks the precision, or NCCL cannot connect the hosts (some
+            share a name, or cannot resolve that of rank 0's host).
     """
     if settings.device == "cpu":
-        return placement_of(settings, comm.rank, hosts, [None] * comm.size)  # CUDA is left alone
+        return placement_of(settings, comm.rank, hosts, [None] * comm.size)  # without initialising CUDA
     local_rank = hosts[: comm.rank].count(hosts[comm.rank])
     everyone = comm.broadcast(comm.gather(_gpu_of(local_rank)))
     assert everyone is not None
@@ -87,7 +87,7 @@ def choose_placement(settings: MachineSettings, comm: Collective, hosts: Sequenc
     if len({*hosts}) < num_hosts:
         raise Refusal(
             f"all_reduce must not be auto where hosts have the same name, got {num_hosts} hosts with names "
-            f"{', '.join(sorted({*hosts}))}: NCCL needs names to bring them together; try --all_reduce=hierarchical"
+            f"{', '.join(sorted({*hosts}))}: NCCL connects hosts by name; try --all_reduce=hierarchical"
         )
     first = comm.broadcast(socket.gethostname())
     done_by_all(comm, lambda: _require_known(first, hosts[comm.rank]))
@@ -120,7 +120,7 @@ def placement_of(settings: MachineSettings, rank: int, hosts: Sequence[str], gpu
         raise Refusal(f"precision must be float32 {which}, got bfloat16; try --precision=auto")
     if own is None:
         return replace(CPU, why=why)
-    # NCCL refuses two ranks on one GPU, and has one way to sum.
+    # NCCL refuses two ranks on one GPU, and sums in one way only.
     as_nccl_does = settings.all_reduce == "auto" and settings.gradient_wire == "float32"
     alone = len({gpu.identity for gpu in found}) == len(found)
     summed_by: Literal["MPI", "NCCL"] = "NCCL" if as_nccl_does and alone else "MPI"
@@ -133,9 +133,9 @@ def placement_of(settings: MachineSettings, rank: int, hosts: Sequence[str], gpu
 
 
 def _what_differs(hosts: Sequence[str], gpus: Sequence[GPU | None]) -> str:
-    """Name the rank that keeps the others from their GPUs, having none or one of another kind; empty if there is none.
+    """Name the rank whose missing or different GPU keeps the others from using theirs; empty if there is none.
 
-    Elementwise kernels of several kinds may round differently, and the replicas of the weights would drift apart.
+    Elementwise kernels may round differently on different kinds of GPU, so replicas of the weights would drift apart.
     """
     found = [gpu for gpu in gpus if gpu is not None]
     if found and None in gpus:
@@ -147,12 +147,12 @@ def _what_differs(hosts: Sequence[str], gpus: Sequence[GPU | None]) -> str:
 
 
 def _gpu_of(local_rank: int) -> GPU | None:
-    """Return the GPU of the rank of this number on its host; None where there is none."""
+    """Return the GPU for the rank with this index on its host; None if there is none."""
     if not torch.cuda.is_available():
         return None
     index = local_rank % torch.cuda.device_count()
     properties = torch.cuda.get_device_properties(index)
-    # Older ones emulate it.
+    # GPUs of compute capability below 8 only emulate bfloat16.
     return GPU(index, properties.name, str(properties.uuid), has_bfloat16=properties.major >= 8)
 
 
@@ -162,5 +162,5 @@ def _require_known(name: str, here: str) -> None:
     except OSError as error:
         raise Refusal(
             f"all_reduce must not be auto where the name of rank 0's host is not known: {here} cannot find {name} "
-            f"({error}), which NCCL needs to bring hosts together; try --all_reduce=hierarchical"
+            f"({error}), which NCCL needs to connect the hosts; try --all_reduce=hierarchical"
         ) from error

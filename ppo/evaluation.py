@@ -1,8 +1,8 @@
-"""Evaluations during training: whole games by the policy as it is between two updates.
+"""Evaluations during training: whole games played by the current policy between two updates.
 
-They are played by all ranks together, on environments of their own, and count by their raw returns. Every evaluation
-of a run plays the same games with the same noise, so that it is a function of the weights alone; training does not
-notice. The games are others than those of --mode=evaluate, which judges the agent that evaluations have chosen.
+All ranks play them together, on separate environments, and score them by raw return. Every evaluation of a run plays
+the same games with the same noise, so its result is a function of the weights alone; training is not affected. The
+games differ from those of --mode=evaluate, which scores the agent that the evaluations have chosen.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ class Evaluation:
 
 
 class Evaluator:
-    """Plays the games of evaluations, on environments that it makes once."""
+    """Plays the games of all evaluations on environments made once."""
 
     def __init__(self, config: Config, comm: Collective, model: ActorCritic) -> None:
         """Make this rank's environments.
@@ -41,10 +41,10 @@ class Evaluator:
         Args:
             config: the settings of the run.
             comm: the job.
-            model: the network that learns.
+            model: the network being trained.
 
         Raises:
-            Refusal: the policy has no such action as the setting `act` asks for.
+            Refusal: the policy does not support the setting `act`.
         """
         assert config.run.evaluation_interval is not None
         self._interval, self._episodes = config.run.evaluation_interval, config.run.evaluation_episodes
@@ -62,14 +62,14 @@ class Evaluator:
             self._beginnings = self._envs.get_states()
 
     def is_due(self, update: int) -> bool:
-        """Tell whether there is an evaluation of the policy that the first so many updates have led to."""
+        """Return whether an evaluation is due after this many updates."""
         return update % self._interval == 0
 
     def evaluate(self, stops: Callable[[], bool]) -> Evaluation | None:
-        """Play all games; by all ranks together.
+        """Play all games; called by all ranks together.
 
         Args:
-            stops: called on every rank now and then; once it holds on one of them, all stop.
+            stops: called periodically on every rank; once it returns True on one, all stop.
 
         Returns:
             The result, equal on all ranks, or None if it was stopped.
@@ -80,7 +80,7 @@ class Evaluator:
         while playing and not stopped:
             taken = list(islice(steps, _STEPS_BETWEEN_MEETINGS))
             games += chain.from_iterable(taken)
-            # However long the games of another rank are, none waits for them without a sign of life.
+            # Ranks meet regularly, so that none waits without a sign of life for the long games of another.
             votes = np.array([len(taken) == _STEPS_BETWEEN_MEETINGS, stops()], np.float64)
             self._comm.sum_in_place(votes)
             playing, stopped = votes.astype(bool).tolist()
@@ -95,7 +95,7 @@ class Evaluator:
             self._envs.close()
 
     def _play(self) -> Iterator[list[Game]]:
-        """Play this rank's games from the same beginning every time, a step for each item."""
+        """Play this rank's games from the same start every time, one step per item."""
         if self._envs is None:
             return iter(())
         self._envs.set_states(self._beginnings)

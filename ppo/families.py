@@ -1,6 +1,6 @@
-"""Kinds of worlds as data: which ids belong to a family, what can be set for it, and which preset it starts from.
+"""Families of worlds as data: which ids belong to a family, its settings, and the preset it starts from.
 
-What acts for a family stands in the module or package of `ppo.envs` that has its name.
+The behaviour of a family is in the module or package of `ppo.envs` with its name.
 """
 
 import dataclasses
@@ -26,14 +26,14 @@ class WorldSettings:
     """The protocol of an environment; saved with the agent, reused by play, record and evaluate."""
 
     def check(self) -> None:
-        """Refuse what no bound can.
+        """Refuse invalid values that bounds do not exclude.
 
         Raises:
             Refusal: names the setting and the rule.
         """
 
     def of_whole_games(self: _Settings) -> _Settings:
-        """Return the protocol of games that are not learnt from: settings for training only are off."""
+        """Return the protocol of games outside training, with all training-only settings off."""
         off = {
             field.name: False if field.type is bool else None
             for field in dataclasses.fields(self)
@@ -48,7 +48,7 @@ class AtariSettings(WorldSettings):
 
     sticky_actions: float = setting(0.0, at_least=0.0, below=1.0, of_playback=True)
     """Probability that an emulated frame repeats the previous action (Machado et al. 2018 use 0.25). Atari only.
-    --protocol=nature, machado or v5 stands for this, full_action_space and episodic_life together."""
+    --protocol=nature, machado or v5 sets this, full_action_space and episodic_life together."""
     full_action_space: bool = setting(False, of_playback=True)
     """Offer all 18 joystick actions instead of those the game uses. Atari only."""
     noop_max: int = setting(30, at_least=0, at_most=10_000, of_playback=True)
@@ -58,24 +58,24 @@ class AtariSettings(WorldSettings):
     episodic_life: bool = setting(True, training_only=True)
     """A lost life ends the episode for the learner (the game plays on). Training only, Atari only."""
     frame_stack: int = setting(4, at_least=1, at_most=16, of_playback=True)
-    """Screens an observation holds; 1 to switch stacking off. Atari only."""
+    """Screens per observation; 1 turns stacking off. Atari only."""
     max_frames: int = setting(108_000, at_least=4, at_most=_MOST_FRAMES, of_playback=True)
-    """Emulated frames after which a game is cut by the time limit (30 minutes of play). Atari only."""
+    """Time limit of a game in emulated frames; the default is 30 minutes of play. Atari only."""
 
 
 PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
-    # Mnih et al. 2015 (doi:10.1038/nature14236), of the PPO paper and of ...NoFrameskip-v4.
+    # Mnih et al. 2015 (doi:10.1038/nature14236), also the protocol of the PPO paper and of ...NoFrameskip-v4.
     "nature": {"sticky_actions": 0.0, "full_action_space": False, "episodic_life": True},
     # Machado et al. 2018 (arXiv:1709.06009).
     "machado": {"sticky_actions": 0.25, "full_action_space": True, "episodic_life": False},
-    # The arguments that Gymnasium registers ALE/...-v5 with.
+    # The arguments with which Gymnasium registers ALE/...-v5.
     "v5": {"sticky_actions": 0.25, "full_action_space": False, "episodic_life": False},
 }
-"""What `--protocol` stands for, by name."""
+"""The settings that each value of `--protocol` stands for."""
 
 
 def describe_protocol(world: AtariSettings) -> str:
-    """Return the name of the protocol of an Atari game, if its settings have one, and these settings in words."""
+    """Return the name of an Atari protocol, if it has one, and its settings in words."""
     given = {name: getattr(world, name) for name in PROTOCOLS["nature"]}
     name = next((name for name, settings in PROTOCOLS.items() if settings == given), "your own")
     sticky = f"sticky actions {world.sticky_actions:g}" if world.sticky_actions else "no sticky actions"
@@ -86,22 +86,23 @@ def describe_protocol(world: AtariSettings) -> str:
 
 @dataclass(frozen=True)
 class GymnasiumSettings(WorldSettings):
-    """The protocol of worlds that are made by `gymnasium.make`."""
+    """The protocol of worlds made by `gymnasium.make`."""
 
     env_kwargs: str = "{}"
-    """Arguments of the environment's constructor as JSON, as '{"continuous": true}'. Not for Atari."""
+    """Arguments of the environment's constructor as JSON, such as '{"continuous": true}'. Not for Atari."""
     channel_axis: ChannelAxis = "auto"
-    """Axis of an image's channels; auto is the smaller of both, last if they are equal. Not for Atari."""
+    """Axis of an image's channels; auto: the smaller of the first and the last, the last if they are equal. Not for
+    Atari."""
 
     def check(self) -> None:
-        """Refuse constructor arguments that are no JSON object."""
+        """Refuse constructor arguments that are not a JSON object."""
         is_object = constructor_arguments(self.env_kwargs) is not None
         require(is_object, "env_kwargs", 'a JSON object such as {"continuous": true}', repr(self.env_kwargs))
 
 
 def constructor_arguments(env_kwargs: str) -> dict[str, Any] | None:
-    """Return what the JSON of `env_kwargs` holds, or None if that is no object or too large to read."""
-    # How deep Python can follow brackets depends on where it stands.
+    """Return the arguments in the JSON of `env_kwargs`, or None if it is not an object or is too large to read."""
+    # How many nested brackets Python can parse depends on the depth of its call stack.
     if len(env_kwargs) > _MOST_CHARACTERS or env_kwargs.count("[") + env_kwargs.count("{") > _MOST_BRACKETS:
         return None
     try:
@@ -116,23 +117,23 @@ class CarRacingSettings(GymnasiumSettings):
     """The protocol of CarRacing; `env_kwargs` may hold {"continuous": false} and {"domain_randomize": true}."""
 
     action_repeat: int = setting(8, at_least=1, at_most=1000)
-    """Frames that an action is held for; the last of them is seen. CarRacing only."""
+    """Frames for which an action is held; the agent sees the last of them. CarRacing only."""
     picture: Literal["full", "area", "maximum", "cropped"] = "maximum"
-    """full: 96x96 pixels, as the world draws them. area, maximum: 48x48, of 2x2 pixels the mean or the largest.
-    cropped: 84x84, without 12 rows below, where the indicators are, and 6 columns at each side. CarRacing only."""
+    """full: 96x96 pixels, as the world draws them. area, maximum: 48x48, the mean or the maximum of each 2x2 pixels.
+    cropped: 84x84, without the bottom 12 rows (the indicators) and 6 columns on each side. CarRacing only."""
     colour: bool = False
     """Show red, green and blue instead of grey. CarRacing only."""
     frame_stack: int = setting(4, at_least=1, at_most=16)
-    """Pictures an observation holds, one for each action; 1 to switch stacking off. CarRacing only."""
+    """Pictures per observation, one per action; 1 turns stacking off. CarRacing only."""
     noop_frames: int = setting(0, at_least=0, at_most=999, of_playback=True)
-    """Frames without an action that an episode begins with. They count as frames and their rewards for the logged
+    """Frames without an action at the start of an episode. They count as frames, and their rewards towards the logged
     return, but the learner does not see them. CarRacing only."""
     give_up_frames: int | None = setting(100, at_least=1, at_most=_MOST_FRAMES, training_only=True)
-    """Frames without a new tile of the road that end an episode, as if the car had crashed. None: none do. Training
+    """End an episode, as if the car had crashed, after this many frames without a new road tile. None: never. Training
     only, CarRacing only."""
     grass_penalty: float | None = setting(None, above=0.0, at_most=_LARGEST_PENALTY, training_only=True)
-    """Taken from what is learnt from, never from logged returns, at every frame whose green is above 180 of 255 on
-    average; every frame is drawn for it. None: nothing is. Training only, CarRacing only."""
+    """Subtract this from the learner's reward, never from logged returns, at every frame whose mean green is above 180
+    of 255; every frame is drawn for this. None: no penalty. Training only, CarRacing only."""
 
 
 @dataclass(frozen=True)
@@ -140,18 +141,18 @@ class Family:
     """A kind of world."""
 
     name: str
-    """Also the name of its module in `ppo.envs`; checkpoints hold it."""
+    """Also the name of its module in `ppo.envs`; stored in checkpoints."""
     title: str
     """Its worlds in words, for refusals."""
     ids: str
-    """Regular expression that the whole id of each of its worlds matches."""
+    """Regular expression that matches the whole id of each of its worlds."""
     settings: type[WorldSettings]
     preset: str
     """The preset its worlds start from."""
     engines: tuple[str, ...]
-    """What can step its worlds, of the values of `env_engine`."""
+    """The values of `env_engine` that can step its worlds."""
     auto_engine: Literal["lean", "processes"] = "processes"
-    """What `--env_engine=auto` takes where every rank has several cores; lean where a step takes microseconds."""
+    """Engine for `--env_engine=auto` if every rank has several cores; lean for worlds that step in microseconds."""
     extra: str = ""
     """The extra of setup.py that its worlds need."""
 
@@ -195,7 +196,7 @@ FAMILIES = (
         ("lean", "processes"),
         extra="mujoco",
     ),
-    # The general family comes last and takes every id.
+    # The general family comes last because it matches every id.
     Family("gymnasium", "worlds made by gymnasium.make", r".*", GymnasiumSettings, "classic", ("lean", "processes")),
 )
 
@@ -206,5 +207,5 @@ def family_of(env_name: str) -> Family:
 
 
 def family_named(name: str) -> Family | None:
-    """Return the family with a name, as checkpoints hold it; None if this version knows no such family."""
+    """Return the family with this name, as stored in checkpoints; None if this version knows no such family."""
     return next((family for family in FAMILIES if family.name == name), None)

@@ -1,7 +1,7 @@
-"""A film of a training: what each of its checkpoints makes of the same game, side by side (--checkpoint=all).
+"""A film of a training run: each of its checkpoints plays the same game, side by side (--checkpoint=all).
 
-All of them play with the same seed, so that the game begins alike. A game that is over shows its last picture until the
-others are.
+All play with the same seed, so their games start identically. A finished game shows its last picture until the others
+have finished.
 """
 
 import math
@@ -27,7 +27,7 @@ from ppo.standard_streams import say_on_standard_error
 
 MOST_GAMES = 9
 _WIDTH, _WIDEST = 240, 400
-"""Of a picture: smaller ones are enlarged by a whole factor, and larger ones shrunk."""
+"""Widths of a picture: narrower ones are enlarged by a whole factor, wider ones shrunk."""
 _GAP = 4
 _SECONDS_AT_THE_END = 2
 
@@ -35,7 +35,7 @@ Picture = NDArray[np.uint8]
 
 
 def record_all(config: Config, comm: Collective, explicit: set[str]) -> int:
-    """Play on rank 0 one game with each checkpoint of a run, and write them as one mp4 and one gif."""
+    """Play one game with each checkpoint of a run on rank 0, and write all of them as one mp4 and one gif."""
 
     def find() -> tuple[list[Agent], Path]:
         agents = find_agents(config, explicit, MOST_GAMES)
@@ -51,7 +51,7 @@ def film(agents: Sequence[Agent], folder: Path, config: Config) -> int:
     """Play one game with each of a run's checkpoints into one video; return the exit code.
 
     Args:
-        agents: the checkpoints, in the order of their steps.
+        agents: the checkpoints, ordered by steps.
         folder: where the video is written.
         config: the settings of this invocation.
     """
@@ -86,7 +86,7 @@ class _Screen:
         self._steps = play_steps(agent, config, range(1), 1, self._hold, self._end_step, episodes=1)
 
     def advance(self) -> bool:
-        """Go on to the next frame; return whether there is one."""
+        """Advance to the next frame; return whether there is one."""
         while not self._frames:
             games = next(self._steps, None)
             if games is None:
@@ -97,14 +97,14 @@ class _Screen:
         return True
 
     def picture(self) -> Picture:
-        """Return the frame with what there is to say of it."""
+        """Return the frame with its captions."""
         steps = f"after {self._agent.counters.env_steps:,} steps of training"
         is_over = self._game is not None and not self._frames
         said = f"return {in_short(self._return)}, {'over after' if is_over else 'step'} {self._length:,}"
         return np.concatenate([self._frame, *(title(text, self._frame.shape[1]) for text in (steps, said))])
 
     def describe(self) -> str:
-        """Return the line of its game."""
+        """Return the line about the finished game."""
         assert self._game is not None
         game, cut = self._game, " (cut there: --max_game_steps)" if self._game.is_cut else ""
         steps = f"{self._agent.counters.env_steps:,} steps of training"
@@ -118,7 +118,7 @@ class _Screen:
 
 
 def side_by_side(pictures: Sequence[Picture]) -> Picture:
-    """Return pictures (H, W, 3) of any sizes in rows of nearly as many as there are rows."""
+    """Arrange pictures (H, W, 3) of any sizes: up to three in one row, more in a nearly square grid."""
     columns = len(pictures) if len(pictures) <= 3 else math.ceil(math.sqrt(len(pictures)))
     height = max(len(picture) for picture in pictures) + _GAP
     width = max(picture.shape[1] for picture in pictures) + _GAP
@@ -131,7 +131,7 @@ def side_by_side(pictures: Sequence[Picture]) -> Picture:
 
 
 def _of_readable_size(frame: Picture) -> Picture:
-    """Return a frame so large that its title can be read, and so small that three stand beside each other."""
+    """Resize a frame so that its title is readable and three fit side by side."""
     height, width = frame.shape[:2]
     if width > _WIDEST:
         size = _WIDEST, max(1, round(height * _WIDEST / width))

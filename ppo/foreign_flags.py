@@ -1,4 +1,4 @@
-"""Flags of other programs by the names that their users type, and what to type here instead.
+"""Flags of other programs, and what to type here instead.
 
 Sources: Stable-Baselines3's PPO and RL-Zoo, CleanRL's ppo scripts, lucaslingle/pytorch_ppo_atari and its ppo1, OpenAI
 baselines, whose sizes are per rank.
@@ -81,7 +81,7 @@ FOREIGN_FLAGS: Mapping[str, tuple[str, str]] = {
     "use_gae": ("gae_lambda", "advantages are always GAE's; 1 is Monte Carlo, 0 one step"),
     "save_interval": ("checkpoint_interval", "updates between two checkpoints"),
     "log_dir": ("run_dir", "logs are in <run_dir>/<model_name>"),
-    # Words of the field
+    # Common names
     "lr": ("learning_rate", "Adam's step size at the start"),
     "steps": ("env_steps", "agent steps over all environments"),
     "epochs": ("num_epochs", "passes over the rollout per update"),
@@ -106,4 +106,4 @@ FOREIGN_FLAGS: Mapping[str, tuple[str, str]] = {
     "deterministic_eval": ("act", "saved, mean, mode or sample"),
     "render_mode": ("mode", "--mode=play shows a saved agent in a window"),
 }
-"""Name elsewhere -> the setting here, empty where there is none, and what it means or what there is instead."""
+"""Name elsewhere -> the setting here (empty if there is none), and its meaning or what to use instead."""

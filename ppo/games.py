@@ -1,8 +1,8 @@
-"""Whole games by a policy that does not learn: what playback and the evaluations during training share.
+"""Whole games played by a fixed policy, for playback and for evaluations during training.
 
-Games are numbered from 0 and dealt to slots, each an environment with random numbers of its own: of S slots, slot s
-plays the games s, s + S, s + 2 S and so on, all of them to their ends. So the results do not depend on the number of
-ranks, and short games are not favoured.
+Games are numbered from 0 and dealt to S slots, each an environment with its own random stream: slot s plays the games
+s, s + S, s + 2 S and so on, each to its end. So the results do not depend on the number of ranks, and short games are
+not favoured.
 """
 
 import statistics
@@ -32,36 +32,36 @@ class Game:
     episode_return: float
     episode_length: int
     is_cut: bool = False
-    """It was not over: its return is that of its first steps."""
+    """It was cut before its end; its return is that of the steps played."""
     is_timed_out: bool = False
     """The world's time limit ended it."""
     environment: int = 0
     """Its slot."""
     state: ArrayState | None = None
-    """How to begin it again, and its actions, where the environments keep that; see `Environments.take_games`."""
+    """How to restart it, and its actions, if the environments keep them; see `Environments.take_games`."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step of a game: what the agent saw, said and did, and what came of it."""
+    """A step of a game: the observation, the network's prediction, the action and the outcome."""
 
     observation: NDArray[Any]
-    """What it saw before the step, (*S)."""
+    """Observation before the step, (*S)."""
     outputs: NDArray[np.float32]
-    """What its policy head said of that, (K,)."""
+    """Outputs of the policy head for the observation, (K,)."""
     value: float
-    """What it expected, in the units of its value head; `Agent.moments` has the others."""
+    """Value of the observation in the units of the value head; `Agent.moments` convert it to those of returns."""
     action: NDArray[Any]
-    """What the world was sent."""
+    """Action sent to the world."""
     reward: float
     episode_return: float
-    """Of the game so far."""
+    """Return of the game so far."""
     episode_length: int
     """Steps of the game so far."""
     is_over: bool
-    """The game ended with this step; one that is cut did not."""
+    """The game ended with this step; False for a game that is cut."""
     distribution: ActionDistribution
-    """What the outputs are of."""
+    """Distribution that interprets the outputs."""
 
 
 StepListener = Callable[[Step], None]
@@ -70,17 +70,17 @@ StepListener = Callable[[Step], None]
 class Actor:
     """Chooses the actions of a block of environments.
 
-    Model and rule may be exchanged between two steps.
+    The model and the rule may be replaced between two steps.
     """
 
     def __init__(self, model: ActorCritic, rule: Rule, *, indices: range, seed: int) -> None:
-        """Begin at the first step.
+        """Start at the first step.
 
         Args:
             model: the network.
-            rule: which action it takes.
+            rule: how actions are chosen.
             indices: global indices of the environments.
-            seed: of the noise, which is addressed by (seed, environment, step).
+            seed: seed of the noise, which is addressed by (seed, environment, step).
         """
         self.model, self.rule = model, rule
         self._indices, self._seed = indices, seed
@@ -88,7 +88,7 @@ class Actor:
         self._noise = torch.empty(0)
 
     def act(self, observations: NDArray[Any]) -> NDArray[Any]:
-        """Return what the environments are sent in their next step, for their observations (N, ...).
+        """Return the actions to send to the environments for their observations (N, ...).
 
         Raises:
             FloatingPointError: see `choose`.
@@ -97,15 +97,15 @@ class Actor:
         return self.to_environment(raw)
 
     def to_environment(self, raw: Tensor) -> NDArray[Any]:
-        """Return what the environments are sent for raw actions."""
+        """Convert raw actions to those that the environments take."""
         return self.model.distribution.to_environment(raw.cpu().numpy())
 
     @torch.inference_mode()
     def choose(self, observations: NDArray[Any]) -> tuple[Prediction, Tensor]:
-        """Return what the network says of observations (N, ...), and the raw actions that are chosen.
+        """Return the network's prediction for observations (N, ...), and the chosen raw actions.
 
         Raises:
-            FloatingPointError: an output of the network is not finite, which finite weights may lead to.
+            FloatingPointError: an output of the network is non-finite, which can happen with finite weights.
         """
         distribution, device = self.model.distribution, self.model.device
         prediction: Prediction = self.model(torch.from_numpy(observations).to(device))
@@ -127,10 +127,10 @@ class Actor:
 
 
 class Repeater(Actor):
-    """Takes the actions of a game that was played before; what the network says of them is only shown."""
+    """Repeats the actions of an earlier game; the network's predictions are only shown."""
 
     def __init__(self, model: ActorCritic, actions: NDArray[Any]) -> None:
-        """Begin at the first of the actions (L, ...), which were sent."""
+        """Start at the first of the actions that were sent, (L, ...)."""
         super().__init__(model, "mode", indices=range(1), seed=0)
         self._actions, self._next = actions, 0
 
@@ -141,7 +141,7 @@ class Repeater(Actor):
 
 
 def number_of_slots(episodes: int) -> int:
-    """Return how many games of so many are played at once, over all ranks."""
+    """Return how many of these games are played in parallel over all ranks."""
     return min(episodes, _MAX_GAMES_AT_ONCE)
 
 
@@ -155,17 +155,17 @@ def play_slots(
     max_steps: int,
     on_step: StepListener | None = None,
 ) -> Iterator[list[Game]]:
-    """Play some slots' share of a set of games, all at once; yield after every step the games that ended with it.
+    """Play the games of some slots in parallel; after every step, yield the games that ended with it.
 
     Args:
         actor: the policy.
-        envs: an environment for each of `slots`, where an episode begins.
+        envs: one environment per slot in `slots`, at the start of an episode.
         slots: the slots of this rank.
-        num_slots: the slots of all ranks.
-        episodes: the games of all slots.
-        max_steps: agent steps after which a game is cut, and counts with the return it has then; the lean engine only.
-            Nothing else bounds a game: a world may have no time limit, and a checkpoint's settings may put it off.
-        on_step: receives every step of the first slot's games, after the frames that the step has drawn.
+        num_slots: number of slots over all ranks.
+        episodes: number of games over all slots.
+        max_steps: agent steps after which a game is cut and counted with its return so far; lean engine only. Nothing
+            else bounds a game: a world may have no time limit, and a checkpoint's settings may postpone it.
+        on_step: receives every step of the first slot's games, after the frames drawn in that step.
     """
     numbers = [iter(range(slot, episodes, num_slots)) for slot in slots]
     current = [next(own, None) for own in numbers]
@@ -201,9 +201,9 @@ def play_slots(
 
 
 def mean_and_error(games: Sequence[Game]) -> tuple[float, float | None]:
-    """Return the mean of the games' returns and its standard error, which a single game does not have.
+    """Return the mean of the games' returns and its standard error, None for a single game.
 
-    Sums are exact, so that the order of the games, which depends on the number of ranks, does not matter.
+    Sums are exact, so the order of the games, which varies with the number of ranks, does not matter.
     """
     returns = [game.episode_return for game in games]
     error = statistics.stdev(returns) / len(returns) ** 0.5 if len(returns) > 1 else None

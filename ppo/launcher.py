@@ -1,8 +1,8 @@
-"""The command `ppo`: run `python -m ppo` under mpirun, one rank per core or GPU; Ctrl-C lets the ranks save and leave.
+"""The command `ppo`: run `python -m ppo` under mpirun, one rank per core or GPU; on Ctrl-C the ranks save and exit.
 
-The job has fewer ranks than cores where it has fewer environments, one rank to play or record, and as many as
-`--ranks=N` says. With `--max_restarts=N` a training job that dies is started again, up to N times, and resumes its
-newest checkpoint. Both flags are the launcher's own; all others go to the ranks.
+A job has at most one rank per environment, and one rank to play or record; `--ranks=N` sets the number explicitly.
+With `--max_restarts=N` a training job that dies is restarted, up to N times, and resumes its newest checkpoint. These
+two flags are the launcher's own; all others go to the ranks.
 """
 
 import contextlib
@@ -28,17 +28,17 @@ from ppo.settings import REFUSED, Refusal
 from ppo.standard_streams import prepare_standard_streams, say_on_standard_error
 from ppo.supervision.signals import AS_ASKED, INTERRUPTED, PREEMPTED, listen
 
-# After these codes the job would do the same again, or was asked to leave.
+# No restart after these codes: the job has finished, would fail in the same way, or was asked to exit.
 _FINAL_CODES = {0, REFUSED, WENT_WRONG, PREEMPTED, INTERRUPTED}
 _LONGEST_PAUSE = 60
 _PR_SET_PDEATHSIG = 1
-# The least and the largest value of each, and what it must be in words.
+# Minimum, maximum and the rule in words.
 _OWN_FLAGS = {
     "ranks": (1, 4096, "a number of ranks, 1 or more"),
     "max_restarts": (0, 1_000_000, "a number of restarts, 0 or more"),
 }
 _GET_MPI = "pip install 'ppo-mpi[mpi]'"
-# Looked up here, since a process between fork and exec may not.
+# Loaded here, because that is not safe between fork and exec.
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _HELP = """\
 The launcher takes --ranks=N (processes that share the work; by default one per core or GPU),
@@ -48,12 +48,12 @@ The launcher takes --ranks=N (processes that share the work; by default one per 
 
 @dataclass(frozen=True)
 class Launch:
-    """What the launcher itself is told."""
+    """The launcher's own flags."""
 
     ranks: int | None = None
-    """Of the job; None: as many as there are cores or GPUs, and work for them."""
+    """Number of ranks; None: one per core or GPU, as far as there is work for them."""
     max_restarts: int = 0
-    """Times that a training job which died is started again."""
+    """How many times a training job that died is restarted."""
 
 
 def main() -> int:
@@ -87,7 +87,7 @@ def main() -> int:
         restarts += 1
         pause = min(2**restarts, _LONGEST_PAUSE)
         if has_checkpoints_of_its_own(config, before):
-            # --fresh has done its work: what there is now is this run's own.
+            # --fresh has taken effect: these checkpoints are this run's own.
             command = [argument for argument in command if argument.partition("=")[0] != "--fresh"]
         say_on_standard_error(
             f"the job died (exit code {code}); restart {restarts} of {launch.max_restarts} in {pause} s"
@@ -96,20 +96,20 @@ def main() -> int:
         if signals.received:
             break
     if signals.received and code in (128 + signal.SIGUSR1, 128 + signal.SIGUSR2):
-        # The signal came before the ranks listened to it; there was nothing to save.
+        # The signal arrived before the ranks listened for it, so there was nothing to save.
         code = PREEMPTED if code == 128 + signal.SIGUSR1 else AS_ASKED
-    # After one Ctrl-C any code but 0 says more than 130 does, a save that failed above all.
+    # After one Ctrl-C any code but 0, such as that of a failed save, says more than 130.
     if signals.interrupted and (code == 0 or signals.interrupted > 1):
         return INTERRUPTED
     return code
 
 
 def _with_name(config: Config) -> Config:
-    """Return the settings with the name of the run that they mean, whose checkpoints are looked for here."""
+    """Return the settings with the name of the run that they mean, whose checkpoints the launcher looks for."""
     plain = config.run.checkpoint_dir / default_model_name(config.run.env_name)
     if config.run.model_name is not None or config.run.rng_seed == 0 or not plain.exists():
         return config
-    from ppo.identity import find_run  # seconds, which others shall not wait
+    from ppo.identity import find_run  # takes seconds, so only where it is needed
 
     return find_run(config)
 
@@ -118,7 +118,7 @@ def take_launch(arguments: Sequence[str]) -> tuple[Launch, list[str]]:
     """Split the launcher's own flags off a command line.
 
     Raises:
-        Refusal: the value of one of them is not a number that it takes.
+        Refusal: the value of one of them is not a number within its bounds.
     """
     found: dict[str, int] = {}
     others = []
@@ -133,7 +133,7 @@ def take_launch(arguments: Sequence[str]) -> tuple[Launch, list[str]]:
         least, most, rule = _OWN_FLAGS[name]
         if not value.isdecimal():
             raise Refusal(f"{name} must be {rule}, got {value!r}")
-        # As many digits as any number within bounds has: a longer one is not even read.
+        # A number with more digits than the maximum is not even parsed.
         number = int(value) if len(value.lstrip("0")) <= len(str(most)) else most + 1
         if number < least:
             raise Refusal(f"{name} must be {rule}, got {value!r}")
@@ -144,7 +144,7 @@ def take_launch(arguments: Sequence[str]) -> tuple[Launch, list[str]]:
 
 
 def identity_of(folder: Path) -> tuple[int, int] | None:
-    """Return what tells a folder from any other that has its name before or after it; None if there is none."""
+    """Return what distinguishes a folder from earlier and later ones of its name; None if there is no folder."""
     try:
         status = os.lstat(folder)
     except OSError:
@@ -153,16 +153,16 @@ def identity_of(folder: Path) -> tuple[int, int] | None:
 
 
 def has_checkpoints_of_its_own(config: Config, before: tuple[int, int] | None) -> bool:
-    """Return whether there are checkpoints in a folder that was not there at the launch; --fresh makes one.
+    """Return whether there are checkpoints in a folder made since the launch, as --fresh does.
 
-    Clocks do not tell: that of the disk may be another host's, and that of this one may be set.
+    Timestamps cannot tell: the disk's clock may be that of another host, and this host's may be adjusted.
     """
     folder = config.checkpoint_folder
     return identity_of(folder) not in (None, before) and any(folder.glob("step_*"))
 
 
 def job_command(config: Config, arguments: Sequence[str], ranks: int | None = None) -> list[str]:
-    """Return what runs the job: so many ranks, or one per core or GPU as far as there is work for them."""
+    """Return the command that runs the job: with this many ranks, or one per core or GPU as far as there is work."""
     command = [sys.executable, "-m", "ppo", *arguments]
     mpirun = find_mpirun()
     gpus = gpus_with_threads(config, len(cores_here()))
@@ -173,15 +173,15 @@ def job_command(config: Config, arguments: Sequence[str], ranks: int | None = No
             say_on_standard_error(f"there is no mpirun: one rank instead of {ranks}; {_GET_MPI} brings one")
     if ranks == 1 or mpirun is None:
         return command
-    # mpirun binds ranks to a core each, if there are few of them; those with GPUs shall share all cores.
+    # mpirun binds each rank to one core if there are few ranks; ranks with GPUs should share all cores.
     unbound = ["--bind-to", "none"] if gpus else []
     return [mpirun, "-np", str(ranks), *unbound, *command]
 
 
 def gpus_with_threads(config: Config, cores: int) -> int:
-    """Return the number of GPUs if each shall serve one rank whose environments have several cores, else 0.
+    """Return the number of GPUs if each should serve one rank with several cores for its environments, else 0.
 
-    Where ranks have one core each they share the GPUs.
+    Ranks with one core each share the GPUs.
     """
     if config.run.mode != "train" or config.machine.device == "cpu" or cores < SEVERAL_CORES:
         return 0
@@ -190,26 +190,26 @@ def gpus_with_threads(config: Config, cores: int) -> int:
         return 0
     if config.machine.device == "auto" and shutil.which("nvidia-smi") is None:
         return 0
-    import torch  # seconds, which others shall not wait
+    import torch  # takes seconds, so only where it is needed
 
     from ppo.outputs.checkpoint import newest_manifest
 
     saved = None
-    with contextlib.suppress(OSError):  # the program refuses what it cannot read
+    with contextlib.suppress(OSError):  # the ranks will refuse what cannot be read
         saved = None if config.run.fresh else newest_manifest(config.checkpoint_folder)
     if config.machine.env_engine == "auto" and saved is not None and saved.config.machine.env_engine == "lean":
-        return 0  # it stays lean
+        return 0  # the run stays lean
     gpus = min(torch.cuda.device_count() if torch.cuda.is_available() else 0, config.ppo.num_envs)
     if len({torch.cuda.get_device_name(index) for index in range(gpus)}) > 1:
-        return 0  # it leaves GPUs of several kinds alone
+        return 0  # the ranks do not use GPUs of several kinds
     return gpus if cores >= gpus * SEVERAL_CORES else 0
 
 
 class Signals:
-    """Runs jobs and turns signals to this process into those that mpirun passes on without ending its ranks."""
+    """Runs jobs and translates signals to this process into ones that mpirun forwards without ending its ranks."""
 
     def __init__(self, *, saves: bool) -> None:
-        """Forward signals to jobs that save when they are asked to leave, or that can just be ended."""
+        """Prepare for jobs that save before they exit (`saves`), or that can simply be terminated."""
         self._saves = saves
         self._job: subprocess.Popen[bytes] | None = None
         self._early: int | None = None
@@ -218,7 +218,7 @@ class Signals:
         self.interrupted = 0
 
     def listen(self) -> None:
-        """Install the handlers; before the job starts, so that no Ctrl-C leaves it behind."""
+        """Install the handlers, before the job starts so that no Ctrl-C can orphan it."""
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
         self._before = listen(numbers, self._receive)
 
@@ -229,7 +229,7 @@ class Signals:
 
     def run(self, command: Sequence[str]) -> int:
         """Run a job to its end, passing signals on, and return its exit code."""
-        # A session of its own keeps the terminal's Ctrl-C from mpirun, which would end the ranks before they can save.
+        # A separate session keeps the terminal's Ctrl-C from mpirun, which would end the ranks before they can save.
         self._job = subprocess.Popen(
             command,
             env=launching_environment(),
@@ -243,7 +243,7 @@ class Signals:
         return code if code >= 0 else 128 - code
 
     def wait(self, seconds: float) -> None:
-        """Wait between two jobs, or until a signal comes."""
+        """Wait between two jobs, or until a signal arrives."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and not self.received:
             time.sleep(0.1)
@@ -268,7 +268,7 @@ class Signals:
 
 
 def _ask_for_a_signal_at_parents_death() -> None:
-    """Let the job save and leave when this launcher is killed in a way that it cannot pass on (Linux only)."""
+    """Have the job save and exit if this launcher is killed without being able to forward a signal (Linux only)."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, int(signal.SIGUSR1))
 

@@ -2,7 +2,7 @@
 
     collect -> learn -> evaluate -> count -> log -> save, until env_steps are reached or a signal asks to stop.
 
-All ranks run this code in step. Rank 0 also has trackers that write and a folder to save to.
+All ranks run this code in lockstep. Rank 0 also has trackers that write and a folder to save to.
 """
 
 import time
@@ -50,18 +50,18 @@ def train(
         config: the settings.
         comm: the job.
         stop: the signals that ask to stop.
-        watchdog: receives every phase.
+        watchdog: notified of every phase.
         cores: how many cores each rank has to itself; default: one each.
         placement: where this rank's network acts and learns.
-        notes: what the log should say of the world and the settings.
-        named: the settings that the command line gave, of those that tell runs apart.
+        notes: messages for the log about the world and the settings.
+        named: names of the run-identifying settings given on the command line.
 
     Returns:
-        The exit code: 0 at the end, that of the signal after an early stop, SAVE_FAILED without a last checkpoint.
+        The exit code: 0 at the end, the signal's after an early stop, SAVE_FAILED without a last checkpoint.
 
     Raises:
-        Refusal: the folders, the settings or the checkpoints do not allow it; on all ranks, nothing written.
-        Halt: the training went wrong in a way that all ranks see alike.
+        Refusal: on all ranks: the folders, the settings or the checkpoints do not allow it; nothing was written.
+        Halt: on all ranks: training has failed.
     """
     if config.run.track == "wandb":
         decided_by_root(comm, require_installed)
@@ -89,7 +89,7 @@ def train(
 
 
 def is_finished(run: Run) -> bool:
-    """Return whether a run has its steps, or over its last 100 games the return at which it is to stop."""
+    """Return whether a run has reached `env_steps`, or `stop_at_return` as the mean of its last 100 games."""
     progress, goal = run.progress, run.config.run.stop_at_return
     if progress.env_steps >= run.config.run.env_steps:
         return True
@@ -99,10 +99,10 @@ def is_finished(run: Run) -> bool:
 
 
 class Loop:
-    """A run together with what watches over it."""
+    """A run with its trackers and its supervision."""
 
     def __init__(self, run: Run, trackers: Trackers, stop: StopRequest, watchdog: Watchdog) -> None:
-        """Begin where `run` stands; a new run is saved at once, since a full disk shows now or after the first hour."""
+        """Start where `run` stands; a new run is saved first, so that a full disk shows now and not an hour later."""
         self.run, self._trackers, self._stop, self._watchdog = run, trackers, stop, watchdog
         self._stragglers = StragglerWatch(watchdog.hosts)
         self._last_tried = -1
@@ -120,7 +120,7 @@ class Loop:
         """Collect a rollout, learn from it, evaluate when it is time, count, log, and save when it is time.
 
         Returns:
-            An exit code if all ranks shall leave.
+            An exit code if all ranks should exit, else None.
         """
         run, progress, config = self.run, self.run.progress, self.run.config
         steps_before = progress.env_steps
@@ -151,21 +151,21 @@ class Loop:
         return exit_code
 
     def save(self) -> None:
-        """Compare the replicas and write a checkpoint, unless one of this update has been tried already."""
+        """Compare the replicas and write a checkpoint, unless that was already tried at this update."""
         progress = self.run.progress
         if self._last_tried == progress.update:
             return
         self._watchdog.enter("saving", progress.update)
         started_at = time.perf_counter()
         self._compare_replicas()
-        self._trackers.sync()  # after a power cut, the logs hold what the checkpoint says
+        self._trackers.sync()  # so that after a power cut the logs hold all that the checkpoint counts
         with self._stop.saving():
             self.saved = save(self.run, self._trackers.say)
         self._last_tried = progress.update
         self._save_seconds = time.perf_counter() - started_at
 
     def _evaluate(self) -> tuple[Evaluation | None, float]:
-        """Evaluate the policy that this update leads to, if it is time; return the result and the seconds it took."""
+        """Evaluate the policy after this update if that is due; return the result and the seconds it took."""
         run, update = self.run, self.run.progress.update + 1
         if run.evaluator is None or not run.evaluator.is_due(update):
             return None, 0.0
@@ -185,13 +185,13 @@ class Loop:
         games: Sequence[Sequence[ArrayState | None]],
         evaluation: Evaluation | None,
     ) -> list[FinishedEpisode]:
-        """Move the counters on by an update and return the games that ended in it, numbered.
+        """Advance the counters by one update and return the games that ended in it, numbered.
 
         Args:
-            seconds: of the update.
-            episodes: that ended in it on any rank.
-            games: how they can be played again, by environment; empty off rank 0.
-            evaluation: at its end.
+            seconds: duration of the update.
+            episodes: the games that ended in it on any rank.
+            games: how to replay them, by environment; empty off rank 0.
+            evaluation: the one at the end of the update, if any.
         """
         run, progress = self.run, self.run.progress
         steps_before = progress.env_steps
@@ -210,7 +210,7 @@ class Loop:
     def _metrics(
         self, seconds: float, phases: dict[str, float], learnt: Metrics, evaluation: Evaluation | None
     ) -> Metrics:
-        """Return the row of the log."""
+        """Return the log's row for this update."""
         progress = self.run.progress
         return {
             "update": progress.update,
@@ -231,14 +231,14 @@ class Loop:
         """Exchange clocks and stop requests in one all-reduce.
 
         Args:
-            evaluation_seconds: what this update's evaluation took.
+            evaluation_seconds: duration of this update's evaluation.
 
         Returns:
             Mean wall seconds since the last call, mean seconds per phase (`wait` is a part of `communicate`), and the
-            exit code that any rank asks for.
+            exit code requested on any rank, if any.
         """
         comm, codes = self.run.comm, self._stop.codes
-        # A save counts with the update that it delays: the next one.
+        # A save counts towards the update that it delays: the next one.
         phases = {**self.run.collector.seconds, **self.run.learner.seconds}
         phases |= {"evaluation": evaluation_seconds, "save": self._save_seconds}
         self._save_seconds = 0.0
@@ -260,7 +260,7 @@ class Loop:
 
 
 class Stopwatch:
-    """Wall seconds between laps; saving and logging count with the update they delay."""
+    """Wall seconds between laps; saving and logging count towards the update they delay."""
 
     def __init__(self) -> None:
         """Start the first lap."""

@@ -1,7 +1,7 @@
-"""The part of a machine that is one rank's own: its share of the cores of its host, and its memory.
+"""One rank's part of a machine: its share of the host's cores, and its memory.
 
 A core counts once, however many hardware threads it has: with `mpirun -np <cores>` every rank has one. Limits on which
-cores may be used are seen, limits on processor time (`docker --cpus`) are not.
+cores may be used are taken into account, limits on processor time (`docker --cpus`) are not.
 """
 
 import ctypes
@@ -14,26 +14,26 @@ from pathlib import Path
 from ppo.collectives import Collective
 
 SEVERAL_CORES = 4
-"""With fewer of them to a rank, ranks of one core each are faster."""
-# Of glibc's malloc.h: what is larger has pages of its own from the start, which are given back at once.
+"""With fewer cores per rank, ranks of one core each are faster."""
+# From glibc's malloc.h: allocations above this size get separate pages, which are returned to the kernel when freed.
 _M_MMAP_THRESHOLD = -3
 _LARGER_THAN_ANY_ACTIVATION, _MOST_OF_OLDER_GLIBC = 2**30, 2**25
-# And what is freed at the end of the heap is given back above this size.
+# Free memory at the end of the heap is returned above this size.
 _M_TRIM_THRESHOLD, _MOST = -1, 2**31 - 1
 _SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory that it frees; return whether it will, however large the pieces.
+    """Make this process keep the memory that it frees; return whether it does so for allocations of any size.
 
-    A gradient takes and frees the same tens of megabytes again and again. Now and then glibc gives them back each time,
-    and the kernel clears thousands of new pages in every gradient step: 182 ms instead of 147 for 256 samples of the
-    Nature CNN. Other C libraries are left alone, and older glibc takes pieces of up to 32 MB only.
+    Every gradient step allocates and frees the same tens of megabytes. Sometimes glibc returns them each time, and the
+    kernel clears thousands of new pages in every gradient step: 182 ms instead of 147 for 256 samples of the Nature
+    CNN. Other C libraries are left alone, and older versions of glibc keep allocations of up to 32 MB only.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    # The other setting alone would keep glibc from raising this one by itself.
+    # Setting only the other threshold would keep glibc from raising this one by itself.
     whole = bool(mallopt(_M_MMAP_THRESHOLD, _LARGER_THAN_ANY_ACTIVATION))
     if whole or mallopt(_M_MMAP_THRESHOLD, _MOST_OF_OLDER_GLIBC):
         mallopt(_M_TRIM_THRESHOLD, _MOST)
@@ -60,12 +60,12 @@ def cores_here() -> frozenset[str]:
 
 
 def cpus_here() -> int:
-    """Return how many processors this process may use, hardware threads counted one by one."""
+    """Return how many processors this process may use, counting each hardware thread."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def shared_out(hosts: Sequence[str], cores: Sequence[frozenset[str]]) -> list[int]:
-    """Divide every core among the ranks of its host that may use it; ranks bound to cores of their own keep them."""
+    """Divide every core among the ranks of its host that may use it; ranks bound to separate cores keep them."""
     users = Counter((host, core) for host, own in zip(hosts, cores, strict=True) for core in own)
     return [
         max(1, int(sum(Fraction(1, users[host, core]) for core in own))) for host, own in zip(hosts, cores, strict=True)
@@ -73,7 +73,7 @@ def shared_out(hosts: Sequence[str], cores: Sequence[frozenset[str]]) -> list[in
 
 
 def _core_of(cpu: int) -> str:
-    """Return the hardware threads that share a core with this one; itself where Linux does not say."""
+    """Return the list of hardware threads on the same core; this one alone if Linux does not tell."""
     try:
         return Path(_SIBLINGS.format(cpu)).read_text().strip()
     except OSError:

@@ -1,6 +1,6 @@
-"""Games with a frozen policy: play (watch), record (video), replay (one of the training) and evaluate (scores).
+"""Games with a frozen policy: play (on screen), record (video), replay (a training game) and evaluate (scores).
 
-The protocol is the one the agent was trained with; only what the command line names explicitly differs.
+The protocol is the one the agent was trained with, except for settings given on the command line.
 """
 
 import json
@@ -43,7 +43,7 @@ def record(config: Config, comm: Collective, explicit: set[str]) -> int:
 
 
 def replay(config: Config, comm: Collective, explicit: set[str]) -> int:
-    """Play a game of the training again on rank 0, from what was logged of it, and write it as one mp4 and one gif."""
+    """Replay a logged training game on rank 0 and write it as one mp4 and one gif."""
     agent, folder = decided_by_root(comm, lambda: _find_with_folder(config, explicit, "asset_dir"))
     return decided_by_root(comm, lambda: _replay(agent, folder, config))
 
@@ -51,7 +51,7 @@ def replay(config: Config, comm: Collective, explicit: set[str]) -> int:
 def evaluate(config: Config, comm: Collective, explicit: set[str]) -> int:
     """Play games on all ranks; print the statistics as JSON and write them to evaluation.json.
 
-    Standard output has the JSON alone; the agent, and every few seconds how far it is, go to standard error.
+    Standard output has only the JSON; the agent and, every few seconds, the progress go to standard error.
     """
     agent, folder = decided_by_root(comm, lambda: _find_with_folder(config, explicit, "run_dir"))
     if comm.rank == 0:
@@ -82,7 +82,7 @@ def play_games(
     keeps_games: bool = False,
     episodes: int | None = None,
 ) -> Iterator[Game]:
-    """Play this rank's share of a fixed set of games, many at once; see `play_steps`."""
+    """Play this rank's share of a fixed set of games, many in parallel; see `play_steps`."""
     steps = play_steps(agent, config, slots, num_slots, on_frame, on_step, keeps_games=keeps_games, episodes=episodes)
     for games in steps:
         yield from games
@@ -103,16 +103,16 @@ def play_steps(
 
     Args:
         agent: the policy.
-        config: the settings of this invocation: games and seed.
+        config: the settings of this invocation, for the number of games and the seed.
         slots: the slots of this rank.
         num_slots: the slots of all ranks.
         on_frame: receives the screens of the first slot.
         on_step: receives the steps of the first slot, each after its screens.
-        keeps_games: have every game with its state.
-        episodes: how many games of all ranks, if not as many as the settings say.
+        keeps_games: yield every game with the state for playing it again.
+        episodes: number of games over all ranks, if it is not that of the settings.
 
     Raises:
-        Refusal: the policy's numbers overflow.
+        Refusal: the policy's outputs are non-finite.
     """
     envs, actor = prepare_games(agent, slots, rng_seed=config.run.rng_seed, on_frame=on_frame)
     envs.keep_games(keeps_games)
@@ -127,7 +127,7 @@ def play_steps(
 def prepare_games(
     agent: Agent, slots: range, *, rng_seed: int, on_frame: FrameListener | None = None
 ) -> tuple[Environments, Actor]:
-    """Make the environments of some slots, where their first games begin, and the one who plays in them.
+    """Make the environments of some slots, at the start of their first games, and the actor that plays them.
 
     Raises:
         Refusal: `on_frame` is given and the world cannot be drawn here.
@@ -140,7 +140,7 @@ def prepare_games(
 
 
 def prepare_to_draw(agent: Agent, *, rng_seed: int, on_frame: FrameListener) -> tuple[Environments, Actor]:
-    """Make one world that draws its frames, or that does not where it cannot be drawn here, and the actor for it."""
+    """Make one environment, which draws its frames if it can be drawn here, and the actor that plays it."""
     try:
         return prepare_games(agent, range(1), rng_seed=rng_seed, on_frame=on_frame)
     except Refusal:
@@ -174,7 +174,7 @@ def statistics_of(games: Sequence[Game], agent: Agent, config: Config) -> dict[s
 
 
 def describe(game: Game) -> str:
-    """Return a game's line: `game 1: return -20, 1234 steps`."""
+    """Return the line about a game: `game 1: return -20, 1234 steps`."""
     cut = " (cut there: --max_game_steps)" if game.is_cut else ""
     return f"game {game.number + 1}: return {game.episode_return:g}, {game.episode_length} steps{cut}"
 
@@ -187,7 +187,7 @@ def announce(agent: Agent, say: Callable[[str], None] = print_line) -> None:
 
 
 def _with_progress(games: Iterator[Game], of: str) -> Iterator[Game]:
-    """Pass games on, and every few seconds say how many have been played."""
+    """Pass games through, and every few seconds report how many have been played."""
     last = time.monotonic()
     for number, game in enumerate(games, start=1):
         yield game
@@ -197,7 +197,7 @@ def _with_progress(games: Iterator[Game], of: str) -> Iterator[Game]:
 
 
 def _play(agent: Agent, config: Config) -> int:
-    """Play where the games can be seen, if they can; return the exit code."""
+    """Play in the terminal, or in a window if there can be one; return the exit code."""
     announce(agent)
     if config.playback.view == "terminal":
         return _play_in_terminal(agent, config)
@@ -207,7 +207,7 @@ def _play(agent: Agent, config: Config) -> int:
             print_line(describe(game))
     except WindowClosedError:
         print_line("window closed")
-    except NoWindowError as error:  # the display has gone away
+    except NoWindowError as error:  # the display is gone
         say_on_standard_error(f"ppo: {error}")
         return 1
     finally:
@@ -217,7 +217,7 @@ def _play(agent: Agent, config: Config) -> int:
 
 
 def _play_in_terminal(agent: Agent, config: Config) -> int:
-    """Play on the terminal, and say what came of it when that is given back; return the exit code."""
+    """Play in the terminal view, and print the results once it has closed; return the exit code."""
     from ppo.outputs.terminal import TerminalView
 
     title = f"{agent.name} at {agent.counters.env_steps:,} steps"
@@ -241,7 +241,7 @@ def _play_in_terminal(agent: Agent, config: Config) -> int:
 
 
 def _record(agent: Agent, folder: Path, config: Config) -> int:
-    """Play into a video, or play many games and then the best and the worst into one each; return the exit code."""
+    """Record games as a video, or the best and the worst of many games as one each; return the exit code."""
     announce(agent)
     path = folder / checkpoint.folder_name(agent.counters.env_steps)
     if config.playback.record_games is None:
@@ -261,7 +261,7 @@ def _record(agent: Agent, folder: Path, config: Config) -> int:
 
 
 def _best_and_worst(agent: Agent, config: Config, number: int) -> tuple[Game, Game]:
-    """Play games without drawing any; return the one of the highest and the one of the lowest return."""
+    """Play games without drawing them; return the one with the highest and the one with the lowest return."""
     slots = number_of_slots(number)
     games = play_games(agent, config, range(slots), slots, keeps_games=True, episodes=number)
     best = worst = next(games)
@@ -275,7 +275,7 @@ def _best_and_worst(agent: Agent, config: Config, number: int) -> tuple[Game, Ga
 
 
 def _replay(agent: Agent, folder: Path, config: Config) -> int:
-    """Play a game of the training into a video; return the exit code."""
+    """Record a logged training game as a video; return the exit code."""
     assert config.playback.episode is not None
     run_folder, trained = config.run.run_dir / agent.name, agent.manifest.config
     try:
@@ -293,7 +293,7 @@ def _replay(agent: Agent, folder: Path, config: Config) -> int:
         folder / f"episode_{logged.number:06}",
         agent,
         config,
-        # What is for training only may end an episode.
+        # Under the training protocol, whose training-only settings may end an episode.
         lambda *listeners: play_again(agent, trained.world, trained.run.rng_seed, game, *listeners),
     )
 
@@ -306,18 +306,18 @@ def play_again(
     on_frame: FrameListener | None = None,
     on_step: StepListener | None = None,
 ) -> Iterator[Game]:
-    """Play a game again by its actions and yield it.
+    """Replay a game from its actions and yield it.
 
     Args:
-        agent: whose network is asked for what it says of them.
-        world: the protocol under which it was played.
-        seed: of its environments.
-        game: with its state.
+        agent: the agent whose network predicts for each step.
+        world: the protocol under which the game was played.
+        seed: seed of its environments.
+        game: the game, with its state.
         on_frame: receives the screens.
         on_step: receives the steps.
 
     Raises:
-        Refusal: it is no game of this world, or its world does not do again what it did.
+        Refusal: it is not a game of this world, or the replay differs from the original.
     """
     env_name, environment = agent.config.run.env_name, game.environment
     which = f"game {game.number + 1} of {agent.name} cannot be played again"
@@ -344,15 +344,15 @@ def play_again(
     same_end = again.state is not None and np.array_equal(again.state["last_seen"], game.state["last_seen"])
     if not same_return or not same_end:
         raise Refusal(
-            f"{which}: its world did not do again what it did (return {again.episode_return:g} after "
-            f"{again.episode_length} steps instead of {game.episode_return:g} after {game.episode_length}); it is not "
-            "deterministic, or another version of it, or its settings were changed since (--change_settings)"
+            f"{which}: the replay differs (return {again.episode_return:g} after {again.episode_length} steps instead "
+            f"of {game.episode_return:g} after {game.episode_length}); its world is not deterministic, has a different "
+            "version, or had its settings changed since (--change_settings)"
         )
     yield game
 
 
 def _film(path: Path, agent: Agent, config: Config, play: Callable[..., Iterator[Game]]) -> int:
-    """Make a video of what is played for a listener to frames and one to steps; return the exit code."""
+    """Make a video of the games of `play(on_frame, on_step)`; return the exit code."""
     from ppo.outputs.overlay import Overlay
     from ppo.outputs.video import VideoError, VideoRecorder
 
@@ -371,7 +371,7 @@ def _film(path: Path, agent: Agent, config: Config, play: Callable[..., Iterator
 
 
 def _report(games: Sequence[Game], agent: Agent, config: Config, folder: Path) -> int:
-    """Print and write down the statistics of games; return the exit code."""
+    """Print the statistics of games and write them to evaluation.json; return the exit code."""
     result = statistics_of(games, agent, config)
     print_line(json.dumps(result))
     try:
@@ -383,10 +383,10 @@ def _report(games: Sequence[Game], agent: Agent, config: Config, folder: Path) -
 
 
 def _open_window(agent: Agent, *, must: bool) -> GameWindow | None:
-    """Open a window for the games, or say why there is none.
+    """Open a window for the games, or print why there is none.
 
     Raises:
-        Refusal: there must be one.
+        Refusal: a window was required but cannot be opened.
     """
     reason = "no display"
     if has_display():
@@ -404,7 +404,7 @@ def _open_window(agent: Agent, *, must: bool) -> GameWindow | None:
 
 
 def _find_with_folder(config: Config, explicit: set[str], setting: str) -> tuple[Agent, Path]:
-    """Find the agent and make sure that its folder under a setting can be written, before any game is played."""
+    """Find the agent and check that its folder under a setting can be written, before any game is played."""
     agent = find_agent(config, explicit)
     parent: Path = getattr(config.run, setting)
     require_writable(setting, parent / agent.name)

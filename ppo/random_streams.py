@@ -1,6 +1,6 @@
 """Random numbers by address: every stream is a pure function of (seed, purpose, address).
 
-Nothing depends on who draws first, so a run gives the same numbers at any rank count and after a resume.
+Nothing depends on the order of draws, so a run gets the same numbers at any rank count and after a resume.
 """
 
 from enum import IntEnum
@@ -14,7 +14,7 @@ _WORD = 2**64
 
 
 class Purpose(IntEnum):
-    """What a stream is for; streams of different purposes never meet. The numbers are part of the file format."""
+    """What a stream is for; streams of different purposes never overlap. The numbers are part of the file format."""
 
     WEIGHTS = 1
     EMULATOR = 2
@@ -39,7 +39,7 @@ def stream(seed: int, purpose: Purpose, *address: int) -> np.random.Generator:
 
 
 class _Key(ISeedSequence):
-    """Hands Philox its key. Given as such, numpy would first make a random seed to throw away: three times as long."""
+    """Hands Philox its key. With the argument `key`, numpy would first make and discard a random seed: 3x as slow."""
 
     def __init__(self, seed: int, purpose: Purpose) -> None:
         self._words = np.array([seed, purpose], np.uint64)

@@ -1,6 +1,6 @@
-"""A training run on one rank: what it consists of, how it is saved and how it comes back.
+"""A training run on one rank: its parts, and how it is saved and resumed.
 
-Saving and resuming are done by all ranks together; rank 0 has the files, every rank its environments.
+All ranks save and resume together: rank 0 handles the files, every rank the states of its environments.
 """
 
 from collections import deque
@@ -42,17 +42,17 @@ class Progress:
     episodes: int = 0
     recent_returns: deque[float] = field(default_factory=lambda: deque(maxlen=100))
     evaluation_return: float | None = None
-    """Of the evaluation at this update; None where there was none."""
+    """Mean return of the evaluation at this update; None without one."""
     logs: dict[str, int] = field(default_factory=dict)
-    """Length in bytes of each log, with what waits to be written; kept up to date on rank 0 by what writes them."""
+    """Length of each log in bytes, including data still to be written; kept up to date by the log writers on rank 0."""
 
     def counters(self) -> Counters:
-        """Return what a checkpoint stores of this."""
+        """Return the counters that a checkpoint stores."""
         returns = tuple(self.recent_returns)
         return Counters(self.update, self.env_steps, self.seconds, self.episodes, returns, self.evaluation_return)
 
     def restore(self, manifest: Manifest) -> None:
-        """Go on from where a checkpoint stands."""
+        """Restore the progress of a checkpoint."""
         counters, self.logs = manifest.counters, dict(manifest.logs)
         self.update, self.env_steps, self.seconds = counters.update, counters.env_steps, counters.seconds
         self.episodes, self.evaluation_return = counters.episodes, counters.evaluation_return
@@ -72,23 +72,23 @@ class Run:
     collector: Collector
     learner: Learner
     evaluator: Evaluator | None
-    """None where there are no evaluations."""
+    """None without evaluations."""
     progress: Progress
     named: tuple[str, ...] | None = None
     """See `Manifest.named`."""
     warnings: set[str] = field(default_factory=set)
-    """Of the folder of the checkpoints, given once and not at every save."""
+    """Warnings about the checkpoint folder that were already given; each is given once, not at every save."""
 
     def model_tensors(self) -> dict[str, Tensor]:
-        """Return what playing needs, by the names in a checkpoint; equal on all ranks."""
+        """Return the tensors that playing needs, by their names in a checkpoint; equal on all ranks."""
         return _named("model", self.model.state_dict()) | _named("value_normalizer", self.value_normalizer.state_dict())
 
     def learner_tensors(self) -> dict[str, Tensor]:
-        """Return what training needs besides, without the environments; equal on all ranks."""
+        """Return the other tensors that training needs, without the environments' states; equal on all ranks."""
         return _named("learner", self.learner.state_dict())
 
     def replicated_tensors(self) -> dict[str, Tensor]:
-        """Return what ranks have replicas of; what all of them share is there once and cannot differ."""
+        """Return the tensors of which ranks hold replicas; a tensor that all ranks share cannot differ."""
         tensors = self.model_tensors()
         if self.learner.is_one_replica:
             for name, _ in self.model.named_parameters():
@@ -96,7 +96,7 @@ class Run:
         return {**tensors, **_named("learner", self.learner.replicated_state())}
 
     def close(self) -> None:
-        """Give back what was taken; by all ranks together."""
+        """Release all resources; called by all ranks together."""
         self.learner.close()
         if self.evaluator:
             self.evaluator.close()
@@ -111,7 +111,7 @@ def build_run(
     placement: Placement = CPU,
     named: tuple[str, ...] | None = None,
 ) -> Run:
-    """Make this rank's environments and, equal on all ranks, the network and what trains it."""
+    """Make this rank's environments and, equal on all ranks, the network and its learner."""
     indices, seed = share(config.ppo.num_envs, comm.rank, comm.size), config.run.rng_seed
     envs = make_envs(config.run.env_name, config.world, indices=indices, seed=seed, engine=engine)
     envs.keep_games(config.run.replay_megabytes > 0)
@@ -122,7 +122,7 @@ def build_run(
         seed=derived_seed(seed, Purpose.WEIGHTS),
         precision=placement.precision,
     ).to(placement.device)
-    # What is saved names what was used, not the wish.
+    # Checkpoints record the settings that were used, with `auto` resolved.
     config = config.replace_settings(
         {**placement.settings(), "env_engine": engine.name, "precision": model.precision_name}
     )
@@ -150,10 +150,10 @@ def build_run(
 
 
 def resume(run: Run) -> list[str]:
-    """Bring every rank to the newest checkpoint, or to the beginning where there is none; return the messages.
+    """Bring every rank to the newest checkpoint, or to the beginning if there is none; return the messages.
 
     Raises:
-        Refusal: there are checkpoints but none can be continued with these settings.
+        Refusal: there are checkpoints, but none can be resumed with these settings.
     """
     notes, manifest, arrays = decided_by_root(run.comm, lambda: _read_for_resume(run))
     if manifest is None or arrays is None:
@@ -170,8 +170,8 @@ def resume(run: Run) -> list[str]:
         every = len(environments) == run.config.ppo.num_envs
         which = "all environments" if every else f"environments {', '.join(map(str, environments))}"
         notes.append(
-            f"WARNING: restored weights, optimiser and counters, but {which} could not be brought back to where they "
-            "were and began a new episode: this is not the exact run"
+            f"WARNING: restored weights, optimiser and counters, but {which} could not be restored and began a new "
+            "episode: this is not an exact resume"
         )
     return notes
 
@@ -180,7 +180,7 @@ def save(run: Run, say: Callable[[str], None]) -> bool:
     """Write a checkpoint with the state of every rank's environments and prune old ones; return whether it was saved.
 
     Raises:
-        Halt: on all ranks: what would be saved is not finite.
+        Halt: on all ranks: a value to be saved is non-finite.
     """
     states = zip(run.envs.get_states(), run.learner.rewards.environment_states(), strict=True)
     gathered = run.comm.gather([{**world, **learner} for world, learner in states])
@@ -193,15 +193,15 @@ def merge(parts: list[list[Any]] | None) -> list[Any]:
 
 
 def _named(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of a part of a run in a processor's memory, by their names in a checkpoint."""
+    """Return the tensors of a part of a run, in CPU memory, by their names in a checkpoint."""
     return {f"{part}/{name}": tensor.cpu() for name, tensor in tensors.items()}
 
 
 def _restore(run: Run, parts: dict[str, dict[str, Tensor]]) -> list[int]:
-    """Put this rank's share of a checkpoint in place; return the environments that had to begin a new episode.
+    """Restore this rank's share of a checkpoint; return the environments that had to begin a new episode.
 
     Raises:
-        Refusal: the tensors are not those of such a run.
+        Refusal: the tensors do not fit this run.
     """
     try:
         run.model.load_state_dict(parts["model"])
@@ -215,9 +215,9 @@ def _restore(run: Run, parts: dict[str, dict[str, Tensor]]) -> list[int]:
         run.learner.rewards.set_environment_states(own)
         worlds = [{key: array for key, array in state.items() if key != "running_return"} for state in own]
         return run.envs.set_states(worlds)
-    except (OSError, MemoryError):  # of this machine
+    except (OSError, MemoryError):  # faults of this machine, not of the checkpoint
         raise
-    except Exception as error:  # whatever a library or a world makes of numbers that anybody may have written
+    except Exception as error:  # a library or a world may raise anything for numbers from an untrusted checkpoint
         raise Refusal(
             f"the checkpoint at {run.progress.env_steps} steps in {run.config.checkpoint_folder} does not hold the "
             f"state of this run: {brief(error)}; --fresh moves it aside"
@@ -244,7 +244,7 @@ def _write_and_prune(run: Run, states: list[dict[str, NDArray[Any]]], say: Calla
         say(f"WARNING: the checkpoint at {run.progress.env_steps:,} steps was not saved: {error}")
         return False
     except FloatingPointError as error:
-        raise Halt(f"{error}; it was not saved and the last checkpoint stands") from error
+        raise Halt(f"{error}; it was not saved and the last checkpoint is intact") from error
     try:
         stays = checkpoint.prune(folder, written, run.config.run.keep_checkpoints)
     except (OSError, Refusal) as error:
@@ -272,7 +272,7 @@ def _read_for_resume(
         return notes, None, None
     _, manifest, model, training = found
     saved = manifest.config
-    if saved.machine.device == "auto":  # saved before there was a choice
+    if saved.machine.device == "auto":  # saved by a version without this choice
         saved = saved.replace_settings({"device": "cpu", "precision": "float32"})
     for name, (old, new) in differences(saved, config, (*SECTIONS, "machine")).items():
         notes.append(f"changed since the checkpoint: {name} {old} -> {new}")
@@ -288,26 +288,26 @@ def _read_for_resume(
 
 
 def _what_is_not_exact(manifest: Manifest, saved: MachineSettings, config: Config, ranks: int) -> list[str]:
-    """Say what keeps the run from going on bit for bit: other ranks, versions, engines or processors, or a GPU."""
+    """Return messages on what prevents a bit-identical resume: other ranks, versions, engines, CPUs, or a GPU."""
     notes, machine = [], config.machine
     if manifest.ranks != ranks:
         before = f"{manifest.ranks} rank" + ("s" if manifest.ranks > 1 else "")
         notes.append(
-            f"saved by {before}, resumes with {ranks}: the same environments where they stood, shared out anew; "
-            "equal to the run that was never stopped up to the order of sums, not bit for bit"
+            f"saved by {before}, resumes with {ranks}: the same environments continue where they stopped, "
+            "redistributed over the ranks; equal to an uninterrupted run up to the order of sums, but not bit-identical"
         )
     there = {**manifest.versions, **manifest.machine}
-    # Older checkpoints do not say.
+    # Older checkpoints do not record it.
     rounding = {name: value for name, value in rounding_here().items() if name in there}
     versions = versions_here() | versions_outside(outside_names(config))
     here = {**versions, **machine_here(), **rounding}
     changed = [f"{name} {there.get(name)} -> {now}" for name, now in here.items() if there.get(name) != now]
     if changed:
-        notes.append(f"not bit for bit the run that was never stopped, since there changed: {', '.join(changed)}")
+        notes.append(f"not bit-identical to an uninterrupted run, because these changed: {', '.join(changed)}")
     for before, now, matters in (
         (saved.device, machine.device, "cuda" in (saved.device, machine.device)),
         (saved.env_engine, machine.env_engine, saved.env_engine != machine.env_engine),
     ):
         if matters:
-            notes.append(f"saved with {before}, resumes with {now}: not bit for bit the run that was never stopped")
+            notes.append(f"saved with {before}, resumes with {now}: not bit-identical to an uninterrupted run")
     return notes

@@ -1,4 +1,4 @@
-"""What a run is reported to: files, TensorBoard, the screen, and Weights & Biases where it is asked for."""
+"""The outputs that a run reports to: files, TensorBoard, the screen and, on request, Weights & Biases."""
 
 import json
 import shlex
@@ -27,9 +27,9 @@ def make_trackers(run: Run, hosts: Sequence[str], goes_on: Callable[[], bool]) -
     """Return the trackers of rank 0; the other ranks have none.
 
     Args:
-        run: what they follow.
-        hosts: of every rank.
-        goes_on: asked now and then by what takes long; it ends where that says no.
+        run: the run to report.
+        hosts: the host of every rank.
+        goes_on: called periodically by slow operations, which end once it returns False.
     """
     if run.comm.rank != 0:
         return Trackers([])
@@ -80,14 +80,14 @@ def make_trackers(run: Run, hosts: Sequence[str], goes_on: Callable[[], bool]) -
 
 
 def texts(run: Run) -> dict[str, str]:
-    """Return what TensorBoard shows in words: the network with the number of its parameters, and the settings."""
+    """Return the texts shown in TensorBoard: the network with its number of parameters, and the settings."""
     settings = json.dumps(run.config.to_dict(), indent=1)
     network = f"{num_parameters(run.model):,} parameters\n\n{_preformatted(str(run.model))}"
     return {"network": network, "settings": _preformatted(settings)}
 
 
 def hyperparameters(config: Config) -> dict[str, Any]:
-    """Return what tells runs apart by name: their world, seed, preset, length and settings."""
+    """Return what distinguishes runs, by name: world, seed, preset, length and settings."""
     run = config.run
     return {
         "env_name": run.env_name,
@@ -99,5 +99,5 @@ def hyperparameters(config: Config) -> dict[str, Any]:
 
 
 def _preformatted(text: str) -> str:
-    """Return a text as Markdown that is shown as it is."""
+    """Return a text as preformatted Markdown."""
     return textwrap.indent(text, "    ")

@@ -1,4 +1,4 @@
-"""What a setting is: a dataclass field with a default, a reason and a bound, and the refusal of a value outside it.
+"""Settings as dataclass fields with a default, a reason and a bound; values outside the bound are refused.
 
 The sections of `config.py` and the families of `families.py` are made of such fields.
 """
@@ -13,14 +13,14 @@ from typing import Any
 REFUSED = 2
 """Exit code after a Refusal."""
 MOST_STEPS = 2**48
-"""Whatever a run counts stays below: far above what any run counts, and exact in every type it is kept in."""
+"""Upper bound of all counters of a run: far above any real run, and exact in every type that stores one."""
 
 
 def printable(text: str) -> str:
-    """Return a text in one line, without what a terminal would obey.
+    """Return a text on one line, without characters that a terminal would interpret.
 
-    Everything that is shown goes through it: names of files, strings of manifests and errors of environments come from
-    outside and may hold anything.
+    All displayed text goes through this function: file names, strings in manifests and errors of environments come from
+    outside and may contain anything.
     """
     if text.isprintable():
         return text
@@ -36,7 +36,7 @@ class Refusal(ValueError):
 
 @dataclass(frozen=True)
 class Bound:
-    """The interval that a number must lie in. None is allowed wherever a setting's type has it."""
+    """The interval that a number must lie in. A setting may be None wherever its type allows it."""
 
     at_least: float | None = None
     above: float | None = None
@@ -44,7 +44,7 @@ class Bound:
     below: float | None = None
 
     def holds(self, value: float) -> bool:
-        """Return whether a number lies in the interval; what is not finite never does."""
+        """Return whether a number lies in the interval; a non-finite one never does."""
         return (
             (isinstance(value, int) or math.isfinite(value))
             and (self.at_least is None or value >= self.at_least)
@@ -74,13 +74,13 @@ def setting(
     """Return a dataclass field.
 
     Args:
-        default: value unless a preset or a flag says otherwise; none for what is always given.
-        at_least: see `Bound`, as the next three.
-        above: lower limit that is not allowed itself.
-        at_most: upper limit.
-        below: upper limit that is not allowed itself.
+        default: value unless a preset or a flag says otherwise; omitted for fields that are always given.
+        at_least: inclusive lower limit; see `Bound`.
+        above: exclusive lower limit.
+        at_most: inclusive upper limit.
+        below: exclusive upper limit.
         training_only: play, record and evaluate ignore it.
-        of_playback: a flag may change it for play, record and evaluate; otherwise they keep what was trained with.
+        of_playback: a flag may change it for play, record and evaluate; otherwise they keep the value used in training.
     """
     bound = Bound(at_least, above, at_most, below)
     metadata = {"bound": bound, "training_only": training_only, "of_playback": of_playback}
@@ -106,7 +106,7 @@ def require(condition: bool, name: str, rule: str, value: Any) -> None:
 
 
 def _digits(limit: float) -> str:
-    """Return a limit as it can be typed: whole numbers to the last digit, which no float has."""
+    """Return a limit as a user would type it; whole numbers exactly, without the rounding of floats."""
     return str(limit) if isinstance(limit, int) else f"{limit:.16g}"
 
 

@@ -1,4 +1,4 @@
-"""Standard input, output and error: open, and able to take every character."""
+"""Standard input, output and error: always open, and able to print every character."""
 
 import contextlib
 import io
@@ -9,28 +9,28 @@ from ppo.settings import printable
 
 
 def prepare_standard_streams() -> None:
-    """Open those that the caller has closed to nowhere, and let them escape what their encodings lack.
+    """Open closed streams to the null device, and let all of them escape characters that their encodings lack.
 
-    The next file to be opened would get the number of a closed one, and C libraries would print into a checkpoint.
-    Names of folders may hold any character, and after one that cannot be encoded nothing more would be printed.
+    Otherwise the next file opened would get the descriptor of a closed stream, and C libraries would print into a
+    checkpoint. Folder names may contain any character; one that cannot be encoded would end all printing.
     """
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def say_on_standard_error(text: str) -> None:
-    """Print where standard output has failed; if this fails too, there is no reader left."""
+    """Print a line to standard error; if that fails, there is no reader left."""
     with contextlib.suppress(OSError, ValueError):
         if sys.stderr is not None:
             print(printable(text), file=sys.stderr, flush=True)
 
 
 def encodable(text: str, encoding: str) -> str:
-    """Return a text with what an encoding lacks escaped, as it is printed."""
+    """Return a text with characters that an encoding lacks escaped, as they are printed."""
     return text.encode(encoding, "backslashreplace").decode(encoding)

@@ -21,7 +21,7 @@ from ppo.run import Run, build_run, resume
 from ppo.settings import Refusal
 from ppo.supervision.watchdog import Watchdog
 
-# A rank looks for its launcher once a second.
+# Orphaned ranks exit sooner: each checks for its launcher once a second.
 _SECONDS_FOR_ORPHANS = 5.0
 
 
@@ -33,7 +33,7 @@ class Start:
     about: list[str]
     """The engine, the device and the like."""
     notes: list[str]
-    """What happened on the way: folders moved aside, a checkpoint resumed."""
+    """What happened during the start: folders moved aside, a checkpoint resumed."""
 
 
 @contextlib.contextmanager
@@ -45,7 +45,7 @@ def started(
     placement: Placement,
     named: tuple[str, ...] | None = None,
 ) -> Iterator[Start]:
-    """Bring a run to where its newest checkpoint stands, and close it at the end of the context.
+    """Build a run, resume its newest checkpoint, and close it at the end of the context.
 
     Args:
         config: the settings.
@@ -53,17 +53,17 @@ def started(
         watchdog: receives a sign of life while episodes are replayed.
         cores: how many cores each rank has to itself.
         placement: where this rank's network acts and learns.
-        named: the settings that the command line gave, of those that tell runs apart.
+        named: names of the run-identifying settings given on the command line.
 
     Raises:
-        Refusal: the folders, the settings or the checkpoints do not allow it; on all ranks, nothing written.
+        Refusal: on all ranks: the folders, the settings or the checkpoints do not allow it; nothing was written.
     """
     keep_freed_memory()
     lock = ModelLock([config.checkpoint_folder, config.run_folder])
     try:
         notes = decided_by_root(comm, lambda: prepare_folders(config, lock))
         engine = decide_engine(config, comm, cores)
-        # Beside a GPU, what is left to do takes less time than waking threads that the emulators keep from the cores.
+        # With a GPU, the remaining CPU work is shorter than waking threads that compete with emulators for the cores.
         torch.set_num_threads(engine.workers if placement.device.type == "cpu" else 1)
         if placement.device.type == "cuda":
             torch.cuda.set_device(placement.device)
@@ -73,22 +73,22 @@ def started(
         try:
             notes += resume(run)
             yield Start(run, _about(run, engine, placement), notes)
-        except Refusal:  # on all ranks alike; after a Halt it is better to say why and leave than to wait for others
+        except Refusal:  # on all ranks; after a Halt, reporting and exiting is better than waiting for the others
             run.close()
             raise
         run.close()
     finally:
-        # All ranks are done, or none could begin. Rank 0 took the lock, and rank 0 releases it.
+        # All ranks are done, or none could start. Rank 0 took the lock, and rank 0 releases it.
         lock.release()
 
 
 def prepare_folders(config: Config, lock: ModelLock) -> list[str]:
     """Create the run's folders, lock them and move aside what must not be overwritten; return the messages.
 
-    With --fresh that is the old run, and otherwise logs whose checkpoints are gone or elsewhere.
+    With --fresh this is the old run, otherwise any logs whose checkpoints are gone or elsewhere.
 
     Raises:
-        Refusal: a folder cannot be written, or another run writes there; nothing has been moved then.
+        Refusal: a folder cannot be written, or another run writes there; nothing was moved.
     """
     require_writable("checkpoint_dir", config.run.checkpoint_dir)
     require_writable("run_dir", config.run.run_dir)
@@ -108,7 +108,7 @@ def prepare_folders(config: Config, lock: ModelLock) -> list[str]:
 
 
 def decide_engine(config: Config, comm: Collective, cores: Sequence[int]) -> Engine:
-    """Return this rank's engine: a run that resumes exactly is not turned into one that does not."""
+    """Return this rank's engine; `auto` keeps a run that resumes exactly from becoming one that does not."""
 
     def engine_before() -> str | None:
         manifest = checkpoint.newest_manifest(config.checkpoint_folder)
@@ -119,20 +119,20 @@ def decide_engine(config: Config, comm: Collective, cores: Sequence[int]) -> Eng
 
 
 def uncompiled(run: Run) -> list[str]:
-    """Return what is slow where the package was installed without a compiler, as a message."""
+    """Return a message on what is slow because the package was installed without a compiler; none if nothing is."""
     slow = [run.envs.uncompiled] if run.envs.uncompiled else []
     if run.model.device.type == "cpu" and run.model.pixel_layer is not None and not pixels.IS_COMPILED:
         slow.append("minibatches are gathered by PyTorch")
     if not slow:
         return []
-    return [f"{' and '.join(slow)}: pip install it again, where cc and Python.h are, for faster code"]
+    return [f"{' and '.join(slow)}: for faster code, reinstall ppo-mpi with pip where cc and Python.h are available"]
 
 
 def acquire_patiently(lock: ModelLock, *, take_over: bool) -> list[str]:
-    """Acquire a lock that the ranks of a job whose launcher was killed may hold for a moment longer.
+    """Acquire a lock, waiting a moment for the orphaned ranks of a killed launcher to release it.
 
     Raises:
-        Refusal: another run still has it after that time.
+        Refusal: another run still holds it after that.
     """
     deadline = time.monotonic() + _SECONDS_FOR_ORPHANS
     while True:
@@ -145,8 +145,8 @@ def acquire_patiently(lock: ModelLock, *, take_over: bool) -> list[str]:
 
 
 def _about(run: Run, engine: Engine, placement: Placement) -> list[str]:
-    """Return what a log says of the machinery of a run."""
-    used = replace(placement, precision=run.model.precision)  # which need not be what the device has
+    """Return the log lines about a run's engine, device and network."""
+    used = replace(placement, precision=run.model.precision)  # may differ from what the device supports
     size = sum(parameter.numel() for parameter in run.model.parameters())
     network = f"network: {type(run.model.actor).__name__}, {size:,} parameters"
     about = [engine.describe(), *uncompiled(run), used.describe(), network]

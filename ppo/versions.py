@@ -1,4 +1,4 @@
-"""Which versions of what a process runs: recorded in checkpoints, compared between ranks."""
+"""Versions of the software that a process runs: recorded in checkpoints, compared between ranks."""
 
 import hashlib
 import importlib.util
@@ -29,7 +29,7 @@ def versions_outside(names: Mapping[str, str]) -> dict[str, str]:
 
 
 def module_version(name: str) -> str:
-    """Return a short hash of the source of a module, `missing` if there is none; imports the packages it is in."""
+    """Return a short hash of a module's source, `missing` if there is none; imports its parent packages."""
     try:
         spec = importlib.util.find_spec(name)
         source = Path(spec.origin).read_bytes() if spec is not None and spec.origin is not None else None
@@ -56,7 +56,7 @@ def code_version() -> str:
 
 
 def commit_here() -> str | None:
-    """Return the commit that the clone with this package has checked out; None if it is in none, or it is not known."""
+    """Return the commit checked out in the clone that holds this package; None outside a clone or if unknown."""
     folder = Path(ppo.__file__).parent.parent / ".git"
     try:
         head = (folder / "HEAD").read_text().strip()

@@ -1,10 +1,10 @@
-"""Switch the code-level optimisations of PPO off in turn and see what each is worth.
+"""Switch off PPO's code-level optimisations one at a time and measure what each is worth.
 
-    python -m scripts.ablation --folder=FOLDER [--workers=2]      train; go on where it stopped
-    python -m scripts.ablation --folder=FOLDER --write            write docs/ablation.md from what is there
+    python -m scripts.ablation --folder=FOLDER [--workers=2]      train, or resume where it stopped
+    python -m scripts.ablation --folder=FOLDER --write            write docs/ablation.md from the finished runs
 
 Engstrom et al. 2020, "Implementation Matters in Deep RL" (arXiv:2005.12729): HalfCheetah-v5 and Hopper-v5, three seeds,
-300,000 steps each. Every run has all optimisations but one. A finished run is never repeated.
+300,000 steps each. Every run has all optimisations on, or all but one. A finished run is never repeated.
 """
 
 import argparse
@@ -43,12 +43,12 @@ SWITCHES: Mapping[str, tuple[str, ...]] = {
     "advantage normalisation": ("--advantage_normalization=none",),
     "state-independent deviation": ("--state_dependent_deviation",),
 }
-"""What is off -> the flags that switch it off."""
+"""Flags that switch off each optimisation, by its name."""
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """A run with one optimisation off."""
+    """A run with at most one optimisation off."""
 
     world: str
     off: str
@@ -56,17 +56,17 @@ class Ablation:
 
     @property
     def name(self) -> str:
-        """Name of its folders."""
+        """The name of the run's folders."""
         return f"{self.world}-{'-'.join(self.off.replace('(', '').replace(')', '').split())}-{self.seed}"
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """Its command line."""
+        """The flags of the run."""
         return (f"--env_name={self.world}", f"--rng_seed={self.seed}", *ALL_ON, *SWITCHES[self.off])
 
 
 def runs() -> Iterator[Ablation]:
-    """Yield every run, one seed of everything before the next."""
+    """Yield every run, all those of a seed before the next seed."""
     for seed in SEEDS:
         for world in WORLDS:
             for off in SWITCHES:
@@ -84,7 +84,7 @@ def final_return(folder: Path, run: Ablation) -> float | None:
 
 
 def train(folder: Path, run: Ablation) -> None:
-    """Train a run to its end, or go on with it."""
+    """Train or resume a run unless it is finished."""
     if final_return(folder, run) is None:
         command = [str(MPIRUN), "-np", "1", sys.executable, "-m", "ppo", f"--model_name={run.name}", *run.flags]
         with (folder / f"{run.name}.log").open("a") as log:
@@ -96,7 +96,7 @@ def table(returns: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     """Return the table of both worlds.
 
     Args:
-        returns: world -> what is off -> the return of each seed.
+        returns: the return of each seed, by world and by the optimisation that is off.
     """
     lines = ["| off | " + " | ".join(f"{world}: mean of seeds (each)" for world in WORLDS) + " |", "|---|---|---|"]
     for off in SWITCHES:
@@ -143,10 +143,10 @@ def write(folder: Path) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Train what is missing, or write what is there."""
+    """Train the missing runs, or write the results of the finished ones."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="of all runs")
-    parser.add_argument("--workers", type=int, default=2, help="runs at a time, of one rank each")
+    parser.add_argument("--folder", type=Path, required=True, help="folder of all runs")
+    parser.add_argument("--workers", type=int, default=2, help="runs trained at the same time, one rank each")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args(arguments)
     if options.write:

@@ -1,4 +1,4 @@
-"""The Atari part of docs/scores.md: games beside what was published, and what they say together."""
+"""The Atari part of docs/scores.md: each game beside published scores, and statistics over all games."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,18 +12,18 @@ from ppo.families import PROTOCOLS
 from scripts.scored_runs import ScoredRun
 
 _PUBLISHED = ("paper", "baselines", "cleanrl", "zoo")
-# Aitchison et al. 2022 (arXiv:2210.02019): the median of 57 games from five of them. The weights were fitted to their
-# table of algorithms (44 of which are complete); the relative error of a prediction was 9 % on average.
+# Aitchison et al. 2022 (arXiv:2210.02019): the median of 57 games, predicted from five of them. The weights were fitted
+# to their table of algorithms, 44 of them complete; the mean relative error of a prediction was 9 %.
 _WEIGHTS = {"BattleZone": 0.3820, "DoubleDunk": 0.0679, "NameThisGame": 0.3108, "Phoenix": 0.1241, "Qbert": 0.0805}
 _RELATIVE_ERROR = 0.09
 
 
 def atari_table(runs: Sequence[ScoredRun], published: Sequence[Mapping[str, str]]) -> str:
-    """Return the table of games and the line of what they say together.
+    """Return the table of games, followed by statistics over all games.
 
     Args:
-        runs: of all worlds; those of `<game>NoFrameskip-v4` count.
-        published: rows with the keys game, steps, reach, paper, baselines, cleanrl and zoo, in words.
+        runs: runs in all worlds; only those in `<game>NoFrameskip-v4` are used.
+        published: rows of text with the keys game, steps, reach, paper, baselines, cleanrl and zoo.
     """
     lines = [
         "| game | steps | minutes | last 100 games of training | evaluation: mean ± standard error (deviation) "
@@ -53,7 +53,7 @@ def atari_table(runs: Sequence[ScoredRun], published: Sequence[Mapping[str, str]
 
 
 def predicted_median(normalised: Mapping[str, float]) -> float | None:
-    """Return the human-normalised median of 57 games that five of them predict; None without all five.
+    """Return the human-normalised median of 57 games predicted from five of them; None if one of the five is missing.
 
     Args:
         normalised: human-normalised scores by game, 1 for a human.
@@ -65,14 +65,16 @@ def predicted_median(normalised: Mapping[str, float]) -> float | None:
 
 
 def _require_same_protocol(run: ScoredRun) -> None:
-    """Refuse a run that the page's words on protocol and evaluation are not true of."""
+    """Refuse a run whose protocol or evaluation differs from what the page states."""
     has = {name: run.evaluation["protocol"][name] for name in PROTOCOLS["nature"]}
     if has != PROTOCOLS["nature"] or (run.evaluation["act"], run.evaluation["episodes"]) != ("sample", 100):
-        raise SystemExit(f"{run.name} must have 100 sampled games under the protocol nature, got {run.evaluation}")
+        raise SystemExit(
+            f"{run.name} must be evaluated on 100 games with act=sample under protocol nature, got {run.evaluation}"
+        )
 
 
 def _together(normalised: Mapping[str, float]) -> list[str]:
-    """Return sentences on all games that were run; none for fewer than three."""
+    """Return sentences with statistics over all games run; none for fewer than three games."""
     if len(normalised) < 3:
         return []
     scores = np.array(list(normalised.values()))

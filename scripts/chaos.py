@@ -1,9 +1,9 @@
 """Kill -9 a Pong run at random moments, restarting it each time, then compare it with one never killed.
 
-Each start of the run ends by SIGKILL of a rank, of mpirun or of everything, at a random moment between the launch and
-two and a half times the time to the first update, so during the start and the resume too. Every fourth time it is
-killed as soon as a checkpoint is being written after that moment. In the end weights, optimiser state and logs must
-equal those of a run that was never killed; otherwise the exit code is 1.
+Each start of the run ends with SIGKILL of a rank, of mpirun or of everything, at a random moment between the launch and
+2.5 times the time to the first update, so also during start-up and resume. Every fourth kill waits from that moment
+until a checkpoint is being written. In the end weights, optimiser state and logs must equal those of a run that was
+never killed; otherwise the exit code is 1.
 """
 
 import argparse
@@ -35,13 +35,14 @@ MPIRUN = Path(sys.executable).with_name("mpirun")
 
 
 def main() -> int:
-    """Run the chaos, then the undisturbed run; write and print the result."""
+    """Run the chaos, then the undisturbed run; print and write the result and return the exit code."""
     parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], epilog="Further flags go to the program, as --env_engine=processes."
+        description=__doc__.splitlines()[0],
+        epilog="Further flags go to the program, for example --env_engine=processes.",
     )
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments and targets")
+    parser.add_argument("--seed", type=int, default=0, help="seed for the moments and targets of the kills")
     parser.add_argument("--output", type=Path, help="write the result to this JSON file")
     arguments, flags = parser.parse_known_args()
     command = [str(MPIRUN), "-np", str(arguments.ranks), sys.executable, "-m", "ppo", *FLAGS, *flags]
@@ -79,7 +80,7 @@ def main() -> int:
 def live(
     command: Sequence[str], folder: Path, choose: random.Random, targets: Sequence[str], number: int, longest: float
 ) -> tuple[str, bool, int]:
-    """Start the run and kill it; return who was killed, whether during a save, and the updates saved until then."""
+    """Start the run and kill it; return the target, whether it was killed during a save, and the updates saved."""
     target, at_save, before = choose.choice(targets), number % 4 == 3, newest_steps(folder)
     moment = time.monotonic() + choose.uniform(0.0, longest)
     left_before = saving(folder)
@@ -100,7 +101,7 @@ def live(
 
 
 def seconds_to_the_first_update(command: Sequence[str], folder: Path) -> float:
-    """Measure how long the run takes to start."""
+    """Return the seconds that a run of one update takes."""
     folder.mkdir()
     began = time.monotonic()
     job = start(command, folder, STEPS_PER_UPDATE)
@@ -109,14 +110,14 @@ def seconds_to_the_first_update(command: Sequence[str], folder: Path) -> float:
 
 
 def start(command: Sequence[str], folder: Path, steps: int) -> "subprocess.Popen[bytes]":
-    """Start or resume the run: the same command every time, except for its last step."""
+    """Start or resume the run; only its last step differs between commands."""
     with open(folder / "log", "ab") as log:
         whole = [*command, f"--env_steps={steps}"]
         return subprocess.Popen(whole, cwd=folder, stdout=log, stderr=log, start_new_session=True)
 
 
 def victims(mpirun: int, target: str) -> list[int]:
-    """Return the processes to kill; none where a rank has not been started yet."""
+    """Return the processes to kill."""
     ranks = {}
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, ValueError, IndexError):
@@ -126,17 +127,17 @@ def victims(mpirun: int, target: str) -> list[int]:
                 ranks[f"rank {int(rank)}"] = int(path.name)
     if target == "mpirun":
         return [mpirun]
-    # If no rank exists yet, the launcher is killed instead, so that every start ends.
+    # mpirun is killed in place of a rank that does not exist yet, so that every start ends.
     return [mpirun, *ranks.values()] if target == "everything" else [ranks.get(target, mpirun)]
 
 
 def saving(folder: Path) -> set[str]:
-    """Return scratch folders of checkpoints, being written or left by a killed writer."""
+    """Return the temporary folders of checkpoints that are being written or were left by a killed writer."""
     return {path.name for path in (folder / "checkpoints" / NAME).glob(".step_*.*.tmp")}
 
 
 def newest_steps(folder: Path) -> int:
-    """Return the steps of the newest checkpoint."""
+    """Return the steps of the newest checkpoint, or 0."""
     steps = [int(p.name[5:]) for p in (folder / "checkpoints" / NAME).glob("step_*") if p.name[5:].isdecimal()]
     return max(steps, default=0)
 

@@ -1,12 +1,12 @@
-"""Try every registered Gymnasium id: two updates, a third after a resume, one evaluated episode; or a refusal.
+"""Try every registered Gymnasium id: train two updates, resume for a third and evaluate one episode.
 
-Each id is tried in its own process by the commands that a user would type, so a crash or a hang becomes a row of the
+Each id is tried in its own process with the commands that a user would type, so a crash or a hang becomes a row of the
 table and does not end the check. An id passes if it is trained, resumed and evaluated, or refused for one of the
-reasons in `REFUSALS`; everything else is a fault, and the exit code is 1.
+reasons in `REFUSALS`; anything else is a fault and makes the exit code 1.
 
-An exact resume means three things here: the program reports no environment that began a new episode; a run that never
-stopped ends with the same tensors; and the state of an environment that has played several episodes, restored in a new
-environment, gives the same results for the same actions.
+A resume is exact if the program reports no environment that began a new episode, if a run that never stopped ends with
+the same tensors, and if the state of an environment that has played several episodes, restored in a new environment,
+gives the same results for the same actions.
 
 Ids of other packages are tried if the package is installed: pip install minigrid popgym gymnasium-robotics pettingzoo
 """
@@ -60,25 +60,25 @@ REFUSALS = {
     "refused: Atari id of another protocol": r"must be a \.\.\.NoFrameskip-v4 or ALE/\.\.\.-v5 id",
     "refused: package missing": r"No module named|pip install",
     "refused: retired version": r"retired by Gymnasium|the newest version is",
-    "refused: spaces of Text, Graph or Sequence": r"cannot be served: .*(Text|Graph|Sequence)",
+    "refused: spaces of Text, Graph or Sequence": r"is not supported: .*(Text|Graph|Sequence)",
     "refused: images too small for the network": r"must fit the observations: \w+ needs images of at least",
     "refused: constructor fails": r"cannot be made here",
-    # MiniGrid's worlds of wave function collapse: its wheel lacks their patterns.
+    # MiniGrid's wave-function-collapse worlds: the wheel lacks their patterns.
     "refused: package without its own files": r"failed at step 0 of episode 0, begun by reset\(.*\): FileNotFoundError",
 }
-"""The outcomes that are not faults, by the words of the refusal; the first match counts."""
+"""Outcomes that are not faults, with a pattern for the refusal's message; the first match counts."""
 OUTCOMES = (LEARNT, ENDLESS, ANEW, *REFUSALS, FAILED)
 EXACTLY, BEGAN_ANEW = "exactly", "with new episodes"
-# The outcome of an unfinished row.
+# Outcomes of unfinished rows.
 TRAINING, RESUMING, COMPARING, EVALUATING = "training", "resuming", "comparing", "evaluating"
 
 _REFUSED = 2
 _UPDATE_STEPS = 16
 _FLAGS = ("--num_envs=2", "--rollout_steps=8", "--minibatch_size=8", "--num_epochs=1")
-# A schedule that does not depend on the run's last step, and a device whose results are repeatable bit for bit.
+# A schedule that does not depend on the run's last step, and a device whose results are bit-identical in every run.
 _REPEATABLE = ("--learning_rate_schedule=constant", "--device=cpu", "--env_engine=lean")
 _FLAGS_OF_FAMILIES = {"atari": ("--max_frames=1000",)}
-"""Bounds an Atari game, which takes 10 seconds and more with an untrained policy."""
+"""Bounds an Atari game, which takes 10 seconds or more with an untrained policy."""
 _EPISODES_BEFORE, _STEPS_OF_EPISODE, _STEPS_COMPARED = 2, 40, 20
 _PRELOADED = ("ppo.loop", "ppo.playback", "ppo.envs.gymnasium", "ppo.envs.atari.block", "pygame", "mujoco")
 
@@ -90,18 +90,18 @@ class Options:
     ids: tuple[str, ...] = ()
     """Ids to try. Default: all."""
     packages: tuple[str, ...] = PACKAGES
-    """Packages whose ids are tried too."""
+    """Packages whose ids are tried as well."""
     every: int = 1
     """Try only every nth id, for a sample."""
     workers: int = 2
     """Number of ids tried at the same time."""
     seconds: float = 600.0
-    """Seconds without a new stage after which an id is a fault."""
+    """Seconds after which an id still in the same stage is stopped; a fault except during evaluation."""
     evaluation_seconds: float = 60.0
-    """Seconds of processor time after which an evaluation is ended: some worlds have no time limit."""
+    """Seconds of processor time after which an evaluation is stopped; some worlds have no time limit."""
     output: Path | None = None
-    """Write the table to this .md, and every row at once to the .csv beside it. Ids that passed according to that
-    file are not tried again, so the same command resumes where it was stopped."""
+    """Write the table to this .md, and each row as it is known to the .csv beside it. Ids that passed according to that
+    file are skipped, so the same command resumes where it was stopped."""
 
 
 @dataclass(frozen=True)
@@ -114,13 +114,13 @@ class Row:
     actions: str = ""
     outcome: str = TRAINING
     resumed: str = ""
-    """EXACTLY, or what differed."""
+    """EXACTLY or BEGAN_ANEW; empty before the comparison."""
     message: str = ""
     cpu_seconds: float = 0.0
 
 
 Run = Callable[[Sequence[str]], tuple[int, str]]
-"""Runs `python -m ppo` with flags; returns the exit code and what was printed."""
+"""Runs `python -m ppo` with flags; returns the exit code and the output."""
 
 
 class Fault(Exception):
@@ -131,7 +131,7 @@ class Fault(Exception):
 
 
 def all_ids(packages: Iterable[str]) -> list[str]:
-    """Return the registered ids, those of packages that must be imported first as `module:id`."""
+    """Return the registered ids; `module:id` for packages that must be imported first."""
     importlib.import_module("ppo.envs.atari")  # registers ALE's ids
     register_own_worlds()
     names = list(gymnasium.registry)
@@ -144,7 +144,7 @@ def all_ids(packages: Iterable[str]) -> list[str]:
 
 
 def group_of(env_name: str) -> str:
-    """Return the family of an id, or for the general family the package of the id."""
+    """Return an id's family; for the general family and for `module:id`, its package."""
     family = family_of(env_name)
     module, _, env_id = env_name.rpartition(":")
     if family is not FAMILIES[-1] or module:
@@ -197,7 +197,7 @@ def _stages(row: Row, run: Run) -> Iterator[Row]:
         yield _finished(row, outcome, message)
         return
     _require(code == 0, text)
-    left_out = re.search(r"the text of its observations is left out: (.*)", text)
+    left_out = re.search(r"text in its observations is ignored: (.*)", text)
     message = f"text left out: {left_out[1].strip()}" if left_out else ""
 
     yield replace(row, outcome=RESUMING)
@@ -208,7 +208,7 @@ def _stages(row: Row, run: Run) -> Iterator[Row]:
     yield replace(row, outcome=COMPARING)
     inexact = _difference_to_a_run_that_never_stopped(row.env_name, train, run)
     inexact = inexact or difference_of_a_restored_environment(row.env_name)
-    # A refusal is a known limit; an exception is a fault.
+    # Beginning a new episode is a known limit; any other difference is a fault.
     _require(anew or not inexact or inexact == BEGAN_ANEW, inexact)
     row = replace(row, resumed=BEGAN_ANEW if anew or inexact else EXACTLY, message=message)
 
@@ -219,7 +219,7 @@ def _stages(row: Row, run: Run) -> Iterator[Row]:
 
 
 def _finished(row: Row, outcome: str, message: str) -> Row:
-    # Files are named by themselves and their folder, independent of where they are installed.
+    # Paths keep only the last folder and the file name, so they do not depend on where packages are installed.
     message = re.sub(r"/\S+/(?=[^/\s]+/[^/\s]+\.\w+\b)", "", message)
     return replace(row, outcome=outcome, message=message, cpu_seconds=time.process_time())
 
@@ -230,7 +230,7 @@ def _require(condition: bool, text: str) -> None:
 
 
 def _with_spaces(row: Row) -> Row:
-    """Add the environment's own spaces, before any conversion, if it can be made."""
+    """Add the environment's own spaces, before any conversion, if the environment can be made."""
     with contextlib.suppress(Exception):
         env: gymnasium.Env[Any, Any] = gymnasium.make(row.env_name, disable_env_checker=True)
         row = replace(row, observations=describe(env.observation_space), actions=describe(env.action_space))
@@ -239,7 +239,7 @@ def _with_spaces(row: Row) -> Row:
 
 
 def _difference_to_a_run_that_never_stopped(env_name: str, train: Sequence[str], run: Run) -> str:
-    """Train equally long without a stop and compare all tensors; return the first difference, or ""."""
+    """Train for as many steps without a stop and compare all tensors; return the first difference, or ""."""
     code, text = run((*train, f"--env_steps={3 * _UPDATE_STEPS}", "--model_name=never_stopped"))
     _require(code == 0, text)
     resumed, straight = (
@@ -257,7 +257,7 @@ def _difference_to_a_run_that_never_stopped(env_name: str, train: Sequence[str],
 
 
 def difference_of_a_restored_environment(env_name: str) -> str:
-    """Restore an environment that has played several episodes in a new one; return the difference, or ""."""
+    """Restore the state after several episodes in a new environment; return the first difference, or ""."""
     envs, restored = (_one_environment(env_name) for _ in range(2))
     envs.single_action_space.seed(0)
     for _ in range(_EPISODES_BEFORE + 1):
@@ -270,7 +270,7 @@ def difference_of_a_restored_environment(env_name: str) -> str:
     for step, (expected, answered) in enumerate(pairs, start=1):
         differing = [name for name in expected if answered[name] != expected[name]]
         if differing:
-            return f"step {step} after an environment was brought back differs: {', '.join(differing)}"
+            return f"step {step} after restoring an environment differs: {', '.join(differing)}"
     envs.close()
     restored.close()
     return ""
@@ -282,7 +282,7 @@ def _random_actions(envs: Environments, steps: int) -> list[NDArray[Any]]:
 
 
 def _answers(envs: Environments, actions: Sequence[NDArray[Any]]) -> list[dict[str, bytes]]:
-    """Return the results of every step."""
+    """Return the results of each step."""
     names = ("observation", "reward", "terminated", "truncated")
     return [
         {name: array.tobytes() for name, array in zip(names, map(np.asarray, envs.step(action)), strict=False)}
@@ -334,7 +334,7 @@ def try_apart(env_name: str, options: Options) -> Row:
 
 
 def _cut_off(row: Row, how_long: str) -> Row:
-    """Return the row of an id that was stopped: an episode without an end is no fault."""
+    """Return the row of an id that was stopped; an endless episode is not a fault."""
     endless = ENDLESS if row.resumed == EXACTLY else ANEW
     outcome = endless if row.outcome == EVALUATING else FAILED
     return replace(row, outcome=outcome, message="; ".join(filter(None, (row.message, f"{row.outcome} {how_long}"))))
@@ -353,7 +353,7 @@ def _in_a_process(env_name: str, folder: Path, channel: connection.Connection, e
 
 
 def run_here(flags: Sequence[str]) -> tuple[int, str]:
-    """Run the program in this process, which it may end; its output goes to the file `output` in any case."""
+    """Run the program in this process; its output goes to the file `output`, which survives a crash."""
     path = Path("output")
     with path.open("w", buffering=1) as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         code = main(flags)
@@ -411,7 +411,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _alike(rows: Iterable[Row]) -> list[list[Row]]:
-    """Return rows of one group and outcome whose messages differ only in ids and numbers."""
+    """Group rows of the same group and outcome whose messages differ only in ids and numbers."""
     found: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         message = row.message.replace(row.env_name, "ID")
@@ -447,7 +447,7 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 
 def check() -> int:
-    """Try, print and write."""
+    """Try the ids, print and write the results; return the exit code."""
     warnings.simplefilter("ignore")
     options = tyro.cli(Options, description=__doc__)
     env_names = list(options.ids) or all_ids(options.packages)[:: options.every]

@@ -1,8 +1,8 @@
 """Check that runs in every family of worlds, and all Atari games, resume bit for bit; exit code 1 if one does not.
 
-Runs in at least three worlds of each family are stopped in the middle of episodes, resumed and compared with the same
-run without a stop (exact_resume/worlds.py). Saved states of all Atari games are restored in another process and played
-on (exact_resume/games.py). Needs the environment of scripts/environment.sh, whose variables mpirun reads.
+Runs in at least three worlds of each family are stopped in the middle of episodes, resumed and compared with runs that
+never stopped (exact_resume/worlds.py). Saved states of all Atari games are restored in another process and played on
+(exact_resume/games.py). Needs the environment of scripts/environment.sh, whose variables mpirun reads.
 """
 
 import sys
@@ -20,15 +20,15 @@ class Options(games.Options):
     """Flags of this script."""
 
     only: Literal["games", "worlds"] | None = None
-    """Check one of the two. Default: both."""
+    """Check only games or only worlds. Default: both."""
     worlds: tuple[str, ...] = worlds.WORLDS
-    """Ids of the worlds to check, each with flags of its own behind it if it has any."""
+    """Ids of the worlds to check, each followed by its own flags, if any."""
     output: Path | None = None
     """Write the tables to this .md and the numbers to the .json beside it; unchecked parts stay unchanged."""
 
 
 def main() -> int:
-    """Check, print and write."""
+    """Check, print and write the results; return the exit code."""
     options = tyro.cli(Options, description=__doc__)
     all_exact = True
     if options.only != "games":

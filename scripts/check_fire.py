@@ -1,9 +1,9 @@
 """Check that no Atari game waits for FIRE in vain; exit code 1 if one does.
 
 Each game is played by policies that never press FIRE. An event is a reward, a lost life or the end of the game. Without
-events, FIRE must be pressed as soon as `ppo.envs.atari.fire` says.
+events, FIRE must be pressed as soon as `ppo.envs.atari.fire` prescribes.
 
-Games in which it was pressed are played again without it, to see its effect: a game has stopped if that run ends with
+Games in which FIRE was pressed are played again without it, to see its effect: a game has stopped if that run ends with
 STOPPED steps without an event, and FIRE continues it if events follow the press.
 """
 
@@ -41,9 +41,9 @@ class Options:
     games: tuple[str, ...] = ()
     """ROMs to check, e.g. gopher kaboom. Default: all that can be trained on."""
     steps: int = 3000
-    """Agent steps played of each game, unless it is over earlier."""
+    """Agent steps to play in each game, unless it ends earlier."""
     blind: bool = False
-    """Never press FIRE when nothing happens, to see that the check finds this."""
+    """Never press FIRE when nothing happens, to see that the check detects it."""
     output: Path | None = None
     """Write the table to this .md."""
 
@@ -56,16 +56,16 @@ class Played:
     is_over: bool = False
     events: int = 0
     wait: int = 0
-    """Since the last event."""
+    """Steps since the last event."""
     longest_wait: int = 0
     longest_without_fire: int = 0
-    """Without an event and without FIRE."""
+    """Most steps without an event and without FIRE."""
     longest_still: int = 0
-    """The same, with an unchanged screen."""
+    """Most such steps with an unchanged screen."""
     pressed: Sequence[int] = ()
     """The actions pressed because nothing happened."""
     events_before: int = 0
-    """Events before the first of these."""
+    """Events before the first of these presses."""
 
     @property
     def stopped(self) -> bool:
@@ -105,7 +105,7 @@ class Row:
 
 
 class RecordingWatch(FireWatch):
-    """Records what it presses, or never checks if `blind`."""
+    """Records its presses; never checks if `blind`."""
 
     def __init__(self, fires: Sequence[int], *, blind: bool) -> None:
         """Start with an empty record."""
@@ -114,11 +114,11 @@ class RecordingWatch(FireWatch):
         self._blind = blind
 
     def should_check(self, happened: bool) -> bool:
-        """Count a step."""
+        """Count a step and return whether to check."""
         return super().should_check(happened) and not self._blind
 
     def check(self, screen: NDArray[np.uint8]) -> int | None:
-        """Record what is pressed."""
+        """Return the action to press, if any, and record it."""
         press = super().check(screen)
 
         if press is not None:
@@ -127,7 +127,7 @@ class RecordingWatch(FireWatch):
 
 
 def play(rom: str, policy: str, steps: int, *, blind: bool) -> tuple[bool, Played]:
-    """Play a game; return whether it uses FIRE and the result."""
+    """Play a game; return whether the game uses FIRE, and the result."""
     game, rng = AtariGame(rom, AtariSettings(), index=0, seed=0), np.random.default_rng(0)
     moves = [number for number, action in enumerate(game.actions) if action not in FIRE_ACTIONS]
     game.reset()
@@ -206,7 +206,7 @@ def table(options: Options, rows: list[Row], minutes: float) -> str:
 
 
 def main() -> int:
-    """Check, print and write."""
+    """Check the games, print and write the results; return the exit code."""
     options = tyro.cli(Options, description=__doc__)
     games = options.games or sorted({rom_name(name) for name in accepted_names()})
     rows: list[Row] = []
@@ -217,7 +217,7 @@ def main() -> int:
             late = ", WAITS FOR FIRE IN VAIN" if row.waits_in_vain else ""
             print(f"{number}/{len(games)} {rom}, {policy}: {row.verdict}, longest wait {row.waits}{late}", flush=True)
     in_vain = sorted({row.rom for row in rows if row.waits_in_vain})
-    print(f"{len(games) - len(in_vain)} of {len(games)} games get FIRE in time; in vain wait: {in_vain}")
+    print(f"{len(games) - len(in_vain)} of {len(games)} games get FIRE in time; waiting in vain: {in_vain}")
     if options.output:
         options.output.write_text(table(options, rows, (time.process_time() - started) / 60))
     return 1 if in_vain else 0

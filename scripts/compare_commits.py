@@ -1,9 +1,9 @@
 """Train five updates with two commits on this machine and compare everything they save, bit for bit.
 
-    python scripts/compare_commits.py [OLD] [NEW]        by default HEAD~1 and the working tree
+    python scripts/compare_commits.py [OLD] [NEW]        default: HEAD~1 and the working tree
 
 Compared by sha256: weights, optimiser state and input statistics of the last checkpoint, and the columns of
-progress.csv except times. The same name with other content is a difference; the same content under another name is a
+progress.csv except times. The same name with different content is a difference; the same content under a new name is a
 rename and counts as equal. Exit code 1 if a case differs. Hashes are never stored, since processors round differently.
 Needs the environment of scripts/environment.sh, whose variables mpirun reads.
 """
@@ -28,7 +28,7 @@ from safetensors.numpy import load_file
 ROOT = Path(__file__).resolve().parent.parent
 MPIRUN = Path(sys.executable).with_name("mpirun")
 
-# Both commits must know these flags. Five updates of 8 * 16 steps, four gradient steps an epoch.
+# Both commits must accept these flags. Five updates of 8 * 16 steps, four gradient steps an epoch.
 COMMON = (
     *("--device=cpu", "--rng_seed=1", "--env_steps=640"),
     *("--num_envs=8", "--rollout_steps=16", "--minibatch_size=32"),
@@ -60,7 +60,7 @@ class Comparison:
 
 
 def compare(old: Arrays, new: Arrays) -> Comparison:
-    """Compare arrays by name; those whose name only one side has, by content."""
+    """Compare arrays by name, or by content where only one side has the name."""
     result = Comparison()
     unmatched = {name: digest(new[name]) for name in new if name not in old}
     for name, array in old.items():
@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def copy_tree(tree: Path, commit: str | None) -> None:
-    """Copy a commit to a new folder; None: the working tree with its uncommitted and untracked files."""
+    """Copy a commit to a new folder; None means the working tree with uncommitted and untracked files."""
     tree.mkdir()
     if commit is not None:
         archive = subprocess.run(["git", "archive", commit], cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
@@ -148,7 +148,7 @@ def build(tree: Path) -> None:
     """Compile the extensions in place."""
     command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
     subprocess.run(command, cwd=tree, stdout=subprocess.DEVNULL, check=True)
-    # Otherwise the extensions of an editable installation of another tree would be used.
+    # Missing extensions would be taken from an editable installation of another tree.
     sources, built = (len(list((tree / "ppo").rglob(pattern))) for pattern in ("_*.c", "_*.so"))
     if built < sources:
         raise SystemExit(f"only {built} of {sources} extensions could be compiled; is there a C compiler?")
@@ -172,7 +172,7 @@ def train(case: str, trees: Iterable[Path]) -> list[Arrays]:
 
 
 def read(folder: Path) -> Arrays:
-    """Return what a run saved: tensors but for those of environments, and columns of progress.csv but for times."""
+    """Return what a run saved: tensors except those of environments, and columns of progress.csv except times."""
     last = max(folder.glob("checkpoints/*/step_*"))
     tensors = {**load_file(last / "model.safetensors"), **load_file(last / "training.safetensors")}
     arrays = {name: tensors[name] for name in sorted(tensors) if not name.startswith(ENVIRONMENTS)}

@@ -1,11 +1,11 @@
-"""Compare how long two folders' programs take for an update, on a machine whose speed varies.
+"""Compare the time per update of two clones, on a machine whose speed varies.
 
     python scripts/compare_speed.py OLD NEW [--ranks=2] [--seconds=60] [--slice_seconds=1] [-- FLAGS]
 
-OLD and NEW are clones with their extensions built. Both train at the same time, but only one of them is let run at any
-moment: they take turns of a second, the other one being stopped, so that both meet the same weather. A turn's time
-counts for the job that had it. Printed: seconds an update of each, and the ratio old over new (above 1: the new one is
-faster) with its standard error over tenths of the measurement. Needs the environment of scripts/environment.sh.
+OLD and NEW are clones with their extensions built. They take turns of --slice_seconds, each stopped during the other's
+turn, so that both meet the same conditions; only the time of a job's own turns counts. Prints the time per update of
+each, and the ratio old over new (above 1: NEW is faster) with its standard error over tenths of the measurement. Needs
+the environment of scripts/environment.sh.
 """
 
 import argparse
@@ -27,10 +27,10 @@ _WARM_UP_UPDATES = 3
 
 
 class Job:
-    """A training that runs only in its turns, and when its updates ended in the time of its turns."""
+    """A training that runs only in its turns, with the times at which its updates ended, in seconds of its turns."""
 
     def __init__(self, root: Path, ranks: int, flags: Sequence[str], folder: Path) -> None:
-        """Start it."""
+        """Start the training."""
         flags = [*flags, "--env_steps=1000000000", "--checkpoint_interval=1000000000"]
         command = [str(MPIRUN), "-np", str(ranks), sys.executable, "-m", "ppo", *flags]
         self._process = subprocess.Popen(
@@ -45,7 +45,7 @@ class Job:
         self._ends: list[float] = []
 
     def take_turn(self, seconds: float) -> None:
-        """Let the job run for some time."""
+        """Let the job run for `seconds`, then stop it."""
         self._send(signal.SIGCONT)
         started = time.monotonic()
         while (spent := time.monotonic() - started) < seconds:
@@ -57,7 +57,7 @@ class Job:
             raise SystemExit((self._folder / "output").read_text()[-2000:])
 
     def seconds_per_update(self) -> list[float]:
-        """Return the mean of each part of the measurement."""
+        """Return the mean seconds per update in each part of the measurement."""
         ends = self._ends[_WARM_UP_UPDATES:]
         length = (len(ends) - 1) // _NUM_PARTS
         if not length:
@@ -66,11 +66,11 @@ class Job:
         return [(end - start) / length for start, end in pairwise(bounds)]
 
     def is_training(self) -> bool:
-        """Whether the first updates are behind it."""
+        """Return whether the warm-up updates are done."""
         return len(self._ends) >= _WARM_UP_UPDATES
 
     def end(self) -> None:
-        """Kill it."""
+        """Kill the job."""
         if self._process.poll() is None:
             self._send(signal.SIGKILL)
             self._process.kill()
@@ -83,7 +83,7 @@ class Job:
             self._ends += [now] * (num_updates - len(self._ends))
 
     def _send(self, number: int) -> None:
-        # mpirun gives each rank a process group of its own.
+        # To every rank: mpirun gives each its own process group.
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
         for pid in children:
             os.kill(int(pid), number)
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=60.0, help="of each job")
+    parser.add_argument("--seconds", type=float, default=60.0, help="seconds that each job runs")
     parser.add_argument("--slice_seconds", type=float, default=1.0)
     own, flags = parser.parse_known_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
@@ -115,8 +115,8 @@ def main(arguments: Sequence[str]) -> None:
                 job.end()
     ratios = [before / after for before, after in zip(old, new, strict=True)]
     error = statistics.stdev(ratios) / len(ratios) ** 0.5
-    print(f"{1e3 * statistics.mean(old):.1f} ms an update before, {1e3 * statistics.mean(new):.1f} after")
-    print(f"before / after {statistics.mean(ratios):.4f} +- {error:.4f} ({' '.join(flags)})")
+    print(f"ms per update: old {1e3 * statistics.mean(old):.1f}, new {1e3 * statistics.mean(new):.1f}")
+    print(f"old / new {statistics.mean(ratios):.4f} +- {error:.4f} ({' '.join(flags)})")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-# Sourced by the other scripts from the repository root: makes .venv on first use, enters it on every use.
+# Sourced by the other scripts from the repository root: creates .venv on first use, activates it on every use.
 # The argument is the list of extras of setup.py to install, e.g. "mpi" or "mpi,test".
 
-# Open MPI does not start without it; a scheduler or `env -i` may have left it out.
+# Open MPI does not start without HOME, which a scheduler or `env -i` may leave unset.
 [ -n "${HOME+set}" ] || export HOME=~
 
 set_up_environment() {
     local extras="$1" stamp=".venv/installed-$1"
-    # Made anew if half made (the variables are its last step) or moved (it works only where it was made).
+    # Recreated if incomplete (the variables are the last step) or moved (it works only where it was created).
     if ! grep -qs OMPI_MCA_btl .venv/bin/activate || ! grep -qF "$(pwd -P)/.venv" .venv/bin/activate; then
         local python
         python="$(find_python)" || exit
@@ -14,7 +14,7 @@ set_up_environment() {
         "$python" -m venv --clear .venv
         make_activate_set_mpi_up
     fi
-    # Installed anew only when what to install has changed since.
+    # Reinstalled only when what to install has changed.
     if ! what_to_install | cmp -s - "$stamp"; then
         echo "installing ppo and what it needs into .venv (a few minutes, once)" >&2
         # shellcheck disable=SC2046  # no index or two words
@@ -25,7 +25,7 @@ set_up_environment() {
     . .venv/bin/activate
 }
 
-# A compiler that has come since is a reason to install again: ppo has files of C.
+# A newly installed compiler is a reason to reinstall: ppo has C extensions.
 what_to_install() {
     cat setup.py scripts/constraints.txt ppo/*/_*.c ppo/*/*/_*.c
     command -v cc gcc clang || true
@@ -36,14 +36,14 @@ find_python() {
     local candidate candidates=(python3 python3.13 python3.12 python3.11 python3.10)
     [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
     for candidate in "${candidates[@]}"; do
-        # Debian's python3 has venv without ensurepip, which makes environments that lack pip.
+        # Debian's python3 has venv but not ensurepip, so its environments would lack pip.
         if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
             echo "$candidate"
             return
         fi
     done
     if [ -n "${PYTHON:-}" ]; then
-        echo "PYTHON must be Python 3.10 or newer with its venv module, got $PYTHON; unset it to have one looked for" >&2
+        echo "PYTHON must be Python 3.10 or newer with its venv module, got $PYTHON; unset it to search for one" >&2
         return 2
     fi
     echo "ppo needs Python 3.10 or newer with its venv module: on Debian and Ubuntu, apt install python3-venv" >&2
@@ -51,8 +51,8 @@ find_python() {
     return 1
 }
 
-# PyPI's torch for Linux brings gigabytes of CUDA libraries; without a GPU, PyTorch's own index has a small one.
-# The argument is the Python that asks whether the index can be reached.
+# PyPI's torch for Linux brings gigabytes of CUDA libraries; for machines without a GPU, PyTorch's own index has a small
+# one. The argument is the Python with which to test whether the index can be reached.
 cpu_torch_index() {
     local index=https://download.pytorch.org/whl/cpu
     if [ "$(uname -s)" = Linux ] && ! command -v nvidia-smi > /dev/null \

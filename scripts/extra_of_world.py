@@ -1,4 +1,4 @@
-"""Print the extra of setup.py that the world of a command line needs, if any; for scripts/train."""
+"""Print the setup.py extra that a command line's world needs, if any; for scripts/train."""
 
 import sys
 
@@ -7,7 +7,7 @@ from ppo.presets import PRESETS
 
 
 def env_name(arguments: list[str]) -> str:
-    """Return the value of --env_name, or else the world of the preset; empty if neither is given."""
+    """Return the value of --env_name, otherwise the world of the preset; empty if neither is given."""
     return value_of("env_name", arguments) or PRESETS.get(value_of("preset", arguments), {}).get("env_name", "")
 
 

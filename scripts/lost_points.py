@@ -1,10 +1,9 @@
-"""Count where an agent loses points in CarRacing: what a perfect drive of 1,000 points lacks, by cause.
+"""Count where an agent loses points in CarRacing: the points missing from a perfect 1,000, by cause.
 
     python scripts/lost_points.py --model_name=M --checkpoint=latest [--rules sample mean] [--episodes=100]
 
-A tile that was missed lies behind the furthest one that was reached, a tile that was not reached lies ahead of it. A
-spin is more than half a turn within a second. Tracks are those of `--mode=evaluate` with the same --rng_seed. Needs the
-extra box2d.
+A missed tile lies behind the furthest tile reached; a tile not reached lies ahead of it. A spin is more than half a
+turn within a second. Tracks are those of `--mode=evaluate` with the same --rng_seed. Needs the box2d extra.
 """
 
 import statistics
@@ -32,27 +31,27 @@ class Options:
     """Flags of this script."""
 
     model_name: str | None = None
-    """Of the run; the shipped agent without it."""
+    """Model name of the run. Default: the shipped agent."""
     env_kwargs: str = "{}"
-    """`{"continuous": false}` for five actions."""
+    """Arguments of the environment as JSON: `{"continuous": false}` for five actions."""
     checkpoint: str = "best"
-    """As for `--mode=evaluate`."""
+    """Checkpoint to play, as for `--mode=evaluate`."""
     rules: tuple[Literal["sample", "mean", "mode"], ...] = ("sample", "mean")
-    """How the agent is played, one after another."""
+    """Rules for choosing actions, measured one after another."""
     episodes: int = 100
     rng_seed: int = 1_000_000
 
 
 @dataclass(frozen=True)
 class Drive:
-    """What became of one episode."""
+    """The outcome of one episode."""
 
     frames: int
     tiles: int
     missed: int
-    """Tiles behind the furthest that was reached."""
+    """Tiles behind the furthest tile reached."""
     not_reached: int
-    """Tiles ahead of it."""
+    """Tiles ahead of the furthest tile reached."""
     left_field: bool
     spins: int
 
@@ -62,7 +61,7 @@ class Drive:
         return not self.missed + self.not_reached
 
     def losses(self) -> dict[str, float]:
-        """Return the points lost by cause; with the return they are 1,000."""
+        """Return the points lost by cause; together with the return they add up to 1,000."""
         return {
             "frames": 0.1 * (self.frames - self.left_field),
             "tiles missed": 1000.0 * self.missed / self.tiles,
@@ -72,20 +71,20 @@ class Drive:
 
 
 class Observer:
-    """Watches the cars of a block; an episode counts when the next one begins."""
+    """Watches the cars of a block; an episode is recorded when the next one begins."""
 
     def __init__(self, envs: CarRacingEnvironments) -> None:
         """Watch a block that has been reset."""
         self._envs, self._before_reset = envs, envs.before_reset
         self.drives: dict[int, list[Drive]] = {position: [] for position in range(envs.num_envs)}
-        """Of every environment, in their order."""
+        """Finished episodes by environment, in the order played."""
         seconds = _FRAMES_PER_SECOND // envs._envs[0].get_wrapper_attr("_protocol").action_repeat
         self._angles: list[deque[float]] = [deque(maxlen=seconds + 1) for _ in self.drives]
         self._spins = [0 for _ in self.drives]
         envs.before_reset = self._end  # type: ignore[method-assign]
 
     def look(self) -> None:
-        """Take note of how the cars stand now, once per step."""
+        """Record the cars' headings and count spins; call once per step."""
         for position, env in enumerate(self._envs._envs):
             angles = self._angles[position]
             angles.append(float(env.unwrapped.car.hull.angle))  # type: ignore[attr-defined]
@@ -102,7 +101,7 @@ class Observer:
 
 
 def main() -> None:
-    """Play, and print a table in Markdown."""
+    """Play and print a Markdown table."""
     options = tyro.cli(Options, description=__doc__)
     flags = ["--env_name=CarRacing-v3", f"--env_kwargs={options.env_kwargs}", "--mode=evaluate"]
     flags += [f"--checkpoint={options.checkpoint}"] + [f"--model_name={options.model_name}"] * bool(options.model_name)
@@ -120,7 +119,7 @@ def main() -> None:
 
 
 def played(agent: Agent, episodes: int, rng_seed: int) -> Iterator[tuple[Game, Drive]]:
-    """Play whole episodes; yield each with what became of it."""
+    """Play whole episodes; yield each with its outcome."""
     slots = range(number_of_slots(episodes))
     envs, actor = prepare_games(agent, slots, rng_seed=rng_seed)
     assert isinstance(envs, CarRacingEnvironments)
@@ -133,7 +132,7 @@ def played(agent: Agent, episodes: int, rng_seed: int) -> Iterator[tuple[Game, D
 
 
 def row(rule: str, drives: Sequence[tuple[Game, Drive]]) -> str:
-    """Return a row of the table."""
+    """Return the table row of a rule."""
     games = [game for game, _ in drives]
     mean, error = mean_and_error(games)
     returns = [game.episode_return for game in games]
@@ -152,7 +151,7 @@ def _drive_of(world: Any, spins: int) -> Drive:
     reached = [number for number, tile in enumerate(world.road) if tile.road_visited]
     missed = reached[-1] + 1 - len(reached) if reached else 0
     return Drive(
-        frames=round(world.t * _FRAMES_PER_SECOND) - 1,  # a reset takes a step of its own
+        frames=round(world.t * _FRAMES_PER_SECOND) - 1,  # reset() itself takes a step
         tiles=len(world.road),
         missed=missed,
         not_reached=len(world.road) - len(reached) - missed,

@@ -1,13 +1,13 @@
-"""The part of a page that a script writes: what stands between two marks."""
+"""The part of a page that a script writes: the text between two marks."""
 
 from pathlib import Path
 
 
 def write_table(page: Path, table: str, name: str = "table") -> None:
-    """Replace what stands between the marks of a page.
+    """Replace the text between the marks of a page.
 
     Raises:
-        SystemExit: it has no marks.
+        SystemExit: the page lacks the marks.
     """
     opening, closing = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
     before, begin, rest = page.read_text().partition(opening)

@@ -1,7 +1,7 @@
-"""Measure how many frames of CarRacing a core steps in a second: those of Gymnasium's world, and those of ours.
+"""Measure the frames of CarRacing per second and core, in Gymnasium's world and in ours.
 
-Both play the same episodes with the same actions; ours holds each for some frames, Gymnasium's is sent it as often.
-They take turns, an episode each, and what counts is processor time, resets included. Needs the extra box2d.
+Both play the same episodes with the same actions: ours holds an action for several frames, Gymnasium's receives it that
+many times. They alternate by episode. Seconds are processor time, resets included. Needs the box2d extra.
 """
 
 import time
@@ -22,11 +22,11 @@ class Options:
     """Flags of this script."""
 
     episodes: int = 5
-    """Episodes that count; one before them warms up."""
+    """Episodes to measure, after one to warm up."""
     frames: int = 1000
-    """Of an episode, unless the car leaves the field."""
+    """Frames per episode, unless the car leaves the field."""
     action_repeat: int = 8
-    """Frames an action is held for."""
+    """Frames for which an action is held."""
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def wandering(decisions: int, seed: int) -> NDArray[np.float32]:
-    """Return actions of a car that turns left and right in turns, now on the road and now beside it."""
+    """Return actions that steer left and right alternately, so that the car is now on the road and now beside it."""
     random = np.random.default_rng(seed)
     steering = np.where(np.arange(decisions) // 20 % 2, 0.3, -0.3) + random.normal(0.0, 0.1, decisions)
     actions = [steering, random.uniform(0.0, 0.2, decisions), random.uniform(0.0, 0.05, decisions)]

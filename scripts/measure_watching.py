@@ -1,8 +1,8 @@
-"""Measure what showing an agent takes: the page of `--mode=watch`, and a terminal of two sizes.
+"""Measure the cost of showing an agent: on the page of `--mode=watch`, and in terminals of two sizes.
 
-For the page an agent plays without pauses, and a share of a core is processor time per second of its game; on the
-terminal it plays at the game's own speed, and a share is that of the clock. What counts is the thread that plays and
-shows, so that other programs hardly matter. Needs the extras of the worlds, and an agent of each.
+For the page, the agent plays without pauses, and a share of a core is processor time per second of game time. In the
+terminal, it plays at the game's speed, and a share is processor time per second of wall time. Only the thread that
+plays and shows is timed, so other programs hardly matter. Needs the extras of the worlds and an agent for each.
 """
 
 import fcntl
@@ -43,13 +43,13 @@ class Options:
         "LunarLander-v3",
         "CarRacing-v3",
     )
-    """Worlds whose agents play."""
+    """Worlds to measure."""
     seconds: float = 20.0
-    """Of each measurement."""
+    """Seconds of each measurement."""
 
 
 def main() -> None:
-    """Measure, and print the tables in Markdown."""
+    """Measure and print the tables in Markdown."""
     options = tyro.cli(Options, description=__doc__)
     torch.set_num_threads(1)
     keep_drawing_quiet()
@@ -71,10 +71,10 @@ def main() -> None:
 
 
 def on_a_page(world: str, seconds: float) -> tuple[float, float, float]:
-    """Play for one page that takes all messages.
+    """Play for one page that receives every message.
 
     Returns:
-        The share of a core, that of the world and the network alone, and megabits, each per second of the game.
+        The share of a core, the share spent on world and network alone, and megabits, each per second of game time.
     """
     flags = [f"--env_name={world}", "--mode=watch"]
     show = Show(parse_command_line(flags), explicit_settings(flags))
@@ -104,10 +104,10 @@ def on_a_page(world: str, seconds: float) -> tuple[float, float, float]:
 
 
 def in_a_terminal(world: str, size: tuple[int, int], seconds: float) -> tuple[float, float, float]:
-    """Play on a terminal of so many rows and columns.
+    """Play in a terminal of `size` = (rows, columns).
 
     Returns:
-        Pictures, the share of a core by showing alone, and megabits, each per second of the clock.
+        Pictures, the share of a core spent on showing alone, and megabits, each per second of wall time.
     """
     flags = [f"--env_name={world}", "--mode=watch", "--view=terminal"]
     config = parse_command_line(flags)
@@ -131,7 +131,7 @@ def in_a_terminal(world: str, size: tuple[int, int], seconds: float) -> tuple[fl
 
 @contextmanager
 def terminal(size: tuple[int, int]) -> Iterator[None]:
-    """A context in which standard output is a terminal of so many rows and columns, which is read to nowhere."""
+    """Make standard output a terminal of `size` = (rows, columns) whose output is discarded."""
     reader, writer = pty.openpty()
     fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
     kept = os.dup(1)

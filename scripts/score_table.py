@@ -1,9 +1,9 @@
-"""Write docs/scores.md from committed runs: what the agents of each world score, beside what was published.
+"""Write docs/scores.md from committed runs: the scores in each world beside published ones.
 
     python -m scripts.score_table
 
-Reads docs/runs/scores/<world>-<steps>-seed-<N>.csv (a run's progress.csv) and .json (its evaluation.json), what was
-published (docs/measurements/published.json, published_atari.json) and the speeds of quiet runs (training_rates.json).
+Reads docs/runs/scores/<world>-<steps>-seed-<N>.csv (a run's progress.csv) and .json (its evaluation.json), published
+scores (docs/measurements/published.json, published_atari.json) and speeds on a quiet machine (training_rates.json).
 """
 
 import json
@@ -21,12 +21,12 @@ _UNITS = {"k": 1_000, "M": 1_000_000}
 
 
 def table(runs: Sequence[ScoredRun], published: Sequence[Mapping[str, str]], rates: Mapping[str, float]) -> str:
-    """Return the table of the worlds in the order of what was published.
+    """Return the table of worlds, in the order of `published`.
 
     Args:
-        runs: of all worlds.
-        published: rows with the keys world, steps, reach and best, in words.
-        rates: steps per second of a quiet run, by world.
+        runs: runs in all worlds.
+        published: rows of text with the keys world, steps, reach and best.
+        rates: steps per second on a quiet machine, by world.
     """
     lines = [
         "| world | steps | minutes | evaluation: median of seeds (worst) | played | each seed: evaluation ± standard "
@@ -58,7 +58,7 @@ def table(runs: Sequence[ScoredRun], published: Sequence[Mapping[str, str]], rat
 
 
 def main() -> None:
-    """Fill the tables between the marks in docs/scores.md."""
+    """Fill in the tables between the marks in docs/scores.md."""
     runs = list(read_runs(RUNS))
     published = json.loads((DOCS / "measurements" / "published.json").read_text())
     rates = json.loads((DOCS / "measurements" / "training_rates.json").read_text())

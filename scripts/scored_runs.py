@@ -16,10 +16,10 @@ class ScoredRun:
     """A finished run and the evaluation of its final agent."""
 
     name: str
-    """Of its files in docs/runs/scores."""
+    """Stem of its files in docs/runs/scores."""
     world: str
     steps: str
-    """The length that was asked for, as 500k or 4M."""
+    """The requested length, such as 500k or 4M."""
     seed: int
     evaluation: Mapping[str, Any]
     """The content of its evaluation.json."""
@@ -27,7 +27,7 @@ class ScoredRun:
     """Mean return of the last 100 games of training."""
     env_steps: int
     minutes: float
-    """That it trained."""
+    """Training time."""
 
     @property
     def score(self) -> float:
@@ -39,7 +39,7 @@ def read_runs(folder: Path) -> Iterator[ScoredRun]:
     """Read the runs of a folder.
 
     Raises:
-        SystemExit: a file has another name than a run's, or half of a run is missing.
+        SystemExit: a file is misnamed, or its evaluation is missing or of a different number of steps.
     """
     for path in sorted(folder.glob("*.csv")):
         name = _NAME.fullmatch(path.stem)
@@ -49,7 +49,10 @@ def read_runs(folder: Path) -> Iterator[ScoredRun]:
             last = list(csv.DictReader(file))[-1]
         evaluation = json.loads(path.with_suffix(".json").read_text())
         if evaluation["env_steps"] != int(last["env_steps"]):
-            message = f"{path} ends at {last['env_steps']} steps, its evaluation is of {evaluation['env_steps']}"
+            message = (
+                f"{path} ends at {last['env_steps']} steps, but its evaluation is for the agent at "
+                f"{evaluation['env_steps']} steps"
+            )
             raise SystemExit(message)
         yield ScoredRun(
             name=path.stem,

@@ -2,11 +2,11 @@
 
     python scripts/ship_agent.py RUN --root=CLONE [--curve_only]
 
-RUN is the model name of a run in CLONE, which was evaluated by `--mode=evaluate --checkpoint=latest`. Written into this
-project: checkpoints/pretrained/<environment>/ (the policy without what only a resume needs, and card.json: command,
-commit, machine, minutes, scores), and docs/runs/scores/<world>-<steps>-seed-<N>.csv and .json, of which
-scripts/score_table.py makes docs/scores.md. --curve_only writes only the latter: a world ships one agent, and a score
-has several seeds.
+RUN is the model name of a run in CLONE that has been evaluated with `--mode=evaluate --checkpoint=latest`. Written to
+this project: checkpoints/pretrained/<environment>/ (the policy without the state that only resuming needs, and
+card.json: command, commit, machine, minutes, scores), and docs/runs/scores/<world>-<steps>-seed-<N>.csv and .json, from
+which scripts/score_table.py makes docs/scores.md. --curve_only writes only the files in docs/: a world ships one agent,
+but its score has several seeds.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from ppo.outputs.whole_folder import write_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 CARD = "card.json"
-# What names a run and not how it learns.
+# Settings that do not affect how a run learns.
 _NAMES = {"model_name", "preset", "checkpoint_dir", "run_dir", "asset_dir", "fresh", "mode"}
 _UNITS = ((1_000_000, "M"), (1_000, "k"))
 
@@ -54,14 +54,14 @@ def score_name(config: Config) -> str:
 
 
 def commit_at(root: Path, started: str) -> str | None:
-    """Return the commit that a clone had checked out at a local time; None if it is no clone."""
+    """Return the commit that a clone had checked out at a local time; None if `root` is not a clone."""
     command = ["git", "-C", str(root), "rev-parse", f"HEAD@{{{started}}}"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     return found.stdout.strip() if found.returncode == 0 else None
 
 
 def card_of(manifest: Manifest, run_folder: Path, evaluation: dict[str, Any], commit: str | None) -> dict[str, Any]:
-    """Return what a reader should know about an agent."""
+    """Return an agent's card: how it was trained and how it scores."""
     with (run_folder / "progress.csv").open(newline="") as file:
         last = list(csv.DictReader(file))[-1]
     return {
@@ -79,10 +79,10 @@ def card_of(manifest: Manifest, run_folder: Path, evaluation: dict[str, Any], co
 
 
 def main(arguments: list[str]) -> None:
-    """Copy a run's results into the project; an agent that is there already is replaced."""
+    """Copy a run's results into the project, replacing the agent shipped for its world, if any."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
-    parser.add_argument("--root", type=Path, default=ROOT, help="the clone that has trained")
+    parser.add_argument("--root", type=Path, default=ROOT, help="the clone in which the run was trained")
     parser.add_argument("--project", type=Path, default=ROOT, help="the folder to write to")
     parser.add_argument("--curve_only", action="store_true")
     options = parser.parse_args(arguments)
@@ -92,7 +92,7 @@ def main(arguments: list[str]) -> None:
     manifest = checkpoint.verify(source)
     evaluation = json.loads((run_folder / "evaluation.json").read_text())
     if evaluation["env_steps"] != manifest.counters.env_steps:
-        sys.exit(f"evaluate {source} first: evaluation.json is of {evaluation['env_steps']} steps")
+        sys.exit(f"evaluate {source} first: evaluation.json is for the agent at {evaluation['env_steps']} steps")
     name = score_name(manifest.config)
     scores = options.project / "docs" / "runs" / "scores"
     scores.mkdir(parents=True, exist_ok=True)

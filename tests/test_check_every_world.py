@@ -89,7 +89,7 @@ def test_a_world_that_does_not_repeat_itself_is_found(tried) -> None:
 
 def test_a_world_that_shows_only_later_that_it_was_not_brought_back_is_a_fault(tried) -> None:
     row = tried(f"{MODULE}:Secretive-v0")
-    assert row.outcome == FAILED and "step 4 after an environment was brought back differs: observation" in row.message
+    assert row.outcome == FAILED and "step 4 after restoring an environment differs: observation" in row.message
 
 
 def test_crashes_hangs_and_episodes_without_an_end_are_rows() -> None:

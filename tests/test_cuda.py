@@ -223,7 +223,7 @@ def test_a_run_goes_from_a_gpu_to_the_processor_and_back(tmp_path):
         job = ppo(tmp_path, *flags, f"--env_steps={env_steps}")
         assert_ok(job)
         assert "WARNING" not in job.stdout
-        assert job.stdout.count("not bit for bit") == (env_steps > 128)
+        assert job.stdout.count("not bit-identical") == (env_steps > 128)
     assert [int(row["env_steps"]) for row in rows(tmp_path / "runs" / NAME / "progress.csv")] == list(
         range(64, 321, 64)
     )

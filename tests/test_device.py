@@ -170,7 +170,7 @@ def test_the_log_says_which_and_what_it_does_not_promise():
     assert CPU.describe() == "device: cpu, float32"
     line = place([FIRST, SECOND]).describe()
     assert line.startswith("device: cuda, bfloat16, NVIDIA H200")
-    assert "summed by NCCL" in line and "does not resume bit for bit" in line
+    assert "summed by NCCL" in line and "a stopped run resumes, but not bit for bit" in line
     assert "summed by MPI" in place([FIRST, FIRST]).describe()
     assert "summed" not in place([FIRST]).describe()
     assert "cpu, float32 (rank 0 has NVIDIA H200, rank 1 on" in place([FIRST, OLD]).describe()

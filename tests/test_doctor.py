@@ -74,7 +74,7 @@ def test_where_torch_and_mpi4py_cannot_be_imported_that_is_what_it_says(tmp_path
     job = separately(command, tmp_path, PYTHONPATH=path)
     assert job.returncode == 2, job.stderr
     assert "torch cannot be imported: libtorch.so is torn" in job.stdout
-    assert "mend: pip install --force-reinstall torch\n" in job.stdout
+    assert "fix: pip install --force-reinstall torch\n" in job.stdout
     assert "mpi4py cannot load an MPI library, so a job has one rank: ImportError: libmpi.so is torn" in job.stdout
     assert job.stdout.splitlines()[-1].startswith("training cannot run here: ")
 
@@ -197,7 +197,7 @@ def test_less_time_than_processors_asks_for_fewer_ranks(files: dict[str, str], t
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
     finding = doctor.check_cores(tmp_path)
-    assert "the time of 1.5 is granted" in finding.text
+    assert "but a quota limits them to 1.5" in finding.text
     assert finding.mend == "ppo --ranks=1 ..."
 
 

@@ -296,7 +296,7 @@ def test_a_checkpoint_that_names_code_from_outside_is_refused_unless_the_command
     rest = [other for other in recipe.evaluate if other != flag]
     job = run_ppo(folder, *rest, f"--model_name={recipe.model_name}", "--episodes=1")
     assert job.returncode == 2
-    assert f"asks for code or arguments from outside; if you trust them, add {flag}" in job.stderr
+    assert f"needs code or arguments from outside this package; if you trust them, add {flag}" in job.stderr
     assert recipe.module not in sys.modules
 
 
@@ -318,7 +318,7 @@ def test_a_resumed_run_says_that_the_file_has_changed(folder: Path) -> None:
     with open(folder / "layer_norm.py", "a") as file:
         file.write("# edited\n")
     output = train(folder, NETWORK, env_steps=192)
-    assert "not bit for bit the run that was never stopped, since there changed: module of network" in output
+    assert "not bit-identical to an uninterrupted run, because these changed: module of network" in output
 
 
 @BY_TITLE
@@ -336,12 +336,15 @@ def test_a_run_with_code_from_outside_does_not_continue_without_it(recipe: Recip
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--network=nowhere:Encoder", "network must name a class that can be imported, got 'nowhere:Encoder'"),
-        ("--network=layer_norm:Missing", "network must name a class that can be imported, got 'layer_norm:Missing'"),
+        ("--network=nowhere:Encoder", "network must name an importable class, got 'nowhere:Encoder'"),
+        ("--network=layer_norm:Missing", "network must name an importable class, got 'layer_norm:Missing'"),
         ("--network=math:pi", "network must name a subclass of Module, got 'math:pi'"),
-        ("--network=torch.nn:Identity", "network must have num_features, the length of its features; torch.nn:Ident"),
-        ("--network=refused:Dropout", "network must act as it learns: Dropout (actor.1) is random; leave it out"),
-        ("--network=refused:Fixed", "network must have no parameters without a gradient, got actor.weight"),
+        ("--network=torch.nn:Identity", "network must define num_features, the length of its output; torch.nn:Ident"),
+        (
+            "--network=refused:Dropout",
+            "network must behave the same in acting and learning: Dropout (actor.1) is random; remove it",
+        ),
+        ("--network=refused:Fixed", "network must have a gradient for every parameter, but actor.weight has none"),
         ("--network=refused:Large", "network must fit the observations: refused:Large needs images"),
         ("--policy=torch.nn:Identity", "policy must name a subclass of ActionDistribution, got 'torch.nn:Identity'"),
         ("--policy=laplace:Laplace", "policy=laplace:Laplace needs a Box space, got Discrete(2)"),

@@ -548,7 +548,7 @@ def test_a_hostile_shipped_agent_is_passed_over_by_name(attack, trained, tmp_pat
     attack(shipped)
     job = ppo(tmp_path, "--mode=play", "--episodes=1", "--env_name=CartPole-v1")
     assert (job.returncode, job.stderr) == (0, "")
-    assert f"damaged shipped agent passed over: {Path('checkpoints') / 'pretrained' / 'CartPole-v1'}" in job.stdout
+    assert f"skipped a damaged shipped agent: {Path('checkpoints') / 'pretrained' / 'CartPole-v1'}" in job.stdout
 
 
 # ------------------------------------------------------------------------------------------------------------ all ranks

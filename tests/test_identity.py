@@ -142,7 +142,7 @@ def test_settings_are_changed_on_purpose_only_where_weights_mean_the_same(flag: 
     if CAN_CHANGE[flag]:
         assert settled([world, flag, "--change_settings"])[0] == parsed(world, flag, "--change_settings")
     else:
-        with pytest.raises(Refusal, match="is of another run"):
+        with pytest.raises(Refusal, match="belongs to another run"):
             settled([world, flag, "--change_settings"])
 
 
@@ -192,7 +192,7 @@ def test_the_same_command_keeps_its_run_when_the_world_starts_from_a_preset_of_a
     saved_by([POLE], preset="classic", learning_rate=1e-4)
     config, notes = settled([POLE])
     assert (config.ppo.learning_rate, len(notes)) == (1e-4, 1)
-    with pytest.raises(Refusal, match="is of another run"):
+    with pytest.raises(Refusal, match="belongs to another run"):
         settled([POLE, "--preset=classic"])
 
 

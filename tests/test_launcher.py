@@ -221,7 +221,11 @@ def test_ranks_start_where_the_environment_has_no_home():
 @pytest.mark.parametrize(
     ("named", "code", "said"),
     [
-        ("/bin/false", 2, "PYTHON must be Python 3.10 or newer with its venv module, got /bin/false; unset it to have"),
+        (
+            "/bin/false",
+            2,
+            "PYTHON must be Python 3.10 or newer with its venv module, got /bin/false; unset it to search",
+        ),
         ("no such python", 2, "got no such python; unset it"),
         (sys.executable, 0, ""),
     ],

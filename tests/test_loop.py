@@ -88,7 +88,7 @@ def test_a_finished_run_says_so_and_a_larger_goal_continues(tmp_path):
     assert_ok(further)
     assert "resuming CartPole-v1 at 128 steps" in further.stdout
     # A third of 192 steps is left at 128.
-    assert "env_steps 128 -> 192: learning_rate goes on at 33% of its first value instead of 0%" in further.stdout
+    assert "env_steps 128 -> 192: learning_rate continues at 33% of its initial value instead of 0%" in further.stdout
 
 
 def test_a_longer_run_changes_nothing_that_does_not_depend_on_the_length(tmp_path):
@@ -158,7 +158,7 @@ def test_a_run_that_a_gpu_takes_part_in_says_that_it_does_not_resume_bit_for_bit
     assert_ok(train_on(before, 64))
     resumed = train_on(now, 128)
     assert_ok(resumed)
-    assert resumed.stdout.count(f"saved with {before}, resumes with {now}: not bit for bit") == 1
+    assert resumed.stdout.count(f"saved with {before}, resumes with {now}: not bit-identical") == 1
 
 
 def test_a_checkpoint_from_before_there_were_devices_is_of_a_processor(tmp_path, monkeypatch):

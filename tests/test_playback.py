@@ -176,7 +176,7 @@ def test_a_damaged_checkpoint_is_named_and_the_next_whole_one_plays(which, damag
     flip_last_bit(two[damaged] / "model.safetensors")
     job = ppo(tmp_path, "--model_name=two", "--mode=play", "--episodes=1", f"--checkpoint={which}")
     assert job.returncode == 0, job.stderr
-    assert f"WARNING: damaged checkpoint passed over: checkpoints/two/{two[damaged].name}/model.safe" in job.stdout
+    assert f"WARNING: skipped a damaged checkpoint: checkpoints/two/{two[damaged].name}/model.safe" in job.stdout
     assert f"two, trained for {steps} steps" in job.stdout
 
 
@@ -228,7 +228,7 @@ def test_a_final_agent_is_shipped_with_its_card_curve_and_scores_and_plays_as_it
 
 def test_an_agent_whose_last_checkpoint_was_not_evaluated_is_not_shipped(two, tmp_path):
     assert ppo(tmp_path, *CARTPOLE[:1], "--mode=evaluate", "--model_name=two", "--episodes=2").returncode == 0
-    with pytest.raises(SystemExit, match=r"evaluate .*128 first: evaluation.json is of 64 steps"):
+    with pytest.raises(SystemExit, match=r"evaluate .*128 first: evaluation.json is for the agent at 64 steps"):
         ship_agent(["two", f"--root={tmp_path}", f"--project={tmp_path}/project"])
     assert not (tmp_path / "project").exists()
 
@@ -253,7 +253,7 @@ def test_a_damaged_shipped_agent_is_named_and_the_one_of_the_package_plays(tmp_p
     flip_last_bit(shipped / "model.safetensors")
     job = ppo(tmp_path, "--env_name=PongNoFrameskip-v4", "--mode=play", "--episodes=1", "--max_frames=40")
     assert job.returncode == 0, job.stderr
-    assert "WARNING: damaged shipped agent passed over: checkpoints/pretrained/PongNoFrameskip-v4" in job.stdout
+    assert "WARNING: skipped a damaged shipped agent: checkpoints/pretrained/PongNoFrameskip-v4" in job.stdout
     assert f"using the shipped one in {SHIPPED_FOLDER}" in job.stdout
 
 

@@ -100,9 +100,9 @@ def test_what_is_no_list_of_seeds_is_refused(seeds: str) -> None:
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--rng_seed=1", "rng_seed must not be set with seeds"),
-        ("--fresh", "seeds must be without --fresh"),
-        ("--mode=play", "seeds must be for --mode=train only"),
+        ("--rng_seed=1", "rng_seed must not be set together with seeds"),
+        ("--fresh", "seeds must be used without --fresh"),
+        ("--mode=play", "seeds must be used with --mode=train only"),
     ],
 )
 def test_what_seeds_do_not_go_with_is_refused(flag: str, message: str) -> None:

@@ -1,1 +1,1 @@
-"""The rule: rollouts, normalisation, the equations of PPO and the update."""
+"""The learning rule: rollouts, normalisation, the equations of PPO and the update."""

@@ -1,20 +1,20 @@
-/* Gathering the pixels of a minibatch as floats in one pass, where PyTorch takes two.
+/* Gathers the pixels of a minibatch as floats in one pass, where PyTorch takes two.
  *
- * ppo/algorithm/pixels.py says what it means, and does it where this could not be compiled.
+ * ppo/algorithm/pixels.py documents `gather_pixels` and computes the same without compiled code.
  */
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <stdint.h>
 
-/* One build for all machines, with a version of the loop for those that have wider vectors. */
+/* One build for all machines, with versions of the loop for machines with wider vectors. */
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
 #define FOR_ALL_VECTORS __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define FOR_ALL_VECTORS
 #endif
 
-/* Bytes of the next row that are fetched while this one is converted; the processor finds the others by itself. */
+/* Bytes of the next row that are prefetched while this one is converted; the hardware prefetches the rest by itself. */
 enum { CACHE_LINE = 64, AHEAD = 16 * CACHE_LINE };
 
 FOR_ALL_VECTORS static void convert_row(float *restrict converted, const uint8_t *restrict row, Py_ssize_t width)
@@ -34,7 +34,7 @@ static void gather_pixels(float *gathered, const uint8_t *rows, const int64_t *i
     }
 }
 
-/* Arrays of the caller, held until `release`. */
+/* The caller's arrays, held until `release`. */
 typedef struct {
     Py_buffer views[3];
     int held;
@@ -46,7 +46,8 @@ static void release(Arrays *arrays)
         PyBuffer_Release(&arrays->views[--arrays->held]);
 }
 
-/* Hold one more array of a type ('f' float32, 'q' int64, 'B' uint8) and so many axes; NULL with an exception set. */
+/* Hold one more array of this type ('f' float32, 'q' int64, 'B' uint8) and number of axes; NULL, with an exception set,
+ * if the array does not fit. */
 static Py_buffer *hold(Arrays *arrays, PyObject *array, char type, int axes, int writable)
 {
     Py_buffer *view = &arrays->views[arrays->held];

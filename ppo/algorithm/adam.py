@@ -1,7 +1,7 @@
 """Adam on one flat vector.
 
-It is the fused kernel of `torch.optim.Adam`, called directly: `torch.optim` imports PyTorch's compiler when it is first
-used, which takes every rank seconds of its start.
+The fused kernel of `torch.optim.Adam` is called directly: `torch.optim` imports PyTorch's compiler on first use, which
+adds seconds to the start of every rank.
 """
 
 import torch
@@ -28,9 +28,9 @@ class Adam:
         Args:
             count: P.
             epsilon: added to the root of the second moment.
-            device: where the parameters are, by default the processor.
-            moments: the memory for both, (2, P), zeros; by default it is made here.
-            l2_penalty: weight of half the squared norm of the parameters in what is minimised.
+            device: device of the parameters, by default the CPU.
+            moments: memory for both moments, (2, P), zeros; allocated here by default.
+            l2_penalty: weight of half the squared norm of the parameters, which is added to the loss.
         """
         self._epsilon, self._l2_penalty = epsilon, l2_penalty
         self.first_moment, self.second_moment = torch.zeros(2, count, device=device) if moments is None else moments
@@ -46,14 +46,14 @@ class Adam:
         unless: Tensor | None = None,
         shard: slice = slice(None),
     ) -> None:
-        """Move `values` (P,) along the gradient, in place.
+        """Take a step: update `values` (P,) in place.
 
         Args:
             values: all parameters.
-            gradient: of the shard.
+            gradient: gradient of the shard.
             rate: the learning rate.
-            unless: (); where it is 1 nothing is moved. Only the device looks.
-            shard: which parameters to move, by default all.
+            unless: (), 1 to skip the step; read on the device only.
+            shard: parameters to update, by default all.
         """
         self.gradient_steps += 1
         torch._fused_adam_(
@@ -87,7 +87,7 @@ class Adam:
             own = getattr(self, name)
             if state[name].shape != own.shape:
                 raise ValueError(
-                    f"the optimiser state has {state[name].numel()} parameters, this network {own.numel()}"
+                    f"the optimiser state is for {state[name].numel()} parameters, but this network has {own.numel()}"
                 )
             own.copy_(state[name])
         self.gradient_steps.copy_(state["gradient_steps"])

@@ -1,4 +1,4 @@
-"""A network's parameters and gradients as two flat vectors: one message and one kernel for all of them."""
+"""A network's parameters and gradients as two flat vectors: one message and one kernel serve all parameters."""
 
 from functools import partial
 
@@ -27,9 +27,9 @@ class FlatParameters:
 
         Args:
             model: its parameters must be float32, on one device.
-            num_sums: further numbers to be summed over ranks together with the gradient.
-            buffer: the memory for the gradient and these numbers, (P + num_sums,); by default it is made here.
-            values: the memory for the parameters, (P,); by default it is made here.
+            num_sums: number of further values to be summed over ranks with the gradient.
+            buffer: memory for the gradient and these values, (P + num_sums,); allocated here by default.
+            values: memory for the parameters, (P,); allocated here by default.
             moves_gradients: see `start_gradient`.
         """
         parameters = list(model.parameters())
@@ -60,11 +60,11 @@ class FlatParameters:
                 parameter.grad = grad
 
     def start_gradient(self) -> None:
-        """Let the next backward pass begin a gradient and those behind it add to it; clear the sums.
+        """Start a new gradient, to which all backward passes until the next call contribute; clear the sums.
 
-        A gradient is moved into the flat vector as it comes, the first over what is there: clearing the vector to add
-        to it would be another pass over memory. What adds to gradients where they are, such as a GPU's recorded
-        kernels, adds to zeros.
+        With `moves_gradients`, gradients are moved into the flat vector as they are computed. The first pass overwrites
+        what is there: clearing the vector would be another pass over memory. Without it, the vector is cleared, for
+        code that adds to gradients in place, such as a GPU's recorded kernels.
         """
         if self._moves_gradients:
             self._to_come = [True] * len(self._to_come)
@@ -73,7 +73,7 @@ class FlatParameters:
             self.buffer.zero_()
 
     def check_gradient(self) -> None:
-        """Assert that backward() has brought all of the gradient into the flat vector."""
+        """Assert that the flat vector holds the whole gradient after backward()."""
         if self._moves_gradients:
             assert not any(self._to_come)
         else:
@@ -81,7 +81,7 @@ class FlatParameters:
                 assert parameter.grad is not None and parameter.grad.data_ptr() == grad.data_ptr()
 
     def _move(self, index: int, parameter: Tensor) -> None:
-        """Put a gradient that has just been made where it belongs."""
+        """Move a parameter's new gradient into the flat vector."""
         assert parameter.grad is not None
         if self._to_come[index]:
             self._grads[index].copy_(parameter.grad)

@@ -1,6 +1,6 @@
-"""The loss of PPO: what a gradient step minimises, and what the log says of it.
+"""The loss of PPO, which gradient steps minimise, and its terms for the log.
 
-Another loss is another function of this form (docs/extending.md): the learner differentiates it by autograd, sums over
+Another loss is a function of the same form (docs/extending.md): the learner differentiates it by autograd, sums over
 ranks and divides by the size of the minibatch. The names of the terms become columns of the log.
 """
 
@@ -23,17 +23,17 @@ def ppo_loss(
     settings: PPOSettings,
     clip_range: float | Tensor,
 ) -> Tensor:
-    """Return the sum over samples of the loss, ().
+    """Return the loss summed over samples, ().
 
     The loss is policy_loss + value_coefficient * value_loss - entropy_coefficient * entropy, to be minimised: Schulman
-    et al. 2017, eq. 9 (arXiv:1707.06347), with its sign turned.
+    et al. 2017, eq. 9 (arXiv:1707.06347), with the opposite sign.
 
     Args:
-        prediction: of the network for the observations of the samples.
+        prediction: the network's prediction for the observations of the samples.
         samples: a minibatch, or a rank's part of one, (B,).
         distribution: interprets the outputs of the policy head.
-        settings: coefficients and the clip range of values.
-        clip_range: of the probability ratios.
+        settings: coefficients, and the clip range of values.
+        clip_range: clip range of the probability ratios.
     """
     log_ratios = _log_ratios(prediction, samples, distribution)
     policy_loss = equations.clipped_surrogate_loss(log_ratios, samples.advantages, clip_range)
@@ -50,17 +50,17 @@ def loss_terms(
     settings: PPOSettings,
     clip_range: float | Tensor,
 ) -> dict[str, Tensor]:
-    """Return by the names of TERMS what the log has the means of, (B,) each.
+    """Return the terms whose means are logged, (B,) each, by the names in TERMS.
 
-    It is called once for all minibatches of an epoch, with what was predicted in each: small networks take less time
-    for a minibatch than all of this does.
+    Called once per epoch, with the predictions made in all its minibatches: a small network takes less time for a
+    minibatch than this function does.
 
     Args:
-        prediction: of the network as it was in each minibatch.
-        samples: of all minibatches, (B,).
-        distribution: as that of `ppo_loss`.
-        settings: as those of `ppo_loss`.
-        clip_range: as that of `ppo_loss`.
+        prediction: predictions of the network as it was in each minibatch.
+        samples: samples of all minibatches, (B,).
+        distribution: as in `ppo_loss`.
+        settings: as in `ppo_loss`.
+        clip_range: as in `ppo_loss`.
     """
     log_ratios = _log_ratios(prediction, samples, distribution)
     return {

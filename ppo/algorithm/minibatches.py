@@ -9,10 +9,10 @@ from ppo.random_streams import Purpose, stream
 
 
 def minibatch_indices(settings: PPOSettings, environments: range, *, seed: int, update: int, epoch: int) -> Tensor:
-    """Return this rank's flat step indices t * N + n of every minibatch of an epoch, (K, B).
+    """Return this rank's flat step indices t * N + n for every minibatch of an epoch, (K, B).
 
-    Each environment's steps are shuffled by their own stream, and minibatch k takes the k-th share of every
-    environment: a minibatch of the job holds the same steps at any rank count.
+    Each environment's steps are shuffled by a separate stream, and minibatch k takes the k-th share of every
+    environment, so that a minibatch of the job holds the same steps at any number of ranks.
 
     Args:
         settings: sizes for the whole job.

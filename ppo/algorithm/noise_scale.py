@@ -1,6 +1,6 @@
 """The gradient noise scale: how many steps a minibatch can have before more of them stop helping.
 
-Measured nearly for free where gradients are averaged over ranks: McCandlish et al. 2018 (arXiv:1812.06162),
+It is measured nearly for free where gradients are averaged over ranks: McCandlish et al. 2018 (arXiv:1812.06162),
 appendix A.1.
 """
 
@@ -15,20 +15,20 @@ _DECAY = 0.96
 class GradientNoiseScale:
     """Running estimate of tr(S) / |G|^2: the noise of one step's gradient over the square of the true gradient.
 
-    A gradient averaged over b steps has E|g|^2 = |G|^2 + tr(S) / b (eq. A.1). The shares of the ranks, b small, and
-    their average, b large, are two equations for the two unknowns. Each has its own running mean, since a mean of
-    ratios would be biased.
+    A gradient averaged over b steps has E|g|^2 = |G|^2 + tr(S) / b (eq. A.1). The ranks' own gradients, with small b,
+    and their average, with large b, give two equations for the two unknowns. Each unknown has its own running mean,
+    since a mean of ratios would be biased.
     """
 
     def __init__(self, shares: Sequence[int]) -> None:
-        """Prepare for minibatches that are split into these numbers of steps; with one rank nothing is measured."""
+        """Prepare for minibatches with `shares` steps on each rank; with one rank nothing is measured."""
         self.is_measured = len(shares) > 1
         self._small = sum(1.0 / share for share in shares) / len(shares)
         self._large = 1.0 / sum(shares)
         self._means = torch.zeros(2, dtype=torch.float64)
 
     def observe(self, mean_of_squares: float, square_of_mean: float) -> None:
-        """Take note of a minibatch.
+        """Add a minibatch to the running means.
 
         Args:
             mean_of_squares: mean over ranks of |g|^2, g being the mean gradient of the rank's own steps.
@@ -40,7 +40,7 @@ class GradientNoiseScale:
 
     @property
     def value(self) -> float | None:
-        """The noise scale in steps; None where it is not measured, and while noise hides the gradient."""
+        """The noise scale in steps; None if it is not measured, or while noise hides the gradient."""
         noise, signal = self._means.tolist()
         return noise / signal if self.is_measured and noise > 0.0 and signal > 0.0 else None
 

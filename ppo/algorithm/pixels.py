@@ -1,4 +1,4 @@
-"""Gathering pixels as floats, by compiled code where the package was installed with a compiler."""
+"""Gathers pixels as floats, with compiled code if a compiler was present when the package was installed."""
 
 import torch
 from torch import Tensor
@@ -9,16 +9,16 @@ except ImportError:  # no compiler when the package was installed
     _pixels = None  # type: ignore[assignment]
 
 IS_COMPILED = _pixels is not None
-"""Whether `gather_pixels` is compiled code; its results are the same."""
-# Bytes of so many observations, 28 KB each, are still in the cache when they are made floats.
+"""Whether `gather_pixels` is compiled; its results are the same either way."""
+# The bytes of this many observations, 28 KB each, are still in the cache when they are converted to floats.
 _ROWS_AT_ONCE = 32
 
 
 def gather_pixels(rows: Tensor, indices: Tensor) -> Tensor:
-    """Return rows (R, W) of uint8 at indices (B,) as float32 (B, W), on a processor.
+    """Return rows (R, W) of uint8 at indices (B,) as float32 (B, W), on the CPU.
 
     Raises:
-        IndexError: an index is none of R.
+        IndexError: an index is out of range.
     """
     gathered = torch.empty(len(indices), rows.shape[1])
     if _pixels is not None and torch.get_num_threads() == 1:

@@ -1,7 +1,7 @@
-"""What the learner makes of raw rewards: their sign, a fixed scale, or units of the deviation of discounted returns.
+"""Transforms raw rewards for the learner: sign, fixed scale, or units of the deviation of discounted returns.
 
-The rollout and the logs keep raw rewards. Running returns belong to an environment: they end with its games, not with
-lives, and are saved with its state.
+The rollout and the logs keep raw rewards. Each environment has a running return, which is reset when a game ends, not
+when a life is lost, and is saved with the environment's state.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,13 +21,13 @@ class RewardTransform:
     """Transforms the rewards of successive rollouts of this rank's N environments."""
 
     def __init__(self, settings: PPOSettings, num_envs: int) -> None:
-        """Start with no experience."""
+        """Start without statistics."""
         self._settings = settings
         self._moments = RunningMoments()
         self._returns = np.zeros(num_envs)
 
     def __call__(self, rollout: Rollout, moments_of: MomentsOverRanks) -> Tensor:
-        """Return the rewards to learn from, (T, N); by all ranks together.
+        """Return the rewards to learn from, (T, N); called by all ranks together.
 
         The moments of this rollout's discounted returns are merged over ranks before its rewards are scaled by them
         (Engstrom et al. 2020, arXiv:2005.12729, section 3).
@@ -60,18 +60,18 @@ class RewardTransform:
         """Restore the running return of each environment.
 
         Raises:
-            ValueError: a state has none, or something else under its name.
+            ValueError: a state has no running return, or one of another type or shape.
         """
         for position, state in enumerate(states):
             value = state.get("running_return", np.zeros(0))
             if value.dtype != np.float64 or value.shape != (1,):
                 raise ValueError(
-                    f"the saved running_return of environment {position} of this rank must be float64 (1,)"
+                    f"the saved running_return of this rank's environment {position} must be float64 of shape (1,)"
                 )
             self._returns[position] = value[0]
 
     def _discounted_returns(self, rewards: Tensor, game_ends: Tensor) -> NDArray[np.float64]:
-        """Return R_t = r_t + discount * R_{t-1}, begun anew behind the end of a game, (T, N), and keep the last."""
+        """Return R_t = r_t + discount * R_{t-1}, (T, N), restarted after the end of a game, and keep the last."""
         returns: NDArray[np.float64] = rewards.cpu().double().numpy().copy()
         ends = game_ends.cpu().numpy()
         running = self._returns

@@ -1,13 +1,13 @@
 """Collecting experience: T steps of this rank's N environments under the current policy.
 
-Row t holds what belongs together: the observation s_t, the raw action a_t taken in it, the policy head's output and
+Row t holds one step: the observation s_t, the raw action a_t taken in it, the policy head's output and
 log pi(a_t|s_t), V(s_t), the raw reward r_{t+1} and whether the learner's episode, or the game, ended with it.
 
-Environments that come in several groups are stepped in turns: while the emulators of one group run, the network acts
-for another. With one group that is a plain loop.
+Several groups of environments are stepped in turn: while the emulators of one group run, the network acts for another.
+With one group this is a plain loop.
 
-The network may live on another device than the processor: observations go there as the bytes they are, and only actions
-come back. A GPU is given the kernels of a decision as one CUDA graph.
+The network may be on another device than the CPU: observations are sent there unconverted, and only actions come back.
+On a GPU the kernels of a decision are launched as one CUDA graph.
 """
 
 import dataclasses
@@ -30,33 +30,33 @@ from ppo.random_streams import Purpose, stream
 
 @dataclass(frozen=True)
 class Rollout:
-    """Tensors of (T, N), on one rank and on the network's device."""
+    """One rank's experience: (T, N) tensors on the network's device."""
 
     observations: Tensor
     """(T, N, *observation shape)."""
     actions: Tensor
     """Raw, (T, N, *action shape)."""
     outputs: Tensor
-    """Of the policy head that acted, (T, N, K)."""
+    """Outputs of the policy head that acted, (T, N, K)."""
     log_probs: Tensor
     values: Tensor
     next_values: Tensor
-    """V(s_{t+1}): 0 where the episode terminated, V(final observation) where a time limit cut it."""
+    """V(s_{t+1}): 0 where the episode terminated, V(final observation) where a time limit truncated it."""
     rewards: Tensor
-    """As the environment gives them."""
+    """Raw."""
     dones: Tensor
-    """The learner's episode ended: a life may do, and so does a time limit."""
+    """Whether the learner's episode ended: with the game, at a time limit, or with a life where lives end episodes."""
     game_ends: Tensor
-    """The whole game ended."""
+    """Whether the whole game ended."""
     last_observations: Tensor
     """s_T, (N, *observation shape)."""
     cuts: list[tuple[int, int, Tensor]] = field(default_factory=list)
-    """Step, environment and final observation of each episode that a time limit cut."""
+    """Step, environment and final observation of each episode that a time limit truncated."""
 
     def observations_at(self, indices: Tensor) -> Tensor:
         """Gather observations (B, ...) by flat indices t * N + n, a whole row of memory at a time.
 
-        On a processor pixels come as float32, which is what its convolutions read.
+        On the CPU pixels are returned as float32, the type that its convolutions read.
         """
         steps = self.observations.flatten(0, 1)
         if steps.dim() != 4:
@@ -70,7 +70,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Episode:
-    """A whole game that ended: raw return, agent steps, where and when."""
+    """A finished game: environment, step of the rollout, raw return and length in agent steps."""
 
     environment: int
     step: int
@@ -79,7 +79,7 @@ class Episode:
 
 
 class Collector:
-    """Steps a block of environments with a policy; remembers where they stand between rollouts."""
+    """Steps a block of environments with a policy; games continue from one rollout to the next."""
 
     def __init__(
         self,
@@ -96,8 +96,8 @@ class Collector:
         Args:
             envs: this rank's block, not yet reset.
             model: the policy and value network.
-            value_normalizer: the units the value head predicts in.
-            indices: global indices of the block, the addresses of its random numbers.
+            value_normalizer: defines the units of the value head.
+            indices: global indices of the block, which select its random numbers.
             rollout_steps: T.
             seed: seed of the job.
         """
@@ -111,7 +111,7 @@ class Collector:
         self._distribution = model.distribution
         action_shape, num_outputs = self._distribution.action_shape, self._distribution.num_outputs
         shape, sample = (rollout_steps, envs.num_envs), torch.from_numpy(envs.observations)
-        # Rewards and ends are made here and follow as a whole.
+        # Rewards and ends are collected on the CPU and sent to the device all together.
         self._rollout = Rollout(
             observations=_empty_like_rows(rollout_steps, sample, self._device),
             actions=torch.zeros(*shape, *action_shape, dtype=self._distribution.dtype, device=self._device),
@@ -124,11 +124,11 @@ class Collector:
             game_ends=torch.zeros(shape, dtype=torch.bool),
             last_observations=torch.empty_like(sample, device=self._device),
         )
-        # By the first environment of the group.
+        # Keyed by the first environment of the group.
         self._graphs: dict[int, CUDAGraph] = {}
         self.newest = self._rollout
-        """The rollout that was collected last."""
-        # A GPU reads page-locked memory by itself.
+        """The last rollout collected."""
+        # A GPU reads page-locked memory without the CPU.
         self._on_the_way = torch.empty_like(sample, pin_memory=True) if self._device.type == "cuda" else None
 
     def reset(self) -> None:
@@ -140,7 +140,7 @@ class Collector:
         """Take T steps everywhere.
 
         Args:
-            update: number of the update, the address of the action noise.
+            update: number of the update, which selects the action noise.
 
         Returns:
             The rollout, whose memory the next call reuses, and the games that ended in it.
@@ -160,7 +160,7 @@ class Collector:
         for _ in range(steps + 1):
             for group in groups:
                 next(group, None)
-        # What need not be done step by step is done here, once.
+        # Everything that need not be done step by step is done once for the whole rollout.
         made_here = {name: getattr(rollout, name).to(self._device) for name in ("rewards", "dones", "game_ends")}
         rollout = dataclasses.replace(rollout, **made_here)
         rollout.log_probs.copy_(self._distribution.log_prob(rollout.outputs, rollout.actions))
@@ -172,15 +172,15 @@ class Collector:
         return rollout, episodes
 
     def _steps(self, group: slice, all_noise: Tensor, episodes: list[Episode]) -> Iterator[None]:
-        """Take T steps in a group of environments, yielding each time their actions are sent.
+        """Take T steps in a group of environments, yielding after each time actions are sent.
 
         Args:
             group: the environments.
-            all_noise: their action noise, (T, group, *noise shape).
+            all_noise: action noise of the group, (T, group, *noise shape).
             episodes: receives the games that end.
         """
         rollout, envs, indices = self._rollout, self._envs, self._indices[group]
-        # Rows of the rollout, all made by one call each: one by one they would take longer than what is done to them.
+        # One call per tensor makes the views of all rows: one by one, making them would take longer than filling them.
         tensors = (rollout.observations, rollout.actions, rollout.outputs, rollout.values)
         rows = zip(*(tensor[:, group].unbind(0) for tensor in tensors), all_noise.unbind(0), strict=True)
         all_rewards, all_dones, all_ends = (a.numpy() for a in (rollout.rewards, rollout.dones, rollout.game_ends))
@@ -196,16 +196,18 @@ class Collector:
             _, rewards, terminated, truncated, info = envs.recv(group)
             self._lap("env")
 
-            # An array that is too short would be broadcast without a word.
-            for name, array in (("rewards", rewards), ("ends", terminated), ("time limits", truncated)):
+            # An array that is too short would be broadcast silently.
+            for name, array in (("rewards", rewards), ("terminated", terminated), ("truncated", truncated)):
                 if array.shape != (len(indices),):
-                    raise ValueError(f"{len(indices)} environments returned {name} of shape {array.shape}")
+                    raise ValueError(
+                        f"{name} of {len(indices)} environments must have shape ({len(indices)},), got {array.shape}"
+                    )
             terminal = terminated | info["life_lost"]
             all_rewards[t, group], all_dones[t, group] = rewards, terminal | truncated
             all_ends[t, group] = ended = terminated | truncated
             cut = np.flatnonzero(truncated & ~terminal)
             if cut.size:
-                # A time limit ends the game but not the future: what follows is worth V(final observation).
+                # A time limit truncates the episode: bootstrap from V(final observation).
                 final_observations = torch.from_numpy(info["final_obs"][cut]).to(self._device)
                 rollout.next_values[t, group][cut] = self._values(final_observations)
                 rollout.cuts.extend(
@@ -216,15 +218,15 @@ class Collector:
                 episodes.append(Episode(indices[n], t, float(returns[n]), int(lengths[n])))
 
     def _upload(self, row: Tensor, group: slice) -> Tensor:
-        """Put a group's current observations into their place in the rollout and return that."""
+        """Copy a group's current observations into a row of the rollout and return that row."""
         observations = torch.from_numpy(self._envs.observations[group])
         if self._on_the_way is None:
             return row.copy_(observations)
-        # The actions of the step before have come back since, and with them all that was read from this memory.
+        # The previous step's actions have come back, so that the device has finished reading this memory.
         return row.copy_(self._on_the_way[group].copy_(observations), non_blocking=True)
 
     def _decide(self, group: slice, observations: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
-        """Do what `_decisions` does, for a group of environments; on a GPU by the recorded kernels."""
+        """Do what `_decisions` does for a group of environments, on a GPU by replaying the recorded kernels."""
         if self._device.type != "cuda":
             return self._decisions(observations, noise)
         if group.start not in self._graphs:
@@ -236,7 +238,7 @@ class Collector:
 
         Args:
             observations: (N, ...).
-            noise: their action noise, (N, ...).
+            noise: action noise, (N, ...).
         """
         outputs, values = self._network(observations)
         return self._distribution.sample(outputs, noise), outputs, values
@@ -251,20 +253,20 @@ class Collector:
 
 
 def following_values(rollout: Rollout, values: Tensor, last_values: Tensor, at_ends: Tensor) -> Tensor:
-    """Return V(s_{t+1}), (T, N): of the next row, of the observations behind the last one, or as given at ends.
+    """Return V(s_{t+1}), (T, N): from the next row, `last_values` after the last row, or `at_ends` at episode ends.
 
     Args:
         rollout: where episodes end.
         values: V(s_t), (T, N).
         last_values: V(s_T), (N,).
-        at_ends: what follows an end: 0, or V(final observation) where a time limit cut the episode, (T, N).
+        at_ends: at an episode's end 0, or V(final observation) where a time limit truncated it, (T, N).
     """
     following = torch.cat([values[1:], last_values.unsqueeze(0)])
     return torch.where(rollout.dones, at_ends, following)
 
 
 def _empty_like_rows(rows: int, sample: Tensor, device: torch.device) -> Tensor:
-    """Allocate (rows, *sample.shape) on a device, whose rows have the sample's memory order."""
+    """Allocate (rows, *sample.shape) on a device, with the sample's memory order in each row."""
     strides = sample.stride()
     order = sorted(range(sample.dim()), key=lambda axis: -strides[axis])
     storage = torch.zeros((rows, *(sample.shape[axis] for axis in order)), dtype=sample.dtype, device=device)

@@ -1,4 +1,4 @@
-"""From a rollout to the samples that gradients are made of: advantages, returns and their normalisation over ranks."""
+"""Turns a rollout into samples for the loss: advantages, returns and their normalisation over ranks."""
 
 from typing import NamedTuple
 
@@ -12,16 +12,16 @@ from ppo.config import PPOSettings
 
 
 class Samples(NamedTuple):
-    """What the loss depends on besides the network's prediction: one entry for each of B samples, (B,) if not said."""
+    """Inputs of the loss besides the network's prediction, for B samples; (B,) unless stated otherwise."""
 
     actions: Tensor
     """Raw, (B, *action shape)."""
     outputs: Tensor
-    """Of the policy head that acted, (B, K)."""
+    """Outputs of the policy head that acted, (B, K)."""
     log_probs: Tensor
-    """Of the actions, from the policy that acted."""
+    """Log-probabilities of the actions under the policy that acted."""
     values: Tensor
-    """What the value head predicted then."""
+    """Predictions of the value head at that time."""
     returns: Tensor
     """In the units of the value head."""
     advantages: Tensor
@@ -45,16 +45,16 @@ def prepare(
 
     Args:
         rollout: this rank's experience.
-        rewards: what to learn from, (T, N).
-        value_normalizer: the units of the value head.
-        settings: the discount and what is normalised.
+        rewards: the rewards to learn from, (T, N).
+        value_normalizer: defines the units of the value head.
+        settings: the discount, and the choice of what to normalise.
         moments_of: returns moments over all ranks.
         gae_lambda: lambda of this update.
-        again: the rollout has been prepared before, with other values: the normaliser has seen its returns.
+        again: the rollout was prepared before, with other values, so the normaliser has already seen its returns.
 
     Returns:
-        The samples, and the share of the returns' variance that values explain. Returns are those of this lambda, and
-        so is the share.
+        The samples, and the share of the returns' variance that values explain. Returns and share are those of this
+        lambda.
     """
     advantages = equations.gae(
         rewards,
@@ -66,13 +66,13 @@ def prepare(
     ).flatten()
     values = rollout.values.flatten()
     returns = advantages + values
-    # The residual of the prediction is the advantage, so two rows of moments serve everything below.
+    # The residual of the value prediction is the advantage, so two rows of moments are enough for everything below.
     both = moments_of(torch.stack([returns, advantages]))
     returns_moments, advantage_moments = (Moments(both.count[row], both.mean[row], both.squares[row]) for row in (0, 1))
     variance = float(returns_moments.squares)
     explained = 1.0 - float(advantage_moments.squares) / variance if variance > 0.0 else 0.0
     if settings.value_normalization:
-        # What the value head predicted, in the units of that time: the reference of value clipping.
+        # The value head's predictions, in their original units, are the reference for value clipping.
         values = value_normalizer.normalize(values)
         if not again:
             value_normalizer.update(returns_moments)
@@ -86,9 +86,9 @@ def prepare(
 def gather_minibatches(
     samples: Samples, indices: Tensor, settings: PPOSettings, moments_of: MomentsOverRanks
 ) -> Samples:
-    """Gather an epoch's minibatches by indices (K, B), with advantages normalised per minibatch if the settings say so.
+    """Gather an epoch's minibatches by indices (K, B), normalising advantages per minibatch if so configured.
 
-    Moments are those of the minibatch of the whole job.
+    Moments are those of the whole job's minibatch.
     """
     minibatches = samples.at(indices)
     if settings.advantage_normalization == "minibatch":

@@ -1,7 +1,7 @@
-"""What changes from update to update: the learning rate, the clip range and lambda.
+"""Schedules of the learning rate, the clip range and lambda.
 
-Each is a pure function of progress, evaluated once per update. The one exception is the KL-adaptive learning rate:
-it is state, saved with the run and moved by the KL over all ranks.
+Each is a pure function of progress, evaluated once per update. The one exception is the KL-adaptive learning rate: it
+is state, saved with the run and adapted to the KL over all ranks.
 """
 
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from ppo.config import PPOSettings
 
 @dataclass(frozen=True)
 class Scheduled:
-    """The scheduled numbers of one update."""
+    """The scheduled values of one update."""
 
     learning_rate: float
-    """Of the first epoch; a KL-adaptive rate moves between epochs."""
+    """The rate of the first epoch; a KL-adaptive rate changes between epochs."""
     clip_range: float
     gae_lambda: float
 
@@ -32,11 +32,11 @@ class Schedules:
         self._adaptive_rate = settings.learning_rate
 
     def at(self, *, env_steps: int, progress: float) -> Scheduled:
-        """Return the numbers of an update.
+        """Return the scheduled values of an update.
 
         Args:
-            env_steps: agent steps of the job before the update, for lambda and the inverse-time rate, which follow
-                experience so far and not the length of the run.
+            env_steps: agent steps of the job before the update, for lambda and the inverse-time rate, which depend on
+                experience so far, not on the length of the run.
             progress: env_steps divided by those of the whole run, for the linear schedules.
         """
         settings = self._settings

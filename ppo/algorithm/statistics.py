@@ -1,4 +1,4 @@
-"""Statistics of an update: means of the loss's terms, gradient norms and the noise scale; ends a run that diverges."""
+"""Statistics of an update: mean loss terms, gradient norms and the noise scale; halts a run that diverges."""
 
 import math
 from collections.abc import Sequence
@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from ppo.algorithm.noise_scale import GradientNoiseScale
 from ppo.collectives import Halt
 
-# The norm of a rank's own gradient is a pass over it that nothing else needs.
+# The norm of a rank's own gradient takes an extra pass over the gradient.
 _STEPS_PER_NOISE_SAMPLE = 4
 
 
 def measures_noise(minibatch: int) -> bool:
-    """Return whether the noise of a minibatch of an epoch is measured."""
+    """Return whether noise is measured in this minibatch of an epoch."""
     return minibatch % _STEPS_PER_NOISE_SAMPLE == 0
 
 
@@ -25,8 +25,8 @@ class UpdateStatistics:
         """Start empty.
 
         Args:
-            terms: names of the logged terms of the loss.
-            noise_scale: takes note of every measured minibatch.
+            terms: names of the logged loss terms.
+            noise_scale: observes every measured minibatch.
         """
         self._terms, self._noise_scale = terms, noise_scale
         self._sums = np.zeros(len(terms))
@@ -34,15 +34,15 @@ class UpdateStatistics:
         self.num_epochs = 0
 
     def add_epoch(self, of_steps: NDArray[np.float64], means: NDArray[np.float64], update: int) -> float:
-        """Take in an epoch of K minibatches and return its KL.
+        """Add an epoch of K minibatches and return its KL.
 
         Args:
             of_steps: gradient norm before clipping and mean over ranks of each rank's squared norm, (K, 2).
-            means: sums over the minibatches of the terms, each a mean over the job's minibatch.
+            means: sums over minibatches of the terms, each a mean over the job's minibatch.
             update: number of the update, for the message.
 
         Raises:
-            Halt: something is not finite; on all ranks alike.
+            Halt: a value is non-finite; raised on all ranks alike.
         """
         norms = of_steps[:, 0].tolist()
         if not (np.isfinite(of_steps).all() and np.isfinite(means).all()):
@@ -50,8 +50,8 @@ class UpdateStatistics:
             terms = zip(self._terms, means / len(norms), strict=True)
             raise Halt(
                 f"the loss or the gradient of update {update + 1} is not finite (gradient norm {norm:g}, "
-                f"{', '.join(f'{name} {mean:g}' for name, mean in terms)}); nothing of it was saved and the last "
-                "checkpoint stands. A lower --learning_rate may help"
+                f"{', '.join(f'{name} {mean:g}' for name, mean in terms)}); the update was not saved and the "
+                "last checkpoint is intact. Try a lower --learning_rate"
             )
         if self._noise_scale.is_measured:
             for number, (norm, squared_gradient_of_a_rank) in enumerate(of_steps.tolist()):
@@ -63,7 +63,7 @@ class UpdateStatistics:
         return float(means[self._terms.index("approx_kl")]) / len(norms)
 
     def metrics(self) -> dict[str, float | None]:
-        """Return the means over all minibatches of the update, by column of the log; None where there were none."""
+        """Return the means over all minibatches of the update, by column of the log; None without minibatches."""
         count = len(self._norms)
         means = [float(total) / count if count else None for total in self._sums]
         return {

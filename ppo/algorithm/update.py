@@ -1,10 +1,10 @@
-"""The update: several epochs of minibatch gradient steps on one rollout, summed over ranks.
+"""The update: several epochs of minibatch gradient steps on one rollout, with gradients summed over ranks.
 
 All parameters are views into one flat vector and all gradients go to another, so a minibatch costs one all-reduce and
-one optimiser kernel. What a log needs is summed once per epoch.
+one optimiser kernel. Logged terms are summed once per epoch.
 
-All of it happens on the model's device, which is not waited for until the end of an epoch: a gradient that is not
-finite stops the optimiser on the device itself. A GPU is given the kernels of a gradient as one CUDA graph.
+Everything runs on the model's device, which the CPU waits for only at the end of an epoch: a non-finite gradient stops
+the optimiser on the device itself. On a GPU the kernels of a gradient are launched as one CUDA graph.
 """
 
 import contextlib
@@ -37,13 +37,13 @@ from ppo.config import MachineSettings, PPOSettings
 from ppo.models.actor_critic import ActorCritic, Policy, Prediction
 from ppo.models.bare import bare
 
-# Behind the gradient: the mean over ranks of each one's squared gradient norm.
+# Summed with the gradient: the mean over ranks of each rank's squared gradient norm.
 _NUM_SUMS = 1
 
 # Activations of more samples than this fall out of the cache; larger shares are accumulated in parts.
 _MAX_SAMPLES_AT_ONCE = 256
-# On a GPU they need only fit into its memory: the largest network has 6 MB for a sample, and a last part of another
-# size has memory of its own.
+# On a GPU they need only fit into its memory: the largest network takes 6 MB for a sample, and a last part of another
+# size takes memory of its own.
 _MAX_SAMPLES_AT_ONCE_ON_A_GPU = 1024
 
 
@@ -62,17 +62,17 @@ class Learner:
         seed: int,
         meeting_host: str = "",
     ) -> None:
-        """Prepare to update `model`, on the device where it is.
+        """Prepare to update `model` on its device.
 
         Args:
             model: its parameters become views into one vector.
             value_normalizer: shared with the collector; updated here if the settings say so.
             settings: sizes for the whole job.
             comm: the ranks to sum gradients over.
-            machine: how to sum them.
-            indices: global indices of this rank's environments, the addresses of their shuffles.
+            machine: how to sum gradients.
+            indices: global indices of this rank's environments, which select their shuffles.
             seed: seed of the job.
-            meeting_host: where the ranks find each other if each has a GPU of its own and these sum the gradients.
+            meeting_host: host where the ranks find each other if every rank has a GPU and the GPUs sum the gradients.
         """
         self._model, self._value_normalizer = model, value_normalizer
         self._settings, self._comm = settings, comm
@@ -85,11 +85,11 @@ class Learner:
         self.shares_memory = shared is not None
         """Whether the ranks of a host share weights, moments and gradients, and each updates a shard of them."""
         self.is_one_replica = shared is not None and shared.hosts.count == 1
-        """Whether all ranks of the job share them."""
+        """Whether all ranks of the job share weights, moments and gradients."""
         self._neighbours = comm if shared is None else shared.hosts.within
         buffer = None if shared is None else shared.gradients[self._neighbours.rank]
-        # Each rank fills what ranks share, here and when a checkpoint is loaded: all with the same, and all meet before
-        # any of them updates a weight.
+        # Every rank fills the shared memory, here and when a checkpoint is loaded. All write the same values, and all
+        # meet before any of them updates a weight.
         weights = None if shared is None else shared.parameters
         self._bare = bare(model)
         self._network: Policy = self._bare or model
@@ -110,21 +110,21 @@ class Learner:
         shares = [len(share(settings.num_envs, rank, comm.size)) * steps for rank in range(comm.size)]
         self._minibatch_per_share = sum(shares) / shares[comm.rank]
         self._noise_scale = GradientNoiseScale(shares)
-        # By the number of samples; they read the observations at one place in memory.
+        # Keyed by number of samples; all read the observations at the address `_graphs_read`.
         self._graphs: dict[int, CUDAGraph] = {}
         self._graphs_read = 0
-        # 1 once any gradient of this update was not finite.
+        # 1 once any gradient of this update was non-finite.
         self._is_not_finite = torch.zeros((), device=self._device)
         self.seconds = {"learn": 0.0, "communicate": 0.0}
         self.samples: Samples | None = None
-        """What was learnt from the newest rollout, as in its last epoch; None if nothing was."""
+        """The samples learnt from in the last epoch of the newest rollout; None if there was no update."""
 
     def update(self, rollout: Rollout, *, update: int, env_steps: int, progress: float) -> dict[str, float | None]:
         """Improve the policy with one rollout.
 
         Args:
             rollout: this rank's experience.
-            update: number of the update, the address of the shuffles.
+            update: number of the update, which selects the shuffles.
             env_steps: agent steps of the job before the rollout.
             progress: env_steps divided by those of the whole run.
 
@@ -132,8 +132,8 @@ class Learner:
             Metrics of the whole job, equal on all ranks.
 
         Raises:
-            Halt: a loss or the gradient is not finite; on all ranks after the same epoch. No weight has been changed by
-                a gradient that is not finite, nor since.
+            Halt: a loss or gradient is non-finite; on all ranks after the same epoch. No weight has changed since the
+                first non-finite gradient.
         """
         started = time.perf_counter()
         self.seconds = {"learn": 0.0, "communicate": 0.0}
@@ -176,7 +176,7 @@ class Learner:
         }
 
     def no_update(self) -> dict[str, float | None]:
-        """Return the metrics of a rollout that nothing is learnt from."""
+        """Return the metrics of a rollout without an update."""
         self.seconds, self.samples = {"learn": 0.0, "communicate": 0.0}, None
         statistics = UpdateStatistics(TERMS, self._noise_scale)
         return {
@@ -186,13 +186,13 @@ class Learner:
 
     @property
     def how_gradients_are_summed(self) -> str:
-        """In a few words, for the log."""
+        """How gradients are summed, in a few words for the log."""
         if self.is_one_replica:
             return "in shared memory"
-        return "in shared memory within hosts, by MPI between them" if self.shares_memory else "by MPI"
+        return "in shared memory within hosts, by MPI between hosts" if self.shares_memory else "by MPI"
 
     def close(self) -> None:
-        """Part from the other ranks; by all of them together."""
+        """Disconnect from the other ranks; called by all of them together."""
         self._gradient_sum.close()
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -205,7 +205,7 @@ class Learner:
         }
 
     def replicated_state(self) -> dict[str, Tensor]:
-        """Return of the `state_dict` what every rank has a copy of: what all of them share is there once."""
+        """Return the part of `state_dict` of which every rank has a copy, leaving out moments that all ranks share."""
         state = self.state_dict()
         return {name: t for name, t in state.items() if not (self.is_one_replica and name in Adam.MOMENTS)}
 
@@ -222,7 +222,7 @@ class Learner:
 
     @torch.no_grad()
     def _revalued(self, rollout: Rollout) -> Rollout:
-        """Return a rollout with the values that the network predicts now."""
+        """Return a rollout with values predicted by the current network."""
 
         def raw_values(observations: Tensor) -> Tensor:
             return self._value_normalizer.denormalize(self._model(observations).values)
@@ -238,13 +238,13 @@ class Learner:
         return replace(rollout, values=values, next_values=next_values)
 
     def _add_gradients(self, rollout: Rollout, index: Tensor, samples: Samples, clip_range: float) -> list[Prediction]:
-        """Compute this rank's gradient of a minibatch, part by part; return what was predicted for each.
+        """Compute this rank's gradient of a minibatch, part by part; return the prediction for each part.
 
         Args:
-            rollout: where the observations are.
-            index: flat indices of the samples in it, (B,).
+            rollout: holds the observations.
+            index: flat indices of the samples in the rollout, (B,).
             samples: the minibatch, (B,).
-            clip_range: of the ratios.
+            clip_range: clip range of the ratios.
         """
         self._flat.start_gradient()
         at_once = _MAX_SAMPLES_AT_ONCE if self._device.type == "cpu" else _MAX_SAMPLES_AT_ONCE_ON_A_GPU
@@ -254,7 +254,7 @@ class Learner:
         return [self._add_gradient(rollout, part[0], Samples(*part[1:]), clip_range) for part in parts]
 
     def _add_gradient(self, rollout: Rollout, index: Tensor, samples: Samples, clip_range: float) -> Prediction:
-        """Do what `_accumulate` does; on a GPU by the recorded kernels."""
+        """Do what `_accumulate` does, on a GPU by replaying the recorded kernels."""
         if self._device.type != "cuda":
             return self._accumulate(rollout, index, samples, clip_range)
 
@@ -273,17 +273,17 @@ class Learner:
         return Prediction(*(numbers.clone() for numbers in self._graphs[len(index)](*inputs)))
 
     def _accumulate(self, rollout: Rollout, index: Tensor, samples: Samples, clip_range: float | Tensor) -> Prediction:
-        """Add the gradient of samples, divided by the job's minibatch size; return what was predicted, without a graph.
+        """Add the gradient of samples, divided by the job's minibatch size; return the prediction, detached.
 
         Args:
-            rollout: where their observations are.
-            index: their flat indices in it, (B,).
+            rollout: holds the observations.
+            index: flat indices of the samples in the rollout, (B,).
             samples: the samples, (B,).
-            clip_range: of the ratios; () if it is a tensor.
+            clip_range: clip range of the ratios; () if it is a tensor.
         """
         prediction = self._network(rollout.observations_at(index))
         loss = ppo_loss(prediction, samples, self._model.distribution, self._settings, clip_range)
-        # Given a derivative to begin with, PyTorch would import SymPy to compare shapes.
+        # Given an initial gradient instead of this division, backward() would import SymPy to compare shapes.
         (loss / self._settings.minibatch_size).backward()  # type: ignore[no-untyped-call]
         if self._bare is not None:
             self._bare.add_gradients()
@@ -292,11 +292,11 @@ class Learner:
     def _step(self, rate: float, *, with_noise: bool = True) -> Tensor:
         """Sum the gradient over ranks, clip it and take an Adam step.
 
-        The step is skipped once any gradient of this update was not finite.
+        The step is skipped once any gradient of this update was non-finite.
 
         Returns:
-            The gradient's norm before clipping and the mean over ranks of the square of their own, or 0 where noise is
-            not measured, (2,), on the device.
+            The gradient's norm before clipping, and the mean over ranks of each rank's squared gradient norm, or 0
+            where noise is not measured, (2,), on the device.
         """
         flat = self._flat
         if self._noise_scale.is_measured and with_noise:
@@ -306,8 +306,8 @@ class Learner:
         norm = summed[: flat.count].norm()
         gradient = summed[self._shard]
         limit = self._settings.max_gradient_norm or math.inf
-        # A NaN of one rank is in the sum of all: every rank comes to the same decision without communication. A
-        # processor can look at the norm at no cost, and saves a pass over the gradient.
+        # A NaN on one rank is in the sum on all: every rank comes to the same decision without communication. Reading
+        # the norm costs nothing on a CPU, and saves a pass over the gradient.
         if self._device.type == "cpu":
             length = norm.item()
             if not length < math.inf:
@@ -329,13 +329,13 @@ class Learner:
     def _read(
         self, steps: list[Tensor], predictions: list[Prediction], minibatches: Samples, clip_range: float
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Wait for the device at the end of an epoch of K minibatches.
+        """Wait for the device at the end of an epoch of K minibatches and read the results.
 
         Args:
             steps: the results of `_step`.
-            predictions: this rank's, of one part of a minibatch after the other.
-            minibatches: what they were compared with, (K, B).
-            clip_range: of the ratios.
+            predictions: this rank's predictions, one for each part of a minibatch, in order.
+            minibatches: the samples that they belong to, (K, B).
+            clip_range: clip range of the ratios.
 
         Returns:
             The results of `_step`, (K, 2), and the sums over minibatches of the loss's terms, each a mean over the
@@ -358,7 +358,7 @@ class Learner:
 
     @contextlib.contextmanager
     def _communicating(self) -> Iterator[None]:
-        """Count what the block takes as communication."""
+        """Count the time of the block as communication."""
         started = time.perf_counter()
         yield
         self.seconds["communicate"] += time.perf_counter() - started

@@ -1,6 +1,6 @@
 """The program in three calls, for scripts and notebooks: load an agent, evaluate it, train one.
 
-A setting is a keyword argument here and a flag on the command line, under the same name and with the same refusals.
+Settings are keyword arguments here, with the names and checks of the command line's flags.
 """
 
 import json
@@ -24,23 +24,23 @@ _OF_EVALUATION = ("rng_seed", "max_game_steps")
 
 
 def load(agent: str | Path, **settings: Any) -> TrainedAgent:
-    """Load a trained agent: your own, or a shipped one where you have none of that name.
+    """Load a trained agent: your own, or a shipped one if you have none of that name.
 
     Args:
-        agent: the name of a run or of a world, or a folder: that of a run's checkpoints, or one checkpoint.
-        settings: of playback, such as `act="mode"`, `checkpoint="latest"`, `checkpoint_dir=...` or `rng_seed`, of what
-            is sampled; and `network`, `policy` or `env_name` of an agent with code of yours, which is imported only if
-            it is named here.
+        agent: the name of a run or world, or a folder: that of a run's checkpoints, or a single checkpoint.
+        settings: playback settings, such as `act="mode"`, `checkpoint="latest"`, `checkpoint_dir=...` or `rng_seed`
+            (for sampled actions); also `network`, `policy` or `env_name` of an agent that uses code of your own, which
+            is imported only if named here.
 
     Raises:
-        Refusal: there is no such agent, it is damaged, or it asks for code that is not named here.
+        Refusal: there is no such agent, it is damaged, or it needs code that is not named here.
     """
     explicit = set(settings)
     own = [Path(agent), Path(settings.get("checkpoint_dir", "checkpoints")) / agent]
     for folder in own if settings.get("checkpoint") != "shipped" else []:
         world = world_in(folder)
         if world is not None:
-            # It says which settings there are; code that it may name is not imported on a manifest's word.
+            # The world determines which settings exist; code that only a manifest names is not imported.
             config = parse_command_line(_flags(world) + _flags(**settings))
             return TrainedAgent(load_agent(folder, config, explicit), seed=config.run.rng_seed)
     config = parse_command_line(_flags(str(agent), **settings))
@@ -51,19 +51,19 @@ def evaluate(agent: TrainedAgent | str | Path, episodes: int = 100, **settings: 
     """Play whole games in this process and return what `--mode=evaluate` prints: mean, standard error and the protocol.
 
     Args:
-        agent: from `load`, or what `load` takes.
-        episodes: games; the same ones for the same `rng_seed`.
-        settings: `rng_seed` and `max_game_steps`; if the agent is still to be loaded, those of `load` too.
+        agent: an agent from `load`, or an argument for `load`.
+        episodes: number of games; the same games for the same `rng_seed`.
+        settings: `rng_seed` and `max_game_steps`; if the agent is not loaded yet, also those of `load`.
 
     Raises:
-        Refusal: a setting is refused, or the agent's numbers overflow.
+        Refusal: a setting is refused, or the network's outputs are non-finite.
     """
     of_load = {name: settings.pop(name) for name in [*settings] if name not in _OF_EVALUATION}
     if not isinstance(agent, TrainedAgent):
         agent = load(agent, **of_load)
     elif of_load:
         name = next(iter(of_load))
-        raise Refusal(f"{name} must not be set for an agent that is loaded; give it to load")
+        raise Refusal(f"{name} must not be set for an agent that is already loaded; pass it to load")
     config = parse_command_line(_flags(agent.env_name, mode="evaluate", episodes=episodes, **settings))
     num_slots = number_of_slots(episodes)
     with one_thread():
@@ -72,10 +72,10 @@ def evaluate(agent: TrainedAgent | str | Path, episodes: int = 100, **settings: 
 
 
 def train(env: str, *, ranks: int | None = None, on_update: OnUpdate | None = None, **settings: Any) -> TrainingJob:
-    """Start training as a job of its own, as the command `ppo` does, and return at once.
+    """Start training as a separate job, as the command `ppo` does, and return immediately.
 
-    The job outlives this process, and neither an error nor a Ctrl-C here ends it; nor does anything it does end this.
-    A run of that name goes on where it was.
+    The job outlives this process: an error or a Ctrl-C here does not end the job, and nothing in the job ends this
+    process. An existing run of that name is resumed.
 
     Args:
         env: the world: a Gymnasium id, or `module:id`.
@@ -87,7 +87,7 @@ def train(env: str, *, ranks: int | None = None, on_update: OnUpdate | None = No
         Refusal: a setting is refused; nothing was started.
     """
     if "mode" in settings:
-        raise Refusal(f"mode must not be set for train, got {settings['mode']!r}; evaluate is a call of its own")
+        raise Refusal(f"mode must not be set for train, got {settings['mode']!r}; to evaluate, call ppo.evaluate")
     if "seeds" in settings:
         raise Refusal("seeds must not be set for train, which starts one run; call it with each rng_seed")
     flags = _flags(env, **settings)
@@ -97,7 +97,7 @@ def train(env: str, *, ranks: int | None = None, on_update: OnUpdate | None = No
 
 
 def _flags(world: str | None = None, **settings: Any) -> list[str]:
-    """Return settings as a command line; constructor arguments of a world may be a mapping."""
+    """Return settings as a command line; `env_kwargs` may be a mapping."""
     kwargs = settings.get("env_kwargs")
     if isinstance(kwargs, Mapping):
         settings["env_kwargs"] = json.dumps(kwargs)

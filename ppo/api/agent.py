@@ -1,4 +1,4 @@
-"""A trained agent in Python: it acts, has its world, and can be exported."""
+"""A trained agent in Python: it acts, makes its world, and can be exported."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,17 +22,16 @@ from ppo.settings import Refusal
 
 @dataclass(frozen=True)
 class Choice:
-    """What an agent does, and why."""
+    """An agent's action, with its probabilities and value."""
 
     action: Any
     """An element of the world's action space, for its `step`."""
     probabilities: NDArray[np.float32] | None
-    """Of each category, or of a 1 for each bit; None where actions are no categories or bits."""
+    """Probability of each category, or of a 1 for each bit; None for other kinds of action."""
     density: float
-    """The probability of the action as it was drawn; where actions are continuous its density, before clipping to
-    bounds."""
+    """Probability of the action as drawn; for continuous actions its density, before clipping to bounds."""
     value: float
-    """Expected return from here on, discounted, of the rewards that were learnt from (clipped, if they were)."""
+    """Expected discounted return from here on, of the rewards used in training (clipped, if they were)."""
 
 
 class TrainedAgent:
@@ -43,7 +42,7 @@ class TrainedAgent:
 
         Args:
             saved: policy and protocol.
-            seed: of what is sampled.
+            seed: of the sampled actions.
         """
         self.saved = saved
         self.name, self.env_name, self.env_steps = saved.name, saved.config.run.env_name, saved.counters.env_steps
@@ -56,7 +55,7 @@ class TrainedAgent:
         self._values = saved.moments
 
     def __repr__(self) -> str:
-        """Say which agent it is."""
+        """Return the agent's name and training steps."""
         return f"<{self.name}, trained for {self.env_steps:,} steps>"
 
     @torch.inference_mode()
@@ -64,17 +63,17 @@ class TrainedAgent:
         """Choose an action for one observation, by the agent's rule: a mode, a mean or a sample.
 
         Args:
-            observation: an element of `observation_space`, as the environment of `make_env` shows them.
+            observation: an element of `observation_space`, as the environment of `make_env` returns it.
 
         Raises:
-            Refusal: it has another shape.
-            FloatingPointError: an output of the network is not finite.
+            Refusal: the observation has the wrong shape.
+            FloatingPointError: an output of the network is non-finite.
         """
         space = self.observation_space
         shown = np.asarray(observation, space.dtype)
         if shown.shape != space.shape:
             raise Refusal(
-                f"observation must have the shape {space.shape}, got {shown.shape}; agent.make_env() shows such"
+                f"observation must have shape {space.shape}, got {shown.shape}; use observations from agent.make_env()"
             )
         with one_thread():
             prediction, raw = self._actor.choose(np.ascontiguousarray(shown[None]))
@@ -92,17 +91,17 @@ class TrainedAgent:
 
         Args:
             seed: of the episodes, which are those of `--mode=play --rng_seed=<seed>`.
-            draw: have pictures for `render()`, which takes longer.
+            draw: whether to draw pictures for `render()`, which is slower.
         """
         return AgentWorld(self.saved.config, seed=seed, draw=draw)
 
     def export(self, path: str | Path) -> None:
         """Write the agent as TorchScript, which `torch.jit.load` reads in Python or C++ without this program.
 
-        It maps observations (N, ...) to actions (N, ...), the mean or the mode, and values (N,).
+        The exported module maps observations (N, ...) to actions (N, ...), the mean or the mode, and values (N,).
 
         Raises:
-            Refusal: its distribution is one from outside that cannot be exported.
+            Refusal: the distribution is user-defined and cannot be exported.
             OSError: the file cannot be written.
         """
         example = torch.from_numpy(np.stack([self.observation_space.sample()] * 2))
@@ -111,12 +110,12 @@ class TrainedAgent:
 
 
 class AgentWorld(gymnasium.Env[NDArray[Any], Any]):
-    """One environment that shows what an agent was trained on; its rewards are raw, its episodes are whole games."""
+    """One environment with the observations an agent was trained on, raw rewards, and whole games as episodes."""
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  # as Gymnasium has it
 
     def __init__(self, config: Config, *, seed: int, draw: bool) -> None:
-        """Make it; the first episode begins with `reset`."""
+        """Make the environment; the first episode begins with `reset`."""
         self.render_mode = "rgb_array" if draw else None
         self._config = config
         self._frame: NDArray[np.uint8] | None = None
@@ -150,7 +149,7 @@ class AgentWorld(gymnasium.Env[NDArray[Any], Any]):
         return self._frame
 
     def close(self) -> None:
-        """Close it."""
+        """Close the environment."""
         self._envs.close()
 
     def _begin(self, seed: int) -> None:

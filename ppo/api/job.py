@@ -1,4 +1,4 @@
-"""A training that runs as a job of its own, followed through the files that it writes."""
+"""A training run in a separate job, followed through the files it writes."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ from ppo.settings import REFUSED, Refusal
 from ppo.supervision.signals import INTERRUPTED, PREEMPTED
 
 Row = dict[str, float | None]
-"""A row of progress.csv; None where a column had no number."""
+"""A row of progress.csv; None where a column is empty."""
 OnUpdate = Callable[[Row], bool | None]
 
 _SECONDS_BETWEEN_LOOKS = 0.2
@@ -32,49 +32,49 @@ class TrainingJob:
         self._on_update, self._was_stopped = on_update, False
         self._log = _Log(self.run_folder / "progress.csv")
         self._output, self._printed = tempfile.TemporaryFile(), ""
-        # A session of its own: a Ctrl-C here is not one there.
+        # A new session, so that a Ctrl-C here does not reach the job.
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=self._output, stderr=self._output, start_new_session=True
         )
 
     @property
     def is_running(self) -> bool:
-        """Whether it has not ended yet."""
+        """Whether the job has not ended yet."""
         return self._process.poll() is None
 
     @property
     def output(self) -> str:
-        """All that it has printed so far."""
+        """Everything the job has printed so far."""
         if self._output.closed:
             return self._printed
         descriptor = self._output.fileno()
-        # Without moving the position, which is also where the job writes.
+        # Read without moving the file position, at which the job writes.
         return os.pread(descriptor, os.fstat(descriptor).st_size, 0).decode(errors="replace")
 
     def updates(self) -> list[Row]:
         """Return the rows of progress.csv that are new since the last call.
 
-        After a restart of the job the updates since its checkpoint are made again, and their rows come again.
+        After a restart, the job repeats the updates since its checkpoint, and their rows are returned again.
         """
         return list(self._log.new_rows())
 
     def wait(self, seconds: float | None = None) -> int:
-        """Follow the job to its end, call `on_update` with each update, and return the exit code.
+        """Follow the job to its end, call `on_update` for each update, and return the exit code.
 
         Args:
-            seconds: how long to wait at most; None: as long as it takes.
+            seconds: the longest time to wait; None: no limit.
 
         Returns:
-            0 if it is done; 75 if it has saved and left on a signal, as after `stop`; 130 after a Ctrl-C to the job.
+            0 if the job is done; 75 if it saved and left on a signal, as after `stop`; 130 after a Ctrl-C to the job.
 
         Raises:
-            TimeoutError: it has not ended in time, and goes on.
-            Refusal: it was refused; nothing was changed.
-            RuntimeError: it failed; the message has what it printed last.
+            TimeoutError: the job has not ended in time; it keeps running.
+            Refusal: the job was refused; nothing was changed.
+            RuntimeError: the job failed; the message has its last output.
         """
         deadline = None if seconds is None else time.monotonic() + seconds
         while True:
-            has_ended = not self.is_running  # asked first: what it wrote before its end is all there then
+            has_ended = not self.is_running  # checked first, so that the last read has every row
             if self._on_update is not None:
                 for row in self.updates():
                     if self._on_update(row) is False and not self._was_stopped:
@@ -96,14 +96,14 @@ class TrainingJob:
 
     def _ask_to_stop(self) -> None:
         self._was_stopped = True
-        self._process.send_signal(signal.SIGUSR1)  # nothing happens if it has ended
+        self._process.send_signal(signal.SIGUSR1)  # does nothing if the job has ended
 
     def _result(self) -> int:
         if not self._output.closed:
             self._printed = self.output
             self._output.close()
         code = self._process.returncode
-        if code == -signal.SIGUSR1 and self._was_stopped:  # it came before the job listened: there is nothing to save
+        if code == -signal.SIGUSR1 and self._was_stopped:  # sent before the job handled it: nothing to save
             code = PREEMPTED
         if code in (0, PREEMPTED, INTERRUPTED):
             return code
@@ -111,21 +111,21 @@ class TrainingJob:
         if code == REFUSED:
             raise Refusal(next((line.removeprefix("ppo: ") for line in lines if line.startswith("ppo: ")), "refused"))
         said = "\n".join(lines[-_LAST_LINES:])
-        raise RuntimeError(f"the job failed with exit code {code}; it said last:\n{said}")
+        raise RuntimeError(f"the job failed with exit code {code}; its last output:\n{said}")
 
 
 class _Log:
-    """The rows of a CSV file that grows, and that a resumed run may first cut back to its checkpoint."""
+    """The rows of a growing CSV file, which a resumed run may first truncate to its checkpoint."""
 
     def __init__(self, path: Path) -> None:
-        """Take what is there for seen."""
+        """Treat the rows already there as seen."""
         self._path = path
         self._when: tuple[int, int] | None = None
         self._seen = b""
         self._seen = self._read()
 
     def new_rows(self) -> Iterator[Row]:
-        """Yield the whole rows that are there and were not when the last call looked."""
+        """Yield the complete rows that have been written since the last call."""
         content = self._read()
         if content.startswith(self._seen):
             new = content[len(self._seen) :]
@@ -140,7 +140,7 @@ class _Log:
             yield {name: float(value) if value else None for name, value in row.items()}
 
     def _read(self) -> bytes:
-        """Return the file up to the end of its last whole row; what was seen if nothing has been written since."""
+        """Return the file up to its last complete row; the content seen last if the file is unchanged."""
         try:
             status = self._path.stat()
             when = (status.st_mtime_ns, status.st_size)

@@ -1,7 +1,7 @@
-"""What ranks say to each other: `Alone` without MPI, `MPIRanks` in mpi.py with it.
+"""Communication between ranks: `Alone` without MPI, `MPIRanks` in mpi.py with it.
 
 Every method is called by all ranks, unconditionally and in the same order. Arrays are contiguous and belong to the
-caller; sums are made in place, of float32 and float64 only (MPI accepts bfloat16 buffers and silently returns garbage).
+caller; sums are in place, of float32 and float64 only (MPI accepts bfloat16 buffers and silently returns garbage).
 """
 
 import contextlib
@@ -26,7 +26,7 @@ WENT_WRONG = 70
 class Halt(RuntimeError):
     """The job cannot continue because its own results are wrong; every rank raises this at the same point.
 
-    The program prints it once for the whole job and ends with exit code WENT_WRONG; starting it again would not help.
+    The program prints it once for the whole job and ends with exit code WENT_WRONG; a restart would not help.
     """
 
 
@@ -36,25 +36,25 @@ class Collective(Protocol):
     rank: int
     size: int
     waiting: bool
-    """The rank is in one of the calls below, where it waits for the others; read by the watchdog."""
+    """Whether the rank is in one of the calls below, waiting for the others; read by the watchdog."""
 
     def sum_in_place(self, buffer: NDArray[Any]) -> None:
-        """Replace a float array by its elementwise sum over ranks."""
+        """Replace a float array with its elementwise sum over ranks."""
 
     def sum_on_root(self, buffer: NDArray[Any]) -> None:
-        """Replace rank 0's float array by the elementwise sum over ranks; the others keep theirs."""
+        """Replace rank 0's float array with the elementwise sum over ranks; the others keep theirs."""
 
     def copy_from_root(self, buffer: NDArray[Any]) -> None:
         """Overwrite every rank's array with rank 0's."""
 
     def exchange(self, outgoing: NDArray[np.uint8], incoming: NDArray[np.uint8]) -> None:
-        """Send row k of `outgoing` to rank k and get row k of `incoming` from it; both (size, bytes)."""
+        """Send row k of `outgoing` to rank k and receive row k of `incoming` from it; both (size, bytes)."""
 
     def collect(self, own: NDArray[np.uint8], everyone: NDArray[np.uint8]) -> None:
         """Fill row k of `everyone`, (size, bytes), with rank k's `own`, (bytes,), on every rank."""
 
     def split_by_host(self) -> "Hosts":
-        """Return groups of the ranks that share a host's memory; made by all ranks together, by the first call."""
+        """Return groups of the ranks that share a host's memory; the first call creates them."""
 
     def broadcast(self, value: T) -> T:
         """Return rank 0's value on every rank."""
@@ -63,15 +63,15 @@ class Collective(Protocol):
         """Return every rank's value, in rank order, on rank 0 and None elsewhere."""
 
     def barrier(self) -> None:
-        """Return once every rank has come here."""
+        """Return once every rank has called this."""
 
     def abort(self, code: int) -> None:
-        """End the whole job at once with this exit code."""
+        """End the whole job immediately with this exit code."""
 
 
 @dataclass(frozen=True)
 class Hosts:
-    """A group of ranks by the hosts they run on."""
+    """A group of ranks, divided by the hosts they run on."""
 
     count: int
     within: Collective
@@ -119,7 +119,7 @@ class Alone:
         return [value]
 
     def barrier(self) -> None:
-        """Return at once."""
+        """Return immediately."""
 
     def abort(self, code: int) -> None:
         """End the process without waiting for other threads."""
@@ -128,28 +128,28 @@ class Alone:
 
 
 def flush_streams() -> None:
-    """Write out what has been printed so far: a process that ends at once loses it."""
+    """Flush stdout and stderr, whose buffers a process loses when it ends immediately."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
 
 
 def share(total: int, rank: int, size: int) -> range:
-    """Return the contiguous block of `total` things that a rank owns; blocks differ by at most one."""
+    """Return the contiguous block of `total` items that a rank owns; block sizes differ by at most one."""
     return range(total * rank // size, total * (rank + 1) // size)
 
 
 def true_on_all(comm: Collective, condition: bool) -> bool:
-    """Tell every rank whether a condition holds on all of them."""
+    """Return on every rank whether a condition holds on all of them."""
     everyone = comm.broadcast(comm.gather(condition))
     return everyone is not None and all(everyone)
 
 
 def decided_by_root(comm: Collective, decide: Callable[[], T]) -> T:
-    """Let rank 0 alone do something and give every rank its result, or the same error.
+    """Call `decide` on rank 0 only and return its result, or raise its error, on every rank.
 
     Raises:
-        Refusal: what `decide` raised, on every rank.
+        Refusal: raised by `decide`, re-raised on every rank.
         Halt: likewise.
     """
     result: T | None = None
@@ -166,10 +166,10 @@ def decided_by_root(comm: Collective, decide: Callable[[], T]) -> T:
 
 
 def done_by_all(comm: Collective, act: Callable[[], T]) -> list[T]:
-    """Do something on every rank and give every rank all results, in rank order, or the same error.
+    """Call `act` on every rank; every rank gets all results in rank order, or raises the same error.
 
     Raises:
-        Refusal: on every rank: what `act` raised on the first rank where it did.
+        Refusal: raised by `act`, re-raised on every rank; the first rank's if several raised.
     """
     result: T | None = None
     refusal: str | None = None

@@ -1,4 +1,4 @@
-"""Any failure of one rank ends the whole job: the others would wait for it in MPI for ever."""
+"""Ends the whole job when one rank fails: the others would wait for it in MPI forever."""
 
 import contextlib
 import socket
@@ -22,7 +22,7 @@ class AbortGuard:
         """Guard `collective`."""
         self._collective = collective
         self.where: Callable[[], str] = lambda: "at the start"
-        """Says what the rank is doing, for the message."""
+        """Returns what the rank is doing, for the message."""
 
     def __enter__(self) -> "AbortGuard":
         """Watch the helper threads too: Python would only print their exceptions."""
@@ -41,7 +41,7 @@ class AbortGuard:
         if isinstance(error, KeyboardInterrupt):
             _complain(f"ppo: {rank} was interrupted {self.where()}; ending the job")
             self._collective.abort(130)
-        # An error of all ranks is reported by rank 0 alone: it ends the others before they report it too.
+        # If all ranks fail, only rank 0 reports the error: it ends the others before they do.
         time.sleep(min(self._collective.rank, 1) * _SECONDS_FOR_ROOT)
         trace = "".join(traceback.format_exception(error)) if error is not None else ""
         _complain(f"{trace}ppo: {rank} failed {self.where()}: {error!r}; ending the job")
@@ -50,6 +50,6 @@ class AbortGuard:
 
 
 def _complain(text: str) -> None:
-    """Print lines to stderr if there is one that takes them: nothing may keep a job from ending."""
+    """Print lines to stderr if possible: a failure to print must not keep the job from ending."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)

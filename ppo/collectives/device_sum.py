@@ -1,4 +1,4 @@
-"""How a gradient in a GPU's memory is summed over ranks: by the GPUs themselves, or by the processors."""
+"""Sums gradients in GPU memory over ranks, by the GPUs themselves or by the CPUs."""
 
 from datetime import timedelta
 
@@ -22,15 +22,15 @@ def make_device_sum(
     meeting_host: str,
     shared: SharedVectors | None = None,
 ) -> GradientSum:
-    """Return what sums a contiguous vector on the device where it is; on all ranks together.
+    """Return the way to sum a contiguous vector on its device; called by all ranks together.
 
     Args:
-        settings: how processors sum it.
+        settings: how CPUs sum it.
         comm: the ranks to sum over.
-        buffer: the gradient of P parameters, and what else is to be summed.
+        buffer: the gradient of P parameters, and further values to sum.
         num_parameters: P.
-        meeting_host: where the ranks find each other if it lies on GPUs, one for each rank, which shall sum it
-            themselves; else empty.
+        meeting_host: host where the ranks find each other if every rank has a GPU and the GPUs sum the buffer; else
+            empty.
         shared: see `make_gradient_sum`.
     """
     if buffer.device.type == "cpu":
@@ -39,13 +39,13 @@ def make_device_sum(
         return NothingToSum(buffer)
     if meeting_host:
         return GroupSum(comm, buffer, "nccl", meeting_host)
-    # A GPU reads and writes page-locked memory by itself.
+    # A GPU reads and writes page-locked memory without the CPU.
     copy = torch.zeros_like(buffer, device="cpu", pin_memory=buffer.device.type == "cuda")
     return ThroughProcessors(buffer, copy, make_gradient_sum(settings, comm, copy, num_parameters))
 
 
 class NothingToSum(GradientSum):
-    """A GPU of a job of one rank."""
+    """The trivial sum of a job of one rank, on a GPU."""
 
     def __init__(self, vector: Tensor) -> None:
         """Leave `vector` alone."""
@@ -57,30 +57,30 @@ class NothingToSum(GradientSum):
 
 
 class ThroughProcessors(GradientSum):
-    """To the processor's memory, over the ranks there, and back."""
+    """Copies to CPU memory, sums over ranks there and copies back."""
 
     def __init__(self, vector: Tensor, copy: Tensor, over_ranks: GradientSum) -> None:
-        """Sum `vector`, given what sums its `copy` in the processor's memory."""
+        """Sum `vector` by means of `over_ranks`, which sums its `copy` in CPU memory."""
         self._vector, self._copy, self._over_ranks = vector, copy, over_ranks
 
     def finish(self) -> Tensor:
-        """Wait for the gradient, sum it and send the sum on its way."""
+        """Wait for the gradient, sum it and start copying the sum back."""
         self._copy.copy_(self._vector)
         self._vector.copy_(self._over_ranks.finish(), non_blocking=True)
         return self._vector
 
     def close(self) -> None:
-        """Let the processors part."""
+        """Close the sum over ranks."""
         self._over_ranks.close()
 
 
 class GroupSum(GradientSum):
-    """One all-reduce by a process group of PyTorch; NCCL's runs on the GPUs, behind the backward pass."""
+    """One all-reduce by a PyTorch process group; with NCCL it runs on the GPUs, after the backward pass."""
 
     def __init__(self, comm: Collective, vector: Tensor, backend: str, meeting_host: str) -> None:
-        """Bring the ranks of `comm` together in a group that sums `vector`.
+        """Form a process group of the ranks of `comm` that sums `vector`.
 
-        They find each other at a TCP port of rank 0's host, whose number goes over `comm`.
+        The ranks find each other at a TCP port of rank 0's host, whose number is broadcast over `comm`.
         """
         from torch import distributed
 
@@ -95,7 +95,7 @@ class GroupSum(GradientSum):
         )
 
     def finish(self) -> Tensor:
-        """Queue the sum; what is queued behind it on the device waits for it."""
+        """Queue the sum; work queued later on the device waits for it."""
         self._distributed.all_reduce(self._vector)
         return self._vector
 

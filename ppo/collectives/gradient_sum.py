@@ -1,7 +1,7 @@
-"""How gradients are summed over ranks: in shared memory, by MPI, host by host, or in 16 bits.
+"""Sums gradients over ranks: in shared memory, by MPI, host by host, or in 16 bits.
 
-`buffer` is one flat float32 vector: the gradient (P,) and behind it S further sums for the log. Whatever way it is
-summed, it ends bit for bit equal on all ranks, and what is not finite on one rank is not finite on any.
+`buffer` is one flat float32 vector: the gradient (P,), followed by S further sums for the log. However it is summed,
+the result is bit-identical on all ranks, and an element that is non-finite on one rank is non-finite on all.
 """
 
 from abc import ABC, abstractmethod
@@ -21,13 +21,13 @@ class GradientSum(ABC):
 
     @abstractmethod
     def finish(self) -> Tensor:
-        """Return the sum, to be read on its device from now on until the next `finish`.
+        """Return the sum, which may be read on its device until the next `finish`.
 
-        It is `buffer` itself, which may be written, or lies where others read it too, and must not be.
+        It is either `buffer` itself, which may be overwritten, or memory that other ranks read too, which must not be.
         """
 
     def close(self) -> None:  # noqa: B027 - most ways take nothing
-        """Give back what was taken; by all ranks together."""
+        """Release resources; called by all ranks together."""
 
 
 def make_gradient_sum(
@@ -37,14 +37,14 @@ def make_gradient_sum(
     num_parameters: int,
     shared: "SharedVectors | None" = None,
 ) -> GradientSum:
-    """Return the way that the settings ask for; on all ranks together.
+    """Return the way to sum that the settings select; called by all ranks together.
 
     Args:
         settings: a valid combination.
         comm: the ranks to sum over.
-        buffer: the gradient of P parameters, and what else is to be summed.
+        buffer: the gradient of P parameters, and further values to sum.
         num_parameters: P.
-        shared: what `share_memory` returned, if `buffer` is this rank's of its gradients.
+        shared: the result of `share_memory`, if `buffer` is this rank's row of its gradients.
     """
     if comm.size == 1:
         return FlatSum(comm, buffer)
@@ -68,29 +68,30 @@ def make_gradient_sum(
 
 @dataclass(frozen=True)
 class SharedVectors:
-    """What the R ranks of one host have in common; made by `share_memory`.
+    """Memory shared by the R ranks of one host; created by `share_memory`.
 
-    Every rank fills its own gradient, and sums and updates a shard of what is stored once.
+    Every rank fills its own gradient, and sums and updates one shard of everything stored once.
     """
 
     hosts: Hosts
     """The groups of ranks."""
     gradients: Tensor
-    """Every rank's gradient with what is summed besides, (R, P + S)."""
+    """Every rank's gradient and further sums, (R, P + S)."""
     total: Tensor
     """The sum over all ranks of all hosts, (P + S,)."""
     parameters: Tensor
     """(P,)."""
     moments: Tensor
-    """The optimiser's, (2, P)."""
+    """Moments of the optimiser, (2, P)."""
 
 
 def share_memory(
     settings: MachineSettings, comm: Collective, num_parameters: int, num_sums: int
 ) -> SharedVectors | None:
-    """Return memory that the ranks of a host share, if the settings ask for it: P parameters, S further sums.
+    """Return memory that the ranks of a host share, if the settings select it, for P parameters and S further sums.
 
-    On all ranks together. None where no host has several ranks, or where some cannot share memory: then MPI sums alone.
+    Called by all ranks together. None if no host has several ranks, or if some ranks cannot share memory; MPI then does
+    all of the summing.
     """
     if comm.size == 1 or settings.all_reduce != "auto":
         return None
@@ -108,9 +109,9 @@ def share_memory(
 
 
 def chosen_all_reduce(num_ranks: int, num_hosts: int) -> Literal["shared", "flat", "hierarchical"]:
-    """Return what `--all_reduce=auto` stands for: a function of the job's shape, so that a resumed job sums alike.
+    """Return what `--all_reduce=auto` selects: a function of the job's shape, so that a resumed job sums the same way.
 
-    Where it is not flat, the ranks of a host share memory, if they can.
+    Unless it is flat, the ranks of a host share memory if they can.
     """
     if num_hosts == 1:
         return "shared"
@@ -118,11 +119,11 @@ def chosen_all_reduce(num_ranks: int, num_hosts: int) -> Literal["shared", "flat
 
 
 class SharedMemorySum(GradientSum):
-    """In memory that the ranks of a host share: every rank adds a shard of all gradients there, in rank order.
+    """A sum in memory that the ranks of a host share: every rank adds one shard of all gradients, in rank order.
 
-    No gradient is copied, and all read the sum where it is. The ranks meet when all gradients are there, and when all
-    shards are added; until then no gradient may change. Where there are several hosts, the first rank of each
-    sums what they have, and the others meet it again.
+    No gradient is copied, and all ranks read the sum in place. A barrier follows once all gradients are complete, and
+    another once all shards are added; no gradient may change in between. With several hosts, the first rank of each
+    then sums over hosts, and a third barrier follows.
     """
 
     def __init__(self, hosts: Hosts, gradients: Tensor, total: Tensor, between: GradientSum | None) -> None:
@@ -155,10 +156,10 @@ class SharedMemorySum(GradientSum):
 
 
 def shard_of(length: int, comm: Collective) -> slice:
-    """Return the shard of a vector that is this rank's to work on; no cache line lies in two shards.
+    """Return the shard of a vector that this rank works on; no cache line lies in two shards.
 
-    A number is rounded alike whatever the shards are: what does not fill a vector register is at the end of the last
-    one, as it is of the whole.
+    Rounding does not depend on the shards: only the last may end with numbers that do not fill a vector register, and
+    these are the same as in the whole vector.
     """
     lines = share(-(-length // FLOATS_OF_A_CACHE_LINE), comm.rank, comm.size)
     return slice(*(min(length, end * FLOATS_OF_A_CACHE_LINE) for end in (lines.start, lines.stop)))
@@ -178,10 +179,10 @@ class FlatSum(GradientSum):
 
 
 class HierarchicalSum(GradientSum):
-    """To one rank of each host, over these ranks, and back: the network carries one gradient per host."""
+    """A sum within each host, then over hosts, then sent back: the network carries one gradient per host."""
 
     def __init__(self, hosts: Hosts, buffer: Tensor, between: GradientSum | None) -> None:
-        """Sum `buffer` within the hosts, and by `between` over their first ranks; None on the other ranks."""
+        """Sum `buffer` within hosts, then over their first ranks with `between`, which is None on other ranks."""
         self._within, self._buffer, self._between = hosts.within, buffer, between
 
     def finish(self) -> Tensor:
@@ -197,13 +198,13 @@ class BFloat16Sum(GradientSum):
     """Gradients in 16 bits on the wire, added in float32; half the bytes of a flat sum, in two messages to each rank.
 
     The gradient is cut into one piece per rank. Every rank sends its rounding of piece k to rank k, which adds the
-    pieces in rank order, rounds the sum once and gives it to all. The further sums travel with the first message as
-    they are, and every rank adds all of them in rank order. Two roundings to 8 bits make an element's error at most
+    pieces in rank order, rounds the sum once and gives it to all. The further sums travel with the first message in
+    float32, and every rank adds all of them in rank order. Two roundings to 8 bits make an element's error at most
     about 2^-7 of the sum of its magnitudes over ranks.
     """
 
     def __init__(self, comm: Collective, buffer: Tensor, num_parameters: int) -> None:
-        """Sum the gradient, the first `num_parameters` of `buffer`, in 16 bits and the others exactly."""
+        """Sum the gradient, the first `num_parameters` of `buffer`, in 16 bits and the rest in float32."""
         self._comm, self._buffer = comm, buffer
         self._gradient, self._others = buffer[:num_parameters], buffer[num_parameters:]
         # An even number of 2-byte elements keeps the 4-byte ones behind them aligned.
@@ -236,7 +237,7 @@ class BFloat16Sum(GradientSum):
 
 
 class _Messages:
-    """What goes from one rank to every rank, or comes: a row of bytes for each, with its two parts as views."""
+    """Messages from one rank to all ranks, or back: a row of bytes for each rank, with its two parts as views."""
 
     def __init__(self, num_ranks: int, length: int, num_others: int) -> None:
         self.bytes = torch.zeros(num_ranks, 2 * length + 4 * num_others, dtype=torch.uint8)

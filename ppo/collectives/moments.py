@@ -1,7 +1,7 @@
-"""Moments over all ranks: what advantages and values are normalised with.
+"""Moments over all ranks, for normalising advantages and values.
 
 Ranks exchange (count, sum) and sums of squares about the common mean, in float64: never means of unequal counts, never
-variances. Pixels are integers, whose squares are summed as they are.
+variances. Pixels are integers, so their squares are summed without subtracting the mean.
 """
 
 from collections.abc import Callable
@@ -47,9 +47,9 @@ def moments_over_ranks(samples: Tensor, comm: Collective) -> Moments:
 
 
 def moments_of_integers(sums: NDArray[np.float64], comm: Collective) -> Moments:
-    """Return moments over all ranks from each one's count, sum and sum of squares of integers, (3,); one collective.
+    """Return moments over all ranks from each rank's count, sum and sum of squares of integers, (3,); one collective.
 
-    Integers below 2^53 are added without rounding: the moments do not depend on the number of ranks.
+    Integers below 2^53 are added without rounding, so the moments do not depend on the number of ranks.
     """
     total = sums.copy()
     comm.sum_in_place(total)
@@ -59,7 +59,7 @@ def moments_of_integers(sums: NDArray[np.float64], comm: Collective) -> Moments:
 
 
 def merged(old: Moments, new: Moments) -> Moments:
-    """Return the moments of two batches together, Chan et al. 1979, eq. 2.1."""
+    """Return the combined moments of two batches, Chan et al. 1979, eq. 2.1."""
     count = old.count + new.count
     difference = new.mean - old.mean
     mean = old.mean + difference * new.count / count
@@ -88,11 +88,11 @@ class RunningMoments:
 
     @property
     def deviation(self) -> float:
-        """The standard deviation, 1 before the first update; bounded below to keep the division harmless."""
+        """The standard deviation, 1 before the first update; bounded below, so that dividing by it is safe."""
         return max(float(self._moments.deviation), 1e-4) if self._moments.count else 1.0
 
     def update(self, new: Moments) -> None:
-        """Merge the moments of a batch."""
+        """Merge in the moments of a batch."""
         self._moments = merged(self._moments, new)
 
     def normalize(self, samples: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class RunningMoments:
         return samples * self.deviation + self.mean
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return count, mean and squares as one float64 tensor."""
+        """Return count, mean and squares as one float64 tensor, (3,)."""
         moments = self._moments
         numbers = np.array([moments.count, moments.mean, moments.squares], np.float64)
         return {"moments": torch.from_numpy(numbers)}

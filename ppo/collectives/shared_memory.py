@@ -13,12 +13,12 @@ FLOATS_OF_A_CACHE_LINE = 16
 
 
 def share_vectors(comm: Collective, count: int, length: int) -> NDArray[np.float32] | None:
-    """Return zeros (count, length) that all ranks see and write, or None on all of them where that cannot be had.
+    """Return zeros (count, length) that all ranks can read and write, or None on all ranks if that is impossible.
 
-    Every row begins with a line of the cache: matrix products may round otherwise where weights do not.
+    Every row starts on a cache line: matrix products of unaligned weights may round differently.
 
-    The memory has no name that a killed job could leave behind, and is not that of /dev/shm, which is small in
-    containers. It goes with its last reader. Made by all ranks of `comm` together, which share a host.
+    The memory has no name that a killed job could leave behind, and does not use /dev/shm, which is small in
+    containers. It is freed with its last reader. Called together by all ranks of `comm`, which share a host.
     """
     padded = -(-length // FLOATS_OF_A_CACHE_LINE) * FLOATS_OF_A_CACHE_LINE
     size = count * padded * _BYTES
@@ -34,7 +34,7 @@ def share_vectors(comm: Collective, count: int, length: int) -> NDArray[np.float
 
 
 def _make(size: int) -> int | None:
-    """Return a descriptor of so many bytes of memory that really are there, or None."""
+    """Return a descriptor of `size` bytes of memory that are already allocated, or None."""
     try:
         descriptor = os.memfd_create("ppo")
     except (AttributeError, OSError):  # not Linux
@@ -48,13 +48,13 @@ def _make(size: int) -> int | None:
 
 
 def _map(process: int, descriptor: int, identity: tuple[int, int], size: int) -> mmap.mmap | None:
-    """Map another process's memory, if it can be reached and is the one that is meant."""
+    """Map another process's memory; None if it is out of reach or its identity differs."""
     try:
         own = os.open(f"/proc/{process}/fd/{descriptor}", os.O_RDWR)
     except OSError:
         return None
     try:
-        # Where ranks number their processes differently, in containers of their own, that may be somebody else's.
+        # Ranks in separate containers number processes differently: the path may lead to an unrelated file.
         return mmap.mmap(own, size) if _identity(own) == identity else None
     except (OSError, ValueError):
         return None

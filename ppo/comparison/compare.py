@@ -25,7 +25,7 @@ def compare(config: Config, runs: Sequence[str]) -> int:
     groups = grouped(find_curves(runs, config.run.run_dir))
     folder = config.run.asset_dir / (config.run.model_name or default_model_name("-vs-".join(groups)))
     require_writable("asset_dir", folder)
-    from ppo.comparison.figure import draw  # matplotlib takes a second
+    from ppo.comparison.figure import draw  # importing matplotlib takes a second
 
     table = table_of(groups, goal)
     given, usual = vars(config.run), vars(RunSettings())
@@ -50,7 +50,7 @@ def table_of(groups: Mapping[str, Sequence[Curve]], goal: float | None) -> str:
 
     Args:
         groups: the runs of each label.
-        goal: a return; with it there is a column of the steps after which each run first reached it.
+        goal: a target return; adds a column for the steps after which runs first reached it.
     """
     head = ["runs", "seeds", "final return, mean", "interquartile mean", "median steps", "median minutes"]
     head += [] if goal is None else [f"median steps to {goal:g}"]

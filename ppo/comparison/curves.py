@@ -1,4 +1,4 @@
-"""The learning curves of runs, read from their progress.csv, and the groups of seeds they make."""
+"""The learning curves of runs, read from their progress.csv and grouped over seeds."""
 
 import csv
 import re
@@ -14,7 +14,7 @@ from ppo.settings import Refusal, did_you_mean, printable
 
 LOG = "progress.csv"
 GAMES = 100
-"""What a return is the mean of; at the start of a run of fewer."""
+"""Number of games that a return is averaged over; fewer at the start of a run."""
 _COLUMNS = ("env_steps", "rollout/episodes", "time/seconds", "rollout/return_mean")
 _SEED = re.compile(r"-seed-?\d+$")
 _POINTS = 200
@@ -22,7 +22,7 @@ _POINTS = 200
 
 @dataclass(frozen=True)
 class Curve:
-    """What a run had reached after each of its updates, from the first finished game on; arrays are (updates,)."""
+    """A run's progress after each update, from the first finished game on; arrays are (updates,)."""
 
     name: str
     steps: Floats
@@ -37,7 +37,7 @@ class Curve:
         return float(self.returns[-1])
 
     def steps_to(self, goal: float) -> float | None:
-        """Return the steps after which the return of a full 100 games first reached a goal, or None."""
+        """Return the steps after which the mean return of a full 100 games first reached a goal, or None."""
         reached = np.flatnonzero((self.returns >= goal) & (self.episodes >= GAMES))
         return float(self.steps[reached[0]]) if len(reached) else None
 
@@ -53,7 +53,7 @@ class Average:
 
 
 def average(curves: Sequence[Curve], axis: str) -> Average:
-    """Average curves over the part of an axis (steps, episodes or minutes) that all of them have; it may be empty."""
+    """Average curves over the part of an axis (steps, episodes or minutes) that all of them cover; it may be empty."""
     axes = [getattr(curve, axis) for curve in curves]
     first, last = max(along[0] for along in axes), min(along[-1] for along in axes)
     places = np.linspace(first, last, _POINTS if first <= last else 0)
@@ -68,7 +68,7 @@ def group_of(name: str) -> str:
 
 
 def grouped(curves: Sequence[Curve]) -> Mapping[str, list[Curve]]:
-    """Return the runs of each group, in the order in which they were given."""
+    """Return the runs of each group, in the order given."""
     groups: dict[str, list[Curve]] = {}
     for curve in curves:
         groups.setdefault(group_of(curve.name), []).append(curve)
@@ -79,8 +79,8 @@ def find_curves(names: Sequence[str], run_dir: Path) -> list[Curve]:
     """Return the curves of runs.
 
     Args:
-        names: of runs in `run_dir`, where a name without a seed stands for all its seeds; or paths of folders of runs,
-            or of copies of a progress.csv.
+        names: of runs in `run_dir`, where a name without a seed stands for all its seeds; or paths to run folders or to
+            copies of a progress.csv.
         run_dir: the setting.
 
     Raises:
@@ -89,7 +89,7 @@ def find_curves(names: Sequence[str], run_dir: Path) -> list[Curve]:
     paths = dict.fromkeys(path for name in names for path in _logs(name, run_dir))
     curves = [_read(path) for path in paths]
     there_are = Counter(curve.name for curve in curves)
-    # Folders of one name in several places hold runs to tell apart, such as one before a change and one after.
+    # Folders of the same name in different places hold different runs, such as before and after a change.
     places = [path.parent if path.name == LOG else path for path in paths]
     return [
         curve if there_are[curve.name] == 1 else replace(curve, name=printable(str(place)))
@@ -131,7 +131,7 @@ def _read(path: Path) -> Curve:
 
 
 def _numbers(lines: Iterator[str]) -> Iterator[list[float]]:
-    """Yield those rows that have all columns; a run that is going on may have written half of its last one."""
+    """Yield the complete rows; a run in progress may have written only half of its last one."""
     for row in csv.DictReader(lines):
         try:
             numbers = [float(row[column]) for column in _COLUMNS]

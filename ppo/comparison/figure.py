@@ -16,7 +16,7 @@ from ppo.comparison.statistics import bootstrap, performance_profile
 from ppo.outputs.folders import write_whole
 
 _AXES = {"steps": "agent steps", "episodes": "finished games", "minutes": "minutes of training"}
-_NUM_COLOURS = 10  # those of tab10 can be told apart
+_NUM_COLOURS = 10  # tab10 has this many distinct colours
 _STYLES = ("-", "--", ":", "-.")
 _MOST_COLUMNS = 3
 
@@ -26,7 +26,7 @@ def draw(groups: Mapping[str, Sequence[Curve]], goal: float | None, paths: Seque
 
     Args:
         groups: the runs of each label.
-        goal: a return to mark by a line; None for none.
+        goal: a return to mark with a line; None for none.
         paths: the files to write, each in the format of its suffix.
 
     Raises:
@@ -59,9 +59,9 @@ def draw(groups: Mapping[str, Sequence[Curve]], goal: float | None, paths: Seque
     if any(len(curves) > 1 for curves in groups.values()):
         figure.suptitle("Thin: a run. Thick: mean over seeds, with its 95 % bootstrap interval.", fontsize=10)
     for path in paths:
-        # Text that can be searched, and the same file from the same runs.
+        # Searchable text, and an identical file from identical runs.
         with rc_context({"svg.fonttype": "none", "svg.hashsalt": "ppo"}):
-            # Never by the library itself, which would write where a link leads.
+            # Not written by matplotlib itself, which would follow a symbolic link.
             drawn, kind = BytesIO(), path.suffix.removeprefix(".")
             figure.savefig(drawn, format=kind, dpi=110, metadata={"Date": None} if kind == "svg" else {})
             write_whole(path, drawn.getvalue())
@@ -86,7 +86,7 @@ def _draw_profile(
     colour: tuple[float, ...],
     style: str,
 ) -> None:
-    """Draw the share of a group's runs that end above every return that any group ends with."""
+    """Draw the share of a group's runs whose final return exceeds each threshold, over the range of all groups."""
     scores = np.array([curve.final_return for curve in curves])
     everyone = np.array([curve.final_return for members in groups.values() for curve in members])
     margin = 0.05 * (np.ptp(everyone) or 1.0)

@@ -19,12 +19,12 @@ _DIGITS = 5
 
 
 def comparison_page(name: str, groups: Mapping[str, Sequence[Curve]], goal: float | None) -> bytes:
-    """Return the page.
+    """Return the comparison page.
 
     Args:
         name: its title.
         groups: the runs of each label.
-        goal: a return, to whose first reaching the steps are shown.
+        goal: a target return; the page shows the steps after which runs first reached it.
     """
     curves = [curve for group in groups.values() for curve in group]
     finals = [curve.final_return for curve in curves]
@@ -59,7 +59,7 @@ def _describe(
 
 
 def _along(curves: Sequence[Curve], axis: str, places: Floats) -> dict[str, Any]:
-    """Return a group's curves at places of an axis, null where they do not reach."""
+    """Return a group's curves at places of an axis, null outside their range."""
     both = average(curves, axis)
     over_seeds = {name: _at(places, both.places, getattr(both, name)) for name in ("mean", "low", "high")}
     seeds = [_at(places, getattr(curve, axis), curve.returns) for curve in curves]
@@ -71,5 +71,5 @@ def _at(places: Floats, along: Floats, values: Floats) -> list[float | None]:
 
 
 def _plain(values: Floats) -> list[float | None]:
-    """Return numbers as JSON: few digits, null where there is none."""
+    """Return numbers as JSON: rounded to `_DIGITS` significant digits, null where not finite."""
     return [float(f"{value:.{_DIGITS}g}") if np.isfinite(value) else None for value in values.tolist()]

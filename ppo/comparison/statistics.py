@@ -20,7 +20,7 @@ def mean(samples: Floats, axis: int = 0) -> Floats:
 
 
 def interquartile_mean(samples: Floats, axis: int = 0) -> Floats:
-    """Return the mean of the middle half over an axis of n: without the n // 4 lowest and the n // 4 highest."""
+    """Return the mean of the middle half over an axis of length n: without the n // 4 lowest and n // 4 highest."""
     count = samples.shape[axis]
     middle = np.arange(count // 4, count - count // 4)
     return np.asarray(np.mean(np.take(np.sort(samples, axis=axis), middle, axis=axis), axis=axis))
@@ -32,13 +32,13 @@ def performance_profile(samples: Floats, thresholds: Floats) -> Floats:
 
 
 def bootstrap(samples: Floats, statistic: Callable[[Floats, int], Floats] = mean) -> tuple[Floats, Floats]:
-    """Return the limits of a percentile bootstrap interval of 95 % for a statistic over the runs.
+    """Return the limits of the 95 % percentile bootstrap interval of a statistic over the runs.
 
-    The same samples always have the same limits. Those of fewer than two runs are the statistic itself.
+    Deterministic: the same samples give the same limits. For fewer than two runs, both are the statistic itself.
 
     Args:
         samples: (runs, ...).
-        statistic: reduces the axis it is given.
+        statistic: takes samples and the axis to reduce.
     """
     count = len(samples)
     chosen = np.random.default_rng(0).integers(count, size=(_RESAMPLES, count))

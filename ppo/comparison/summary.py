@@ -1,4 +1,4 @@
-"""What a group of runs has reached, in the numbers that the table and the page show."""
+"""The results of a group of runs, in the numbers that the table and the page show."""
 
 import statistics
 from collections.abc import Sequence
@@ -27,21 +27,21 @@ class Summary:
     """Final returns, (runs,)."""
     mean: Estimate
     interquartile_mean: Estimate
-    """Both of the final returns."""
+    """This and the mean are of the final returns."""
     steps: float
     minutes: float
-    """Medians over runs."""
+    """This and the steps are medians over runs."""
     steps_to_goal: list[float]
-    """Of the runs that reached the goal, if there is one."""
+    """Of each run that reached the goal; empty without a goal."""
 
     @property
     def median_steps_to_goal(self) -> float | None:
-        """The median over the runs that reached it; None if none has."""
+        """The median over the runs that reached the goal; None if none did."""
         return float(statistics.median(self.steps_to_goal)) if self.steps_to_goal else None
 
 
 def summarize(curves: Sequence[Curve], goal: float | None) -> Summary:
-    """Summarize the runs of a group; `goal` is a return, None for none."""
+    """Summarize the runs of a group; `goal` is a target return, or None."""
     finals = np.array([curve.final_return for curve in curves])
     of_mean, of_middle = (
         Estimate(float(statistic(finals)), *map(float, bootstrap(finals, statistic)))

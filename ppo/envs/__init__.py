@@ -1,4 +1,4 @@
-"""The world: `make_envs` builds this rank's block of a job's environments.
+"""Environments: `make_envs` makes a rank's block of the job's environments.
 
 All of them are `gymnasium.vector.VectorEnv`s with SAME_STEP autoreset, stepped into preallocated arrays. `step` returns
 (observations, rewards, terminated, truncated, info); the arrays belong to the environments and are overwritten by the
@@ -9,8 +9,8 @@ next step. `info` holds one array per key, never one dict per environment:
     episode_return   (N,) float64   raw return of the whole game, valid where it ended
     episode_length   (N,) int64     agent steps of the whole game, valid where it ended
 
-`send` hands one of the `groups` its actions, and `recv` returns what `step` would for that group alone, as parts of the
-same arrays. Between the two the emulators of an engine with several groups run by themselves.
+`send` starts a step of one of the `groups`, and `recv` returns the results of that group, as slices of the same arrays.
+Between the two, an engine with several groups steps its environments in the background.
 """
 
 import abc
@@ -42,95 +42,95 @@ StepResult = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], dict[
 
 @dataclass(frozen=True)
 class Engine:
-    """What steps a rank's Atari games."""
+    """What steps a rank's environments."""
 
     name: Literal["lean", "processes", "vector"]
     workers: int
-    """Its threads, or processes."""
+    """Number of its threads or processes."""
 
     def describe(self) -> str:
-        """Return the line that a log has of it."""
+        """Return the engine's line for the log."""
         if self.name == "vector":
             threads = "1 thread" if self.workers == 1 else f"{self.workers} threads"
             return (
-                f"env_engine: vector, {threads}; it cannot resume exactly: a stopped run resumes with new "
-                "games (with --env_engine=processes or lean it resumes exactly)"
+                f"env_engine: vector, {threads}; a stopped run resumes with new games "
+                "(use --env_engine=processes or lean to resume exactly)"
             )
         if self.name == "processes":
             processes = "1 process" if self.workers == 1 else f"{self.workers} processes"
-            return f"env_engine: processes, {processes}; a run that is stopped resumes exactly"
-        return "env_engine: lean, 1 thread; a run that is stopped resumes exactly"
+            return f"env_engine: processes, {processes}; a stopped run resumes exactly"
+        return "env_engine: lean, 1 thread; a stopped run resumes exactly"
 
 
 LEAN = Engine("lean", workers=1)
 
 
 class Environments(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], abc.ABC):
-    """A block of environments whose state can be taken out and put back, by most kinds exactly."""
+    """A block of environments whose states can be saved and restored, exactly by most kinds of block."""
 
     frames_per_second: float
     """Rate at which a frame listener receives the screen."""
     observations: NDArray[Any]
     """The current observations, (N, ...)."""
     processes: Sequence[int] = ()
-    """Ids of the processes that step them; none if it is this one."""
+    """Ids of the processes that step the environments; empty if this process does."""
     uncompiled: str = ""
-    """What is slow about it where the package was installed without a compiler; empty where nothing is."""
+    """What is slower because the package was installed without a compiler; empty if nothing is."""
     action_names: Sequence[str] = ()
-    """What each category, or dimension, of an action is called; none where it is not known."""
+    """Name of each category, or dimension, of an action; empty if unknown."""
     entry_names: Sequence[str] = ()
-    """What each entry of a vector is called; none where it is not known."""
+    """Name of each entry of a vector observation; empty if unknown."""
     on_replay: Callable[[], None] = staticmethod(lambda: None)
-    """Called now and then while `set_states` plays episodes again, which may take minutes."""
+    """Called now and then while `set_states` replays episodes, which may take minutes."""
     keeps_games = False
-    """Whether games that end are kept for `take_games`."""
+    """Whether finished games are kept for `take_games`."""
     _sent: NDArray[Any]
 
     @property
     def groups(self) -> tuple[slice, ...]:
-        """The environments that are stepped together, as parts of the block; one group of all unless overridden."""
+        """The slices of the block that are stepped together; one group of all environments unless overridden."""
         return (slice(0, self.num_envs),)
 
     def send(self, group: slice, actions: NDArray[Any]) -> None:
-        """Begin a step of one of the `groups`."""
+        """Start a step of one of the `groups`."""
         self._sent = actions
 
     def recv(self, group: slice) -> StepResult:
-        """Wait for the step that `send` began and return its result."""
+        """Wait for the step that `send` started and return its result."""
         return self.step(self._sent)
 
     def end_episode(self, position: int) -> float:
-        """Begin the next episode of one environment and return the raw return of the one given up; of lean engines."""
+        """Abandon an episode, begin the next and return the raw return so far; lean engines only."""
         raise NotImplementedError
 
     def keep_games(self, keeps: bool) -> None:
-        """Keep games that end from now on for `take_games`, or no more."""
+        """Start or stop keeping finished games for `take_games`."""
         self.keeps_games = keeps
 
     def take_games(self) -> list[list[ArrayState | None]]:
         """Return, for each environment, the games that have ended since the last call, in order.
 
-        A game is how it began, in arrays of fixed shapes, its `actions` (L, *action_shape) and `last_seen` (1,), a
-        checksum of the last observation. It is None where it cannot be played again; the vector engine returns none.
+        A game holds its start, in arrays of fixed shapes, its `actions` (L, *action_shape) and `last_seen` (1,), a
+        checksum of the last observation. It is None if it cannot be replayed. The vector engine returns no games.
         """
         return [[] for _ in range(self.num_envs)]
 
     def begin_again(self, position: int, game: ArrayState) -> None:
-        """Begin a game of `take_games` again: its actions, sent one by one, lead to what they led to; lean engines.
+        """Restart a game from `take_games`, so that sending its actions replays it; lean engines only.
 
-        The game may come from a file that anyone wrote: it is checked first.
+        The game may come from an untrusted file, so it is checked first.
 
         Raises:
-            ValueError: it is no game of this environment.
+            ValueError: it is not a game of this environment.
         """
         raise NotImplementedError
 
     @abc.abstractmethod
     def get_states(self) -> list[dict[str, NDArray[Any]]]:
-        """Return one dict of arrays per environment: all that continuing exactly needs, as far as it can be had."""
+        """Return one dict of arrays per environment: what an exact resume needs, as far as it can be saved."""
 
     def check_states(self, states: Sequence[ArrayState]) -> None:
-        """Refuse what `set_states` would, and leave every environment as it is.
+        """Check that `set_states` would accept the states, without changing any environment.
 
         Raises:
             ValueError: a state does not belong to this kind of environment.
@@ -138,13 +138,13 @@ class Environments(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], abc.ABC)
 
     @abc.abstractmethod
     def set_states(self, states: Sequence[ArrayState]) -> list[int]:
-        """Put every environment back to a state from `get_states`, in the same order.
+        """Restore every environment to its state from `get_states`, in the same order.
 
-        The states may come from a file that anyone wrote: they are checked before any environment is touched.
+        The states may come from an untrusted file, so all are checked before any environment changes.
 
         Returns:
-            The global indices of the environments that could not be brought back exactly and have begun a new episode
-            instead: the world did not do again what it did before, or the engine cannot. None, normally.
+            The global indices of the environments that could not be restored exactly and have begun a new episode
+            instead: the environment is not deterministic, or the engine cannot restore it. Normally none.
 
         Raises:
             ValueError: a state does not belong to this kind of environment.
@@ -153,20 +153,20 @@ class Environments(VectorEnv[NDArray[Any], NDArray[Any], NDArray[Any]], abc.ABC)
 
 @dataclass(frozen=True)
 class Spaces:
-    """What is known of a world before a block of it is made."""
+    """What is known about a world before a block of it is made."""
 
     observation_space: Box
-    """Of what a block shows: uint8 images (C, H, W) or float32 vectors (D,)."""
+    """The space of a block's observations: uint8 images (C, H, W) or float32 vectors (D,)."""
     action_space: Space[Any]
     notes: tuple[str, ...] = ()
-    """What the log should say."""
+    """Messages for the log."""
 
 
 class World(Protocol):
-    """What acts for a family: `WORLD` of the module of this package that has the family's name."""
+    """The behaviour of a family, implemented by `WORLD` in this package's module of the same name."""
 
     def check(self, env_name: str, world: WorldSettings) -> Spaces:
-        """Refuse an id that cannot be made, and return its spaces."""
+        """Return the spaces of an id, or refuse one that cannot be made."""
 
     def make_block(
         self,
@@ -179,33 +179,33 @@ class World(Protocol):
         on_frame: FrameListener | None = None,
         arrays: "StepArrays | None" = None,
     ) -> Environments:
-        """Make the environments with these global indices; `arrays` receives the results of a lean engine's steps."""
+        """Make the environments with these global indices; `arrays` receives the step results of a lean engine."""
 
     def same_world(self, first: str, second: str) -> bool:
         """Return whether two ids of the family name the same world under this program's protocol."""
 
     def facts(self, env_name: str, return_mean: float) -> dict[str, Any]:
-        """Return what an evaluation says of the world besides returns."""
+        """Return what an evaluation reports about the world besides returns."""
 
     def references(self, env_name: str) -> list[Reference]:
-        """Return the scores of others in the world."""
+        """Return the reference scores of the world."""
 
 
 def world_of(env_name: str) -> World:
-    """Return what acts for the family of an id.
+    """Return the `World` of an id's family.
 
     Raises:
         Refusal: a library that the family needs cannot be imported.
     """
     from ppo.envs.making import refused_if_it_fails
 
-    with refused_if_it_fails(f"env_name {env_name!r} cannot be served here"):
+    with refused_if_it_fails(f"env_name {env_name!r} cannot be used here"):
         world: World = importlib.import_module(f"ppo.envs.{family_of(env_name).name}").WORLD
     return world
 
 
 def check_environment(config: Config, explicit: Collection[str] = ()) -> Spaces:
-    """Refuse an environment that cannot be made, before a block of it is, and return its spaces.
+    """Return the spaces of an environment, or refuse one that cannot be made, before a block of it is made.
 
     Args:
         config: its id and settings.
@@ -225,15 +225,15 @@ def check_environment(config: Config, explicit: Collection[str] = ()) -> Spaces:
 def choose_engine(
     env_name: str, settings: MachineSettings, cores: Sequence[int], rank: int, before: str | None = None
 ) -> Engine:
-    """Return a rank's engine; of the same name on all ranks.
+    """Return a rank's engine; its name is the same on all ranks.
 
     Args:
-        env_name: a Gymnasium id that has been checked.
-        settings: the user's wish; auto takes that of the family where every rank has several cores, but stays with
-            lean in a run begun with it: half-blocks would round otherwise.
-        cores: of every rank.
-        rank: whose engine it is.
-        before: name of the engine with which a run that is to be resumed was saved.
+        env_name: a checked Gymnasium id.
+        settings: the user's choice; auto takes the family's engine if every rank has several cores, but a run begun
+            with lean stays with lean, since half-blocks round differently.
+        cores: number of cores of every rank.
+        rank: the rank whose engine is returned.
+        before: name of the engine saved with the run to resume, if any.
     """
     name = settings.env_engine
     if name == "auto":
@@ -254,9 +254,8 @@ def make_envs(
 ) -> Environments:
     """Make the environments with these global indices.
 
-    Environment i is the same at any rank count: its random numbers are addressed by (seed, i). `on_frame` receives
-    every screen that a step of the first environment shows, (H, W, 3) RGB at `frames_per_second`; for the lean engine
-    only.
+    Environment i is the same at any number of ranks: its random numbers are addressed by (seed, i). `on_frame` receives
+    every screen that a step of the first environment shows, (H, W, 3) RGB at `frames_per_second`; lean engine only.
     """
     assert on_frame is None or engine.name == "lean"
     return world_of(env_name).make_block(env_name, world, indices=indices, seed=seed, engine=engine, on_frame=on_frame)

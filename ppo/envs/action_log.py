@@ -1,4 +1,4 @@
-"""The actions of the current episodes of a block, which are what is saved of them."""
+"""Logs the actions of a block's current episodes, so that a checkpoint can save them for replay."""
 
 from typing import Any
 
@@ -13,10 +13,10 @@ _FIRST_CAPACITY = 256
 
 
 class ActionLog:
-    """The actions that N environments were sent since their episodes began."""
+    """The actions that N environments have been sent since their episodes began."""
 
     def __init__(self, num_envs: int, space: ActionSpace) -> None:
-        """Begin with episodes of no actions."""
+        """Start with empty episodes."""
         assert space.shape is not None
         self._space = space
         # The actions of environment i are the first lengths[i] of row i, unless there were too many.
@@ -27,7 +27,7 @@ class ActionLog:
 
     @property
     def saved_dtype(self) -> np.dtype[Any]:
-        """The type that actions are saved in: a checkpoint has no small integers and no small floats."""
+        """The dtype in which actions are saved: checkpoints hold no small integers or floats."""
         dtype = self._actions.dtype
         if dtype.kind != "f":
             return np.dtype(np.int64)
@@ -36,7 +36,7 @@ class ActionLog:
     def append(self, actions: NDArray[Any]) -> None:
         """Add one action for every environment, (N, *action_shape)."""
         self._make_room(int(self.lengths.max()) + 1)
-        # Beyond MAX_SAVED_ACTIONS the last place is written again and again.
+        # Beyond MAX_SAVED_ACTIONS every action overwrites the last place.
         self._actions[self._positions, np.minimum(self.lengths, self._actions.shape[1] - 1)] = actions
         self.lengths += 1
 
@@ -49,19 +49,19 @@ class ActionLog:
         return self._actions[position, : saved_length(int(self.lengths[position]))].astype(self.saved_dtype)
 
     def restore(self, position: int, saved: NDArray[Any]) -> NDArray[Any]:
-        """Take `saved` actions for the episode of an environment; return them in the type of the space."""
+        """Replace an environment's episode with `saved` actions; return them in the dtype of the space."""
         self._make_room(len(saved))
         self._actions[position, : len(saved)] = saved
         self.lengths[position] = len(saved)
         return self._actions[position, : len(saved)]
 
     def could_be_sent(self, saved: NDArray[Any]) -> bool:
-        """Return whether all of some actions, (L, *action_shape), are of the space."""
+        """Return whether all actions, (L, *action_shape), are in the action space."""
         low, high = bounds(self._space)
         return bool(((saved >= low) & (saved <= high) & np.isfinite(saved)).all())
 
     def _make_room(self, length: int) -> None:
-        """Let the memory grow until it holds an episode of this length or of MAX_SAVED_ACTIONS."""
+        """Grow the memory to hold an episode of this length, up to MAX_SAVED_ACTIONS."""
         before = self._actions
         capacity = before.shape[1]
         if capacity < min(length, MAX_SAVED_ACTIONS):
@@ -71,5 +71,5 @@ class ActionLog:
 
 
 def saved_length(episode_length: int) -> int:
-    """Return how many actions are saved of an episode."""
+    """Return how many actions of an episode are saved."""
     return episode_length if episode_length <= MAX_SAVED_ACTIONS else 0

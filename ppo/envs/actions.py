@@ -1,4 +1,4 @@
-"""What agents do, as arrays: the parts of a Dict or Tuple of actions stand one after the other in a vector."""
+"""Actions as arrays; the parts of a Dict or Tuple are concatenated in one vector."""
 
 import math
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ ActionSpace = Discrete | MultiDiscrete | MultiBinary | Box
 
 
 class CompositeSpace(Box):
-    """Vectors (D,) of float64 that hold an element of every part of a Dict or Tuple, nested or not."""
+    """Vectors (D,) of float64 that hold one element of every part of a Dict or Tuple, nested or not."""
 
     parts: tuple[ActionSpace, ...]
 
@@ -23,7 +23,7 @@ class CompositeSpace(Box):
         """Lay the parts out in the order of the space.
 
         Raises:
-            ValueError: a part is of another kind than the actions that are served alone, or there is none.
+            ValueError: a part is of a kind that is not supported on its own, or there are no parts.
         """
         self._composite = space
         self.parts = tuple(action_space(part) for _, part in leaves(space))
@@ -40,7 +40,7 @@ class CompositeSpace(Box):
         self._ends = np.cumsum([math.prod(shape_of(part)) for part in self.parts])
 
     def element(self, vector: NDArray[np.float64]) -> Any:
-        """Return the element of the Dict or Tuple that a vector stands for."""
+        """Return the element of the Dict or Tuple that a vector encodes."""
         return _element(self._composite, iter(np.split(vector, self._ends[:-1])))
 
 
@@ -48,19 +48,20 @@ def action_space(space: Space[Any]) -> ActionSpace:
     """Return the space of the arrays in which actions are chosen, logged and saved.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the space is not supported.
     """
     if isinstance(space, spaces.Dict | spaces.Tuple):
         return CompositeSpace(space)
     if not isinstance(space, ActionSpace):
         raise ValueError(
-            f"its actions must be Discrete, MultiDiscrete, MultiBinary or Box, or a Dict or Tuple of these, got {space}"
+            "the action space must be Discrete, MultiDiscrete, MultiBinary or Box, or a Dict or Tuple of these, "
+            f"got {space}"
         )
     return space
 
 
 def bounds(space: ActionSpace) -> tuple[Any, Any]:
-    """Return the least and the greatest value of a space's elements, or of each of their entries."""
+    """Return the lowest and the highest value of a space's elements, or of each of their entries."""
     if isinstance(space, Discrete):
         return space.start, space.start + space.n - 1
     if isinstance(space, MultiDiscrete):
@@ -75,7 +76,7 @@ def shape_of(space: ActionSpace) -> tuple[int, ...]:
 
 
 def _element(space: Space[Any], parts: Iterator[NDArray[np.float64]]) -> Any:
-    """Build an element of a space from the numbers of its parts."""
+    """Build an element of a space from the vectors of its parts."""
     if isinstance(space, spaces.Dict):
         return {key: _element(part, parts) for key, part in space.spaces.items()}
     if isinstance(space, spaces.Tuple):

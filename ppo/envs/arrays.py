@@ -1,4 +1,4 @@
-"""The arrays that a step of a block leaves its results in, laid out over one piece of memory that may be shared."""
+"""The arrays of a block's step results, laid out over one piece of memory that may be shared."""
 
 import dataclasses
 import math
@@ -16,16 +16,16 @@ _CACHE_LINE = 64
 
 @dataclass(frozen=True)
 class StepArrays:
-    """Results of a step of N environments; `ppo.envs` says what they mean.
+    """Results of a step of N environments; documented in `ppo.envs`.
 
-    Images, that is uint8 observations of three axes, are channel-first, (N, C, H, W), on memory ordered (N, H, W, C):
-    convolutions are fastest so on a CPU, and no later stage has to move a pixel.
+    Images, that is uint8 observations of three axes, are channel-first, (N, C, H, W), over memory ordered (N, H, W, C):
+    CPU convolutions are fastest with that layout, and no later stage has to move a pixel.
     """
 
     observations: NDArray[Any]
     """(N, *shape)."""
     final_obs: NDArray[Any]
-    """Like `observations`, valid where an episode ended; what follows is (N,)."""
+    """Like `observations`, valid where an episode ended; the fields below are (N,)."""
     rewards: NDArray[np.float64]
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
@@ -35,13 +35,13 @@ class StepArrays:
 
     @classmethod
     def over(cls, memory: memoryview, num_envs: int, shape: tuple[int, ...], dtype: DTypeLike) -> "StepArrays":
-        """Lay the arrays out over memory of the size that `bytes_needed` says.
+        """Lay the arrays out over memory of `bytes_needed` bytes.
 
         Args:
             memory: writable bytes.
             num_envs: number of environments.
-            shape: of one observation.
-            dtype: of one observation.
+            shape: shape of one observation.
+            dtype: dtype of one observation.
         """
         arrays, start = {}, 0
         for name, stored, kind in _layout(num_envs, shape, dtype):
@@ -52,21 +52,21 @@ class StepArrays:
 
     @classmethod
     def empty(cls, num_envs: int, shape: tuple[int, ...], dtype: DTypeLike) -> "StepArrays":
-        """Return arrays of zeros in memory of this process."""
+        """Return arrays of zeros in this process's memory."""
         memory = memoryview(bytearray(cls.bytes_needed(num_envs, shape, dtype)))
         return cls.over(memory, num_envs, shape, dtype)
 
     @staticmethod
     def bytes_needed(num_envs: int, shape: tuple[int, ...], dtype: DTypeLike) -> int:
-        """Return how much memory the arrays take."""
+        """Return how many bytes the arrays take."""
         return sum(_padded(stored, kind) for _, stored, kind in _layout(num_envs, shape, dtype))
 
     def __getitem__(self, part: slice) -> "StepArrays":
-        """Return the arrays of a part of the environments, in the same memory."""
+        """Return views of the arrays for a slice of the environments."""
         return StepArrays(*(getattr(self, field.name)[part] for field in dataclasses.fields(self)))
 
     def result(self) -> StepResult:
-        """Return them as `step` does."""
+        """Return the arrays in the form that `step` returns."""
         info = {
             "life_lost": self.life_lost,
             "final_obs": self.final_obs,
@@ -79,7 +79,7 @@ class StepArrays:
 def _layout(
     num_envs: int, shape: tuple[int, ...], dtype: DTypeLike
 ) -> Iterator[tuple[str, tuple[int, ...], np.dtype[Any]]]:
-    """Yield the name of every array, its shape in memory and its type."""
+    """Yield every array's name, shape in memory and dtype."""
     observation = np.dtype(dtype)
     if observation == np.uint8 and len(shape) == 3:
         channels, height, width = shape

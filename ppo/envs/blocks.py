@@ -1,4 +1,4 @@
-"""What blocks of environments of all kinds share: their spaces, and the arrays that steps leave their results in."""
+"""What all blocks of environments share: their spaces and the arrays of step results."""
 
 import zlib
 from typing import Any
@@ -26,7 +26,7 @@ class Block(Environments):
         frames_per_second: float,
         uncompiled: str = "",
     ) -> None:
-        """Describe environments that leave the results of their steps in `arrays`."""
+        """Describe environments whose steps write their results to `arrays`."""
         self.arrays, self.observations = arrays, arrays.observations
         self.num_envs = len(arrays.rewards)
         self.frames_per_second, self.uncompiled = frames_per_second, uncompiled
@@ -37,7 +37,7 @@ class Block(Environments):
         self._ended: list[list[ArrayState | None]] = [[] for _ in range(self.num_envs)]
 
     def keep_game(self, position: int, game: ArrayState | None, last_seen: NDArray[Any]) -> None:
-        """Keep a game that has ended for `take_games`, with a checksum of its last observation."""
+        """Keep a finished game for `take_games`, with a checksum of its last observation."""
         seen = np.array([zlib.crc32(last_seen.tobytes())], np.int64)
         self._ended[position].append(None if game is None else {**game, "last_seen": seen})
 
@@ -48,11 +48,11 @@ class Block(Environments):
 
 
 class BlockInHalves(Block):
-    """A block in two groups: the environments of one are stepped while the network acts for the other."""
+    """A block in two groups: one is stepped while the network acts for the other."""
 
     @property
     def groups(self) -> tuple[slice, ...]:
-        """Two halves, or one group if there is one environment."""
+        """Two halves, or one group if there is only one environment."""
         return halves(self.num_envs)
 
     def step(self, actions: NDArray[Any]) -> StepResult:

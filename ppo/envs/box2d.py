@@ -1,4 +1,4 @@
-"""Gymnasium's Box2D worlds, made repeatable: BipedalWalker, LunarLander and their like."""
+"""Gymnasium's Box2D worlds, made deterministic: BipedalWalker, LunarLander and the like."""
 
 from typing import Any
 
@@ -7,19 +7,19 @@ from ppo.envs.making import Environment
 
 
 class Box2DEnvironments(GymnasiumEnvironments):
-    """A block of environments of which every episode has a `b2World` of its own.
+    """A block of environments that give every episode a new `b2World`.
 
-    A world that is used again remembers its contacts in another order, and the same seed and actions end elsewhere:
-    in one BipedalWalker episode in ten (Gymnasium #728, which cured LunarLander alone).
+    A reused `b2World` keeps its contacts in another order, so that the same seed and actions lead elsewhere in one
+    BipedalWalker episode in ten (Gymnasium #728, which fixed only LunarLander).
     """
 
     def before_reset(self, env: Environment) -> None:
-        """Put a new world in place of the old one."""
+        """Replace the `b2World` with a new one."""
         from Box2D import b2World
 
         owner: Any = env.unwrapped
         if isinstance(getattr(owner, "world", None), b2World):
-            owner._destroy()  # with the new world it would look there for the old bodies
+            owner._destroy()  # later it would look for the old bodies in the new world
             owner.world = b2World(gravity=owner.world.gravity)
 
 

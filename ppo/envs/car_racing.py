@@ -1,7 +1,7 @@
-"""CarRacing: an action is held for several frames, of which only the last one is drawn, and shown in small pictures.
+"""CarRacing: an action is held for several frames, and only the last frame is drawn, as a small picture.
 
-Rewards and ends are those of Gymnasium's world. It counts 1,000 frames and then cuts the episode, which is no end for
-the learner. In training an episode also ends, for good, where no new tile of the road has been reached for a while.
+Rewards and episode ends are those of Gymnasium's world, whose limit of 1,000 frames truncates the episode. In training
+an episode also terminates when no new tile of the road has been reached for a while.
 """
 
 import os
@@ -23,7 +23,7 @@ from ppo.envs.making import Environment, make_environment
 from ppo.families import CarRacingSettings, WorldSettings
 from ppo.settings import Refusal
 
-# Mean green of a picture, in which the car stands on grass; as in github.com/xtma/pytorch_car_caring.
+# Mean green of a picture above which the car counts as on grass, as in github.com/xtma/pytorch_car_caring.
 _GREEN_OF_GRASS = 180.0
 _PROTOCOL = "protocol"
 
@@ -31,14 +31,14 @@ Picture = NDArray[np.uint8]
 
 
 class Drive(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """One world under a protocol."""
+    """One environment with the protocol applied."""
 
     def __init__(self, env: Environment, protocol: CarRacingSettings) -> None:
         """Wrap what `gymnasium.make` returned.
 
         Args:
-            env: the world, with its time limit.
-            protocol: what is done for an action, and what is shown of it.
+            env: the environment, with its time limit.
+            protocol: settings for actions, observations and shaping.
         """
         super().__init__(env)
         self._protocol = protocol
@@ -49,9 +49,9 @@ class Drive(gymnasium.Wrapper[Any, Any, Any, Any]):
         self._stack = np.zeros((size, size, self._channels * self.frame_stack), np.uint8)
         self.observation_space = Box(0, 255, self._stack.shape, np.uint8)
         self.draws = True
-        """Whether a step shows what it led to; otherwise the observation stays as it is."""
+        """Whether `step` updates the observation."""
         self.shaping = 0.0
-        """What the learner gets for the last step besides its reward."""
+        """Added to the last step's reward for the learner, but not to returns."""
         self._reward_of_noops = 0.0
         self._frames_without_tile = 0
         self._frames: list[Picture] = []
@@ -72,7 +72,7 @@ class Drive(gymnasium.Wrapper[Any, Any, Any, Any]):
         return self._stack, {}
 
     def step(self, action: Any) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
-        """Hold an action; the first step's reward is also that of the frames without an action."""
+        """Hold an action; the first step's reward includes that of the no-op frames."""
         protocol = self._protocol
         reward, self._reward_of_noops = self._reward_of_noops, 0.0
         self.shaping = -reward
@@ -81,7 +81,7 @@ class Drive(gymnasium.Wrapper[Any, Any, Any, Any]):
             _, rewarded, terminated, truncated, _ = self.env.step(action)
             frame_reward = float(rewarded)
             reward += frame_reward
-            # A frame costs 0.1, and a tile brings more.
+            # A frame costs 0.1, and a new tile earns more than that.
             self._frames_without_tile = 0 if frame_reward > 0.0 else self._frames_without_tile + 1
             if self.render_mode:
                 self._frames.append(self.env.render())  # type: ignore[arg-type]
@@ -101,45 +101,45 @@ class Drive(gymnasium.Wrapper[Any, Any, Any, Any]):
         return frames
 
     def _picture(self, drawn: Picture) -> Picture:
-        """Return what is shown of a picture (96, 96, 3): (H, W, channels)."""
+        """Convert a drawn picture (96, 96, 3) to the observed one (H, W, channels)."""
         if not self._protocol.colour:
             drawn = cv2.cvtColor(drawn, cv2.COLOR_RGB2GRAY)[..., np.newaxis].astype(np.uint8, copy=False)
         return _SMALLER[self._protocol.picture](drawn)
 
 
 class CarRacingEnvironments(Box2DEnvironments):
-    """A block of racing cars."""
+    """A block of CarRacing environments."""
 
     @classmethod
     def make_env(
         cls, env_name: str, env_kwargs: Mapping[str, Any] = MappingProxyType({}), render_mode: str | None = None
     ) -> Environment:
-        """Make one environment; `env_kwargs` hold the protocol beside the constructor's arguments."""
-        os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # a line on every rank's standard output
+        """Make one environment; `env_kwargs` holds the constructor's arguments and the protocol."""
+        os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # else every rank prints a line to standard output
         kwargs = dict(env_kwargs)
         protocol = kwargs.pop(_PROTOCOL)
         return Drive(make_environment(env_name, kwargs, render_mode), protocol)
 
     def step(self, actions: NDArray[Any]) -> StepResult:
-        """Take one step in every environment; rewards are what the learner gets, returns what the world gave."""
+        """Take one step in every environment; rewards are the learner's, returns are raw."""
         result = super().step(actions)
         self.arrays.rewards[:] += [env.shaping for env in self._envs]  # type: ignore[attr-defined]
         return result
 
     def before_replayed(self, env: Environment, left: int) -> None:
-        """Draw what is still in the stack at the end, and nothing before."""
+        """Draw only the frames that the stack will hold at the end of the replay."""
         assert isinstance(env, Drive)
         env.draws = left < env.frame_stack
 
 
 class CarRacingWorld(GymnasiumWorld):
-    """Acts for CarRacing; see `ppo.envs.World`."""
+    """The family's behaviour; see `ppo.envs.World`."""
 
     def arguments(self, world: WorldSettings) -> dict[str, Any]:
-        """Return the arguments of a block, with the protocol among those of the environment."""
+        """Return the arguments of a block, with the protocol in `env_kwargs`."""
         arguments = super().arguments(world)
         if _PROTOCOL in arguments["env_kwargs"]:
-            raise Refusal(f"env_kwargs must not set {_PROTOCOL}, which follows from other settings")
+            raise Refusal(f"env_kwargs must not set {_PROTOCOL}, which is derived from other settings")
         return {**arguments, "env_kwargs": {**arguments["env_kwargs"], _PROTOCOL: world}, "channel_axis": "last"}
 
 
@@ -163,4 +163,4 @@ _SMALLER: Mapping[str, Callable[[Picture], Picture]] = {
     "maximum": _largest_of_four,
     "cropped": lambda picture: picture[:84, 6:90],
 }
-"""What is shown of a picture (96, 96, channels), by the value of the setting `picture`."""
+"""Functions from a picture (96, 96, channels) to the observed one, by value of the setting `picture`."""

@@ -1,11 +1,11 @@
-"""The pictures of CarRacing: pixel for pixel those that Gymnasium draws, in a fraction of the time and on request only.
+"""The pictures of CarRacing: pixel for pixel those that Gymnasium draws, in a fraction of the time and only on request.
 
-Gymnasium turns and draws some 700 polygons in Python after every frame, on 1000x800 pixels that are then shrunk to
-96x96. Nothing in its physics or rewards reads the picture. Here the polygons of a track are one array that is turned at
-once, and only those on the screen are drawn, by the same calls in the same order; the car and the indicators are drawn
-by Gymnasium. Pictures are drawn upside down. pygame shrinks each row before it shrinks columns, so that they need to be
-turned over only between the two, when they have become small. Tests compare whole episodes. What a pixel is depends on
-the version of pygame, in both alike.
+Gymnasium rotates and draws some 700 polygons in Python after every frame, on 1000x800 pixels that are then shrunk to
+96x96. Nothing in its physics or rewards reads the picture. Here the polygons of a track are one array, rotated in one
+operation, and only those on the screen are drawn, by the same calls in the same order; Gymnasium draws the car and the
+indicators. Pictures are drawn upside down. pygame shrinks the width before the height, so they are flipped between the
+two passes, when they are already narrow. Tests compare whole episodes. Pixel values depend on the version of pygame,
+here as in Gymnasium.
 """
 
 import functools
@@ -16,21 +16,21 @@ from numpy.typing import NDArray
 
 _CORNERS_OF_A_PATCH = np.array([(1.0, 0.0), (0.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
 _PATCHES = range(-20, 20, 2)
-# What an edge may draw outside of its corners is one pixel.
+# An edge is drawn at most one pixel beyond its corners.
 _MARGIN = 2
-# The bar of the indicators covers this many rows below.
+# Rows at the bottom that the indicator bar covers.
 _BAR_ROWS = 100
-# Beyond these the indicators leave the bar; no car has been seen to come near.
+# Above these speeds the indicators extend beyond the bar; no car has been seen to come near them.
 _FASTEST, _FASTEST_WHEEL = 195.0, 390.0
 _TEXT_SIZE, _TEXT_CENTRE = 42, (60, 750)
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 
 
 class Drawing:
-    """Draws the frame that a CarRacing world has been stepped to, instead of the world."""
+    """Draws the current frame of a CarRacing world, in place of the world itself."""
 
     def __init__(self, world: Any) -> None:
-        """Keep an unwrapped world from drawing what its agent might see; all else it draws as before."""
+        """Stop an unwrapped world from drawing `state_pixels`; other render modes are drawn as before."""
         import pygame
         from gymnasium.envs.box2d import car_racing
         from pygame import gfxdraw
@@ -43,7 +43,7 @@ class Drawing:
         upper, self._size = height - _BAR_ROWS, (car_racing.STATE_W, car_racing.STATE_H)
         self._canvas, self._panel = (pygame.Surface((width, height)) for _ in range(2))
         self._narrow = pygame.Surface((self._size[0], height))
-        # Where what is drawn on the two is narrowed: from the rows of the first part to those of the second.
+        # Pairs of a wide surface and the narrow one that it is shrunk to; the rows are the same.
         self._above = self._canvas.subsurface((0, _BAR_ROWS, width, upper)), pygame.Surface((self._size[0], upper))
         self._bar = (
             self._panel.subsurface((0, upper, width, _BAR_ROWS)),
@@ -62,10 +62,10 @@ class Drawing:
     def draw(self) -> NDArray[np.uint8]:
         """Return the picture of the current frame, (96, 96, 3) RGB."""
         world, pygame, constants = self._world, self._pygame, self._constants
-        if world.road_poly is not self._road:  # of another episode
+        if world.road_poly is not self._road:  # a new episode
             self._take_track()
         angle, (x, y) = -world.car.hull.angle, world.car.hull.position
-        # The camera comes nearer in the first second.
+        # The camera zooms in during the first second.
         zoom = constants.SCALE * 0.1 * max(1 - world.t, 0) + constants.ZOOM * constants.SCALE * min(world.t, 1)
         moved = pygame.math.Vector2(-x * zoom, -y * zoom).rotate_rad(angle)
         shift = (constants.WINDOW_W / 2 + moved.x, constants.WINDOW_H / 4 + moved.y)
@@ -77,7 +77,7 @@ class Drawing:
         return np.ascontiguousarray(pygame.surfarray.pixels3d(scaled).transpose(1, 0, 2))
 
     def _narrowed(self) -> Any:
-        """Return the canvas, turned over, with its indicators, and as wide as a picture; a surface."""
+        """Return a surface: the canvas, flipped upright, with indicators, shrunk to the width of a picture."""
         world, transform = self._world, self._pygame.transform
         wheels = max(abs(wheel.omega) for wheel in world.car.wheels)
         is_in_bar = wheels < _FASTEST_WHEEL and world.car.hull.linearVelocity.length < _FASTEST
@@ -93,7 +93,7 @@ class Drawing:
         return self._narrow
 
     def _remember(self, mode: str) -> Any:
-        """Stand in for the world's own drawing; the return that a picture shows is that before the frame's cost."""
+        """Stand in for the world's `_render`; a picture shows the return before the frame's cost is subtracted."""
         if mode != "state_pixels":
             return self._draw_otherwise(mode)
         self._return = self._world.reward
@@ -105,13 +105,13 @@ class Drawing:
         self._corners = np.concatenate([self._grass, road.transpose(2, 1, 0)], axis=2)
 
     def _draw_background(self, distance: float, zoom: float, shift: tuple[float, float], angle: float) -> None:
-        """Fill the canvas where the field covers it, and draw the field on black where it may not.
+        """Fill the canvas if the field is sure to cover it; otherwise draw the field on black.
 
         Args:
-            distance: of the car from the middle of the field, along the axis where it is farther.
+            distance: the car's distance from the centre of the field, along the axis where it is larger.
             zoom: pixels per unit of length.
-            shift: where the middle of the field is, in pixels.
-            angle: how far the field is turned.
+            shift: position of the centre of the field, in pixels.
+            angle: rotation of the field, in radians.
         """
         world, constants, colour = self._world, self._constants, self._world.bg_color
         farthest = np.hypot(constants.WINDOW_W / 2, constants.WINDOW_H * 3 / 4) + _MARGIN
@@ -126,12 +126,12 @@ class Drawing:
     def _draw_patches_and_road(self, zoom: float, shift: tuple[float, float], angle: float) -> None:
         constants = self._constants
         x, y = self._corners
-        # As pygame turns a vector, quarter turns included.
+        # As pygame rotates a vector, including its special case of quarter turns.
         cosine, sine = self._pygame.math.Vector2(1.0, 0.0).rotate_rad(angle)
         pixels = np.stack([(cosine * x - sine * y) * zoom + shift[0], (sine * x + cosine * y) * zoom + shift[1]])
         least, greatest = pixels.min(1), pixels.max(1)
         is_seen = (greatest[0] >= -_MARGIN) & (least[0] <= constants.WINDOW_W + _MARGIN)
-        # What is drawn is flipped: the bar hides the first rows.
+        # The canvas is upside down, so the bar hides its first rows.
         is_seen &= (greatest[1] >= _BAR_ROWS - _MARGIN) & (least[1] <= constants.WINDOW_H + _MARGIN)
         seen = np.flatnonzero(is_seen)
         polygons = pixels[:, :, seen].transpose(2, 1, 0).astype(np.int64).tolist()

@@ -1,7 +1,7 @@
-"""Cart-pole with a force that is chosen continuously: `ppo/ContinuousCartPole-v0`.
+"""Cart-pole with a continuous force: `ppo/ContinuousCartPole-v0`.
 
-The world of Barto, Sutton and Anderson 1983 without friction, as in Gymnasium's CartPole; there the force is one of
-two, here any between -30 and 30 N.
+The world of Barto, Sutton and Anderson 1983 without friction, as in Gymnasium's CartPole, but with any force between
+-30 and 30 N instead of one of two.
 """
 
 import math
@@ -28,7 +28,7 @@ class ContinuousCartPole(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]
 
     Observation: position (m), velocity (m/s), angle from upright (rad) and angular velocity (rad/s), float32. Action:
     the force in units of 30 N, (1,) in [-1, 1], clipped to that. Every step of 0.02 s is worth 1. An episode begins
-    with all four numbers uniform in [-0.05, 0.05] and ends when the cart is more than 2.4 m from the middle or the pole
+    with all four numbers uniform in [-0.05, 0.05] and ends when the cart is more than 2.4 m from the centre or the pole
     more than 12 degrees from upright.
 
     With x the position, a the angle, F the force, m and M the masses of pole and cart and l half the pole's length:
@@ -37,7 +37,7 @@ class ContinuousCartPole(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]
         a'' = (g sin a - u cos a) / (l (4/3 - m cos^2 a / (M + m)))
         x'' = u - m l a'' cos a / (M + m)
 
-    integrated by Euler's method with the values before the step.
+    integrated by the explicit Euler method.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": round(1 / SECONDS_PER_STEP)}  # noqa: RUF012
@@ -53,7 +53,7 @@ class ContinuousCartPole(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Begin an episode near the middle."""
+        """Begin an episode near the centre, with the pole almost upright."""
         super().reset(seed=seed)
         x, velocity, angle, turning = self.np_random.uniform(-_START, _START, 4).tolist()
         self._state = (x, velocity, angle, turning)

@@ -1,4 +1,4 @@
-"""Frames that Gymnasium environments draw, as RGB, and their rate."""
+"""The frames that Gymnasium environments draw, as RGB, and their rate."""
 
 from numbers import Real
 from typing import Any
@@ -19,7 +19,7 @@ def find_render_mode(env_name: str, env: Environment) -> str:
     """Return the render mode in which an environment returns frames.
 
     Raises:
-        Refusal: it has none, or no rate at which they could be shown.
+        Refusal: it has no such mode, or an unusable frame rate.
     """
     modes, rate = env.metadata.get("render_modes") or [], env.metadata.get("render_fps")
     if rate is not None and not _is_rate(rate):
@@ -34,18 +34,18 @@ def find_render_mode(env_name: str, env: Environment) -> str:
 
 
 def frames_per_second(env: Environment) -> float:
-    """Return how fast an environment's frames follow each other: 30 a second where it does not say."""
+    """Return an environment's frame rate, 30 per second if it gives none."""
     rate: Any = env.metadata.get("render_fps")
     return float(rate) if _is_rate(rate) else _DEFAULT_RATE
 
 
 def render(env_name: str, env: Environment, hint: str = "") -> list[NDArray[np.uint8]]:
-    """Return what an environment draws since it was asked last: frames (H, W, 3) that nobody writes to again.
+    """Return copies of an environment's frames (H, W, 3): the current one, or all since the last call.
 
     Args:
         env_name: its id.
         env: the environment.
-        hint: what to add if it cannot draw.
+        hint: appended to the error if it cannot draw.
 
     Raises:
         Refusal: it cannot draw here, or draws something else.
@@ -59,7 +59,7 @@ def render(env_name: str, env: Environment, hint: str = "") -> list[NDArray[np.u
 
 
 def _rgb(env_name: str, frame: Any) -> NDArray[np.uint8]:
-    """Return a frame that may be grey, or have an opacity, as (H, W, 3)."""
+    """Convert a grey, RGB or RGBA frame to RGB (H, W, 3)."""
     if isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim in (2, 3):
         pixels: NDArray[np.uint8] = frame[..., np.newaxis] if frame.ndim == 2 else frame
         if pixels.shape[2] in _CHANNELS and pixels.size:

@@ -1,8 +1,8 @@
 """Any Gymnasium environment, by its id.
 
-An episode is its seed and its actions: that is saved of it, and replaying it restores any environment that is
-deterministic after `reset(seed=...)`, whether its inner state can be copied or not. The last observation and the return
-so far are saved beside it, to find environments that are not.
+An episode is saved as its seed and its actions. Replaying them restores any environment that is deterministic after
+`reset(seed=...)`, whether or not its inner state can be copied. The last observation and the return so far are saved
+too, to detect environments that are not deterministic.
 """
 
 import json
@@ -32,7 +32,7 @@ from ppo.families import ChannelAxis, GymnasiumSettings, WorldSettings
 from ppo.random_streams import Purpose, derived_seed
 from ppo.settings import MOST_STEPS, Refusal
 
-# Far above what worlds give: a return of a whole game is finite, and so is a mean of such.
+# Far above real rewards, yet the return of a whole game stays finite, and so does a mean of returns.
 _LARGEST_REWARD = 1e30
 _STEPS_BETWEEN_REPORTS = 500
 
@@ -40,21 +40,20 @@ _STEPS_BETWEEN_REPORTS = 500
 class GymnasiumEnvironments(Block):
     """A block of Gymnasium environments of one id.
 
-    A family of worlds that needs more overrides `make_env`, `before_reset`, `before_replayed`, `observe` or
-    `to_actions`.
+    Families that need more override `make_env`, `before_reset`, `before_replayed`, `observe` or `to_actions`.
     """
 
     rendering_hint = ""
-    """Ends the message that says that an environment cannot be drawn."""
+    """Appended to the error if an environment cannot be drawn."""
 
     @classmethod
     def check(
         cls, env_name: str, env_kwargs: Mapping[str, Any] = MappingProxyType({}), channel_axis: ChannelAxis = "auto"
     ) -> Spaces:
-        """Make one environment and reset it, to see what it is and whether it works here.
+        """Make one environment and reset it, to learn its spaces and whether it works here.
 
         Raises:
-            Refusal: there is no such id, it cannot be made or reset here, or its spaces cannot be served.
+            Refusal: there is no such id, it cannot be made or reset here, or its spaces are not supported.
         """
         with refused_if_it_fails(f"env_name {env_name!r} cannot be made here"):
             block = cls(env_name, indices=range(1), seed=0, env_kwargs=env_kwargs, channel_axis=channel_axis)
@@ -86,13 +85,13 @@ class GymnasiumEnvironments(Block):
         """Make one environment per index.
 
         Args:
-            env_name: a registered id, `module:id` to import the module first.
+            env_name: a registered id, or `module:id` to import the module first.
             indices: global indices of the block, the addresses of its random numbers.
             seed: seed of the job.
             env_kwargs: arguments for the constructor of the environment.
-            channel_axis: where images have their channels.
+            channel_axis: axis of the channels of images.
             on_frame: receives every frame that the first environment draws after a step.
-            arrays: receives the results of steps, if it is given.
+            arrays: receives the step results, if given.
 
         Raises:
             Refusal: as from `check`, or `on_frame` is given and the environment cannot be drawn.
@@ -119,29 +118,29 @@ class GymnasiumEnvironments(Block):
         self._episodes = [-1] * self.num_envs
 
     def before_reset(self, env: Environment) -> None:
-        """Prepare an environment for `reset`, so that its seed and its actions alone decide what follows."""
+        """Prepare an environment for `reset`, so that the episode depends only on its seed and its actions."""
 
     def before_replayed(self, env: Environment, left: int) -> None:
-        """Prepare an environment for a step of a replay that so many others follow."""
+        """Prepare an environment for a step of a replay, after which `left` more steps follow."""
 
     def observe(self, observation: Any, out: NDArray[Any]) -> None:
-        """Write what an environment returned into its row of `observations`."""
+        """Convert an environment's observation and write it to `out`, its row of `observations`."""
         self._converter.convert(observation, out)
 
     def to_actions(self, actions: NDArray[Any]) -> list[Any]:
-        """Return what every environment is sent for a batch of actions, (N, *action_shape)."""
+        """Convert a batch of actions, (N, *action_shape), to what each environment's `step` takes."""
         if isinstance(self.single_action_space, Discrete):
             return list(actions.tolist())
         if isinstance(self.single_action_space, CompositeSpace):
             return [self.single_action_space.element(vector) for vector in actions]
-        # A copy: environments may keep what they were sent, or change it.
+        # A copy: environments may keep or modify their actions.
         copied = np.array(actions, self.single_action_space.dtype)
         return list(copied) if copied.ndim > 1 else [np.asarray(number) for number in copied]
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[Any], dict[str, Any]]:
-        """Start a new episode everywhere; the seed was given once, at construction."""
+        """Start a new episode in every environment; `seed` is ignored, since the constructor has it."""
         for position in range(self.num_envs):
             self._begin(position, self._episodes[position] + 1)
         return self.observations, {}
@@ -150,10 +149,10 @@ class GymnasiumEnvironments(Block):
         """Take one step in every environment; see `ppo.envs` for what comes back.
 
         Args:
-            actions: (N, *action_shape), of `single_action_space`: others would be refused when they are restored.
+            actions: (N, *action_shape), in `single_action_space`: `set_states` would refuse any others.
 
         Raises:
-            RuntimeError: an environment failed, or returned what is not finite or not of its space.
+            RuntimeError: an environment failed, or returned a value that is non-finite or outside its space.
         """
         self._log.append(actions)
         arrays, observe = self.arrays, self.observe
@@ -183,25 +182,27 @@ class GymnasiumEnvironments(Block):
         return arrays.result()
 
     def end_episode(self, position: int) -> float:
-        """Begin the next episode of one environment and return the raw return of the one given up."""
+        """Abandon an environment's episode, begin the next and return the raw return so far."""
         episode_return = float(self._returns[position])
         self._begin_next(position)
         return episode_return
 
     def begin_again(self, position: int, game: ArrayState) -> None:
-        """Begin an episode again by its number; see `Environments.begin_again`."""
+        """Restart an episode by its number; see `Environments.begin_again`."""
         of = f"of environment {self._indices[position]}"
         if set(game) != {"episode", "actions", "last_seen"}:
-            raise ValueError(f"the game {of} must be ['actions', 'episode', 'last_seen'], got {sorted(game)}")
+            raise ValueError(
+                f"the game {of} must have the keys ['actions', 'episode', 'last_seen'], got {sorted(game)}"
+            )
         episode, actions, space = game["episode"], game["actions"], self.single_action_space
         if episode.shape != (1,) or episode.dtype.kind not in "iu" or not 0 <= episode[0] < MOST_STEPS:
-            raise ValueError(f"the episode {of} must be a number from 0 on, below 2^48")
+            raise ValueError(f"the episode number {of} must be an integer, at least 0 and below 2^48")
         if actions.shape[1:] != space.shape or not self._log.could_be_sent(actions):
-            raise ValueError(f"the actions {of} must be of {space}")
+            raise ValueError(f"the actions {of} must be in {space}")
         self._begin(position, int(episode[0]))
 
     def get_states(self) -> list[dict[str, NDArray[Any]]]:
-        """Return each current episode's number and length, the actions sent in it and what they led to."""
+        """Return each current episode's number, length, actions, return so far and last observation."""
         return [
             {
                 "episode": np.array([self._episodes[position]], np.int64),
@@ -224,9 +225,9 @@ class GymnasiumEnvironments(Block):
         return restarted
 
     def check_states(self, states: Sequence[ArrayState]) -> None:
-        """Refuse what `set_states` would, and leave every environment as it is."""
+        """Raise a ValueError for states that `set_states` cannot use; no environment changes."""
         if len(states) != self.num_envs:
-            raise ValueError(f"there must be a state for each of {self.num_envs} environments, got {len(states)}")
+            raise ValueError(f"the number of states must be {self.num_envs}, one per environment, got {len(states)}")
         for index, state in zip(self._indices, states, strict=True):
             self._check(f"of environment {index}", state)
 
@@ -236,7 +237,7 @@ class GymnasiumEnvironments(Block):
             env.close()
 
     def _begin_next(self, position: int) -> None:
-        """Begin the next episode of an environment, and keep the one that has ended."""
+        """Begin an environment's next episode; if games are kept, keep the finished one."""
         if self.keeps_games:
             is_known = self._log.lengths[position] <= MAX_SAVED_ACTIONS
             game = {"episode": np.array([self._episodes[position]], np.int64), "actions": self._log.saved(position)}
@@ -259,28 +260,30 @@ class GymnasiumEnvironments(Block):
         return derived_seed(self._seed, Purpose.EPISODE_SEEDS, self._indices[position], self._episodes[position])
 
     def _check(self, of: str, state: ArrayState) -> None:
-        """Refuse what no state of an environment can be."""
+        """Refuse an invalid saved state."""
         counters = {"episode", "episode_length"}
         others = {"episode_return", "actions", "observation"}
         if set(state) != counters | others:
-            raise ValueError(f"the saved state {of} must be {sorted(counters | others)}, got {sorted(state)}")
+            raise ValueError(
+                f"the saved state {of} must have the keys {sorted(counters | others)}, got {sorted(state)}"
+            )
         for name in sorted(counters):
             _require(state, name, of, np.dtype(np.int64), (1,))
             if not 0 <= state[name][0] < MOST_STEPS:
-                raise ValueError(f"the saved {name} {of} must be from 0 on, below 2^48, got {state[name][0]}")
+                raise ValueError(f"the saved {name} {of} must be at least 0 and below 2^48, got {state[name][0]}")
         length, spec = int(state["episode_length"][0]), self._envs[0].spec
         if spec and spec.max_episode_steps and length >= spec.max_episode_steps:
-            raise ValueError(f"the saved {length} steps {of} are more than the time limit allows")
+            raise ValueError(f"the saved episode {of} has {length} steps, more than the time limit allows")
         _require(state, "episode_return", of, np.dtype(np.float64), (1,))
         _require(state, "observation", of, self.observations.dtype, self.observations.shape[1:])
         space = self.single_action_space
         assert space.shape is not None
         _require(state, "actions", of, self._log.saved_dtype, (saved_length(length), *space.shape))
         if not self._log.could_be_sent(state["actions"]):
-            raise ValueError(f"the saved actions {of} must be of {space}")
+            raise ValueError(f"the saved actions {of} must be in {space}")
 
     def _replay(self, position: int, state: ArrayState) -> bool:
-        """Play an episode again; return whether it led to where it was saved."""
+        """Replay an episode from its start; return whether it reached the saved state exactly."""
         if len(state["actions"]) < state["episode_length"][0]:
             return False
         self._begin(position, int(state["episode"][0]))
@@ -294,7 +297,7 @@ class GymnasiumEnvironments(Block):
                 observation, reward, terminated, truncated, _ = step(action)
                 self.observe(observation, row)
                 self._returns[position] += float(reward)
-            except Exception:  # a world that fails where it did not before does not do again what it did
+            except Exception:  # it did not fail before, so it is not deterministic
                 return False
             if terminated or truncated:
                 return False
@@ -305,7 +308,7 @@ class GymnasiumEnvironments(Block):
         )
 
     def _require_finite(self, part: slice) -> None:
-        """Raise an error for the first environment of a part whose observation or reward is beyond its bound."""
+        """Raise an error for the first environment of a slice whose reward or observation is out of bounds."""
         for name, values, holds, rule in (
             ("reward", self.arrays.rewards, _is_reward, f"within {_LARGEST_REWARD:g}"),
             ("observation", self.observations, np.isfinite, "finite"),
@@ -315,7 +318,7 @@ class GymnasiumEnvironments(Block):
                 raise self._failed(position, f"the {name} is not {rule}: {values[position]}")
 
     def _failed(self, position: int, why: str) -> RuntimeError:
-        """Return the error that says how an environment can be made to fail again."""
+        """Return an error that says how to reproduce an environment's failure."""
         return RuntimeError(
             f"environment {self._indices[position]} of {self._name} failed at step {self._log.lengths[position]} of "
             f"episode {self._episodes[position]}, begun by reset(seed={self._episode_seed(position)}): {why}"
@@ -323,14 +326,14 @@ class GymnasiumEnvironments(Block):
 
 
 class GymnasiumWorld:
-    """Acts for a family of worlds that are made by Gymnasium; see `ppo.envs.World`."""
+    """The behaviour of a family of worlds made by Gymnasium; see `ppo.envs.World`."""
 
     def __init__(self, block: type[GymnasiumEnvironments]) -> None:
-        """Make blocks of this type."""
+        """Use blocks of this type."""
         self._block = block
 
     def check(self, env_name: str, world: WorldSettings) -> Spaces:
-        """Refuse an id that cannot be made here or whose spaces cannot be served, and return its spaces."""
+        """Return the spaces of an id, or refuse one that cannot be made here or has unsupported spaces."""
         register_own_worlds()
         return self._block.check(env_name, **self.arguments(world))
 
@@ -345,7 +348,7 @@ class GymnasiumWorld:
         on_frame: FrameListener | None = None,
         arrays: StepArrays | None = None,
     ) -> Environments:
-        """Make a block of environments in this process, or shared out among others."""
+        """Make a block of environments, stepped in this process or by worker processes."""
         register_own_worlds()
         if engine.name == "processes":
             spaces = self.check(env_name, world)
@@ -356,20 +359,20 @@ class GymnasiumWorld:
         return self._block(env_name, indices=indices, seed=seed, on_frame=on_frame, arrays=arrays, **arguments)
 
     def arguments(self, world: WorldSettings) -> dict[str, Any]:
-        """Return the arguments of a block, and of its check, that the settings hold."""
+        """Return the settings as arguments of a block and of its `check`."""
         assert isinstance(world, GymnasiumSettings)
         return {"env_kwargs": json.loads(world.env_kwargs), "channel_axis": world.channel_axis}
 
     def same_world(self, first: str, second: str) -> bool:
-        """Return whether two ids are the same: each names a world of its own."""
+        """Return whether two ids are equal: each names a different world."""
         return first == second
 
     def facts(self, env_name: str, return_mean: float) -> dict[str, Any]:
-        """Return nothing: no published scores are known here."""
+        """Return nothing: these worlds have no normalised score."""
         return {}
 
     def references(self, env_name: str) -> list[Reference]:
-        """Return the scores of others in the world, and from which on its authors call it solved."""
+        """Return the world's reference scores, first the one from which its authors call it solved, if any."""
         register_own_worlds()
         spec = gymnasium.registry.get(env_name)
         solved = None if spec is None else spec.reward_threshold
@@ -381,14 +384,14 @@ def _converter(env_name: str, env: Environment, channel_axis: ChannelAxis) -> Ob
     try:
         return ObservationConverter(env.observation_space, channel_axis)
     except ValueError as error:
-        raise Refusal(f"env_name {env_name!r} cannot be served: {error}") from error
+        raise Refusal(f"env_name {env_name!r} is not supported: {error}") from error
 
 
 def _action_space(env_name: str, env: Environment) -> ActionSpace:
     try:
         return action_space(env.action_space)
     except ValueError as error:
-        raise Refusal(f"env_name {env_name!r} cannot be served: {error}") from error
+        raise Refusal(f"env_name {env_name!r} is not supported: {error}") from error
 
 
 def _is_reward(values: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -396,7 +399,7 @@ def _is_reward(values: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def _require(state: ArrayState, name: str, of: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-    """Refuse a part of a state that is not of this type and shape, or not finite."""
+    """Refuse an array of a state that does not have this dtype and shape, or is non-finite."""
     array = state[name]
     if array.dtype != dtype or array.shape != shape:
         raise ValueError(f"the saved {name} {of} must be {dtype} {shape}, got {array.dtype} {array.shape}")

@@ -1,4 +1,4 @@
-"""Makes a Gymnasium environment by its id, or says in one line why it cannot be made here."""
+"""Makes a Gymnasium environment from its id, or reports in one line why it cannot be made here."""
 
 import contextlib
 import importlib
@@ -15,7 +15,7 @@ from ppo.settings import Refusal
 
 Environment = gymnasium.Env[Any, Any]
 
-# What this package says itself.
+# Arguments that this package sets itself.
 _RESERVED_KWARGS = ("id", "render_mode", "disable_env_checker")
 _EXTRAS = {
     "gymnasium.envs.box2d": "box2d",
@@ -28,19 +28,19 @@ _EXTRAS = {
 
 
 def make_environment(env_name: str, env_kwargs: Mapping[str, Any], render_mode: str | None = None) -> Environment:
-    """Make the environment of an id, without Gymnasium's checks of every step.
+    """Make the environment of an id, without Gymnasium's per-step checks.
 
     Args:
-        env_name: a registered id, `module:id` to import the module first.
+        env_name: a registered id, or `module:id` to import the module first.
         env_kwargs: arguments for its constructor, or `max_episode_steps`.
-        render_mode: how it is drawn, if it is.
+        render_mode: how it is drawn, if at all.
 
     Raises:
         Refusal: there is no such id, or the environment cannot be made here.
     """
     for name in _RESERVED_KWARGS:
         if name in env_kwargs:
-            raise Refusal(f"env_kwargs must not set {name}, which follows from other settings")
+            raise Refusal(f"env_kwargs must not set {name}, which is derived from other settings")
     spec, kwargs = find_spec(env_name), dict(env_kwargs)
     if render_mode:
         kwargs["render_mode"] = render_mode
@@ -50,14 +50,14 @@ def make_environment(env_name: str, env_kwargs: Mapping[str, Any], render_mode: 
 
 @contextlib.contextmanager
 def refused_if_it_fails(what: str, spec: EnvSpec | None = None) -> Iterator[None]:
-    """Say in one line what code from outside raises while it is imported, made or tried.
+    """Turn what third-party code raises while it is imported, made or tried into a one-line refusal.
 
     Args:
-        what: cannot be done; begins the message.
-        spec: of the environment, if it could not be made.
+        what: what cannot be done; the start of the message.
+        spec: spec of the environment, if one could not be made.
 
     Raises:
-        Refusal: anything was raised, a module's wish to end the program included.
+        Refusal: anything was raised, SystemExit included.
     """
     try:
         yield
@@ -68,11 +68,11 @@ def refused_if_it_fails(what: str, spec: EnvSpec | None = None) -> Iterator[None
 
 
 def find_spec(env_name: str) -> EnvSpec:
-    """Return what is registered under an id, after importing the module that stands before it.
+    """Return the spec registered under an id, after importing the module that the id names, if any.
 
     Raises:
-        Refusal: nothing is registered; the message names the newest version of the environment, or the nearest id. Or
-            it is one of ALE's with another protocol than this package's; the message names the id to use.
+        Refusal: nothing is registered (the message names the newest version of the environment, or the nearest id), or
+            it is an ALE id whose protocol is not this package's (the message names the id to use).
     """
     module, _, env_id = env_name.rpartition(":")
     if module:
@@ -94,17 +94,17 @@ def find_spec(env_name: str) -> EnvSpec:
 
 
 def cause(error: BaseException, spec: EnvSpec | None = None) -> str:
-    """Return why an environment failed and where, with the way out if it is known.
+    """Return why an environment failed and where, with a remedy if one is known.
 
     Args:
         error: what was raised.
-        spec: of the environment, if it could not be made or drawn.
+        spec: spec of the environment, if it could not be made or drawn.
     """
     if isinstance(error, DependencyNotInstalled | ModuleNotFoundError):
         module = str(spec.entry_point).partition(":")[0] if spec else ""
         for package, extra in _EXTRAS.items():
             if module.startswith(package):
-                # Behind the comma stands Gymnasium's advice, which is not always the shortest.
+                # After the comma comes Gymnasium's advice, which is not always the shortest.
                 return f'{str(error).partition(",")[0]}; try pip install "gymnasium[{extra}]"'
         missing = getattr(error, "name", None)
         return f"{error}; try pip install {missing.partition('.')[0]}" if missing else str(error)
@@ -124,7 +124,7 @@ def _newest_version(env_id: str) -> tuple[str | None, bool]:
     """Return the id of an environment's newest version, None if there is none, and whether this one is older."""
     try:
         namespace, name, version = parse_env_id(env_id)
-    except gymnasium.error.Error:  # no id at all
+    except gymnasium.error.Error:  # not a valid id
         return None, False
     newest = find_highest_version(namespace, name)
     if newest is None:

@@ -1,6 +1,6 @@
 """Gymnasium's MuJoCo worlds, which need a way to draw without a display.
 
-Their resets put back all that the engine keeps, its warm start too, so that a replayed episode is exact.
+Their `reset` restores the whole state of the engine, including its warm start, so replayed episodes are exact.
 """
 
 import os
@@ -16,7 +16,7 @@ _CAMERA_ARGUMENTS = {"camera_id", "camera_name", "default_camera_config"}
 
 
 class MujocoEnvironments(GymnasiumEnvironments):
-    """A block of environments that are drawn by EGL where there is no display."""
+    """A block of environments, drawn with EGL if there is no display."""
 
     rendering_hint = (
         "; without a display MuJoCo draws with MUJOCO_GL=egl, which needs libEGL (Debian, Ubuntu: apt install libegl1 "
@@ -28,12 +28,12 @@ class MujocoEnvironments(GymnasiumEnvironments):
         """Make one environment, without the warnings of MuJoCo's compiler about Gymnasium's models.
 
         Raises:
-            Refusal: as from `make_environment`, or it is to be drawn by EGL and that does not work.
+            Refusal: as from `make_environment`, or EGL is selected for drawing and does not work.
         """
         try:
             import mujoco
         except Exception:  # not installed, or MUJOCO_GL does not work
-            return super().make_env(env_name, env_kwargs, render_mode)  # says so
+            return super().make_env(env_name, env_kwargs, render_mode)  # reports the cause
         if render_mode:
             cls._prepare_to_draw(env_name)
         on_warning = mujoco.get_mju_user_warning()
@@ -48,7 +48,10 @@ class MujocoEnvironments(GymnasiumEnvironments):
 
     @classmethod
     def _prepare_to_draw(cls, env_name: str) -> None:
-        """Choose EGL if there is no display and no choice yet, and try it: Gymnasium fails in more places than one."""
+        """Select EGL if there is no display and MUJOCO_GL is unset, and test it.
+
+        Without the test, Gymnasium fails in more places than one.
+        """
         if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
             os.environ.setdefault("MUJOCO_GL", "egl")
         if os.environ.get("MUJOCO_GL") == "egl":
@@ -63,9 +66,9 @@ class MujocoEnvironments(GymnasiumEnvironments):
 
 
 def _follow(env: Environment, mujoco: Any) -> None:
-    """Draw by the camera that goes along with the body, where the model has one.
+    """Draw with the camera that tracks the body, if the model has one.
 
-    Gymnasium 1.4 leaves the camera where it is unless one is named, and what runs is soon out of the picture.
+    Gymnasium 1.4 uses a fixed camera unless one is named, and a running body soon leaves the picture.
     """
     renderer = getattr(env.unwrapped, "mujoco_renderer", None)
     if renderer is not None:

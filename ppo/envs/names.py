@@ -1,4 +1,4 @@
-"""What actions and entries of observations are called, in worlds whose own code does not say."""
+"""Names of actions and observation entries, for worlds whose own code does not name them."""
 
 import math
 import re
@@ -48,12 +48,12 @@ _NAMES: Sequence[tuple[str, Sequence[str], Sequence[str]]] = (
 
 
 def names_of(env_name: str, actions_of: Space[Any], num_entries: int) -> tuple[Sequence[str], Sequence[str]]:
-    """Return the names of actions and of a vector's entries; none for those that are unknown, or other in number.
+    """Return the names of actions and of observation entries; empty if unknown or if their number differs.
 
     Args:
         env_name: a Gymnasium id.
         actions_of: its action space.
-        num_entries: of its observations.
+        num_entries: number of entries of its observations.
     """
     num_actions = int(actions_of.n) if isinstance(actions_of, Discrete) else math.prod(actions_of.shape or ())
     rows = [row for row in _NAMES if re.fullmatch(row[0], env_name)]

@@ -1,9 +1,9 @@
-"""What an environment shows, as arrays: images stay images, everything else becomes a vector of float32.
+"""Observations as arrays: images stay images, everything else becomes a float32 vector.
 
-An image is a uint8 Box of two or three axes. By default its channels are the smaller outer axis, the last if both are
-equal; small images of many channels need `channel_axis`.
+An image is a uint8 Box of two or three axes. By default its channel axis is the smaller of the first and the last, the
+last if both are equal; small images of many channels need `channel_axis`.
 Vectors are those of `gymnasium.spaces.utils.flatten`: boxes are flattened, discrete values are one-hot, and the parts
-of a Dict or Tuple stand one after the other. Text among those parts is left out.
+of a Dict or Tuple are concatenated. Text among those parts is left out.
 """
 
 import contextlib
@@ -21,9 +21,9 @@ from ppo.families import ChannelAxis
 Writer = Callable[[Any, NDArray[Any]], None]
 Path = tuple[Any, ...]
 
-# A first layer of 64 units has 4 GiB of weights then. One-hot vectors of hashes would be far longer.
+# A first layer of 64 units then has 4 GiB of weights. One-hot vectors of hashes would be far longer.
 _MOST_ENTRIES = 2**24
-# Grey, colours with opacity, or four stacked greys. More may be the height of a small image with channels last.
+# Grey, RGB, RGBA, or four stacked greys. A larger number may be the height of a small image with channels last.
 _USUAL_CHANNELS = 4
 
 
@@ -31,17 +31,17 @@ class ObservationConverter:
     """Writes observations of a space into rows of an array."""
 
     space: Box
-    """Of what is written: uint8 images (C, H, W) or float32 vectors."""
+    """The space of the rows: uint8 images (C, H, W) or float32 vectors."""
     convert: Writer
-    """Takes an observation and the array to write it to; raises ValueError if the observation is not of the space."""
+    """Takes an observation and the array to write it to; raises ValueError if the observation is not in the space."""
     notes: tuple[str, ...] = ()
-    """What a user should know of the conversion: text that is left out, or channels that were guessed."""
+    """What a user should know about the conversion: text that is left out, or a guessed channel axis."""
 
     def __init__(self, space: Space[Any], channel_axis: ChannelAxis = "auto") -> None:
-        """Prepare for observations of a space; `channel_axis` concerns images of three axes.
+        """Prepare for observations of a space; `channel_axis` applies to images of three axes.
 
         Raises:
-            ValueError: they do not become images or vectors of a fixed length above 0.
+            ValueError: the observations cannot become images or vectors of a fixed length above 0.
         """
         if is_image(space):
             assert space.shape is not None
@@ -61,12 +61,12 @@ class ObservationConverter:
             lows.append(flat.low)
             highs.append(flat.high)
         if length == 0:
-            raise ValueError(f"observations of {space} hold no numbers")
+            raise ValueError(f"observations of {space} contain no numbers")
         with np.errstate(over="ignore"):  # bounds beyond float32 become infinite
             low, high = (np.concatenate(bounds).astype(np.float32) for bounds in (lows, highs))
         self.space = Box(low, high, dtype=np.float32)
         if left_out:
-            self.notes = (f"the text of its observations is left out: {', '.join(left_out)}",)
+            self.notes = (f"text in its observations is ignored: {', '.join(left_out)}",)
         self.convert = writers[0][1] if not writers[0][0] else _composite_writer(writers)
 
 
@@ -105,7 +105,7 @@ def _guess(image: tuple[int, ...], shape: tuple[int, ...], is_last: bool) -> str
 
 
 def leaves(space: Space[Any], path: Path = ()) -> Iterator[tuple[Path, Space[Any]]]:
-    """Yield the parts of a space that have none themselves, and the keys that lead there."""
+    """Yield the leaves of a nested space, each after the path of keys that leads to it."""
     if isinstance(space, spaces.Dict | spaces.Tuple):
         parts = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
         for key, part in parts:
@@ -115,12 +115,12 @@ def leaves(space: Space[Any], path: Path = ()) -> Iterator[tuple[Path, Space[Any
 
 
 def _is_text(space: Space[Any]) -> bool:
-    # By type, since MiniGrid's missions are no `spaces.Text`.
+    # By dtype, since MiniGrid's missions are not `spaces.Text`.
     return space.dtype is not None and space.dtype.kind == "U"
 
 
 def _flat(space: Space[Any]) -> Box:
-    with contextlib.suppress(NotImplementedError):  # of a kind of space that Gymnasium does not know
+    with contextlib.suppress(NotImplementedError):  # a kind of space unknown to Gymnasium
         if space.is_np_flattenable and flatdim(space) > _MOST_ENTRIES:
             raise ValueError(f"observations of {space} become vectors of more than {_MOST_ENTRIES:,} entries")
         flat = flatten_space(space)
@@ -141,7 +141,7 @@ def _composite_writer(parts: list[tuple[Path, Writer]]) -> Writer:
 
 
 def _leaf_writer(space: Space[Any], part: slice) -> Writer:
-    """Return what writes an observation to a part of a vector."""
+    """Return a function that writes an observation to a part of a vector."""
     if isinstance(space, Box | spaces.MultiBinary):
         return _box_writer(space.shape, part)
     if isinstance(space, spaces.Discrete):
@@ -168,7 +168,7 @@ def _discrete_writer(space: spaces.Discrete, part: slice) -> Writer:
     def write(observation: Any, out: NDArray[Any]) -> None:
         category = int(observation) - first
         if not 0 <= category < size:
-            raise ValueError(f"the observation {observation} is not of {space}")
+            raise ValueError(f"the observation {observation} is not in {space}")
         out[part] = 0
         out[start + category] = 1
 
@@ -182,7 +182,7 @@ def _multi_discrete_writer(space: spaces.MultiDiscrete, part: slice) -> Writer:
     def write(observation: Any, out: NDArray[Any]) -> None:
         categories = (_shaped(observation, space.shape) - space.start).ravel()
         if ((categories < 0) | (categories >= sizes)).any():
-            raise ValueError(f"the observation {observation} is not of {space}")
+            raise ValueError(f"the observation {observation} is not in {space}")
         out[part] = 0
         out[starts + categories] = 1
 
@@ -190,7 +190,7 @@ def _multi_discrete_writer(space: spaces.MultiDiscrete, part: slice) -> Writer:
 
 
 def _shaped(observation: Any, shape: tuple[int, ...]) -> NDArray[Any]:
-    """Return an observation as an array; numpy alone would repeat one that is too small."""
+    """Return an observation as an array of this shape; numpy alone would broadcast one that is too small."""
     array = np.asarray(observation)
     if array.shape != shape:
         raise ValueError(f"the observation has shape {array.shape}, its space {shape}")

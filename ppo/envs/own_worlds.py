@@ -10,7 +10,7 @@ _WORLDS = (
 
 
 def register_own_worlds() -> None:
-    """Make the ids known to Gymnasium, which imports a world when one is made."""
+    """Register the ids with Gymnasium, which imports a world's module when the world is made."""
     for env_id, entry_point, max_episode_steps in _WORLDS:
         if env_id not in gymnasium.registry:
             gymnasium.register(env_id, entry_point, max_episode_steps=max_episode_steps)

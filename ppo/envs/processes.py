@@ -1,11 +1,11 @@
 """Environments on all cores of a rank, stepped by processes that each have some of them.
 
-Observations, ends and saved states are those of the lean engine to the last bit, whatever the number of processes: each
-of them has blocks of that engine's environments (`ppo.envs.worker`), which leave the results of their steps in memory
-that all share.
+Observations, episode ends and saved states are bit-identical to those of the lean engine, whatever the number of
+processes: each process has blocks of that engine's environments (`ppo.envs.worker`), which write their step results to
+shared memory.
 
-Threads of the rank would hand the interpreter's lock to and fro. ALE's own, `ppo.envs.atari.vector`, take longer to
-make a picture of a screen, cannot be saved, and load their emulators one after the other.
+Threads of the rank would contend for the interpreter lock. ALE's own threads (`ppo.envs.atari.vector`) take longer to
+make a picture of a screen, cannot save their games, and load their emulators one after the other.
 """
 
 import contextlib
@@ -42,13 +42,13 @@ class ProcessEnvironments(BlockInHalves):
         Args:
             env_name: a Gymnasium id.
             world: the protocol.
-            spaces: the shape and type of its observations and actions.
+            spaces: its observation and action spaces.
             indices: global indices of the block.
             seed: seed of the job.
-            num_processes: how many share the environments out among themselves; at most one for each is started.
+            num_processes: number of processes; at most one per environment is started.
 
         Raises:
-            ChildProcessError: a process has ended. So does every method that needs it.
+            ChildProcessError: a process has ended; every method that needs the process raises this too.
         """
         layout = Layout.of(spaces, len(indices))
         memory = SharedMemory.make(layout)
@@ -64,40 +64,40 @@ class ProcessEnvironments(BlockInHalves):
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[Any], dict[str, Any]]:
-        """Start a new episode everywhere; the seed was given once, at construction."""
+        """Start a new episode in every environment; `seed` is ignored, since the constructor has it."""
         self._ask("reset")
         return self.observations, {}
 
     def send(self, group: slice, actions: NDArray[Any]) -> None:
-        """Wake the processes for a group."""
+        """Start a step of a group in all processes."""
         self._actions[group] = actions
         position = self.groups.index(group)
         for process in self._processes:
             process.begin_step(position)
 
     def recv(self, group: slice) -> StepResult:
-        """Wait until all processes have stepped their environments of a group."""
+        """Wait until all processes have stepped their environments in a group."""
         position = self.groups.index(group)
         for process in self._processes:
             process.finish_step(position)
         return self.arrays[group].result()
 
     def get_states(self) -> list[dict[str, NDArray[Any]]]:
-        """Return what the lean engine does."""
+        """Return the states that the lean engine would."""
         return self._ask_for_each("get_states")
 
     def keep_games(self, keeps: bool) -> None:
-        """Do what the lean engine does."""
+        """Start or stop keeping finished games for `take_games`."""
         self._ask("keep_games", [keeps] * len(self._processes))
 
     def take_games(self) -> list[list[ArrayState | None]]:
-        """Return what the lean engine does."""
+        """Return the games that the lean engine would."""
         return self._ask_for_each("take_games")
 
     def set_states(self, states: Sequence[ArrayState]) -> list[int]:
-        """Play every current episode again, each process its own; see `Environments.set_states`."""
+        """Replay every current episode in its process; see `Environments.set_states`."""
         if len(states) != self.num_envs:
-            raise ValueError(f"there must be a state for each of {self.num_envs} environments, got {len(states)}")
+            raise ValueError(f"the number of states must be {self.num_envs}, one per environment, got {len(states)}")
         own = [[states[position] for position in process.positions] for process in self._processes]
         self._ask("check_states", own)
         return sorted(index for restarted in self._ask("set_states", own) for index in restarted)
@@ -110,17 +110,17 @@ class ProcessEnvironments(BlockInHalves):
             process.end()
 
     def _ask_for_each(self, name: str) -> list[Any]:
-        """Return what the processes answer, an item for each environment, in the order of the environments."""
+        """Call a `Worker` method in all processes; return one item per environment, in the block's order."""
         items: dict[int, Any] = {}
         for process, own in zip(self._processes, self._ask(name), strict=True):
             items |= dict(zip(process.positions, own, strict=True))
         return [items[position] for position in range(self.num_envs)]
 
     def _ask(self, name: str, *arguments: Sequence[Any]) -> list[Any]:
-        """Let all processes do something at once, each with its own item of the arguments, and return the answers."""
+        """Call a `Worker` method in all processes in parallel; arguments and answers have one item per process."""
         for process, *own in zip(self._processes, *arguments, strict=True):
             process.request(name, *own)
-        # All are read before an error of one is raised, so that the next question gets its own answers.
+        # Read every answer before raising an error, so that none is left for the next request.
         answers = [process.answer(self.on_replay) for process in self._processes]
         for answer in answers:
             if isinstance(answer, Exception):
@@ -129,9 +129,9 @@ class ProcessEnvironments(BlockInHalves):
 
 
 def shared_out(num_envs: int, num_processes: int) -> list[tuple[range, ...]]:
-    """Return for every process the positions of its environments, by group: of each group, and of all, as many to one.
+    """Return each process's environment positions by group; counts differ by at most 1, per group and in total.
 
-    What is left over of the first group goes to the first processes, and of the second to the last.
+    The remainder of the first group goes to the first processes, that of the second group to the last.
     """
     of_groups = []
     for number, group in enumerate(halves(num_envs)):
@@ -143,21 +143,21 @@ def shared_out(num_envs: int, num_processes: int) -> list[tuple[range, ...]]:
 
 
 class _Process:
-    """A process with some of a rank's environments, as the rank sees it."""
+    """The rank's side of a process that steps some of its environments."""
 
     def __init__(self, work: Work, memory: SharedMemory) -> None:
-        """Start it; it makes its environments while this goes on."""
+        """Start the process, which makes its environments while this one continues."""
         self.positions = [position for block in work.blocks for position in block]
         ours, theirs = socket.socketpair()
         with theirs:
-            # It begins with these signals held back, until it can ignore them.
+            # The process starts with these signals blocked, until it can ignore them.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS_TO_THE_JOB)
             try:
                 self._process = subprocess.Popen(
                     [sys.executable, "-c", _PROGRAM, str(theirs.fileno()), str(memory.descriptor)],
                     pass_fds=(theirs.fileno(), memory.descriptor),
                     stdin=subprocess.DEVNULL,
-                    # The terminal's Ctrl-C and what mpirun sends to a rank's group are not for it.
+                    # Ctrl-C in the terminal and mpirun's signals to the rank's process group must not reach it.
                     start_new_session=True,
                 )
             finally:
@@ -171,22 +171,22 @@ class _Process:
         self._send(work)
 
     def begin_step(self, group: int) -> None:
-        """Let it step its environments of a group."""
+        """Start a step of its environments in a group."""
         if self._has_any[group]:
             self._write(group)
 
     def finish_step(self, group: int) -> None:
-        """Wait until it has."""
+        """Wait for the step that `begin_step` started."""
         if self._has_any[group]:
             self._read(group)
 
     def request(self, name: str, *arguments: Any) -> None:
-        """Let it do something with all of its environments."""
+        """Request a call of a `Worker` method."""
         self._write(REQUEST)
         self._send((name, *arguments))
 
     def answer(self, on_sign_of_life: Callable[[], None]) -> Any:
-        """Wait for what it answers to that, or for the ValueError that it ended in, which is returned."""
+        """Wait for the answer to `request`; a ValueError that the method raised is returned."""
         while self._read(ANSWER, SIGN_OF_LIFE) == SIGN_OF_LIFE:
             on_sign_of_life()
         try:
@@ -195,9 +195,9 @@ class _Process:
             raise self._what_happened() from None
 
     def hang_up(self) -> None:
-        """Let it end."""
+        """Close the connection, which ends the process."""
         self._channel.close()
-        self._descriptor = -1  # the number may be that of another file soon
+        self._descriptor = -1  # the number may soon belong to another file
 
     def _write(self, byte: int) -> None:
         try:
@@ -221,8 +221,8 @@ class _Process:
             raise self._what_happened() from None
 
     def _what_happened(self, byte: bytes = b"") -> ChildProcessError:
-        """Return the error of a process that has ended, given what was read of it last."""
-        # What it answered before, and maybe why it ended, can still be read.
+        """Return the error for a process that has ended, given the last byte read from it."""
+        # Earlier answers, and perhaps the cause of its end, can still be read.
         with contextlib.suppress(OSError, EOFError):
             while byte != bytes((ERROR,)) and (byte := os.read(self._descriptor, 1)):
                 pass

@@ -1,7 +1,7 @@
-"""A dot in the plane that is to reach a target: `ppo/ReachingDot-v0`.
+"""A dot in the plane that has to reach a target: `ppo/ReachingDot-v0`.
 
-The smallest world with continuous actions in which a good policy is known: straight to the target. After the world of
-that name in github.com/denismegerle/rl-ppo-agent.
+The smallest world with continuous actions in which a good policy is known: straight to the target. Modelled on the
+world of that name in github.com/denismegerle/rl-ppo-agent.
 """
 
 import math
@@ -23,10 +23,10 @@ _SIZE = 256
 class ReachingDot(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
     """A dot that moves by at most 1 along each axis per step.
 
-    Observation: the dot's position and the way from there to the target, (x, y, dx, dy) / 32, float32. Action: the
+    Observation: the dot's position and the offset from it to the target, (x, y, dx, dy) / 32, float32. Action: the
     move, (2,) in [-1, 1], clipped to that. An episode begins with dot and target uniform in [-24, 24]^2, at least 2
-    apart, and ends when they are less than 2 apart (reward 100) or the dot is outside of [-32, 32]^2 (reward -100).
-    Every other step is worth minus the distance to the target / 32.
+    apart, and ends when they are less than 2 apart (reward 100) or the dot is outside [-32, 32]^2 (reward -100). The
+    reward of every other step is minus the distance to the target / 32.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012

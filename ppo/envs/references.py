@@ -1,6 +1,6 @@
-"""Scores of others, to compare an agent's with: `references.csv` in this package, whose sources each row names.
+"""Reference scores to compare an agent with: `references.csv` in this package, where each row names its source.
 
-Published scores are by protocols of their own: training averages, one chosen agent, earlier versions of a world.
+Published scores follow different protocols: training averages, one chosen agent, earlier versions of a world.
 """
 
 import csv

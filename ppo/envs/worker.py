@@ -1,11 +1,11 @@
-"""A process that steps some of a rank's environments for it; `ppo.envs.processes` is the rank's side.
+"""A process that steps some of a rank's environments; `ppo.envs.processes` is the rank's side.
 
-Both are at the ends of a socket. One byte, the number of a group, asks for a step of the environments in that group:
-their actions are in the shared memory, and the same byte answers when the results are there. For all that is rare a
-byte goes before a pickled message: the rank and its processes are one program and trust each other.
+The two are connected by a socket. One byte, the number of a group, requests a step of that group's environments: their
+actions are in shared memory, and the process returns the same byte once the results are there too. All rarer requests
+are a byte followed by a pickled message: the rank and its processes are one program and trust each other.
 
-The process ends when it can no longer read from its rank, however that has ended. Signals to the whole job are the
-rank's to answer, who may want to save first.
+The process ends when it can no longer read from its rank, however the rank ended. It ignores signals to the whole job,
+since the rank may want to save first.
 """
 
 import ctypes
@@ -28,7 +28,7 @@ from ppo.envs import ArrayState, Environments, Spaces, world_of
 from ppo.envs.arrays import StepArrays
 from ppo.families import WorldSettings
 
-# Bytes on the socket that are not the number of a group.
+# Bytes on the socket that are not group numbers.
 REQUEST, ANSWER, ERROR, SIGN_OF_LIFE = 252, 253, 254, 255
 SIGNALS_TO_THE_JOB = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _PR_SET_PDEATHSIG = 1
@@ -36,7 +36,7 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Layout:
-    """What the memory that a rank shares with its processes holds."""
+    """The layout of the memory that a rank shares with its processes."""
 
     num_envs: int
     observation_shape: tuple[int, ...]
@@ -53,12 +53,12 @@ class Layout:
 
     @property
     def bytes_of_arrays(self) -> int:
-        """Return how much memory the results of steps take."""
+        """Return how many bytes the step results take."""
         return StepArrays.bytes_needed(self.num_envs, self.observation_shape, self.observation_dtype)
 
     @property
     def bytes_needed(self) -> int:
-        """Return how much memory it is, with the actions behind the results."""
+        """Return how many bytes the step results and the actions after them take."""
         return (
             self.bytes_of_arrays + self.num_envs * math.prod(self.action_shape) * np.dtype(self.action_dtype).itemsize
         )
@@ -66,15 +66,15 @@ class Layout:
 
 @dataclass(frozen=True)
 class Work:
-    """What a process is to do."""
+    """What a process needs to make its environments."""
 
     env_name: str
     world: WorldSettings
     indices: range
-    """Global indices of all environments of the rank."""
+    """Global indices of all of the rank's environments."""
     seed: int
     blocks: tuple[range, ...]
-    """Positions of its own environments among them, by the number of the group; some may be empty."""
+    """Positions in `indices` of the process's environments, one range per group; some may be empty."""
     layout: Layout
 
 
@@ -92,7 +92,7 @@ class SharedMemory:
 
     @classmethod
     def make(cls, layout: Layout) -> "SharedMemory":
-        """Return new memory, all zeros, without a name that could be left behind."""
+        """Return new, zeroed memory; it has no name in the file system that could be left behind."""
         if hasattr(os, "memfd_create"):
             descriptor = os.memfd_create("ppo")
         else:  # not Linux
@@ -108,7 +108,7 @@ class Worker:
     """The environments of a process, by group."""
 
     def __init__(self, work: Work, memory: SharedMemory, on_replay: Callable[[], None]) -> None:
-        """Make its environments."""
+        """Make the environments."""
         self._work, self._actions = work, memory.actions
         self._blocks: dict[int, Environments] = {}
         for group, positions in enumerate(work.blocks):
@@ -124,7 +124,7 @@ class Worker:
                 self._blocks[group].on_replay = on_replay
 
     def keep_games(self, keeps: bool) -> None:
-        """Do what it is told for all environments."""
+        """Start or stop keeping finished games in all environments."""
         for block in self._blocks.values():
             block.keep_games(keeps)
 
@@ -133,10 +133,10 @@ class Worker:
         positions = self._work.blocks[group]
         self._blocks[group].step(self._actions[positions.start : positions.stop])
 
-    # What a rank may ask for: arguments and answers have one item for each environment, in the order of `Work.blocks`.
+    # Called on request of the rank. Arguments and answers per environment are in the order of `Work.blocks`.
 
     def describe(self) -> dict[str, Any]:
-        """Return what a rank does not know of its environments before one is made."""
+        """Return what a rank cannot know about its environments before one is made."""
         block = next(iter(self._blocks.values()))
         return {
             "action_space": block.single_action_space,
@@ -145,7 +145,7 @@ class Worker:
         }
 
     def reset(self) -> None:
-        """Start a new episode everywhere."""
+        """Start a new episode in every environment."""
         for block in self._blocks.values():
             block.reset()
 
@@ -158,12 +158,12 @@ class Worker:
         return [games for block in self._blocks.values() for games in block.take_games()]
 
     def check_states(self, states: Sequence[ArrayState]) -> None:
-        """Refuse what is no state."""
+        """Refuse invalid states."""
         for block, own in self._split(states):
             block.check_states(own)
 
     def set_states(self, states: Sequence[ArrayState]) -> list[int]:
-        """Play all episodes again; return which could not be brought back."""
+        """Replay all episodes; return the indices of the environments that could not be restored."""
         return [index for block, own in self._split(states) for index in block.set_states(own)]
 
     def _split(self, states: Sequence[ArrayState]) -> Iterator[tuple[Environments, Sequence[ArrayState]]]:
@@ -174,7 +174,7 @@ class Worker:
 
 
 def main() -> None:
-    """Serve a rank; the command line has the descriptors of the socket to it and of the memory that is shared."""
+    """Serve a rank; the command line gives the descriptors of the socket and of the shared memory."""
     for number in SIGNALS_TO_THE_JOB:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS_TO_THE_JOB)
@@ -192,7 +192,7 @@ def main() -> None:
 
 
 def _end_with_the_rank() -> None:
-    """Have the kernel end this process with its rank, in case it is stopped then and reads no end (Linux only)."""
+    """Have the kernel kill this process with its rank, in case it is stopped and cannot read (Linux only)."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
@@ -215,7 +215,7 @@ def _serve(channel: Connection, memory: int) -> None:
         name, *arguments = channel.recv()
         try:
             answer = getattr(worker, name)(*arguments)
-        except ValueError as error:  # of what is no state
+        except ValueError as error:  # an invalid state
             answer = error
         _write(descriptor, ANSWER)
         channel.send(answer)

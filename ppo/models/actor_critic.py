@@ -1,6 +1,6 @@
 """The actor-critic network: a policy head and a value head over encoders of the observation.
 
-Images share one encoder between actor and critic, as in the PPO paper's Atari experiments; vectors have one each.
+For images, actor and critic share one encoder, as in the PPO paper's Atari experiments; for vectors they have one each.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ Space = gymnasium.Space[Any]
 
 
 class Prediction(NamedTuple):
-    """What a network says of observations."""
+    """The outputs of a network for a minibatch of observations."""
 
     action: Tensor
     """Outputs of the policy head, (B, K), which the action distribution interprets."""
@@ -39,7 +39,7 @@ Policy = Callable[[Tensor], Prediction]
 
 
 class ActorCritic(nn.Module):
-    """A policy and state values."""
+    """A network that predicts a policy and state values."""
 
     def __init__(
         self,
@@ -51,10 +51,10 @@ class ActorCritic(nn.Module):
         head_units: int | None = None,
         precision: torch.dtype = torch.float32,
     ) -> None:
-        """Put heads on an actor's encoder and a critic's; None lets both share the actor's.
+        """Put heads on the encoders of actor and critic; without a critic, both heads share the actor's encoder.
 
-        With `head_units` a layer of so many ReLUs stands before each head. With another `precision` than float32 the
-        encoders compute in it; weights and heads are float32 all the same.
+        With `head_units`, a layer of that many ReLUs precedes each head. `precision` applies to the encoders'
+        arithmetic only; weights and heads are always float32.
         """
         super().__init__()
         self.distribution = distribution
@@ -89,17 +89,17 @@ class ActorCritic(nn.Module):
 
     @property
     def precision_name(self) -> str:
-        """The setting that stands for the arithmetic of the encoders."""
+        """The value of the setting `precision` for the encoders' arithmetic."""
         return str(self.precision).removeprefix("torch.")
 
     @property
     def device(self) -> torch.device:
-        """Where the network lives."""
+        """The device that holds the network."""
         return self.value_head.get_parameter("weight").device
 
     @property
     def pixel_layer(self) -> PixelConv2d | None:
-        """The layer that sees pixels and absorbs their statistics; None where there is none."""
+        """The layer that reads pixels and absorbs their statistics; None if there is none."""
         return next((module for module in self.actor.modules() if isinstance(module, PixelConv2d)), None)
 
 
@@ -111,14 +111,14 @@ def build_model(
     seed: int,
     precision: torch.dtype = torch.float32,
 ) -> ActorCritic:
-    """Build the network for a pair of spaces, on the processor; its weights depend on the seed alone.
+    """Build the network for a pair of spaces, on the CPU; its weights depend on the seed alone.
 
     Args:
         observation_space: uint8 images (C, H, W) or float32 vectors (D,).
-        action_space: any space that an action distribution serves.
+        action_space: any space that an action distribution supports.
         settings: the network, the policy and the input statistics.
-        seed: of the weights.
-        precision: arithmetic of encoders that gain from another than float32.
+        seed: seed of the weights.
+        precision: arithmetic of image encoders; vector encoders always compute in float32.
 
     Raises:
         Refusal: the settings do not fit the spaces.
@@ -126,7 +126,7 @@ def build_model(
     shape = observation_space.shape
     is_image = shape is not None and len(shape) == 3 and observation_space.dtype == np.uint8
     if not isinstance(observation_space, gymnasium.spaces.Box) or not shape or not (is_image or len(shape) == 1):
-        raise Refusal(f"no network for observations of {observation_space}: they must be uint8 images or vectors")
+        raise Refusal(f"observations must be uint8 images or vectors, got {observation_space}")
     distribution = build_distribution(action_space, settings)
     inputs: InputStatistics
     if is_image:
@@ -148,8 +148,8 @@ def build_model(
             ) from error
         assert isinstance(actor, nn.Module) and (critic is None or isinstance(critic, nn.Module))
         if not hasattr(actor, "num_features"):
-            raise Refusal(f"network must have num_features, the length of its features; {settings.network} has none")
-        # Eight bits of an angle or a speed are too few, and there is no time to gain.
+            raise Refusal(f"network must define num_features, the length of its output; {settings.network} does not")
+        # Eight bits are too few for an angle or a speed, and vector networks would gain no time.
         used = precision if is_image else torch.float32
         model = ActorCritic(distribution, inputs, actor, critic, actor.num_features, settings.head_units, used)
         if settings.initialization == "default":
@@ -160,12 +160,12 @@ def build_model(
 
 
 def check_model(observation_space: Space, action_space: Space, settings: ModelSettings) -> None:
-    """Refuse settings that do not fit the spaces, before any folder or environment is made.
+    """Refuse settings that do not fit the spaces, before any folder or environment is created.
 
     Raises:
         Refusal: see `build_model`.
     """
-    # Not on the meta device, which makes PyTorch import SymPy and its compiler.
+    # Not on the meta device: PyTorch would import SymPy and its compiler.
     build_model(observation_space, action_space, settings, seed=0)
 
 
@@ -192,17 +192,17 @@ def build_distribution(action_space: Space, settings: ModelSettings) -> ActionDi
 
 
 def _option(settings: ModelSettings, name: str) -> Any:
-    """Return the value of an option of a distribution."""
+    """Return the value of a distribution's option."""
     return settings.action_starts if name == "action_start" else getattr(settings, name)
 
 
 def _encoder_type(settings: ModelSettings, is_image: bool) -> type[Encoder]:
-    """Return the class that `network`, or `model_size` where that is auto, names."""
+    """Return the encoder class that `network` names, or that `model_size` names if `network` is auto."""
     name = settings.network
     if name == "auto":
         name = _IMAGE_NETWORKS[settings.model_size] if is_image else "mlp"
         if not is_image and settings.model_size == "impala":
-            raise Refusal("model_size must be small or large where observations are no images, got impala")
+            raise Refusal("model_size must be small or large unless observations are images, got impala")
     if ":" in name:
         return _imported("network", name, nn.Module)  # type: ignore[no-any-return]
     if name not in ENCODERS:
@@ -214,39 +214,39 @@ def _encoder_type(settings: ModelSettings, is_image: bool) -> type[Encoder]:
 
 
 def _imported(setting: str, name: str, base: type) -> Any:
-    """Import a subclass of `base` that the command line names as module:Name."""
+    """Import a subclass of `base`, named on the command line as module:Name."""
     module, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise Refusal(f"{setting} must name a class that can be imported, got {name!r}: {error}") from error
+        raise Refusal(f"{setting} must name an importable class, got {name!r}: {error}") from error
     if not (isinstance(found, type) and issubclass(found, base)):
         raise Refusal(f"{setting} must name a subclass of {base.__name__}, got {name!r}")
     return found
 
 
 def _relu_layer(num_features: int, units: int | None) -> nn.Module | None:
-    """Return a layer of ReLUs, or None for no units."""
+    """Return a layer of ReLUs, or None if `units` is None."""
     return None if units is None else nn.Sequential(orthogonal(nn.Linear(num_features, units)), nn.ReLU(inplace=True))
 
 
 def _refuse_modules(model: ActorCritic, space: gymnasium.spaces.Box) -> None:
-    """Refuse modules from outside that cannot be learnt, or act otherwise than they learn."""
+    """Refuse user-defined modules that have frozen parameters or behave differently in acting and learning."""
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
-            raise Refusal(f"network must have no parameters without a gradient, got {name}; make it a buffer")
+            raise Refusal(f"network must have a gradient for every parameter, but {name} has none; make it a buffer")
     with one_thread():
         found = find_unrepeatable(model, space)
     if found:
         name, reason = found
         setting = "policy" if name.startswith("policy_head") else "network"
         kind = type(model.get_submodule(name)).__name__
-        raise Refusal(f"{setting} must act as it learns: {kind} ({name}) {reason}; leave it out")
+        raise Refusal(f"{setting} must behave the same in acting and learning: {kind} ({name}) {reason}; remove it")
 
 
 def _initialise_as_torch_does(model: ActorCritic) -> None:
     head = model.policy_head.means if isinstance(model.policy_head, GaussianHead) else model.policy_head
-    # A bias that is not 0 is a first policy that was asked for, as by log_deviation_init.
+    # Keep non-zero biases: the user asked for that first policy, for example by log_deviation_init.
     chosen = head.bias.detach().clone() if isinstance(head, nn.Linear) else None
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
@@ -258,7 +258,7 @@ def _initialise_as_torch_does(model: ActorCritic) -> None:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch use one thread, as ranks do: several round some results otherwise, and for few samples are slower."""
+    """Limit torch to one thread, as ranks do: more round some results differently and are slower for few samples."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -268,8 +268,8 @@ def one_thread() -> Iterator[None]:
 
 
 def _arithmetic(device: torch.device, precision: torch.dtype) -> contextlib.AbstractContextManager[None]:
-    """Return a context in which what gains by it is computed in another precision."""
+    """Return a context that autocasts to `precision`; float32 needs none."""
     if precision == torch.float32:
         return contextlib.nullcontext()
-    # Every weight is used once: there is nothing to gain from keeping its rounding.
+    # Every weight is used once, so caching its cast gains nothing.
     return torch.autocast(device.type, precision, cache_enabled=False)

@@ -1,4 +1,4 @@
-"""What an agent saw, said and did in one step of one environment, for those who watch."""
+"""What an agent observed, predicted and did in one step of one environment, for display."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ class Decision:
     """One step of one environment."""
 
     observation: NDArray[Any]
-    """What the network saw."""
+    """The network's input."""
     value: float
-    """What it expected of the rest of the game: discounted, in units of the rewards that it learnt from."""
+    """The predicted discounted return of the rest of the game, in units of the rewards learnt from."""
     marginals: Sequence[Marginal]
-    """What it said of each number of an action; none where the distribution does not tell."""
+    """The predicted distribution of each number of an action; empty where the action distribution has no marginals."""
     sent: NDArray[np.float64]
-    """The numbers that the world was sent, one for each marginal."""
+    """The numbers sent to the environment, one for each marginal."""
     episode_return: float
     """The raw return of the game so far."""
     episode_length: int

@@ -1,11 +1,11 @@
-"""Action distributions: all that the program knows of a kind of action, in one object made for an action space.
+"""Action distributions: everything that depends on the kind of action, in one object built for an action space.
 
-Shapes: B minibatch, or any other leading axes; K numbers that a head says of a state, called outputs; D dimensions of
-the flattened space. Raw actions are what a distribution samples and the learner stores; `to_environment` makes of them
-what the environment takes. `torch.distributions` computes the same at several times the cost per call.
+Shapes: B minibatch, or any other leading axes; K outputs of the policy head per state; D dimensions of the flattened
+space. Raw actions are what a distribution samples and the learner stores; `to_environment` converts them to what the
+environment takes. `torch.distributions` computes the same at several times the cost per call.
 
-Every method of tensors works on the device of its arguments, moves nothing and reads no number back, so that a CUDA
-graph can record it.
+Every method of tensors works on the device of its arguments and transfers nothing between devices, so that a CUDA graph
+can record it.
 """
 
 import abc
@@ -28,76 +28,76 @@ from ppo.settings import Refusal
 
 Space = gymnasium.Space[Any]
 Rule = Literal["mean", "mode", "sample"]
-"""What an agent does with its distribution: the name of a method."""
+"""How an agent chooses actions from its distribution: the name of a method."""
 
 # The first policy is nearly the same in every state (Andrychowicz et al. 2021, arXiv:2006.05990, section 3.2).
 _HEAD_GAIN = 0.01
 _LOG_2_PI = math.log(2.0 * math.pi)
-# exp(-10) is 4.5e-5 of half a bounded range. Around 1 float32 resolves such a deviation to 1e-3; the noise of a much
-# smaller one would be lost in the rounding of the action, and with it the log-probability.
+# exp(-10) is 4.5e-5 of half a bounded range. Around 1, float32 resolves such a deviation to 1e-3; rounding the action
+# would swallow the noise of a much smaller deviation, and with it the log-probability.
 _LOG_DEVIATIONS = (-10.0, 10.0)
 _PROPOSALS = 8
 _POINTS = 100
-"""At which a density is drawn."""
-# Half the distance from 1 to the next float32: 1 less this is the largest number below 1.
+"""Number of points at which a density is drawn."""
+# Half the distance from 1 to the next float32: 1 - 2^-24 is the largest float32 below 1.
 _EDGE = 2.0**-24
 
 
 @dataclass(frozen=True)
 class Marginal:
-    """What a distribution says of one dimension of one action, to be drawn."""
+    """The marginal distribution of one dimension of one action, for display."""
 
     values: NDArray[np.float64]
     """The probability of each category, or the density at evenly spaced points of the range, (P,)."""
     range: tuple[float, float] | None = None
-    """Numbers that the world is sent at its ends; None of categories."""
+    """Environment actions at the ends of the range; None for categories."""
     start: int = 0
-    """What the world is sent for the first category."""
+    """Environment action of the first category."""
 
 
 class ActionDistribution(abc.ABC):
     """A kind of distribution over the actions of one space; it holds no weights and no state.
 
-    Outputs are (B, K), raw actions (B, *action_shape); what is returned per state is (B,), in nats.
+    Outputs are (B, K), raw actions (B, *action_shape). Results per state are (B,), in nats.
     """
 
     name: ClassVar[str]
-    """The value of the setting `policy` that asks for it."""
+    """The value of the setting `policy` that selects this kind."""
     rules: ClassVar[tuple[Rule, ...]] = ("mode", "sample")
-    """How an agent can be played."""
+    """The rules by which an agent can play."""
     default_rule: ClassVar[Rule] = "sample"
-    """How it is played unless the user says otherwise."""
+    """The rule unless the user chooses another."""
     options: ClassVar[tuple[str, ...]] = ()
     """Keyword arguments of the constructor."""
     dtype: ClassVar[torch.dtype] = torch.int64
-    """Of raw actions."""
+    """Type of raw actions."""
 
     action_shape: tuple[int, ...]
-    """Of one raw action."""
+    """Shape of one raw action."""
     noise_shape: tuple[int, ...]
-    """Of the noise of one step."""
+    """Shape of the noise of one step."""
     num_outputs: int
     """K."""
 
     @classmethod
     @abc.abstractmethod
     def refusal(cls, space: Space) -> str | None:
-        """Return what the kind needs that the space does not offer, as in "needs a Discrete space"; None if served."""
+        """Return what the kind needs and the space lacks, as in "needs a Discrete space"; None if supported."""
 
     def head(self, num_features: int) -> nn.Module:
-        """Make the module that maps features (B, num_features) to outputs (B, K)."""
+        """Build the module that maps features (B, num_features) to outputs (B, K)."""
         return orthogonal(nn.Linear(num_features, self.num_outputs), _HEAD_GAIN)
 
     @abc.abstractmethod
     def noise(self, generator: np.random.Generator, steps: int) -> NDArray[np.float32]:
-        """Draw the noise of successive steps, (steps, *noise_shape): the first do not depend on how many follow."""
+        """Draw the noise of successive steps, (steps, *noise_shape); more steps leave the first ones unchanged."""
 
     @abc.abstractmethod
     def sample(self, outputs: Tensor, noise: Tensor) -> Tensor:
-        """Return raw actions; noise (B, *noise_shape) decides which."""
+        """Return the raw actions determined by noise (B, *noise_shape)."""
 
     def mean(self, outputs: Tensor) -> Tensor:
-        """Return the mean raw actions, where "mean" is one of the rules."""
+        """Return the mean raw actions, if "mean" is one of the rules."""
         raise AssertionError(f"{self.name} actions have no mean")
 
     @abc.abstractmethod
@@ -117,28 +117,30 @@ class ActionDistribution(abc.ABC):
         """Return the Kullback-Leibler divergence KL(old || new)."""
 
     def deviation(self, outputs: Tensor) -> Tensor | None:
-        """Return the standard deviation of raw actions, averaged over dimensions; None where it means nothing."""
+        """Return the standard deviation of raw actions, averaged over dimensions; None where undefined."""
         return None
 
     def probabilities(self, outputs: Tensor) -> Tensor | None:
-        """Return the probability of each category, or of a 1 for each bit, (B, K); None where it means nothing."""
+        """Return the probability of each category, or of a 1 for each bit, (B, K); None where undefined."""
         return None
 
     def marginals(self, outputs: Tensor) -> list[Marginal]:
-        """Return what is said of each number of a raw action, for the outputs (K,) of one state; none if unknown."""
+        """Return the marginal of each number of a raw action, for the outputs (K,) of one state; empty if unknown."""
         return []
 
     @abc.abstractmethod
     def to_environment(self, actions: NDArray[Any]) -> NDArray[Any]:
-        """Turn raw actions (B, *action_shape) into elements of the space, (B, *space.shape) of its dtype."""
+        """Convert raw actions (B, *action_shape) to elements of the space, (B, *space.shape) of its dtype."""
 
     def elements(self, actions: Tensor) -> Tensor:
-        """Do the same as `to_environment` on tensors, which can be exported.
+        """Do the same as `to_environment`, on tensors, so that it can be exported.
 
         Raises:
-            Refusal: the distribution is one from outside that does not say how.
+            Refusal: the distribution is user-defined and does not override this method.
         """
-        raise Refusal(f"an agent with {self.name} actions cannot be exported: {type(self).__name__} has no `elements`")
+        raise Refusal(
+            f"an agent with {self.name} actions cannot be exported: {type(self).__name__} does not implement `elements`"
+        )
 
 
 class _Categories(ActionDistribution):
@@ -149,9 +151,9 @@ class _Categories(ActionDistribution):
         return gumbel_noise(generator, (steps, *self.noise_shape))
 
     def sample(self, outputs: Tensor, noise: Tensor) -> Tensor:
-        """Return the category of the largest sum (Maddison et al. 2014, arXiv:1411.0030, eq. 3).
+        """Return the category with the largest logit plus noise (Maddison et al. 2014, arXiv:1411.0030, eq. 3).
 
-        That sum needs no probabilities, so acting, which is all small tensors, is two operations behind the network.
+        No probabilities are needed: after the network, acting takes only two operations on small tensors.
         """
         return self.mode(outputs + noise)
 
@@ -180,7 +182,7 @@ class Categorical(_Categories):
     name = "categorical"
 
     def __init__(self, space: Space) -> None:
-        """Serve a Discrete space with any start."""
+        """Build for a Discrete space with any start."""
         assert isinstance(space, spaces.Discrete)
         self._start, self._environment_dtype = space.start, space.dtype
         self.num_outputs = int(space.n)
@@ -193,7 +195,7 @@ class Categorical(_Categories):
         return None if isinstance(space, spaces.Discrete) else "needs a Discrete space"
 
     def mode(self, outputs: Tensor) -> Tensor:
-        """Return the most probable action; the first of equals."""
+        """Return the most probable action; the first in a tie."""
         return outputs.argmax(-1)
 
     def log_prob(self, outputs: Tensor, actions: Tensor) -> Tensor:
@@ -218,12 +220,12 @@ class Categorical(_Categories):
 
 
 class MultiCategorical(_Categories):
-    """One category in each of D independent dimensions; the outputs of a dimension stand together."""
+    """One category in each of D independent dimensions; the outputs of a dimension are adjacent."""
 
     name = "multi_categorical"
 
     def __init__(self, space: Space) -> None:
-        """Serve a MultiDiscrete space of any shape and any starts."""
+        """Build for a MultiDiscrete space of any shape and any starts."""
         assert isinstance(space, spaces.MultiDiscrete)
         self._space = space
         self.sizes = [int(size) for size in space.nvec.flat]
@@ -237,7 +239,7 @@ class MultiCategorical(_Categories):
         return None if isinstance(space, spaces.MultiDiscrete) else "needs a MultiDiscrete space"
 
     def mode(self, outputs: Tensor) -> Tensor:
-        """Return the most probable category of each dimension; the first of equals."""
+        """Return the most probable category of each dimension; the first in a tie."""
         return torch.stack([own.argmax(-1) for own in torch.split(outputs, self.sizes, -1)], -1)
 
     def log_prob(self, outputs: Tensor, actions: Tensor) -> Tensor:
@@ -273,7 +275,7 @@ class Bernoulli(ActionDistribution):
     name = "bernoulli"
 
     def __init__(self, space: Space) -> None:
-        """Serve a MultiBinary space of any shape."""
+        """Build for a MultiBinary space of any shape."""
         assert isinstance(space, spaces.MultiBinary)
         self._space = space
         self.num_outputs = math.prod(space.shape)
@@ -286,7 +288,7 @@ class Bernoulli(ActionDistribution):
 
     def noise(self, generator: np.random.Generator, steps: int) -> NDArray[np.float32]:
         """Draw standard logistic noise, log(u / (1 - u)), for each bit."""
-        # A u of 0, drawn once in 2^53, would clear a bit however probable.
+        # A u of 0, drawn once in 2^53, would clear a bit regardless of its probability.
         u = np.maximum(generator.random((steps, *self.noise_shape)), 2.0**-54)
         noise: NDArray[np.float32] = (np.log(u) - np.log1p(-u)).astype(np.float32)
         return noise
@@ -296,7 +298,7 @@ class Bernoulli(ActionDistribution):
         return self.mode(outputs + noise)
 
     def mode(self, outputs: Tensor) -> Tensor:
-        """Set the bits that are more probably 1 than 0."""
+        """Set the bits that are more likely 1 than 0."""
         return (outputs > 0.0).to(self.dtype)
 
     def log_prob(self, outputs: Tensor, actions: Tensor) -> Tensor:
@@ -336,15 +338,15 @@ class _BoxDistribution(ActionDistribution):
     """Independent numbers, one per dimension of a Box; two outputs each, all first ones before all second ones."""
 
     rules = ("mean", "mode", "sample")
-    # A Beta agent of CarRacing scored 829 by its mean, 675 by samples and 217 by its mode, another 711 by its mean and
-    # 847 by samples. Validation games choose better than any default.
+    # One Beta agent on CarRacing scored 829 with its mean, 675 with samples and 217 with its mode; another scored 711
+    # with its mean and 847 with samples. Validation games choose better than any default.
     default_rule = "mean"
     dtype = torch.float32
     drawn_range: tuple[float, float]
-    """Raw actions between which densities are drawn."""
+    """Raw actions at the ends of a drawn density."""
 
     def __init__(self, space: Space, action_start: float | Sequence[float] = 0.5) -> None:
-        """Serve a Box of any shape and of any dtype: whole numbers are rounded by `to_environment` alone.
+        """Build for a Box of any shape and dtype; only `to_environment` rounds to whole numbers.
 
         Args:
             space: the Box.
@@ -362,11 +364,12 @@ class _BoxDistribution(ActionDistribution):
         fractions = np.asarray(action_start, np.float64)
         if fractions.shape not in ((), self.action_shape) or not ((fractions > 0.0) & (fractions < 1.0)).all():
             raise ValueError(
-                f"action_start must be one number in (0, 1) or {self.num_dimensions} of them, got {action_start}"
+                f"action_start must be one number in (0, 1), or one for each of {self.num_dimensions} dimensions, "
+                f"got {action_start}"
             )
         self._start = np.broadcast_to(fractions, self.action_shape)
         if not bounded[self._start != 0.5].all():
-            raise ValueError(f"action_start must be 0.5 for actions without bounds, got {action_start}")
+            raise ValueError(f"action_start must be 0.5 for unbounded actions, got {action_start}")
 
     @classmethod
     def refusal(cls, space: Space) -> str | None:
@@ -380,7 +383,7 @@ class _BoxDistribution(ActionDistribution):
     def marginals(self, outputs: Tensor) -> list[Marginal]:
         """Return the density of each dimension over the range of raw actions."""
         low, high = self.drawn_range
-        # Between the bounds, where every density is finite.
+        # Strictly between the bounds, where every density is finite.
         points = (torch.arange(_POINTS, device=outputs.device) + 0.5) * ((high - low) / _POINTS) + low
         densities = self._log_densities(outputs.unsqueeze(0), points.unsqueeze(1)).exp()
         ends = np.array([[low], [high]], np.float32).repeat(self.num_dimensions, 1)
@@ -392,7 +395,7 @@ class _BoxDistribution(ActionDistribution):
 
     @abc.abstractmethod
     def _log_densities(self, outputs: Tensor, actions: Tensor) -> Tensor:
-        """Return the log-density of each dimension of raw actions (B, D), (B, D)."""
+        """Return the log-density of each dimension, (B, D), for raw actions (B, D)."""
 
     def _to_box(self, actions: NDArray[np.float64]) -> NDArray[Any]:
         """Map [-1, 1] to the range of bounded dimensions, leave others as they are, and clip to all bounds.
@@ -407,7 +410,7 @@ class _BoxDistribution(ActionDistribution):
         return clipped.reshape(*actions.shape[:-1], *self._space.shape)
 
     def _tensor_to_box(self, actions: Tensor) -> Tensor:
-        """Do the same as `_to_box` on tensors of float64."""
+        """Do the same as `_to_box`, on float64 tensors."""
         centre, half_range, low, high = map(torch.from_numpy, (self._centre, self._half_range, self._low, self._high))
         scaled = centre + half_range * actions
         if np.issubdtype(self._space.dtype, np.integer):
@@ -419,8 +422,8 @@ class _BoxDistribution(ActionDistribution):
 class Gaussian(_BoxDistribution):
     """Independent normal distributions; outputs are D means and D logarithms of standard deviations.
 
-    Of a dimension with two bounds, -1 and 1 are these bounds. Log-probability and entropy are those of the raw action,
-    before it is clipped.
+    In a dimension with two bounds, raw actions of -1 and 1 are these bounds. Log-probability and entropy are those of
+    the raw action, before it is clipped.
     """
 
     name = "gaussian"
@@ -434,13 +437,13 @@ class Gaussian(_BoxDistribution):
         state_dependent_deviation: bool = False,
         action_start: float | Sequence[float] = 0.5,
     ) -> None:
-        """Serve a Box.
+        """Build for a Box.
 
         Args:
             space: the Box.
-            log_deviation_init: logarithm of the first standard deviations, between -10 and 10.
-            state_dependent_deviation: let the deviations depend on the state as the means do, instead of being
-                parameters of their own.
+            log_deviation_init: logarithm of the initial standard deviations, between -10 and 10.
+            state_dependent_deviation: predict the deviations from the state, as the means are, instead of one parameter
+                per dimension.
             action_start: mean of the first policy as a fraction of the range, one for all dimensions or one for each.
         """
         super().__init__(space, action_start)
@@ -448,13 +451,13 @@ class Gaussian(_BoxDistribution):
         if not lowest <= log_deviation_init <= highest:
             raise ValueError(f"log_deviation_init must lie in [{lowest:g}, {highest:g}], got {log_deviation_init}")
         self._log_deviation_init = float(log_deviation_init)
-        # An action without bounds has no scale but that of the first policy.
+        # An unbounded action has no scale but that of the first policy.
         self.drawn_range = (-1.0, 1.0) if space.is_bounded() else (-3.0, 3.0)  # type: ignore[attr-defined]
         self._state_dependent = state_dependent_deviation
         self.noise_shape = self.action_shape
 
     def head(self, num_features: int) -> nn.Module:
-        """Make a linear layer for the means, and parameters or a layer for the deviations."""
+        """Build a linear layer for the means, and parameters or a layer for the deviations."""
         means = torch.from_numpy(2.0 * self._start - 1.0)
         if not self._state_dependent:
             head = GaussianHead(num_features, self.num_dimensions, self._log_deviation_init)
@@ -500,7 +503,7 @@ class Gaussian(_BoxDistribution):
         means, log_deviations = _split(outputs)
         shift = (old_means - means) * (-log_deviations).exp()
         log_ratio = old_log_deviations - log_deviations
-        # Nearly equal deviations: expm1 keeps the digits that exp(2 r) - 1 would lose.
+        # For nearly equal deviations, expm1 keeps the digits that exp(2 r) - 1 would lose.
         return (0.5 * ((2.0 * log_ratio).expm1() - 2.0 * log_ratio + shift.square())).sum(-1)
 
     def deviation(self, outputs: Tensor) -> Tensor:
@@ -517,7 +520,7 @@ class Gaussian(_BoxDistribution):
 
 
 class GaussianHead(nn.Module):
-    """Means that depend on the state, and log deviations that do not."""
+    """Predicts state-dependent means, and log deviations that are the same in every state."""
 
     def __init__(self, num_features: int, num_dimensions: int, log_deviation_init: float) -> None:
         """Start with means near 0 and one deviation for all dimensions."""
@@ -535,9 +538,9 @@ class GaussianHead(nn.Module):
 class Beta(_BoxDistribution):
     """Independent Beta distributions on (0, 1) (Chou et al. 2017, PMLR 70), scaled to the bounds by `to_environment`.
 
-    Outputs become alpha = 1 + softplus(output), and beta likewise from the second half, so there is a single peak.
-    Log-densities are those of the raw action; scaled to the bounds they would differ by a constant. The entropy is 0
-    for the uniform distribution and negative for all others.
+    The first half of the outputs gives alpha = 1 + softplus(output), the second half beta likewise, so there is a
+    single peak. Log-densities are those of the raw action and differ by a constant from those of the scaled action. The
+    entropy is 0 for the uniform distribution and negative for all others.
     """
 
     name = "beta"
@@ -545,7 +548,7 @@ class Beta(_BoxDistribution):
     drawn_range = (0.0, 1.0)
 
     def __init__(self, space: Space, *, action_start: float | Sequence[float] = 0.5) -> None:
-        """Serve a Box with finite bounds.
+        """Build for a Box with finite bounds.
 
         Args:
             space: the Box.
@@ -561,7 +564,7 @@ class Beta(_BoxDistribution):
         return None if is_served else "needs a Box with finite bounds"
 
     def head(self, num_features: int) -> nn.Module:
-        """Make a linear layer; with outputs of 0 alpha = beta = 1.69, and a start lifts the larger of the two."""
+        """Build a linear layer; outputs of 0 give alpha = beta = 1.69, an off-centre start raises the larger one."""
         layer = nn.Linear(num_features, self.num_outputs)
         orthogonal(layer, _HEAD_GAIN)
         least = 1.0 + math.log(2.0)
@@ -573,10 +576,10 @@ class Beta(_BoxDistribution):
         return layer
 
     def noise(self, generator: np.random.Generator, steps: int) -> NDArray[np.float32]:
-        """Draw what `sample` needs to propose: x and log u (2), for two Gammas (2), of each proposal, per dimension.
+        """Draw the proposals of `sample`: x and log u (2) for two Gammas (2), each proposal and each dimension.
 
-        x is standard normal, u uniform: half the sum of two squared normals is exponential as -log u is, so that all
-        is drawn by one call, step after step. The last proposal is x = 0, which every Gamma accepts.
+        x is standard normal, u uniform. -log u is exponential, as is half the sum of two squared normals, so that one
+        call draws all noise in the order of the steps. The last proposal is x = 0, which every Gamma accepts.
         """
         x, *others = np.moveaxis(
             generator.standard_normal((steps, 3, 2, _PROPOSALS, self.num_dimensions), dtype=np.float32), 1, 0
@@ -590,12 +593,12 @@ class Beta(_BoxDistribution):
     def sample(self, outputs: Tensor, noise: Tensor) -> Tensor:
         """Return G_alpha / (G_alpha + G_beta), each by the first accepted proposal of Marsaglia and Tsang (2000).
 
-        A proposal is rejected with a probability below 5 %, so the last one is needed once in 10^10 draws.
+        A proposal is rejected with probability below 5 %, so that the last one is needed once in 10^10 draws.
         """
         d = functional.softplus(outputs) + 2.0 / 3.0
         d = d.reshape(*outputs.shape[:-1], 2, 1, self.num_dimensions)
         x, log_u = noise.unbind(-4)
-        # At a root of 0 the logarithm is -infinity, and the proposal rejected as it must be.
+        # A root of 0 makes the logarithm -infinity, which rejects the proposal as required.
         root = (1.0 + x / (9.0 * d).sqrt()).clamp_min(0.0)
         v = root**3
         accepted = log_u < 0.5 * x.square() + d * (1.0 - v + 3.0 * root.log())
@@ -614,8 +617,8 @@ class Beta(_BoxDistribution):
         both = left + right
         return _inside(torch.where(both > 0.0, left / both, 0.5))
 
-    # float64, for these are differences of large numbers: float32 is off by 0.004 (log-density) and 0.02 (entropy) at
-    # alpha = beta = 1e4, by a tenth of that at 1e3. Both with their gradients take 15 to 40 % longer in float64.
+    # The following are differences of large numbers, hence float64: float32 is off by 0.004 (log-density) and 0.02
+    # (entropy) at alpha = beta = 1e4, by a tenth of that at 1e3. With gradients, float64 takes 15 to 40 % longer.
 
     def _log_densities(self, outputs: Tensor, actions: Tensor) -> Tensor:
         left, right = _excess(outputs)
@@ -659,9 +662,9 @@ class Beta(_BoxDistribution):
 
 
 class Composite(ActionDistribution):
-    """A distribution for each part of a Dict or Tuple of actions, independent of each other in every state.
+    """A distribution for each part of a Dict or Tuple of actions; in a given state the parts are independent.
 
-    A raw action holds those of the parts one after the other, categories as float32, which has all up to 2^24.
+    A raw action concatenates those of the parts, with categories as float32, which is exact up to 2^24.
     """
 
     name = "composite"
@@ -669,7 +672,7 @@ class Composite(ActionDistribution):
     dtype = torch.float32
 
     def __init__(self, space: Space, **options: Any) -> None:
-        """Serve a CompositeSpace; the options are for its Boxes."""
+        """Build for a CompositeSpace; the options apply to its Boxes."""
         assert isinstance(space, CompositeSpace)
         of_boxes = [options if Gaussian.refusal(part) is None else {} for part in space.parts]
         self._parts = [make_distribution(part, **own) for part, own in zip(space.parts, of_boxes, strict=True)]
@@ -681,15 +684,15 @@ class Composite(ActionDistribution):
 
     @classmethod
     def refusal(cls, space: Space) -> str | None:
-        """Refuse all but Dict and Tuple spaces as `ppo.envs.actions` lays them out."""
+        """Refuse all but Dict and Tuple spaces, as flattened by `ppo.envs.actions`."""
         return None if isinstance(space, CompositeSpace) else "needs a Dict or Tuple space"
 
     def head(self, num_features: int) -> nn.Module:
-        """Make a head for each part."""
+        """Build a head for each part."""
         return CompositeHead([part.head(num_features) for part in self._parts])
 
     def noise(self, generator: np.random.Generator, steps: int) -> NDArray[np.float32]:
-        """Draw the noise of each part from a generator of its own: how many steps follow must not change the first."""
+        """Draw each part's noise from a separate generator, so that more steps leave the first ones unchanged."""
         seeds = generator.integers(2**63, size=len(self._parts))
         draws = [part.noise(np.random.default_rng(seed), steps) for part, seed in zip(self._parts, seeds, strict=True)]
         return np.concatenate([draw.reshape(steps, -1) for draw in draws], 1)
@@ -721,7 +724,7 @@ class Composite(ActionDistribution):
         return _sum(part.kl(old, new) for part, old, new in terms)
 
     def marginals(self, outputs: Tensor) -> list[Marginal]:
-        """Return those of all parts."""
+        """Return the marginals of all parts."""
         parts = zip(self._parts, self._outputs(outputs), strict=True)
         return [marginal for part, own in parts for marginal in part.marginals(own)]
 
@@ -747,7 +750,7 @@ class Composite(ActionDistribution):
         return [own.reshape(*own.shape[:-1], *part.action_shape).to(part.dtype) for part, own in numbers]
 
     def _joined(self, actions: Iterable[Tensor]) -> Tensor:
-        """Return the raw action that parts' raw actions make up."""
+        """Concatenate the parts' raw actions into one."""
         parts = zip(self._parts, actions, strict=True)
         return torch.cat([own.reshape(*_lead(own, part), -1).to(self.dtype) for part, own in parts], -1)
 
@@ -756,7 +759,7 @@ class CompositeHead(nn.ModuleList):
     """The heads of all parts of a composite distribution."""
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map features (B, F) to outputs (B, K), those of a part together."""
+        """Map features (B, F) to outputs (B, K), part by part."""
         return torch.cat([head(features) for head in self], -1)
 
 
@@ -772,24 +775,26 @@ def _sum(terms: Iterable[Tensor]) -> Tensor:
 DISTRIBUTIONS: dict[str, type[ActionDistribution]] = {
     kind.name: kind for kind in (Categorical, MultiCategorical, Bernoulli, Gaussian, Beta, Composite)
 }
-"""By the value of the setting `policy`; "auto" takes the first that serves the space."""
+"""Distributions by value of the setting `policy`; "auto" selects the first that supports the space."""
 
 
 def make_distribution(space: Space, policy: str = "auto", **options: Any) -> ActionDistribution:
-    """Make the distribution for an action space.
+    """Build the distribution for an action space.
 
     Args:
-        space: of one environment.
+        space: the action space of one environment.
         policy: "auto", or a name of DISTRIBUTIONS.
-        options: those of the kind that is chosen.
+        options: options of the chosen kind.
 
     Raises:
-        ValueError: no such policy, none for this space, or an option that the kind does not have.
+        ValueError: unknown policy, none for this space, or an option that the kind does not have.
     """
     kind = distribution_type(space, policy)
     for option in options:
         if option not in kind.options:
-            raise ValueError(f"{option} does not apply to policy={kind.name}, which takes {kind.options or 'none'}")
+            raise ValueError(
+                f"{option} does not apply to policy={kind.name}, whose options are: {', '.join(kind.options) or 'none'}"
+            )
     return kind(space, **options)  # type: ignore[call-arg]
 
 
@@ -797,13 +802,15 @@ def distribution_type(space: Space, policy: str = "auto") -> type[ActionDistribu
     """Return the kind of distribution for an action space.
 
     Raises:
-        ValueError: no such policy, or none for this space.
+        ValueError: unknown policy, or none for this space.
     """
     serving = [name for name, kind in DISTRIBUTIONS.items() if kind.refusal(space) is None]
     if policy != "auto" and policy not in DISTRIBUTIONS:
         raise ValueError(f"policy must be one of auto, {', '.join(DISTRIBUTIONS)}, got {policy}")
     if not serving:
-        raise ValueError(f"no policy for actions of {space}: it must be Discrete, MultiDiscrete, MultiBinary or Box")
+        raise ValueError(
+            f"no policy supports the action space {space}: it must be Discrete, MultiDiscrete, MultiBinary or Box"
+        )
     kind = DISTRIBUTIONS[serving[0] if policy == "auto" else policy]
     reason = kind.refusal(space)
     if reason is not None:
@@ -812,8 +819,8 @@ def distribution_type(space: Space, policy: str = "auto") -> type[ActionDistribu
 
 
 def gumbel_noise(generator: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Return independent draws of the standard Gumbel distribution: -log E, where E is exponential of mean 1."""
-    # The noise of 0, drawn once in 2^53, would be infinite and choose an action however improbable.
+    """Return independent draws of the standard Gumbel distribution: -log E, where E is exponential with mean 1."""
+    # A draw of 0, once in 2^53, would give infinite noise and choose an action however improbable.
     exponential = np.maximum(generator.standard_exponential(shape), np.finfo(np.float64).tiny)
     noise: NDArray[np.float32] = -np.log(exponential).astype(np.float32)
     return noise
@@ -824,7 +831,7 @@ def _categories(probabilities: Tensor, start: int) -> Marginal:
 
 
 def _tensor_dtype(dtype: Any) -> torch.dtype:
-    """Return PyTorch's name of a type of numpy."""
+    """Return the PyTorch type that corresponds to a numpy type."""
     named: torch.dtype = getattr(torch, np.dtype(dtype).name)
     return named
 
@@ -847,5 +854,5 @@ def _log_beta(alpha: Tensor, beta: Tensor) -> Tensor:
 
 
 def _inside(actions: Tensor) -> Tensor:
-    """Keep a Beta's raw actions where every log-density is finite."""
+    """Clamp a Beta's raw actions to where every log-density is finite."""
     return actions.clamp(_EDGE, 1.0 - _EDGE)

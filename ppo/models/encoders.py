@@ -1,7 +1,7 @@
 """Encoders: an observation in, a vector of features out. Each is a class with a line in `ENCODERS`.
 
-An encoder takes its sizes from the observation's shape and refuses what is too small. Shapes: B minibatch, C channels,
-H x W pixels. Images are numbers from 0 to 255 until an encoder scales them.
+An encoder takes its sizes from the observation's shape and refuses images that are too small. Shapes: B minibatch, C
+channels, H x W pixels. Pixels are numbers from 0 to 255 until an encoder scales them.
 """
 
 import math
@@ -17,12 +17,12 @@ from torch.nn import functional
 from ppo.config import ModelSettings
 from ppo.models.inputs import PixelStatistics
 
-# cuDNN 9 has no tensor cores for fewer: 5.8 ms of the 24 that a gradient of 1,024 samples took went to 4 channels.
+# cuDNN 9 uses no tensor cores for fewer: a layer of 4 channels took 5.8 of the 24 ms of a gradient of 1,024 samples.
 _CHANNELS_OF_16_BITS = 8
 
 
 def orthogonal(layer: nn.Module, gain: float = math.sqrt(2.0)) -> nn.Module:
-    """Initialise a layer's weight orthogonally (Saxe et al. 2014, arXiv:1312.6120) and its bias with 0; return it."""
+    """Initialise a layer's weight orthogonally (Saxe et al. 2014, arXiv:1312.6120) and its bias to 0; return it."""
     weight, bias = layer.weight, layer.bias
     assert isinstance(weight, Tensor) and isinstance(bias, Tensor)
     nn.init.orthogonal_(weight, gain)
@@ -31,40 +31,41 @@ def orthogonal(layer: nn.Module, gain: float = math.sqrt(2.0)) -> nn.Module:
 
 
 class PixelConv2d(nn.Conv2d):
-    """A convolution over uint8 pixels that absorbs the input statistics into its own, far smaller weight and bias."""
+    """A convolution over uint8 pixels that absorbs the input statistics into its far smaller weight and bias."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, padding: int = 0) -> None:
-        """Build a convolution; `padding` is a border of average pixels, zeros once they are centred."""
+        """Build a convolution; `padding` is a border of average pixels, which are 0 once centred."""
         super().__init__(in_channels, out_channels, kernel_size, stride, padding)
         self.in_16_bits = False
         """Whether the convolution is computed in bfloat16."""
         self.absorb(PixelStatistics(follows=False))
 
     def absorb(self, statistics: PixelStatistics) -> None:
-        """Centre and scale pixels by these statistics from now on, whatever they become."""
-        # Not a child: the statistics are the agent's, which saves and moves them.
+        """Centre and scale pixels by these statistics from now on, and follow their changes."""
+        # The tuple keeps them from becoming a submodule: the agent owns, saves and moves them.
         self._statistics = (statistics,)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Map (B, C, H, W), uint8 or the same numbers as float32, to (B, out_channels, H', W')."""
         mean, deviation = self._statistics[0].applied
         if self.padding != (0, 0):
-            # A border of zeros is one of average pixels only where the average has been taken away.
+            # Padding with zeros is padding with average pixels only after the mean has been subtracted.
             centred, weight = (pixels - mean) / deviation, self.weight
             if self.in_16_bits:
                 centred, weight = (_with_channels(tensor, _CHANNELS_OF_16_BITS) for tensor in (centred, weight))
             return functional.conv2d(centred, weight, self.bias, self.stride, self.padding)
         if self.in_16_bits:
-            # The large constant part of raw pixels would drown the rest; whole numbers up to 255 have 8 bits.
+            # The large constant part of raw pixels would drown the rest, so the rounded mean is subtracted first: whole
+            # numbers up to 255 fit in 8 bits.
             nearest = mean.round()
             return functional.conv2d(pixels - nearest.bfloat16(), *self.folded(mean - nearest), self.stride)
         return functional.conv2d(pixels.to(torch.float32), *self.folded(mean), self.stride)
 
     def folded(self, mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the weight and bias for pixels that have not been centred yet, by default raw ones.
+        """Return the weight and bias for pixels that are not centred, by default raw ones.
 
         Args:
-            mean: the average that they still hold.
+            mean: the part of the mean that is still in the pixels, by default all of it.
         """
         assert self.bias is not None
         own_mean, deviation = self._statistics[0].applied
@@ -73,10 +74,10 @@ class PixelConv2d(nn.Conv2d):
 
 
 class Flatten(nn.Module):
-    """Flattens features (B, C, H, W), whatever their order in memory, and gives their gradient the same order.
+    """Flattens features (B, C, H, W) of any memory format and returns their gradient in the same format.
 
-    Left in the order of (B, C * H * W), the gradient would meet features of another order in the ReLU before: several
-    times the time on a processor.
+    A gradient left in the order of (B, C * H * W) would differ in format from the features in the preceding ReLU,
+    which takes several times as long on a CPU.
     """
 
     def forward(self, features: Tensor) -> Tensor:
@@ -101,22 +102,22 @@ class _Flattened(torch.autograd.Function):
 
 
 def _with_channels(tensor: Tensor, multiple: int) -> Tensor:
-    """Return a tensor (N, C, H, W) in bfloat16, with channels of zeros behind its own up to a multiple."""
+    """Return a tensor (N, C, H, W) in bfloat16, its channels padded with zeros to a multiple of `multiple`."""
     missing = -tensor.shape[1] % multiple
     return functional.pad(tensor.to(torch.bfloat16), (0, 0, 0, 0, 0, missing))
 
 
 class Encoder(Protocol):
-    """What the table below holds, and what `--network=module:Name` names."""
+    """Interface of the classes in `ENCODERS` and of those named by `--network=module:Name`."""
 
     num_features: int
-    """F."""
+    """F, the length of the feature vector."""
 
     def __init__(self, shape: tuple[int, ...], settings: ModelSettings) -> None:
-        """Build for observations of a shape: (C, H, W) uint8 images or (D,) float32 vectors.
+        """Build for observations of a shape: uint8 images (C, H, W) or float32 vectors (D,).
 
         Raises:
-            ValueError: it cannot serve the shape; says what it needs.
+            ValueError: the shape is not supported; the message names what the encoder needs.
         """
 
     def __call__(self, observations: Tensor) -> Tensor:
@@ -124,19 +125,18 @@ class Encoder(Protocol):
 
 
 class CoordConv2d(nn.Module):
-    """A convolution that knows where it is: it sees x and y beside its channels (Liu et al. 2018, arXiv:1807.03247).
+    """A convolution with x and y as two more input channels (Liu et al. 2018, arXiv:1807.03247).
 
-    Both run from -1 to 1 over the image. What the convolution of them adds is the same for all images of a minibatch.
+    Both run from -1 to 1 over the image. Their convolution is computed once and added to every image of a minibatch.
     """
 
     def __init__(self, convolution: nn.Conv2d, size: tuple[int, int]) -> None:
-        """Let a convolution of images of a size (H, W), with a square kernel, see two more channels."""
+        """Add the coordinate channels to a convolution with a square kernel over images of size (H, W)."""
         super().__init__()
         self.of_channels = convolution
         kernel, stride = convolution.kernel_size[0], convolution.stride[0]
         self.of_coordinates = nn.Conv2d(2, convolution.out_channels, kernel, stride, bias=False)
         y, x = torch.meshgrid(*(torch.linspace(-1.0, 1.0, number) for number in size), indexing="ij")
-        # Nothing of it is learnt or saved.
         self.register_buffer("coordinates", torch.stack([x, y]).unsqueeze(0), persistent=False)
         with torch.no_grad():
             both = torch.cat([convolution.weight, self.of_coordinates.weight], dim=1)
@@ -151,7 +151,7 @@ class CoordConv2d(nn.Module):
 
 
 class Convolutions(nn.Sequential):
-    """Convolutions without padding, each behind a ReLU."""
+    """Convolutions without padding, each followed by a ReLU."""
 
     LAYERS: ClassVar[Sequence[tuple[int, int, int]]]
     """Channels, kernel size and stride of each convolution."""
@@ -178,23 +178,23 @@ class Convolutions(nn.Sequential):
 
 
 class ConvNet(Convolutions):
-    """The six layers of github.com/xtma/pytorch_car_caring, which end in 256 features of images of 96x96."""
+    """The six layers of github.com/xtma/pytorch_car_caring, which give 256 features for 96x96 images."""
 
     LAYERS = ((8, 4, 2), (16, 3, 2), (32, 3, 2), (64, 3, 2), (128, 3, 1), (256, 3, 1))
 
 
 class CoordConvNet(Convolutions):
-    """The four layers of github.com/dgandiaga/CoordConvPPO, which end in 256 features of images of 48x48."""
+    """The four layers of github.com/dgandiaga/CoordConvPPO, which give 256 features for 48x48 images."""
 
     LAYERS = ((8, 4, 2), (16, 3, 2), (32, 3, 2), (64, 3, 2))
     sees_coordinates = True
 
 
 class CNN(Convolutions):
-    """Convolutions without padding and a linear layer, each behind a ReLU."""
+    """Convolutions without padding and a linear layer, each followed by a ReLU."""
 
     UNITS: ClassVar[int]
-    """Of the linear layer."""
+    """Units of the linear layer."""
 
     def __init__(self, shape: tuple[int, ...], settings: ModelSettings) -> None:
         """Build for images of a shape (C, H, W)."""
@@ -218,12 +218,12 @@ class NatureCNN(CNN):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions beside an identity, each behind a ReLU (He et al. 2016, arXiv:1603.05027, figure 4e)."""
+    """A skip connection around two convolutions, each after a ReLU (He et al. 2016, arXiv:1603.05027, figure 4e)."""
 
     def __init__(self, channels: int) -> None:
-        """Build for features of (channels, H, W), whose shape stays."""
+        """Build for features (channels, H, W); the output has the same shape."""
         super().__init__()
-        # A gain of 1 behind a ReLU makes a branch a quarter of its input: six blocks do not blow up.
+        # A gain of 1 after each ReLU makes a branch a quarter of its input, so that six blocks do not blow up.
         self.first = orthogonal(nn.Conv2d(channels, channels, 3, padding=1), gain=1.0)
         self.second = orthogonal(nn.Conv2d(channels, channels, 3, padding=1), gain=1.0)
 
@@ -283,11 +283,11 @@ class MLP(nn.Sequential):
 class _Activation:
     make: Callable[[], nn.Module]
     gain: float
-    """Of the layer before it (He et al. 2015, arXiv:1502.01852, for ReLUs)."""
+    """Gain of the preceding layer (He et al. 2015, arXiv:1502.01852, for ReLUs)."""
 
 
 _ACTIVATIONS = {
-    # Not 5/3, torch's gain for tanh: PPO's reference code and its comparisons have the root of 2.
+    # PPO's reference code and its comparisons use the square root of 2, not 5/3, torch's gain for tanh.
     "tanh": _Activation(nn.Tanh, math.sqrt(2.0)),
     "relu": _Activation(nn.ReLU, math.sqrt(2.0)),
     "leaky_relu": _Activation(partial(nn.LeakyReLU, 0.1), math.sqrt(2.0 / 1.01)),
@@ -301,19 +301,19 @@ ENCODERS: Mapping[str, type[Encoder]] = {
     "coordconv": CoordConvNet,
     "mlp": MLP,
 }
-"""The networks that the setting `network` names."""
+"""Networks by value of the setting `network`."""
 
 
 def _image(shape: tuple[int, ...]) -> tuple[int, int, int]:
     """Return the channels, height and width of images."""
     if len(shape) != 3:
-        raise ValueError(f"images, got vectors of {math.prod(shape)} entries")
+        raise ValueError(f"images, but the observations are vectors of {math.prod(shape)} entries")
     channels, height, width = shape
     return channels, height, width
 
 
 def _least_size(layers: Sequence[tuple[int, int, int]]) -> int:
-    """Return the smallest side of an image from which each convolution has a pixel to see."""
+    """Return the smallest image side for which every convolution has an output."""
     size = 1
     for _, kernel, stride in reversed(layers):
         size = (size - 1) * stride + kernel

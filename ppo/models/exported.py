@@ -1,4 +1,4 @@
-"""Networks as TorchScript: what an agent does without noise, for programs that have PyTorch and not this package."""
+"""Networks as TorchScript: an agent without noise, for programs that have PyTorch but not this package."""
 
 import io
 import warnings
@@ -28,18 +28,18 @@ def exported(model: ActorCritic, rule: Rule, values: RunningMoments, example: Te
     """Return a network as a TorchScript file, by tracing it.
 
     Args:
-        model: the network, on a processor.
-        rule: which action it takes, "mean" or "mode".
-        values: the units of its values.
+        model: the network, on the CPU.
+        rule: how the action is chosen, "mean" or "mode".
+        values: the value normaliser.
         example: observations (N, ...), N at least 2.
 
     Raises:
-        Refusal: the distribution is one from outside without `elements`.
+        Refusal: the distribution is user-defined and has no `elements`.
     """
     with torch.no_grad(), warnings.catch_warnings():
-        # PyTorch advises torch.export, whose files only PyTorch's own compiler can take to C++.
+        # PyTorch recommends torch.export, but only PyTorch's own compiler can turn its files into C++.
         warnings.simplefilter("ignore", DeprecationWarning)
-        # The bounds of an action space are constants, and input statistics always two rows.
+        # The bounds of an action space are constants, and input statistics always have two rows.
         for harmless in ("torch.from_numpy results are registered as constants", "Iterating over a tensor"):
             warnings.filterwarnings("ignore", harmless)
         traced = torch.jit.trace(_Exported(model, rule, values).eval(), example)  # type: ignore[no-untyped-call]

@@ -1,10 +1,11 @@
-"""Statistics of observations: what a network centres and scales its inputs by.
+"""Statistics of observations, by which a network centres and scales its inputs.
 
-They own the moments of all pixels, or of each entry of a vector, and are part of the agent: saved with its weights,
-frozen when it plays. The training loop lets them follow each rollout once its last gradient step is taken, on all ranks
-alike. They never change between acting and learning, so the ratios of a first minibatch are 1.
+They hold the moments of all pixels, or of each entry of a vector, and are part of the agent: saved with its weights,
+frozen when it plays. The training loop updates them with each rollout after its last gradient step, on all ranks alike.
+They never change between acting and learning, so the ratios in an update's first minibatch are 1.
 
-Our CNNs' first convolution absorbs them into its far smaller weights; in front of any other network they are applied.
+The first convolution of our CNNs absorbs them into its weights, which are far smaller than the observations; for any
+other network they are applied to the observations.
 """
 
 import abc
@@ -17,15 +18,15 @@ from torch.nn import functional
 from ppo.collectives import Collective
 from ppo.collectives.moments import Moments, merged, moments_of_integers, moments_over_ranks
 
-# The pixels of every 64th step give their mean and deviation to far more digits than matter.
+# The pixels of every 64th step determine mean and deviation to far more digits than matter.
 _STEPS_PER_PIXEL_SAMPLE = 64
 
 
 class InputStatistics(nn.Module, abc.ABC):
-    """Moments of observations, and the mean and deviation that are applied."""
+    """Moments of observations, and the mean and deviation applied to them."""
 
     moments: Tensor
-    """Count, mean and sum of squared differences from it, (3, *S) float64."""
+    """Count, mean and sum of squared differences from the mean, (3, *S) float64."""
     applied: Tensor
     """Mean and deviation, (2, *S) float32."""
 
@@ -36,7 +37,7 @@ class InputStatistics(nn.Module, abc.ABC):
             shape: S, () for one mean of all entries.
             mean: applied until observations are followed.
             deviation: likewise.
-            follows: whether they are; otherwise what is applied stays.
+            follows: whether to follow observations; otherwise mean and deviation never change.
         """
         super().__init__()
         self.follows = follows
@@ -45,11 +46,11 @@ class InputStatistics(nn.Module, abc.ABC):
 
     @property
     def waits_for_first_rollout(self) -> bool:
-        """Whether the next rollout shall only initialise the moments, without a gradient step."""
+        """Whether the next rollout only initialises the moments, without a gradient step."""
         return False
 
     def follow(self, observations: Tensor, comm: Collective) -> None:
-        """Merge the moments of a rollout over all ranks with those so far; by all ranks together.
+        """Merge the moments of a rollout over all ranks with those so far; called by all ranks together.
 
         Args:
             observations: (T, N, ...).
@@ -71,12 +72,12 @@ class InputStatistics(nn.Module, abc.ABC):
 
 
 class PixelStatistics(InputStatistics):
-    """One mean and deviation of all pixels; they begin as pixels / 255."""
+    """One mean and deviation of all pixels, initially 0 and 255."""
 
     _least_deviation = 1.0
 
     def __init__(self, *, follows: bool) -> None:
-        """Divide by 255, until observations are followed."""
+        """Divide pixels by 255 until observations are followed."""
         super().__init__((), 0.0, 255.0, follows=follows)
 
     def forward(self, observations: Tensor) -> Tensor:
@@ -92,18 +93,18 @@ class PixelStatistics(InputStatistics):
 
 
 class VectorStatistics(InputStatistics):
-    """A mean and deviation of each entry of a vector (D,), and the bound to which scaled entries are clipped."""
+    """A mean and deviation for each entry of a vector (D,), and the bound to which scaled entries are clipped."""
 
     _least_deviation = 1e-4
 
     def __init__(self, num_entries: int, *, follows: bool, clip: float | None) -> None:
-        """Leave vectors as they are, until observations are followed."""
+        """Leave vectors unchanged until observations are followed."""
         super().__init__((num_entries,), 0.0, 1.0, follows=follows)
         self.clip = clip
 
     @property
     def waits_for_first_rollout(self) -> bool:
-        """A new run's first steps are not taken for noise of unknown scale: they only initialise the moments."""
+        """True before a new run's first rollout, so that no gradient step is taken on inputs of unknown scale."""
         return self.follows and not bool(self.moments[0].any())
 
     def forward(self, observations: Tensor) -> Tensor:
@@ -119,8 +120,8 @@ class VectorStatistics(InputStatistics):
 
 
 def sums_of_powers(pixels: Tensor) -> Tensor:
-    """Return the sum of uint8 pixels and that of their squares, exactly, (2,) float64."""
-    # 255^2 * 256 < 2^24: these rows are added without rounding in float32, in a third of the time of integers.
+    """Return the exact sums of uint8 pixels and of their squares, (2,) float64."""
+    # 255^2 * 256 < 2^24: float32 sums these rows without rounding, in a third of the time that integers take.
     rows = pixels.flatten().to(torch.float32)
     rows = functional.pad(rows, (0, -len(rows) % 256)).view(-1, 256)
     return torch.stack([rows.sum(-1), rows.square().sum(-1)]).double().sum(-1)

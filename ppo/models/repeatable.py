@@ -1,8 +1,8 @@
-"""Finds what keeps a network from acting as it learns: ratios would not be 1 in the first minibatch of an update.
+"""Finds modules that behave differently in acting and learning: an update's first ratios would not be 1.
 
-The network is run on a few observations while every module is watched, so that modules of any kind are found: random
-ones, such as dropout, those that differ in training mode or change their buffers, such as batch normalisation, and
-those that mix the samples of a batch.
+The network is run on a few observations with hooks on every module. This finds modules of any kind that are random,
+such as dropout, that differ in training mode or change their buffers, such as batch normalisation, or that mix the
+samples of a batch.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from gymnasium.spaces import Box
 from torch import Tensor, nn
 
 _NUM_SAMPLES = 4
-# Of the largest output: above rounding in 16 bits, below what other samples or the training mode change.
+# As a fraction of the largest output: above 16-bit rounding, below the effect of other samples or of training mode.
 _TOLERANCE = 0.02
 
 
@@ -25,19 +25,19 @@ class _Call:
 
     name: str
     random_state: Tensor
-    """Of torch's generator before the call."""
+    """State of torch's generator before the call."""
     is_random: bool = False
     outputs: list[Tensor] = field(default_factory=list)
 
 
 def find_unrepeatable(model: nn.Module, space: Box) -> tuple[str, str] | None:
-    """Return the name of the first module that does not act as it learns, and why; None if there is none.
+    """Return the name of the first module that does not act as it learns, and the reason; None if there is none.
 
-    The model is in training mode afterwards; torch's generator is as it was.
+    Leaves the model in training mode and torch's generator unchanged.
 
     Args:
         model: maps observations (B, *space.shape) to tensors.
-        space: of one observation.
+        space: space of one observation.
     """
     observations = _samples(space)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -52,7 +52,7 @@ def find_unrepeatable(model: nn.Module, space: Box) -> tuple[str, str] | None:
         acting = _calls(model.eval(), observations)
         of_half = _calls(model.train(), observations[: _NUM_SAMPLES // 2])
     for others, reason in ((acting, "differs in training mode"), (of_half, "mixes the samples of a batch")):
-        # A module may be called more than once, or in one case alone.
+        # A module may be called more than once, or in only one of the runs.
         unmatched = list(others)
         for call in learning:
             other = next((other for other in unmatched if other.name == call.name), None)
@@ -66,7 +66,7 @@ def find_unrepeatable(model: nn.Module, space: Box) -> tuple[str, str] | None:
 
 def _samples(space: Box) -> Tensor:
     """Return observations (_NUM_SAMPLES, *shape), the second half of images much darker than the first."""
-    own = Box(space.low, space.high, dtype=space.dtype.type, seed=0)  # the other's generator stays as it is
+    own = Box(space.low, space.high, dtype=space.dtype.type, seed=0)  # leaves the generator of `space` unchanged
     observations = torch.from_numpy(np.stack([own.sample() for _ in range(_NUM_SAMPLES)]))
     if observations.dtype == torch.uint8:
         observations[_NUM_SAMPLES // 2 :] //= 4
@@ -74,7 +74,7 @@ def _samples(space: Box) -> Tensor:
 
 
 def _calls(model: nn.Module, observations: Tensor) -> list[_Call]:
-    """Run a model and return the calls of its modules in the order of their ends: parts before the whole."""
+    """Run a model and return the calls of its modules in the order they return: inner modules first."""
     running: list[_Call] = []
     done: list[_Call] = []
 
@@ -109,8 +109,8 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 
 
 def _same_samples(whole: Tensor, part: Tensor) -> bool:
-    """Return whether the samples of a part of a batch have the same outputs within the whole batch, up to rounding."""
+    """Return whether a part of a batch has the same outputs as within the whole batch, up to rounding."""
     if not whole.ndim or len(whole) != _NUM_SAMPLES or whole.shape[1:] != part.shape[1:] or not whole.numel():
-        return True  # an inner module of another layout: the model's own outputs are (B, ...)
+        return True  # an inner module of another layout; the outputs of the model itself are (B, ...)
     first, second = whole[: len(part)].double(), part.double()
     return torch.allclose(first, second, rtol=0.0, atol=_TOLERANCE * float(first.abs().max()), equal_nan=True)

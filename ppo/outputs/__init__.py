@@ -1,1 +1,1 @@
-"""What remains of a run: checkpoints, logs and videos."""
+"""The outputs of a run: checkpoints, logs and videos."""

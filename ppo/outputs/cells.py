@@ -1,7 +1,7 @@
-"""A terminal's screen as cells of one character and two colours, of which only those that differ are written.
+"""A terminal's screen as cells of one character and two colours; only cells that changed are written.
 
-A picture has two pixels in a cell, one above the other: the character is an upper half block. Colours are 24 bits, and
-have their lowest three bits cut off, so that what nearly stays the same is not written again.
+A picture has two pixels per cell, one above the other: the character is an upper half block. The lowest three bits of
+each 8-bit colour channel are cut off, so that cells that barely change are not rewritten.
 """
 
 import functools
@@ -19,34 +19,34 @@ Colour = tuple[int, int, int]
 
 _HALF, _SPACE = ord("\u2580"), ord(" ")
 _CHARACTER, _FRONT, _BACK = 0, 1, 2
-# No colour: every cell differs from it.
+# Not a colour, so that every cell differs from it.
 _UNKNOWN = 0xFFFFFFFF
 _KEPT_BITS = np.uint32(0xF8F8F8)
 _BEGIN, _END = "\x1b[?2026h", "\x1b[?2026l"
-"""A terminal that knows these shows what is between them at once."""
+"""A terminal that knows these shows everything between them in a single refresh."""
 _BARS = " \u258f\u258e\u258d\u258c\u258b\u258a\u2589\u2588"
 _STEPS = " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 _STANDING_OUT = 0.45
-"""Pictures that are shrunk to this or less show what stands out."""
+"""Pictures scaled down to this factor or less keep the pixels that stand out."""
 _OWN = frozenset(_BARS + _STEPS)
 
 
 class Cells:
-    """A screen (R, C) that is drawn on, and what the terminal shows at present."""
+    """A screen (R, C) to draw on, and what the terminal currently shows."""
 
     def __init__(self, rows: int, columns: int, background: Colour) -> None:
-        """Begin with an empty screen, all of which will be written."""
+        """Start with an empty screen that the terminal does not show yet."""
         self.rows, self.columns = rows, columns
         self._empty = np.array([_SPACE, 0, _packed(background)], np.uint32)
         self._cells = np.tile(self._empty, (rows, columns, 1))
         self._shown = np.full_like(self._cells, _UNKNOWN)
 
     def clear(self, top: int, left: int, rows: int, columns: int) -> None:
-        """Empty a rectangle, as far as it is on the screen."""
+        """Clear the part of a rectangle that is on the screen."""
         self._cells[top : top + rows, left : left + columns] = self._empty
 
     def write(self, row: int, column: int, text: str, colour: Colour, back: Colour | None = None) -> None:
-        """Write a text in one row, cut where the screen ends; it may hold anything."""
+        """Write any text in one row, cut off at the edge of the screen."""
         if not 0 <= row < self.rows or column >= self.columns:
             return
         codes = np.frombuffer(narrow(text)[: self.columns - column].encode("utf-32-le"), "<u4")
@@ -63,12 +63,12 @@ class Cells:
         self.write(row, column, f"{text:<{width}}"[:width], colour, back)
 
     def curve(self, row: int, column: int, heights: NDArray[np.float64], colour: Colour, back: Colour) -> None:
-        """Draw heights from 0 to 1, one a cell, to an eighth of a cell."""
+        """Draw heights from 0 to 1, one per cell, to an eighth of a cell."""
         text = "".join(_STEPS[step] for step in (8.0 * heights.clip(0.0, 1.0)).round().astype(int).tolist())
         self.write(row, column, text, colour, back)
 
     def picture(self, top: int, left: int, pixels: NDArray[np.uint32]) -> None:
-        """Draw pixels (2 R, C) of `fitted`, two rows of them in a row of cells."""
+        """Draw pixels (2 R, C) from `fitted`, two rows of pixels per row of cells."""
         pixels = pixels[: 2 * (self.rows - top), : self.columns - left] & _KEPT_BITS
         upper, lower = pixels[::2], pixels[1::2]
         is_even = upper == lower
@@ -78,7 +78,7 @@ class Cells:
         place[..., _BACK] = lower
 
     def changes(self) -> str:
-        """Return what makes the terminal show the screen, and remember that it does."""
+        """Return the output that updates the terminal to this screen, and record the screen as shown."""
         character_differs, front_differs, back_differs = np.moveaxis(self._cells != self._shown, 2, 0)
         differs = character_differs | front_differs | back_differs
         rows, columns = differs.nonzero()
@@ -102,12 +102,12 @@ class Cells:
 
 
 def fitted(frames: Sequence[NDArray[np.uint8]], rows: int, columns: int) -> NDArray[np.uint32]:
-    """Return what frames (H, W, 3) show together, in their proportions, on at most so many rows and columns of cells.
+    """Merge frames (H, W, 3) and scale them, in proportion, to at most `rows` and `columns` of cells.
 
-    Where frames differ, the brighter one is seen: what a game draws on every other frame only is there.
+    Where frames differ, the brighter pixel is kept, so that objects drawn only on every other frame are visible.
 
     Returns:
-        Pixels (2 R, C): red, green and blue from the lowest byte on; the highest one means nothing.
+        Pixels (2 R, C): red, green and blue from the lowest byte up; the highest byte is meaningless.
     """
     height, width = frames[0].shape[:2]
     scale = min(2 * rows / height, columns / width)
@@ -118,8 +118,8 @@ def fitted(frames: Sequence[NDArray[np.uint8]], rows: int, columns: int) -> NDAr
     stride = max(1, int(0.5 / scale))
     frame = cv2.resize(frame, (-(-width // stride), -(-height // stride)), interpolation=cv2.INTER_NEAREST)
     finer = _pixels(cv2.resize(frame, (2 * size[0], 2 * size[1]), interpolation=cv2.INTER_LINEAR))
-    # A ball that is smaller than a pixel would vanish in a mean: of four quarters the one is shown that differs most
-    # from what there is most of. The difference is the highest byte, so it decides which number is the largest.
+    # A ball smaller than a pixel would vanish in a mean, so of a pixel's four quarters the one that differs most from
+    # the median is shown. The difference is the highest byte, so the maximum selects that quarter.
     bytes_of = finer.view(np.uint8).reshape(*finer.shape, 4)
     green = np.ascontiguousarray(bytes_of[..., 1])
     bytes_of[..., 3] = cv2.absdiff(green, _median(green[::3, ::3]))
@@ -133,15 +133,15 @@ def _pixels(frame: cv2.typing.MatLike) -> NDArray[np.uint32]:
 
 
 def _median(values: NDArray[np.uint8]) -> Any:
-    """Return the value that half of all are below, at a fraction of what np.median takes."""
+    """Return the (upper) median in a fraction of the time that np.median takes."""
     return float(np.partition(values, values.size // 2, axis=None)[values.size // 2])
 
 
 @functools.lru_cache(maxsize=4096)
 def narrow(text: str) -> str:
-    """Return a text of which every character takes one cell, and none is obeyed by a terminal."""
+    """Return a text in which every character takes one cell and none controls the terminal."""
     shown = printable(text)
-    # All that this program draws itself is narrow.
+    # The characters that this program draws with are all narrow.
     if shown.isascii() or not set(shown) - _OWN:
         return shown
     return "".join(

@@ -2,11 +2,11 @@
 
     <checkpoint_dir>/<model_name>/step_000012288/
         model.safetensors       policy weights and value normaliser: all that play and record need
-        training.safetensors    optimiser and per-environment state: what an exact resume needs besides
+        training.safetensors    optimiser and per-environment state: what an exact resume also needs
         manifest.json           format, config, counters, versions, size and sha256 of each file, sha256 of itself
 
-Nothing in a checkpoint is trusted before it has been compared with what this program writes: hashes detect what disks
-and copies do to it, but a forger can make them fit.
+Nothing in a checkpoint is trusted before it has been checked against what this program writes: hashes detect corruption
+by disks and copies, but a forger can make them match.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ KEPT_NEWEST = 5
 MANIFEST_FILE = "manifest.json"
 _PARTS = {MODEL_FILE: ("model/", "value_normalizer/"), TRAINING_FILE: ("learner/", "environment/")}
 _MAX_MANIFEST_BYTES = 1_000_000
-# Eight million steps of an episode that is replayed; an Atari game's largest tensor has 28 kB.
+# Eight million steps of a replayed episode; the largest tensor of an Atari game has 28 kB.
 _MAX_ENVIRONMENT_TENSOR_BYTES = 64 << 20
 _ENVIRONMENT = re.compile(r"environment/(0|[1-9][0-9]{0,8})/([a-z0-9_]{1,32})")
 
@@ -58,7 +58,7 @@ T = TypeVar("T")
 
 
 def folder_name(env_steps: int) -> str:
-    """Return the name of the checkpoint at a number of steps; names sort by steps."""
+    """Return the name of the checkpoint folder for a number of steps; names sort by steps."""
     return f"{PREFIX}{env_steps:012d}"
 
 
@@ -69,10 +69,10 @@ def steps_of(folder: Path) -> int:
 
 @contextlib.contextmanager
 def listing(folder: Path) -> Iterator[None]:
-    """List a folder, which need not exist.
+    """Guard the listing of a folder, which need not exist.
 
     Raises:
-        Refusal: it cannot be read.
+        Refusal: the folder cannot be read.
     """
     try:
         yield
@@ -83,7 +83,7 @@ def listing(folder: Path) -> Iterator[None]:
 
 
 def list_checkpoints(parent: Path) -> list[Path]:
-    """Return the checkpoint folders in `parent`, oldest first; other entries are no checkpoints.
+    """Return the checkpoint folders in `parent`, oldest first; other entries are ignored.
 
     Raises:
         Refusal: the folder cannot be read.
@@ -94,7 +94,7 @@ def list_checkpoints(parent: Path) -> list[Path]:
 
 
 def list_models(parent: Path) -> list[Path]:
-    """Return the folders in `parent` that have checkpoints, by name; those that cannot be read are left out.
+    """Return the folders in `parent` that have checkpoints, sorted by name; unreadable ones are left out.
 
     Raises:
         Refusal: `parent` cannot be read.
@@ -117,16 +117,16 @@ def write_checkpoint(
     logs: Mapping[str, int] | None = None,
     named: tuple[str, ...] | None = None,
 ) -> Path:
-    """Write a checkpoint whole or not at all, read it back and return its folder.
+    """Write a checkpoint, whole or not at all, read it back and return its folder.
 
-    A whole one of these steps with the same tensors stays as it is; another, which resuming passed over because it was
-    damaged or could not be read at the time, is renamed to `*.damaged`.
+    A whole checkpoint at these steps with the same tensors is kept. Any other one at these steps, which the resume
+    skipped because it was damaged or unreadable at the time, is renamed to `*.damaged`.
 
     Raises:
-        FloatingPointError: a number in it is not finite, negative where none can be, or beyond what would be read
-            again; names it, nothing is written.
-        OSError: it could not be written and nothing is left behind, or it does not read back as it was written and is
-            renamed to `*.damaged`.
+        FloatingPointError: a number is non-finite, negative where it cannot be, or out of the bounds checked on
+            reading; names the number, and nothing is written.
+        OSError: the checkpoint could not be written and nothing is left behind, or it does not read back as written
+            and is renamed to `*.damaged`.
     """
     final = parent / folder_name(counters.env_steps)
     contents = {MODEL_FILE: encode_tensors(model)}
@@ -150,7 +150,7 @@ def write_checkpoint(
             _require_own(final / name, name, declared_in(content, final / name), config.ppo.num_envs)
     except (DamagedCheckpointError, Refusal) as error:
         raise FloatingPointError(
-            f"a checkpoint at {counters.env_steps} steps could not be read again: {error}"
+            f"a checkpoint at {counters.env_steps} steps would not be readable: {error}"
         ) from error
     if _is_of(final, manifest.files):
         return final
@@ -188,12 +188,12 @@ def read_tensors(folder: Path, manifest: Manifest, file_name: str, expected: Spe
         folder: the checkpoint.
         manifest: its manifest.
         file_name: MODEL_FILE or TRAINING_FILE.
-        expected: types and shapes of all tensors the settings ask for, whatever file they are in, except those of
-            environments; None to read the tensors of other settings too.
+        expected: types and shapes of all tensors that the settings require, in either file, except those of
+            environments; None to accept the tensors of any settings.
 
     Raises:
         DamagedCheckpointError: the file is missing or is not the one that was written.
-        Refusal: it is, but its tensors are not those expected.
+        Refusal: the file is intact, but its tensors are not those expected.
     """
     path, entry = folder / file_name, manifest.files.get(file_name)
     if entry is None:
@@ -210,7 +210,7 @@ def read_tensors(folder: Path, manifest: Manifest, file_name: str, expected: Spe
 
 
 def verify(folder: Path) -> Manifest:
-    """Hold the files of a checkpoint against the sizes and hashes in its manifest, and return that.
+    """Compare the files of a checkpoint with the sizes and hashes in its manifest, and return the manifest.
 
     Raises:
         DamagedCheckpointError: a file is missing or is not as this program writes it.
@@ -223,7 +223,7 @@ def verify(folder: Path) -> Manifest:
 
 
 def is_whole(folder: Path) -> bool:
-    """Return whether a checkpoint is as it was written, by this version."""
+    """Return whether a checkpoint is intact and of a format that this version reads."""
     try:
         verify(folder)
     except (DamagedCheckpointError, Refusal):
@@ -238,20 +238,20 @@ def newest_valid(
     accept: Callable[[Path, Manifest], None] | None = None,
     expected: Specification | None = None,
 ) -> tuple[Path, Manifest, Tensors, Tensors] | None:
-    """Read the newest checkpoint that is whole, naming damaged ones through `warn(text)`.
+    """Read the newest whole checkpoint, reporting damaged ones through `warn`.
 
     Args:
         parent: the folder of the checkpoints.
-        warn: receives a line for every damaged checkpoint that is passed over.
-        accept: raises a Refusal if a manifest is not of this run, before any tensor is read.
+        warn: receives a line for every damaged checkpoint that is skipped.
+        accept: raises a Refusal if a manifest is not of this run; called before any tensor is read.
         expected: see `read_tensors`.
 
     Returns:
-        The folder, its manifest, model and training tensors; None where there is no checkpoint at all.
+        The folder, its manifest, model and training tensors; None if there is no checkpoint at all.
 
     Raises:
-        Refusal: there are checkpoints but none is whole, since starting again would hide the loss; or the newest whole
-            one is of another run, network or version of this program.
+        Refusal: there are checkpoints but none is whole (starting over would hide the loss), or the newest whole one
+            is of another run, network or version of this program.
     """
 
     def load(folder: Path, manifest: Manifest) -> tuple[Path, Manifest, Tensors, Tensors]:
@@ -265,7 +265,7 @@ def newest_valid(
 
 
 def newest_manifest(parent: Path) -> Manifest | None:
-    """Return the newest manifest that can be read, of a checkpoint that need not be whole; None where there is none."""
+    """Return the newest readable manifest, even if its checkpoint is not whole; None if there is none."""
     for folder in reversed(list_checkpoints(parent)):
         with contextlib.suppress(DamagedCheckpointError, OtherFormatError):
             return read_manifest(folder)
@@ -279,11 +279,11 @@ def choose(parent: Path, which: str, load: Callable[[Path, Manifest], T], warn: 
         parent: the folder of the checkpoints.
         which: the setting.
         load: reads a checkpoint; may raise DamagedCheckpointError.
-        warn: receives a line for every damaged checkpoint in whose stead the next best or latest one is used.
+        warn: receives a line for every damaged checkpoint that is skipped for the next best or latest one.
 
     Raises:
-        Refusal: there is none such (the message lists those there are), or none is whole, or a number of steps names a
-            damaged one.
+        Refusal: there is no such checkpoint (the message lists those that exist), none is whole, or the one at the
+            given number of steps is damaged.
     """
     folders = list_checkpoints(parent)
     if not folders:
@@ -303,23 +303,25 @@ def choose(parent: Path, which: str, load: Callable[[Path, Manifest], T], warn: 
 
 
 def prune(parent: Path, newest: Path | None = None, keep: str = str(KEPT_NEWEST)) -> list[str]:
-    """Delete all checkpoints but those to keep and the best whole one, and what killed writers left behind.
+    """Delete what killed writers left behind, and all checkpoints but those to keep and the best whole one.
 
-    What cannot be deleted stays and keeps no other from being deleted.
+    A checkpoint that cannot be deleted stays and does not prevent the deletion of others.
 
     Args:
         parent: the folder of the checkpoints.
-        newest: the one just written. What is newer was passed over by resuming, since it is damaged; it stays, and
-            must not push out a whole one. None: the one with most steps.
+        newest: the checkpoint just written. Newer ones are damaged, so the resume skipped them; they stay, but must
+            not displace a whole one. None: the one with the most steps.
         keep: the setting `keep_checkpoints`.
 
     Returns:
-        What stays although it should not, in words.
+        Messages about what could not be deleted.
 
     Raises:
         Refusal: the folder cannot be read.
     """
-    stays = [f"{path} is in the way and cannot be deleted; it is stepped around" for path in remove_scratch(parent)]
+    stays = [
+        f"{path} is in the way and cannot be deleted; another name is used instead" for path in remove_scratch(parent)
+    ]
     if keep == "all":
         return stays
     folders = [f for f in list_checkpoints(parent) if newest is None or steps_of(f) <= steps_of(newest)]
@@ -341,7 +343,7 @@ def _first_whole(folders: Iterable[Path], load: Callable[[Path, Manifest], T], w
         try:
             return load(folder, read_manifest(folder))
         except DamagedCheckpointError as error:
-            warn(f"WARNING: damaged checkpoint passed over: {error}")
+            warn(f"WARNING: skipped a damaged checkpoint: {error}")
             damages.append(error)
     raise Refusal(
         f"none of the {len(damages)} checkpoints in {folder.parent} is whole ({damages[0]}); "
@@ -350,7 +352,7 @@ def _first_whole(folders: Iterable[Path], load: Callable[[Path, Manifest], T], w
 
 
 def _by_merit(folders: Iterable[Path]) -> list[Path]:
-    """Order checkpoints from the best on, after those that cannot be judged: they may have been better."""
+    """Sort checkpoints, best first; those with unreadable manifests precede all, as they may have been better."""
 
     def merit(folder: Path) -> Merit:
         try:
@@ -362,7 +364,7 @@ def _by_merit(folders: Iterable[Path]) -> list[Path]:
 
 
 def _is_one_of_every(keep: str, folder: Path) -> bool:
-    """Tell whether `every=K` keeps a checkpoint: a question of its own update and interval, and of no other's."""
+    """Return whether `every=K` keeps a checkpoint, which depends only on its own update and interval."""
     if keep.isdecimal():
         return False
     try:
@@ -379,7 +381,7 @@ def _is_step_name(name: str) -> bool:
 
 
 def _is_of(folder: Path, files: Mapping[str, FileEntry]) -> bool:
-    """Return whether a checkpoint is whole and of these files."""
+    """Return whether a checkpoint is whole and has exactly these files."""
     try:
         return verify(folder).files == files
     except (DamagedCheckpointError, Refusal):
@@ -387,7 +389,7 @@ def _is_of(folder: Path, files: Mapping[str, FileEntry]) -> bool:
 
 
 def _require_own(path: Path, file_name: str, found: Specification, num_envs: int) -> None:
-    """Require that a file of this name can hold such tensors, whatever the settings."""
+    """Require that these tensors belong in a file of this name, whatever the settings."""
     foreign = [name for name in found if not name.startswith(_PARTS[file_name])]
     if foreign:
         raise DamagedCheckpointError(f"{path} holds {brief(foreign[0])}, which does not belong there")
@@ -396,7 +398,7 @@ def _require_own(path: Path, file_name: str, found: Specification, num_envs: int
 
 
 def _check_environments(path: Path, found: Specification, num_envs: int) -> None:
-    """Require one state of the same parts for every environment of the job."""
+    """Require one state for every environment of the job, all with the same parts."""
     parts: dict[int, set[str]] = {}
     for name, tensor_type in found.items():
         if name.startswith("environment/"):

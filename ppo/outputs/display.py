@@ -24,9 +24,9 @@ from ppo.standard_streams import encodable, say_on_standard_error
 
 SECONDS_BETWEEN_LINES = 5.0
 _COLUMNS = 60
-# What the longest label and the frame leave of them.
+# _COLUMNS less the longest label and the frame.
 _COLUMNS_OF_VALUES = 40
-# A full disk or quota may be emptied; a pipe or terminal that was closed does not come back.
+# Space on a disk or quota may be freed; a closed pipe or terminal does not come back.
 _PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EAGAIN)
 NO_GAME = "no game finished yet"
 
@@ -40,16 +40,16 @@ class Terminal:
 
 
 def find_terminal() -> Terminal | None:
-    """Return the terminal that standard output ends at, or None where it ends in a file or a pipe.
+    """Return the terminal behind standard output, or None if standard output is a file or a pipe.
 
-    mpirun hands every rank a pseudo-terminal of size 0x0, whatever its own output is; what counts then is the output
-    of mpirun itself, this process's parent.
+    mpirun gives every rank a pseudo-terminal of size 0x0, whatever its own output is; the output of mpirun itself, this
+    process's parent, then decides.
     """
     try:
         if sys.stdout is None or not sys.stdout.isatty():
             return None
         size = _size(sys.stdout.fileno())
-    except (OSError, ValueError):  # it has been closed
+    except (OSError, ValueError):  # standard output is closed
         return None
     if size:
         return size
@@ -64,13 +64,13 @@ def find_terminal() -> Terminal | None:
 
 
 def make_display(title: str, total_steps: int) -> Tracker:
-    """Return the display for wherever standard output ends."""
+    """Return a live table if standard output is a terminal, otherwise plain lines."""
     terminal = find_terminal()
     return LiveTable(title, total_steps, terminal) if terminal else PlainLines(total_steps)
 
 
 def print_line(text: str) -> None:
-    """Print a line at once, on standard error if standard output has gone: no reader is worth ending the work for."""
+    """Print and flush a line, on standard error if standard output is gone: a lost reader must not end the work."""
     try:
         StandardOutput().use(lambda: print(printable(text), flush=True))
     except OutputError:
@@ -81,15 +81,15 @@ class StandardOutput:
     """Standard output, which may be closed, a pipe that nobody reads any more, or a file on a full disk."""
 
     def __init__(self) -> None:
-        """Start without knowing of any trouble."""
+        """Start without known trouble."""
         self._trouble: str | None = None
         self._is_lost = False
 
     def use(self, write: Callable[[], object]) -> None:
-        """Call what prints and flushes.
+        """Call `write`, which prints and flushes.
 
         Raises:
-            OutputError: it did not succeed, or standard output was lost before.
+            OutputError: the call failed, or standard output was lost before.
         """
         if self._is_lost:
             self.check()
@@ -108,22 +108,22 @@ class StandardOutput:
         self.check()
 
     def check(self) -> None:
-        """Raise the trouble there was when it was last used."""
+        """Raise an OutputError if the last use failed."""
         if self._trouble:
             raise OutputError(
-                f"standard output cannot be written ({self._trouble}); the work continues, events are printed here",
-                relief="standard output can be written again",
+                f"cannot write to standard output ({self._trouble}); the run continues and messages are printed here",
+                relief="standard output can be written to again",
             )
 
     def close(self) -> None:
-        """Give up what could not be written: at exit Python would try once more, and change the exit code."""
+        """Discard what could not be written: Python would retry at exit and change the exit code."""
         if self._trouble:
             self._is_lost = True
             _discard_standard_output()
 
 
 class PlainLines:
-    """One line per few seconds, for logs and pipes."""
+    """One line every few seconds, for logs and pipes."""
 
     def __init__(self, total_steps: int) -> None:
         """Print progress towards `total_steps`."""
@@ -133,7 +133,7 @@ class PlainLines:
         self._output = StandardOutput()
 
     def log(self, metrics: Metrics, episodes: Sequence[FinishedEpisode]) -> None:
-        """Print a line unless one was printed just now; always one where there was an evaluation."""
+        """Print a line, unless one was printed recently and there was no evaluation."""
         now = time.monotonic()
         if now - self._last < SECONDS_BETWEEN_LINES and not describe_evaluation(metrics):
             self._output.check()
@@ -147,15 +147,15 @@ class PlainLines:
         self._output.use(lambda: print(text, flush=True))
 
     def sync(self) -> None:
-        """Nothing here survives."""
+        """Do nothing: a display has nothing to flush to disk."""
 
     def close(self) -> None:
-        """Let go of standard output if it failed."""
+        """Discard unwritten output if standard output failed."""
         self._output.close()
 
 
 class LiveTable:
-    """A table that is redrawn in place after every update, and begun anew where the terminal has another size."""
+    """A table redrawn in place after every update, and started anew when the terminal's size changes."""
 
     def __init__(self, title: str, total_steps: int, terminal: Terminal) -> None:
         """Start drawing on a terminal of this size."""
@@ -165,12 +165,12 @@ class LiveTable:
         self._course = Course(_COLUMNS_OF_VALUES)
         self._output = StandardOutput()
         self._live = self._begin(terminal)
-        # Escaped here, since an escape is wider than the character that the table would have measured.
+        # Escaped here because an escape is wider than the character that the table would measure.
         self._escape = functools.partial(encodable, encoding=self._live.console.encoding)
         self._title, self._is_plain = self._escape(title), self._live.console.options.ascii_only
 
     def log(self, metrics: Metrics, episodes: Sequence[FinishedEpisode]) -> None:
-        """Redraw."""
+        """Redraw the table."""
         score = describe_score(metrics)
         if score:
             when = f"{metrics['env_steps']:,} steps, in {metrics['time/evaluation']:.1f} s"
@@ -183,7 +183,7 @@ class LiveTable:
         shown = (self._title, metrics, self._total_steps, self._evaluation, course)
         table = live_table(*shown, columns=terminal.columns, is_plain=self._is_plain)
         if terminal != self._terminal:
-            # Where it has become narrower, it has broken lines of the table, which then cannot all be erased.
+            # A terminal that became narrower has wrapped lines of the table, which then cannot all be erased.
             self._output.use(lambda: self._live.update("", refresh=True))
             self._live = self._begin(terminal)
         self._output.use(lambda: self._live.update(table, refresh=True))
@@ -193,33 +193,33 @@ class LiveTable:
         self._output.use(lambda: self._live.console.print(text, markup=False, highlight=False))
 
     def sync(self) -> None:
-        """Nothing here survives."""
+        """Do nothing: a display has nothing to flush to disk."""
 
     def close(self) -> None:
-        """Leave the last table standing."""
+        """Leave the last table on the screen."""
         with contextlib.suppress(OutputError):
             self._output.use(self._live.stop)
         self._output.close()
 
     def _begin(self, terminal: Terminal) -> Live:
-        """Return an empty display for a terminal of this size, in place of the one before."""
+        """Return an empty display for a terminal of this size, to replace the previous one."""
         self._terminal = terminal
         console = _Console(
             force_terminal=True, width=terminal.columns, height=terminal.rows, legacy_windows=False, soft_wrap=False
         )
         live = Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
-        with contextlib.suppress(OutputError):  # the first update tells
+        with contextlib.suppress(OutputError):  # the first update reports it
             self._output.use(live.start)
-            # A job that is aborted has no time to bring a hidden one back.
+            # An aborted job has no time to show a hidden cursor again.
             self._output.use(lambda: console.show_cursor(True))
         return live
 
 
 class _Console(Console):
-    """A console that leaves it to its user what a broken pipe means; rich would end the process."""
+    """A console that leaves broken pipes to its caller; rich would end the process."""
 
     def on_broken_pipe(self) -> None:
-        """Let the BrokenPipeError pass that is being handled."""
+        """Re-raise the BrokenPipeError being handled."""
         raise
 
 
@@ -247,16 +247,16 @@ def live_table(
     columns: int = _COLUMNS,
     is_plain: bool = False,
 ) -> Table:
-    """Return the table of the live display; it has room for everything where there are 60 columns.
+    """Return the table of the live display; everything fits in 60 columns.
 
     Args:
-        title: what stands above it.
-        metrics: of the newest update.
+        title: text above the table.
+        metrics: metrics of the newest update.
         total_steps: the setting `env_steps`.
-        evaluation: the last evaluation's score and when it was, in words.
-        course: the return so far as a line of bars.
-        columns: of the terminal.
-        is_plain: it is of ASCII characters if its texts are: what it has no room for is cut off without an ellipsis.
+        evaluation: score and time of the last evaluation, in words.
+        course: history of the return as a line of bars.
+        columns: width of the terminal.
+        is_plain: add no non-ASCII characters: text that does not fit is cut off without an ellipsis.
     """
     steps = metrics["env_steps"] or 0
     table = Table(title=title, show_header=False, title_justify="left", width=min(columns, _COLUMNS))
@@ -288,7 +288,7 @@ def live_table(
 
 
 def describe_return(metrics: Metrics) -> str:
-    """Return the mean return in words; there is none before the first game ends."""
+    """Return the mean return in words, or NO_GAME before the first game ends."""
     mean = metrics["rollout/return_mean"]
     if mean is None:
         return NO_GAME
@@ -297,13 +297,13 @@ def describe_return(metrics: Metrics) -> str:
 
 
 def describe_evaluation(metrics: Metrics) -> str:
-    """Return the evaluation of an update and its time in words; empty where there was none."""
+    """Return the score and duration of an update's evaluation in words; empty if there was none."""
     score = describe_score(metrics)
     return f"{score} in {metrics['time/evaluation']:.1f} s" if score else ""
 
 
 def describe_score(metrics: Metrics) -> str:
-    """Return the score of an update's evaluation in words; empty where there was none."""
+    """Return the score of an update's evaluation in words; empty if there was none."""
     mean, error = metrics.get("evaluation/return_mean"), metrics.get("evaluation/return_stderr")
     if mean is None:
         return ""
@@ -313,12 +313,12 @@ def describe_score(metrics: Metrics) -> str:
 
 
 def _number(value: float | None, form: str) -> str:
-    """Return a number of an update, or a dash where nothing was learnt from it or the loss has no such term."""
+    """Format a metric of an update, or a dash if nothing was learnt or the loss has no such term."""
     return "-" if value is None else format(value, form)
 
 
 def time_left(metrics: Metrics, total_steps: int) -> str:
-    """Return the time to the end at the current speed as h:mm:ss."""
+    """Return the time remaining at the current speed as h:mm:ss."""
     speed = metrics["time/steps_per_second"] or 0.0
     if speed <= 0.0:
         return "-:--:--"
@@ -327,7 +327,7 @@ def time_left(metrics: Metrics, total_steps: int) -> str:
 
 
 def _discard_standard_output() -> None:
-    """Send what is left in standard output's buffer, and what other code prints, nowhere."""
+    """Discard what is left in standard output's buffer and whatever other code still prints."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         try:

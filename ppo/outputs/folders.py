@@ -1,7 +1,7 @@
-"""Folders and files a job writes to, on disks that may be full, vanish or lose power.
+"""Folders and files that a job writes, on disks that may be full, vanish or lose power.
 
-Folders are checked before any work, and moved aside but never deleted. Files are whole or absent, or they grow by whole
-records.
+Folders are checked before any work starts, and moved aside but never deleted. Files are whole or absent, or grow by
+whole records.
 """
 
 import contextlib
@@ -14,48 +14,48 @@ from pathlib import Path
 
 from ppo.settings import Refusal
 
-# A full disk still takes an empty file.
+# Not empty: a full disk still accepts an empty file.
 _PROBE_BYTES = 65_536
-# Neither waits for a reader, should a named pipe be in the way, nor writes where a link leads.
+# Neither blocks if a named pipe is in the way, nor follows a link.
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOFOLLOW
 
 
 class GrowingFile:
-    """A file of whole records after a header. What cannot be written waits in memory and is tried again with the next.
+    """A file of whole records after a header; records that cannot be written wait in memory and are retried.
 
-    It is opened anew for every write, which costs some ten microseconds and notices a file that was removed.
+    The file is reopened for every write, which costs some ten microseconds and detects that it was removed.
     """
 
     def __init__(self, path: Path, header: bytes = b"", size: int = 0) -> None:
-        """Prepare to append to a file of so many bytes, or to begin it with its header."""
+        """Prepare to append to a file of `size` bytes, or to start it with its header."""
         self.path = path
         self.header = header
         self._size = size
         self._waiting: list[bytes] = []
         self._has_begun = False
         self._end: int | None = None
-        """Where the last whole record ends, if an error may have left part of another one behind it."""
+        """Where the last whole record ends, if an error may have left a partial record after it."""
         self._name_is_on_disk = False
 
     @property
     def num_waiting(self) -> int:
-        """Records that are not in the file yet."""
+        """Number of records that are not in the file yet."""
         return len(self._waiting)
 
     @property
     def length(self) -> int:
-        """Bytes of the file, with all records that wait."""
+        """Bytes of the file, waiting records included."""
         return (self._size or len(self.header)) + sum(map(len, self._waiting))
 
     def add(self, record: bytes) -> None:
-        """Have a record written with the next `write`."""
+        """Queue a record for the next `write`."""
         self._waiting.append(record)
 
     def write(self) -> bool:
-        """Append all records that wait; return whether the file had been removed, with what it held.
+        """Append all waiting records; return whether the file, with its earlier records, had been removed.
 
         Raises:
-            OSError: they still wait, and the file ends with a whole record or is cut back to one by the next `write`.
+            OSError: the records still wait; the file ends with a whole record, or the next `write` cuts it back to one.
         """
         try:
             descriptor, is_new = os.open(self.path, _APPEND), False
@@ -66,17 +66,17 @@ class GrowingFile:
         try:
             self._append(descriptor)
         finally:
-            os.close(descriptor)  # on a network's disk this, too, may raise that there was no room
+            os.close(descriptor)  # on a network disk this, too, may raise that there is no space left
         was_removed = is_new and self._has_begun
         self._waiting.clear()
         self._has_begun, self._end = True, None
         return was_removed
 
     def sync(self) -> None:
-        """Have what was written on disk.
+        """Flush what was written to disk.
 
         Raises:
-            OSError: it may not be there.
+            OSError: some of it may not be on disk.
         """
         descriptor = os.open(self.path, _APPEND)
         try:
@@ -96,7 +96,7 @@ class GrowingFile:
         content = b"".join([self.header, *self._waiting] if size == 0 else self._waiting)
         try:
             written = 0
-            while written < len(content):  # a second write, after one that came short, says what is the matter
+            while written < len(content):  # after a short write, the next one raises the cause
                 written += os.write(descriptor, content[written:])
         except OSError:
             os.ftruncate(descriptor, size)
@@ -105,10 +105,10 @@ class GrowingFile:
 
 
 def require_writable(setting: str, folder: Path) -> None:
-    """Make a folder if need be and try that a file can be written in it.
+    """Create a folder if necessary and check that a file can be written in it.
 
     Raises:
-        Refusal: it cannot; names the setting. No folder is left that was not there before.
+        Refusal: no file can be written; names the setting. Folders created here are removed.
     """
     made: list[Path] = []
     try:
@@ -116,7 +116,7 @@ def require_writable(setting: str, folder: Path) -> None:
             if not os.path.isdir(path):
                 path.mkdir(exist_ok=True)
                 made.append(path)
-        with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:  # without a name that a kill would leave
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:  # unnamed, so that a kill leaves nothing behind
             written = 0
             while written < _PROBE_BYTES:
                 written += probe.write(bytes(_PROBE_BYTES - written))
@@ -131,10 +131,10 @@ def require_writable(setting: str, folder: Path) -> None:
 
 
 def move_aside(folders: Sequence[Path]) -> list[Path]:
-    """Rename those of the folders that exist to `<name>.before-<time>` and return their new names.
+    """Rename the folders that exist to `<name>.before-<time>` and return their new names.
 
     Raises:
-        Refusal: one of them cannot be renamed; all have their old names then.
+        Refusal: one of them cannot be renamed; those renamed before it are renamed back.
     """
     moved: list[tuple[Path, Path]] = []
     for folder in dict.fromkeys(folders):
@@ -149,18 +149,18 @@ def move_aside(folders: Sequence[Path]) -> list[Path]:
 
 
 def rename_aside(path: Path) -> Path:
-    """Rename a file or folder to `<name>.before-<time>`, a name that nothing has yet, and return it.
+    """Rename a file or folder to an unused name, `<name>.before-<time>`, and return the new path.
 
     Raises:
-        OSError: it has its old name.
+        OSError: it keeps its old name.
     """
     return path.rename(unused(path.with_name(f"{path.name}.before-{datetime.now():%Y%m%d-%H%M%S}")))
 
 
 def unused(path: Path, suffix: str = "") -> Path:
-    """Return a path with a suffix that nothing has yet, if need be with a number before the suffix.
+    """Return an unused path with this suffix, with a number before the suffix if necessary.
 
-    Nobody takes the name meanwhile: what belongs to a model is named only by the run that holds its lock.
+    No other process can take the name meanwhile: only the run that holds a model's lock names files of the model.
     """
     numbered = (path.with_name(f"{path.name}-{number}{suffix}") for number in itertools.count(2))
     names = itertools.chain([path.with_name(f"{path.name}{suffix}")], numbered)
@@ -168,12 +168,12 @@ def unused(path: Path, suffix: str = "") -> Path:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file in place of what is there, so that whatever happens the old one or the new one is whole on disk.
+    """Replace or create a file so that, whatever happens, the old one or the new one is whole on disk.
 
     Raises:
-        OSError: it could not be written; the old one, if any, is there.
+        OSError: the file could not be written; the old one, if any, remains.
     """
-    with contextlib.suppress(OSError):  # of a process that was killed
+    with contextlib.suppress(OSError):  # left by a killed process
         path.with_name(f".{path.name}.tmp").unlink()
     scratch = unused(path.with_name(f".{path.name}"), ".tmp")
     try:
@@ -190,7 +190,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on disk."""
+    """Flush the names in a folder to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

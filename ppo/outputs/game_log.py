@@ -1,13 +1,13 @@
-"""The games of a training, each as it began and the actions since, so that any of them can be played again.
+"""A log of the games of a training run, each as its initial state and its actions, so that any can be replayed.
 
     runs/<model_name>/games/000000000001.games      named after the first game in it
 
-A file is a sequence of blocks, each with the games that ended between two checkpoints, or with fewer if they are long:
-a header, and arrays that are compressed together. The games are the rows of episodes.csv, of all ranks; rank 0 writes.
-A resumed run cuts off the blocks behind its checkpoint, so that the log holds what that of a run that was never stopped
-does; only headers are read for that. Beyond a number of bytes the oldest file is deleted.
+A file is a sequence of blocks. Each block is a header and arrays that are compressed together, and holds the games that
+ended between two checkpoints, or fewer if they are long. The games are the rows of episodes.csv, from all ranks; rank 0
+writes them. A resumed run cuts off the blocks after its checkpoint, reading only their headers, so that its log holds
+the games of an uninterrupted run. When the log exceeds its allowed bytes, the oldest file is deleted.
 
-Whoever wrote a log, reading one executes nothing: a block is hashed, bounded and decoded as a checkpoint is.
+Reading a log executes nothing, whoever wrote it: a block is hashed, bounded and decoded like a checkpoint.
 """
 
 import contextlib
@@ -33,22 +33,22 @@ from ppo.settings import Refusal
 
 _MEGABYTE = 1_000_000
 _FILES = 16
-"""Into which the allowed bytes are divided, as many as are needed: the oldest is deleted as a whole."""
+"""Number of files that share the allowed bytes, since the oldest is deleted as a whole."""
 _BYTES_AT_ONCE = 1_000_000
-"""Of games that wait for the next checkpoint: what a resumed run would play again need not be written before."""
+"""Bytes of games that may wait for the next checkpoint: until then, a resumed run would play them again anyway."""
 _SUFFIX = ".games"
 _MAGIC = b"PPOGAME1"
-# Last update, number of the first and of the last game, bytes of the block behind it and when unpacked, their CRC-32.
+# Magic, last update, numbers of the first and last game, bytes of the packed and unpacked block, CRC-32 when packed.
 _HEADER = struct.Struct("<8sQQQQQI")
 _STATE = "state/"
 
 GameState = dict[str, NDArray[Any]]
-"""How a game began, and `actions`: see `Environments.take_games`."""
+"""The initial state of a game, and its `actions`: see `Environments.take_games`."""
 
 
 @dataclass(frozen=True)
 class LoggedGame:
-    """A game of a training."""
+    """A game of a training run."""
 
     number: int
     environment: int
@@ -59,7 +59,7 @@ class LoggedGame:
 
 @dataclass(frozen=True)
 class _Block:
-    """Games that ended one after the other, as the header of a block says."""
+    """The header of a block of consecutive games."""
 
     update: int
     first: int
@@ -70,15 +70,15 @@ class _Block:
 
 
 class GameLog:
-    """Writes the games that end; a tracker."""
+    """A tracker that writes finished games."""
 
     def __init__(self, folder: Path, megabytes: int, update: int) -> None:
         """Prepare to append to the log of a run.
 
         Args:
-            folder: of the run.
-            megabytes: what the log may take.
-            update: the run's last one; blocks of later ones are cut off before the first game is added.
+            folder: the run's folder.
+            megabytes: maximum size of the log.
+            update: the run's last update; blocks of later updates are cut off before the first game is added.
         """
         self.notes: list[str] = []
         self._folder, self._bytes, self._update = folder / "games", megabytes * _MEGABYTE, update
@@ -89,36 +89,36 @@ class GameLog:
         self._file: GrowingFile | None = None
 
     def log(self, metrics: Metrics, episodes: Sequence[FinishedEpisode]) -> None:
-        """Take note of the games of an update; they are written with the next checkpoint, or when they are many."""
+        """Queue the games of an update; they are written with the next checkpoint, or earlier if they are many."""
         for game in episodes:
             if game.state is not None:
                 self._games.append(game)
                 self._waiting += _bytes_of(game)
-        while self._waiting > max(self._bytes, _BYTES_AT_ONCE):  # it has not been possible to write for long
+        while self._waiting > max(self._bytes, _BYTES_AT_ONCE):  # writing has failed for a long time
             self._waiting -= _bytes_of(self._games.pop(0))
         if self._is_failing or self._waiting >= min(_BYTES_AT_ONCE, self._file_bytes):
             self._write()
 
     def say(self, text: str) -> None:
-        """Words are not for games."""
+        """Ignore messages."""
 
     def sync(self) -> None:
-        """Have all games on disk."""
+        """Flush all games to disk."""
         self._write()
         with self._trouble():
             if self._file is not None and self._file.length:
                 self._file.sync()
 
     def close(self) -> None:
-        """Write what waits, for the last time."""
+        """Write the waiting games, without a later retry."""
         self._write()
 
     def _write(self) -> None:
-        """Write what waits, as one block, and delete the oldest files while all of them take too much."""
+        """Write the waiting games as one block, and delete the oldest files while the log is too large."""
         with self._trouble():
             if not self._has_begun:
                 self._begin()
-            self._flush()  # so that no more than one block waits there
+            self._flush()  # so that at most one block waits in the file
             if self._games:
                 block, first = _encode(self._games), self._games[0].episode
                 if self._file is None or self._file.length + len(block) > self._file_bytes:
@@ -130,10 +130,12 @@ class GameLog:
 
     def _flush(self) -> None:
         if self._file is not None and self._file.num_waiting and self._file.write():
-            self.notes.append(f"WARNING: {self._file.path} was removed during the run; it is begun again")
+            self.notes.append(
+                f"WARNING: {self._file.path} was removed during the run; it is recreated without its earlier content"
+            )
 
     def _begin(self) -> None:
-        """Cut off what the checkpoint does not count, and go on with the last file."""
+        """Cut off the blocks after the checkpoint, and continue with the last file."""
         for path in _files_in(self._folder):
             kept, size = _kept_bytes(path, self._update)
             if kept is None:
@@ -147,7 +149,7 @@ class GameLog:
         self._has_begun = True
 
     def _next_file(self, first: int) -> GrowingFile:
-        """Begin a file with a game, and make room for it."""
+        """Return a new file, named after its first game, and make room for it."""
         paths = _files_in(self._folder)
         sizes = [os.lstat(path).st_size for path in paths]
         while paths and sum(sizes) > self._bytes - self._file_bytes:
@@ -162,8 +164,8 @@ class GameLog:
         except OSError as error:
             self._is_failing = True
             raise OutputError(
-                f"the games in {self._folder} cannot be written ({error.strerror}); training goes on, what is "
-                "missing is kept and written when it can be",
+                f"the games in {self._folder} cannot be written ({error.strerror}); training continues, and the "
+                "missing games are kept in memory until they can be written",
                 relief=f"the games in {self._folder} are written again",
             ) from error
 
@@ -173,10 +175,10 @@ def _bytes_of(game: FinishedEpisode) -> int:
 
 
 def find_game(run_folder: Path, number: int) -> LoggedGame:
-    """Return a game of a training by its number in episodes.csv.
+    """Return a game of a training run by its number in episodes.csv.
 
     Raises:
-        Refusal: it is not in the log; says which games are.
+        Refusal: the game is not in the log; says which games are.
         DamagedCheckpointError: the log is damaged where the game should be.
     """
     folder = run_folder / "games"
@@ -194,12 +196,12 @@ def find_game(run_folder: Path, number: int) -> LoggedGame:
                         return found
     if not last:
         raise Refusal(
-            f"episode {number} cannot be played again: there are no games in {folder}; they are logged from this "
-            "version on, unless --replay_megabytes=0 or --env_engine=vector"
+            f"episode {number} cannot be played again: {folder} has no logged games; games are not logged by older "
+            "versions, or with --replay_megabytes=0 or --env_engine=vector"
         )
     raise Refusal(
-        f"episode must be one of those in {folder}, from {first} to {last}, got {number}; the oldest are deleted where "
-        "all take more than --replay_megabytes, and episodes of more than 100,000 steps are not logged"
+        f"episode must be one of those in {folder}, from {first} to {last}, got {number}; the oldest are deleted when "
+        "the log exceeds --replay_megabytes, and episodes of more than 100,000 steps are not logged"
     )
 
 
@@ -213,7 +215,7 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _blocks(file: BufferedReader, size: int) -> Iterator[tuple[_Block, int]]:
-    """Yield the whole blocks of a file, each with where its data begins; what is behind the last is ignored."""
+    """Yield the whole blocks of a file, each with the offset of its data; anything after the last is ignored."""
     at = 0
     while at + _HEADER.size <= size:
         file.seek(at)
@@ -226,7 +228,7 @@ def _blocks(file: BufferedReader, size: int) -> Iterator[tuple[_Block, int]]:
 
 
 def _kept_bytes(path: Path, update: int) -> tuple[int | None, int]:
-    """Return the bytes of a file's blocks up to an update, and all it has; None for what is no such file."""
+    """Return the bytes of a file's blocks up to an update (None if it is not a regular file), and its size."""
     if not stat.S_ISREG(os.lstat(path).st_mode):
         return None, 0
     with open(path, "rb") as file:
@@ -239,7 +241,7 @@ def _kept_bytes(path: Path, update: int) -> tuple[int | None, int]:
 
 
 def _encode(games: Sequence[FinishedEpisode]) -> bytes:
-    """Return a block: what all games have is stacked, the actions stand one after the other."""
+    """Encode games as a block: their actions are concatenated, all other arrays stacked."""
     arrays: dict[str, NDArray[Any]] = {
         "number": np.array([game.episode for game in games], np.int64),
         "environment": np.array([game.environment for game in games], np.int64),
@@ -257,16 +259,16 @@ def _encode(games: Sequence[FinishedEpisode]) -> bytes:
 
 
 def _narrow(actions: NDArray[Any]) -> NDArray[Any]:
-    """Return small whole numbers as bytes, which are compressed faster and to less."""
+    """Return small integers as bytes, which compress faster and better."""
     is_small = actions.dtype == np.int64 and actions.size and actions.min() >= 0 and actions.max() < 256
     return actions.astype(np.uint8) if is_small else actions
 
 
 def _decode(path: Path, block: _Block, packed: bytes) -> list[LoggedGame]:
-    """Return the games of a block.
+    """Decode the games of a block.
 
     Raises:
-        DamagedCheckpointError: they are not as this program writes them.
+        DamagedCheckpointError: the block is not as this program writes it.
     """
     with only_damage(path):
         if block.num_unpacked > MAX_FILE_BYTES or zlib.crc32(packed) != block.crc:

@@ -1,7 +1,7 @@
-"""What a rollout was like, for TensorBoard: the spread of a bounded sample of its numbers, and what the policy says.
+"""Statistics of a rollout for TensorBoard: histograms of a bounded sample of its numbers, and means of the policy.
 
-It is rank 0's rollout, whose environments are the fewer the more ranks there are. Nothing is drawn at random, and
-nothing of the training is changed.
+Only rank 0's rollout is used; the more ranks, the fewer its environments. Sampling uses no randomness and does not
+affect training.
 """
 
 from dataclasses import dataclass
@@ -25,17 +25,17 @@ _NUM_BINS = 30
 
 @dataclass(frozen=True)
 class Histogram:
-    """How often numbers lie in bins."""
+    """Counts of numbers per bin."""
 
     edges: NDArray[np.float64]
     counts: NDArray[np.int64]
     numbers: NDArray[np.float64]
-    """What was counted."""
+    """The numbers that were counted."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """A rollout at a glance, by the names in TensorBoard."""
+    """Statistics of a rollout, by their names in TensorBoard."""
 
     histograms: dict[str, Histogram]
     means: dict[str, float]
@@ -43,12 +43,12 @@ class Look:
 
 @torch.inference_mode()
 def look_at(rollout: Rollout, samples: Samples | None, distribution: ActionDistribution) -> Look:
-    """Look at a rollout and at what was learnt from it.
+    """Summarise a rollout and the samples that were learnt from.
 
     Args:
-        rollout: of this rank, (T, N, ...).
-        samples: what the newest update made of it, (T * N, ...): advantages as normalised over the batch, returns in
-            the units of the value head. None if nothing was learnt from it.
+        rollout: this rank's rollout, (T, N, ...).
+        samples: the rollout's samples in the newest update, (T * N, ...): advantages as normalised over the batch,
+            returns in the units of the value head. None if nothing was learnt from it.
         distribution: interprets the outputs of the policy head.
     """
     numbers = {**_each("observations", rollout.observations), **_each("actions", rollout.actions)}
@@ -67,7 +67,7 @@ def look_at(rollout: Rollout, samples: Samples | None, distribution: ActionDistr
 
 
 def _each(name: str, tensor: Tensor) -> dict[str, NDArray[np.float64]]:
-    """Return a sample of (T, N, ...): by dimension, if these are vectors of few, or all in one."""
+    """Return a sample of a tensor (T, N, ...): by dimension for short vectors, otherwise all in one array."""
     rows = _sampled(tensor).double().cpu().numpy()
     if rows.ndim == 2 and 1 < rows.shape[1] <= _MOST_PLOTS:
         return {f"{name}/{number}": column for number, column in enumerate(rows.T)}
@@ -75,19 +75,19 @@ def _each(name: str, tensor: Tensor) -> dict[str, NDArray[np.float64]]:
 
 
 def _sampled(tensor: Tensor) -> Tensor:
-    """Return some rows of (T, N, ...), of images and long vectors some numbers: MOST_NUMBERS at most, or one row."""
+    """Return some rows of (T, N, ...), thinning images and long vectors: at most MOST_NUMBERS numbers, or one row."""
     rows = tensor.flatten(0, 1)
     if rows.dim() == 2:
         rows = rows[:, :: _stride(rows.shape[1], MOST_ROWS)]
     elif rows.dim() == 4:
         height, width = (_stride(side, _PIXELS_A_SIDE) for side in rows.shape[2:])
         rows = rows[..., ::height, ::width]
-    # An odd step meets all environments where their number is a power of two.
+    # An odd stride reaches all environments if their number is a power of two.
     return rows[:: _stride(len(rows), max(1, min(MOST_ROWS, MOST_NUMBERS // rows[0].numel()))) | 1]
 
 
 def _stride(size: int, most: int) -> int:
-    """Return k so that every k-th of so many are at most `most`."""
+    """Return the smallest k for which every k-th of `size` items makes at most `most`."""
     return -(-size // most)
 
 

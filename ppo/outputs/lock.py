@@ -1,13 +1,12 @@
-"""One run at a time writes a model: a lock beside the folders of its checkpoints and of its logs.
+"""Locks that let only one run at a time write a model, beside its checkpoint folder and its log folder.
 
-    <checkpoint_dir>/.<model_name>.lock         locked by the operating system while the process lives (flock)
-    <checkpoint_dir>/.<model_name>.lock.json    who holds it, for the message to others and for other machines
+    <checkpoint_dir>/.<model_name>.lock         locked with flock while the process lives
+    <checkpoint_dir>/.<model_name>.lock.json    the holder, for messages to other runs and for other machines
     <run_dir>/.<model_name>.lock, .lock.json    the same
 
-The operating system lets go of the lock of a process that ends in any way, kill -9 included; its record then remains
-and is taken over. What it says counts alone where the file system has no flock, and for other machines: on some shared
-file systems flock holds on one machine only. A record is JSON, at most 64 kB of it are read, and nothing in it is
-executed.
+The operating system releases the flock however the process ends, kill -9 included; the record then remains and is taken
+over. Only the record counts if the file system has no flock, and for other machines: some shared file systems enforce
+flock on one machine only. A record is JSON; at most 64 kB of it are read, and nothing in it is executed.
 """
 
 import contextlib
@@ -35,7 +34,7 @@ _MAX_RECORD_BYTES = 65_536
 _SIGNATURE = "owner.json"
 _MAX_COMMAND_LENGTH = 500
 _MAX_DESCRIPTION_LENGTH = 700
-# A process that has just got the lock has not written its record yet; one that is ending has just removed it.
+# A new holder may not have written its record yet; an ending one may just have removed it.
 _SECONDS_TO_SETTLE = 1.0
 _SECONDS_BETWEEN_TRIES = 0.02
 _NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
@@ -45,32 +44,32 @@ _OTHER_NAME = "wait until it has ended, stop it, or choose another --model_name"
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that holds a lock, as it describes itself."""
+    """The process that holds a lock, as described in its own record."""
 
     host: str
     boot_id: str | None
-    """Equal in all containers of a machine, whatever their host names, until it boots again; Linux only."""
+    """The same in all containers of a machine, whatever their host names, until a reboot; Linux only."""
     pid_namespace: str | None
-    """Where `pid` is a name of the process; Linux only."""
+    """The namespace in which `pid` is valid; Linux only."""
     pid: int
     start_ticks: int | None
-    """When the process began, in clock ticks since the boot: process numbers are used again; Linux only."""
+    """Start of the process in clock ticks since boot, since process ids are reused; Linux only."""
     started: str
     slurm_job_id: str | None
     command: str
 
     def __str__(self) -> str:
-        """Return it in words of bounded length."""
+        """Return a printable description of bounded length."""
         job = f" (Slurm job {self.slurm_job_id})" if self.slurm_job_id else ""
         text = f"process {self.pid} on {self.host}{job}, started {self.started}: {self.command}"
         return printable(text[:_MAX_DESCRIPTION_LENGTH])
 
     def shares_machine_with(self, other: "Holder") -> bool:
-        """Return whether both are on one machine, before or after a boot."""
+        """Return whether both are on the same machine, possibly across a reboot."""
         return self.host == other.host or (self.boot_id is not None and self.boot_id == other.boot_id)
 
     def is_alive(self, me: "Holder") -> bool | None:
-        """Return whether the process still runs; None if that cannot be told from here."""
+        """Return whether the process still runs, or None if that cannot be determined from here."""
         if not self.shares_machine_with(me):
             return None
         if self.boot_id != me.boot_id:
@@ -82,35 +81,35 @@ class Holder:
         except ProcessLookupError:
             return False
         except PermissionError:
-            pass  # it belongs to somebody else, so there is one
+            pass  # it exists, but belongs to another user
         now = _start_ticks(self.pid)
         return now is None or self.start_ticks is None or now == self.start_ticks
 
 
 class ModelLock:
-    """The lock of one model; made and held on rank 0."""
+    """The lock of one model; created and held on rank 0."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
-        """Prepare to lock a model's folders, in folders that exist: <checkpoint_dir>/<model_name> and so on.
+        """Prepare to lock a model's folders, such as <checkpoint_dir>/<model_name>, whose parents must exist.
 
-        The lock files lie beside the folders, which --fresh renames. Every spelling of a folder, and a symbolic link to
-        it, comes to the same lock.
+        The lock files lie beside the folders because --fresh renames the folders. All spellings of a folder, and
+        symbolic links to it, share one lock.
         """
         spelled = {os.path.join(os.path.realpath(folder.parent), folder.name): folder for folder in folders}
         linked = {os.path.realpath(folder): folder for folder in folders if os.path.exists(folder)}
-        # Where nothing can be made beside a link's target, only those that go by the link are kept apart.
+        # If no file can be created beside a link's target, only runs that use the link exclude each other.
         linked = {real: shown for real, shown in linked.items() if os.access(os.path.dirname(real), os.W_OK)}
-        # All processes take them in this order.
+        # All processes acquire the locks in this order.
         self._locks = [_FolderLock(real, shown) for real, shown in sorted({**linked, **spelled}.items())]
 
     def acquire(self, *, take_over: bool) -> list[str]:
-        """Take the lock until `release`, or until this process ends, and return the messages.
+        """Acquire the lock until `release`, or until this process ends, and return the messages.
 
         Args:
-            take_over: ignore the record of a process that cannot be seen from here.
+            take_over: override an unreadable record, or one of a process that cannot be checked from here.
 
         Raises:
-            Refusal: another process has it, or whether one has is unknown; nothing is held or left behind.
+            Refusal: another process holds the lock, or may hold it; nothing stays locked or is left behind.
         """
         me = _this_process()
         notes: list[str] = []
@@ -123,22 +122,22 @@ class ModelLock:
         return list(dict.fromkeys(notes))
 
     def release(self) -> None:
-        """Let go of what is held and remove its files; never fails."""
+        """Release what is held and remove the lock files; never raises."""
         for lock in reversed(self._locks):
             lock.release()
 
 
 def sign(folder: Path) -> None:
-    """Leave in a scratch folder which process it is of.
+    """Record this process as the owner of a scratch folder.
 
     Raises:
-        OSError: it could not be written.
+        OSError: the record could not be written.
     """
     _create(folder / _SIGNATURE, json.dumps(dataclasses.asdict(_this_process())).encode())
 
 
 def is_abandoned(folder: Path) -> bool:
-    """Return whether the process that has signed a scratch folder has surely ended; False also if nobody has."""
+    """Return whether the process that signed a scratch folder has certainly ended; False if it is unsigned."""
     with contextlib.suppress(DamagedCheckpointError), open_regular(folder / _SIGNATURE, _MAX_RECORD_BYTES) as (file, _):
         owner = _parse(file.read())
         return owner is not None and owner.is_alive(_this_process()) is False
@@ -146,7 +145,7 @@ def is_abandoned(folder: Path) -> bool:
 
 
 class _FolderLock:
-    """The lock of one folder: `flock` if the file system has it, and a record of the holder."""
+    """The lock of one folder: `flock` if the file system supports it, and a record of the holder."""
 
     def __init__(self, folder: str, shown: Path) -> None:
         parent, name = os.path.split(folder)
@@ -160,10 +159,10 @@ class _FolderLock:
         """This process, once it holds the lock."""
 
     def acquire(self, me: Holder, *, take_over: bool) -> list[str]:
-        """Take the lock and return the messages.
+        """Acquire the lock and return the messages.
 
         Raises:
-            Refusal: it cannot be taken.
+            Refusal: the lock cannot be acquired.
         """
         self._was_there = os.path.lexists(self._path)
         deadline = time.monotonic() + _SECONDS_TO_SETTLE
@@ -173,7 +172,9 @@ class _FolderLock:
                 before = self._read()
                 settled = isinstance(before, Holder) and before.is_alive(me) is not False
                 if not free and (settled or time.monotonic() > deadline):
-                    raise Refusal(f"another run writes {self._shown}: {_describe(before)}; {_OTHER_NAME}")
+                    raise Refusal(
+                        f"another run is already writing to {self._shown}: {_describe(before)}; {_OTHER_NAME}"
+                    )
                 if free:
                     note = self._judge(before, me, take_over=take_over)
                     if self._write(before, me):
@@ -187,7 +188,7 @@ class _FolderLock:
 
     def release(self) -> None:
         with contextlib.suppress(OSError):
-            # It is somebody else's by now if they took it over.
+            # Another process may have taken the record over.
             if self._me is not None and self._read() == self._me:
                 self._record_path.unlink()
         ours = self._me is not None or not self._was_there
@@ -195,7 +196,7 @@ class _FolderLock:
         if self._flock is None:
             return
         with contextlib.suppress(OSError):
-            # No race: it is still locked, and whoever opened it before gets a file without a name and tries again.
+            # No race: the file is still locked, and a process that opened it earlier finds it unlinked and retries.
             if ours and self._identity and os.path.samestat(os.stat(self._path), self._identity):
                 os.unlink(self._path)
         with contextlib.suppress(OSError):
@@ -203,10 +204,10 @@ class _FolderLock:
         self._flock = self._identity = None
 
     def _lock(self) -> bool:
-        """Try to get the operating system's lock; return whether nobody else has it, as far as it knows."""
+        """Try to acquire the flock; return False only if another process holds it."""
         if self._flock is not None:
             return True
-        # filelock would rather make a soft lock, a file, which is what the record is already.
+        # No fallback to filelock's soft lock, which is a file: the record already serves as one.
         flock = filelock.FileLock(self._path, fallback_to_soft=False)
         try:
             flock.acquire(timeout=0)
@@ -223,9 +224,9 @@ class _FolderLock:
         return True
 
     def _read(self) -> "Holder | _Damaged | None":
-        """Return who holds the lock by its record, None if there is no record."""
+        """Return the recorded holder, or None if there is no record."""
         try:
-            # A named pipe in its place must not block.
+            # A named pipe in place of the record must not block.
             descriptor = os.open(self._record_path, os.O_RDONLY | os.O_NONBLOCK)
         except FileNotFoundError:
             return None
@@ -238,7 +239,7 @@ class _FolderLock:
         return _parse(content) or _Damaged(content)
 
     def _judge(self, before: "Holder | _Damaged | None", me: Holder, *, take_over: bool) -> str | None:
-        """Decide whether this process may take the place of the one in the record; return a note if it does.
+        """Decide whether this process may replace the recorded holder; return a note if it takes over.
 
         Raises:
             Refusal: it may not.
@@ -246,7 +247,7 @@ class _FolderLock:
         if before is None:
             return None
         locked = self._flock is not None
-        by_force = f"took over the lock of {_describe(before)}, as --take_over_lock asks"
+        by_force = f"took over the lock of {_describe(before)} because of --take_over_lock"
         if isinstance(before, _Damaged):
             if locked and _is_local(self._parent):
                 return f"took over the lock of {_describe(before)}, which has ended"
@@ -257,23 +258,23 @@ class _FolderLock:
                 "if no other run writes there, add --take_over_lock"
             )
         if dataclasses.replace(me, started=before.started, slurm_job_id=before.slurm_job_id) == before:
-            return None  # this process itself, which could not remove its record
+            return None  # this process, which could not remove its record
         alive = before.is_alive(me)
         if alive:
-            raise Refusal(f"another run writes {self._shown}: {before}; {_OTHER_NAME}")
+            raise Refusal(f"another run is already writing to {self._shown}: {before}; {_OTHER_NAME}")
         if alive is False or (locked and before.shares_machine_with(me)):
             return f"took over the lock of {before}, which has ended"
         if before.slurm_job_id is not None and before.slurm_job_id == me.slurm_job_id:
-            return f"took over the lock of {before}, an earlier start of this Slurm job"
+            return f"took over the lock left by an earlier start of this Slurm job: {before}"
         if take_over:
             return by_force
         raise Refusal(
-            f"{self._shown} is locked by {before}, which cannot be seen from {me.host}; {_OTHER_NAME}; "
-            "if it has surely ended, add --take_over_lock"
+            f"{self._shown} is locked by {before}, which cannot be checked from {me.host}; {_OTHER_NAME}; "
+            "if you are sure it has ended, add --take_over_lock"
         )
 
     def _write(self, before: "Holder | _Damaged | None", me: Holder) -> bool:
-        """Put this process in the place of what the record said before; False if that has changed meanwhile."""
+        """Record this process as the holder; return False if the record has changed from `before` meanwhile."""
         content = json.dumps(dataclasses.asdict(me), indent=1).encode() + b"\n"
         if self._flock is not None:
             self._replace_record(content)
@@ -282,7 +283,7 @@ class _FolderLock:
             if before is None:
                 _create(self._record_path, content)
                 return True
-            # Without flock, two that take over one record need something else that only one of them can have.
+            # Without flock, only the process that creates this file may take the record over.
             taking = Path(f"{self._record_path}.taking")
             _create(taking, b"")
         except FileExistsError as error:
@@ -290,7 +291,7 @@ class _FolderLock:
                 return False
             raise Refusal(
                 f"the lock of {self._shown} is being taken over by another process; "
-                f"if none has been started just now, delete {error.filename}"
+                f"if no other run was started just now, delete {error.filename}"
             ) from error
         try:
             if self._read() != before:
@@ -312,7 +313,7 @@ class _FolderLock:
 
 @dataclass(frozen=True)
 class _Damaged:
-    """A record that says nothing."""
+    """A record that cannot be read."""
 
     content: bytes
 
@@ -341,9 +342,9 @@ def _this_process() -> Holder:
 
 
 def _start_ticks(pid: int) -> int | None:
-    """Return when a process began, -1 for one that is dead and not yet buried, None if that is not known."""
+    """Return a process's start in clock ticks, -1 if it is dead but not yet reaped, None if unknown."""
     try:
-        # The name, in parentheses, may hold anything; state is the first field after it and the start the 20th.
+        # The name, in parentheses, may hold anything; the state is the first field after it, the start time the 20th.
         values = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
         return -1 if values[0] in "ZX" else int(values[19])
     except (OSError, ValueError, IndexError):
@@ -351,7 +352,7 @@ def _start_ticks(pid: int) -> int | None:
 
 
 def _parse(content: bytes) -> Holder | None:
-    """Return the holder that a record describes, None if it is no record."""
+    """Return the holder that a record describes, or None if the record is invalid."""
     if len(content) > _MAX_RECORD_BYTES:
         return None
     try:
@@ -372,7 +373,7 @@ def _parse(content: bytes) -> Holder | None:
 
 
 def _is_local(folder: str) -> bool:
-    """Return whether a folder is surely on a disk of this machine, where its locks are all there are."""
+    """Return whether a folder is certainly on a local disk, where no other machine can hold a lock."""
     types = {}
     try:
         with open("/proc/self/mountinfo", errors="surrogateescape") as file:
@@ -389,11 +390,11 @@ def _is_local(folder: str) -> bool:
 
 
 def _create(path: Path, content: bytes) -> None:
-    """Write a file that must not exist, down to the disk.
+    """Create a file and flush it to disk.
 
     Raises:
-        FileExistsError: it exists.
-        OSError: it could not be written; it does not exist then.
+        FileExistsError: the file exists.
+        OSError: the file could not be written; it is not left behind.
     """
     with open(path, "xb") as file:
         try:

@@ -1,6 +1,6 @@
-"""What a resumed run keeps of a log: the bytes that its checkpoint counts.
+"""What a resumed run keeps of a log: the bytes counted by its checkpoint.
 
-Only the header of the file and the end of what is kept are read, so that its size costs neither time nor memory.
+Only the header and the end of the kept part are read, so that a large file costs neither time nor memory.
 """
 
 import errno
@@ -11,23 +11,23 @@ from pathlib import Path
 from ppo.outputs.folders import rename_aside
 
 _MAX_LINE_BYTES = 65_536
-# A medium's error, no permission, a folder, a link or a socket in the file's place.
+# A disk error, missing permission, or a folder, link or socket in the file's place.
 _IN_THE_WAY = (errno.EIO, errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENXIO)
 
 
 def keep_start(path: Path, header: bytes, length: int) -> list[str]:
-    """Cut a log behind its last whole line within the first `length` bytes, and return the messages.
+    """Truncate a log after the last whole line within its first `length` bytes, and return the messages.
 
-    What has another header, or is no such file, is renamed.
+    Anything that is not a log with this header is renamed.
 
     Raises:
-        OSError: it could not be done; the file is as it was.
+        OSError: the file could not be truncated or renamed; it is unchanged.
     """
     try:
-        # Opening a pipe would wait for its other end without O_NONBLOCK.
+        # Without O_NONBLOCK, opening a pipe would wait for its other end.
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
-        return [f"WARNING: {path} is gone and is begun again"] if length else []
+        return [f"WARNING: {path} is missing and is recreated"] if length else []
     except OSError as error:
         if error.errno not in _IN_THE_WAY:
             raise
@@ -44,13 +44,13 @@ def keep_start(path: Path, header: bytes, length: int) -> list[str]:
 
 
 def _cut(descriptor: int, header: bytes, length: int) -> int | None:
-    """Cut a file and return its new size; None if it is not such a log."""
+    """Truncate a file and return its new size, or None if it is not a log with this header."""
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         return None
     first = os.pread(descriptor, len(header), 0)
     if header.startswith(first) and status.st_size < len(header):
-        kept = 0  # cut within the header, which is written again
+        kept = 0  # the file ends within the header, which is rewritten
     elif first == header:
         end = min(status.st_size, max(length, len(header)))
         start = max(0, end - _MAX_LINE_BYTES)

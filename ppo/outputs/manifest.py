@@ -1,7 +1,7 @@
-"""The manifest of a checkpoint: what it says of itself, as JSON with a sha256 of its own.
+"""The manifest that describes a checkpoint, as JSON with a sha256 of itself.
 
-The hash detects what disks, copies and editors do to a manifest. It is no signature, since a forger can make it fit:
-every member is compared with what this program writes.
+The hash detects corruption by disks, copies and editors. It is not a signature, since a forger can make it match, so
+every member is also checked against what this program writes.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ TRAINING_FILE = "training.safetensors"
 LOGS = ("progress.csv", "episodes.csv")
 """Names of the logs that grow with a run and resume with it."""
 LARGEST_RETURN = 1e100
-"""Of returns: far above what any world gives, and a mean or a deviation of them is finite."""
+"""Bound on returns: far above those of any environment, yet their mean and deviation are finite."""
 _MAX_RETURNS = 100
 _RETURNS = Bound(at_least=-LARGEST_RETURN, at_most=LARGEST_RETURN)
 _SEAL = "manifest_sha256"
@@ -45,15 +45,15 @@ Merit = tuple[bool, bool, float, int]
 
 
 class OtherFormatError(Refusal):
-    """Another version of this program wrote a checkpoint, in a way that this one does not read."""
+    """Another version of this program wrote a checkpoint, in a format that this one does not read."""
 
 
 @dataclass(frozen=True)
 class Counters:
-    """Where the training stood when a checkpoint was written."""
+    """Progress of the training run when a checkpoint was written."""
 
     update: int = setting(at_least=0)
-    # The last update may pass the setting env_steps by a rollout.
+    # The last update may exceed the setting env_steps by a rollout.
     env_steps: int = setting(at_least=0, at_most=2 * MOST_STEPS)
     seconds: float = setting(at_least=0.0)
     episodes: int = setting(at_least=0)
@@ -61,19 +61,19 @@ class Counters:
     recent_returns: tuple[float, ...] = setting()
     """Raw returns of the last games, at most 100, oldest first."""
     evaluation_return: float | None = setting(None, at_least=-LARGEST_RETURN, at_most=LARGEST_RETURN)
-    """Mean raw return of the evaluation at this update; None where there was none."""
+    """Mean raw return of the evaluation at this update; None if there was none."""
 
     def check(self) -> None:
-        """Refuse numbers that no training counts, and those with which it could not go on counting.
+        """Refuse numbers that no training run reaches, and those from which it could not continue.
 
         Raises:
-            Refusal: names the number.
+            Refusal: a number is out of bounds; names it.
         """
         check_bounds(self)
         for value in self.recent_returns:
             require(_RETURNS.holds(value), "recent_returns", str(_RETURNS), value)
         require(len(self.recent_returns) <= _MAX_RETURNS, "recent_returns", f"at most {_MAX_RETURNS}", "more")
-        # An update and a game take a step at least, so that these stay below their bounds as long as the steps do.
+        # Every update and every game takes at least one step, so these counts stay within bounds if the steps do.
         for name in ("update", "episodes"):
             require(
                 getattr(self, name) <= self.env_steps, name, f"at most env_steps = {self.env_steps}", vars(self)[name]
@@ -87,7 +87,7 @@ class Counters:
 
 @dataclass(frozen=True)
 class FileEntry:
-    """What a manifest says of a file."""
+    """Size and hash of a checkpoint's file."""
 
     size: int
     sha256: str
@@ -95,27 +95,27 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint says of itself."""
+    """The description of a checkpoint."""
 
     config: Config
     counters: Counters
     files: dict[str, FileEntry]
     ranks: int
-    """Ranks of the job that wrote it."""
+    """Number of ranks of the job that wrote the checkpoint."""
     versions: dict[str, str]
-    """Version of each library that took part."""
+    """Version of each library used."""
     machine: dict[str, str]
-    """Architecture of the processor, and which of its instructions torch used."""
+    """What `machine_here` and `rounding_here` returned when the checkpoint was written."""
     logs: dict[str, int]
-    """Length in bytes of each log that the run had written by then."""
+    """Length in bytes of each log when the checkpoint was written."""
     named: tuple[str, ...] | None = None
-    """Names of the settings that the command line gave, of those that tell runs apart; None where it is not known."""
+    """Names of the run-distinguishing settings that were given on the command line; None if unknown."""
 
     @property
     def merit(self) -> Merit:
-        """Sort key of `best`: the mean return of an evaluation, for want of one that of the recent games.
+        """Sort key of `best`: the mean return of the evaluation, or of the recent games if there was none.
 
-        A mean over a full window of recent games counts more than any over a shorter one.
+        A mean over a full window of recent games ranks above any over a shorter one.
         """
         counters = self.counters
         if counters.evaluation_return is not None:
@@ -126,7 +126,7 @@ class Manifest:
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
-    """Return the content of a manifest's file."""
+    """Encode a manifest as the content of its file."""
     counters = manifest.counters
     data = {
         "format": FORMAT,
@@ -147,20 +147,20 @@ def encode_manifest(manifest: Manifest) -> bytes:
 
 
 def seal(data: dict[str, Any]) -> str:
-    """Return the sha256 of everything in a manifest but the sha256 itself, however it is laid out."""
+    """Return the sha256 of everything in a manifest but the sha256 itself, independent of the JSON layout."""
     rest = {key: value for key, value in data.items() if key != _SEAL}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def decode_manifest(content: bytes, path: Path = Path("manifest.json")) -> Manifest:
-    """Return what a manifest's file says.
+    """Decode the content of a manifest's file.
 
     Args:
-        content: of the file.
-        path: of the file, for messages.
+        content: the content.
+        path: path of the file, for messages.
 
     Raises:
-        DamagedCheckpointError: it is not as this program writes it.
+        DamagedCheckpointError: the content is not as this program writes it.
         OtherFormatError: another version of this program wrote it.
     """
     with only_damage(path):
@@ -170,35 +170,37 @@ def decode_manifest(content: bytes, path: Path = Path("manifest.json")) -> Manif
 
 
 def machine_here() -> dict[str, str]:
-    """Return this machine's architecture, and which of its processor's instructions torch uses."""
+    """Return this machine's architecture, and the processor instruction set that torch uses."""
     return {"architecture": platform.machine(), "cpu_capability": torch.backends.cpu.get_cpu_capability()}
 
 
 def rounding_here() -> dict[str, str]:
-    """Return what else the rounding of this process depends on: PyTorch's threads, and whether code is compiled."""
+    """Return what else affects rounding in this process: the number of torch threads, and whether code is compiled."""
     return {"threads": str(torch.get_num_threads()), "compiled": str(pixels.IS_COMPILED)}
 
 
 def _check_format(data: Any) -> None:
-    """Hold a manifest against its own hash, unless it is in a format whose hash may be made otherwise."""
+    """Check a manifest against its own hash, unless its format may hash differently."""
     version = _member(data, "format", int)
     sealed = _member(data, _SEAL, str) if _SEAL in data else None
-    # A digit that was flipped in the format alone is damage, not another format.
+    # If only the format number was corrupted, that is damage, not another format.
     if version != FORMAT and sealed != seal({**data, "format": FORMAT}):
         age = "a newer" if version > FORMAT else "an older"
         raise OtherFormatError(
             f"was written by {age} version of ppo: it has format {version}, this version reads format {FORMAT}"
         )
     if sealed != seal(data):
-        raise DamagedCheckpointError(f"does not have the sha256 that it says it has: {_SEAL}")
+        raise DamagedCheckpointError(f"does not match its {_SEAL}")
 
 
 def _manifest_of(data: Any) -> Manifest:
-    if data.keys() - {"named"} != _KEYS:  # which the first manifests of this format lack
+    if data.keys() - {"named"} != _KEYS:  # the first manifests of this format lack "named"
         raise DamagedCheckpointError(f"has unknown or missing keys: {brief(sorted(data.keys() ^ _KEYS))}")
     family = family_named(_member(data, "family", str))
     if family is None:
-        raise OtherFormatError(f"was written by another version of ppo: it has worlds of {brief(data['family'])}")
+        raise OtherFormatError(
+            f"was written by another version of ppo: unknown environment family {brief(data['family'])}"
+        )
     config = _config_of(_member(data, "config", dict), family)
     counters = _counters_of(_member(data, "counters", dict))
     if config.run.env_name != data["env_name"] or config.family != family:
@@ -286,7 +288,7 @@ def _lengths(data: dict[str, Any], key: str) -> dict[str, int]:
 
 
 def _member(data: Any, key: str, *types: type) -> Any:
-    """Return a member of a JSON object that has one of exactly these types: true is no int."""
+    """Return a member of a JSON object, whose type must be exactly one of these: true is not an int."""
     if not isinstance(data, dict) or type(data.get(key)) not in types:
         raise DamagedCheckpointError(f"has no valid {brief(key)}")
     return data[key]

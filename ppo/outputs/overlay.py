@@ -1,7 +1,7 @@
-"""What an agent says while it plays, drawn beside the pictures of its game.
+"""An agent's value and policy while it plays, drawn beside the frames of its game.
 
-A panel has the return so far, the value with its course, and what the policy says of its action: a bar for the
-probability of each category, a curve for the density of each continuous dimension. What was chosen is orange.
+A panel has the return so far, the value and its history, and the distribution of the action: a bar for the probability
+of each category, a curve for the density of each continuous dimension. The chosen action is orange.
 """
 
 from collections import deque
@@ -17,15 +17,15 @@ from ppo.settings import printable
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _SMALLEST_HEIGHT = 320
-"""Smaller pictures are enlarged by whole factors, or no text beside them could be read."""
+"""Smaller pictures are enlarged by whole factors, or text beside them would be illegible."""
 _USUAL_HEIGHT = 420
 _WIDTH = 260
-"""Of the panel, for a picture of the usual height."""
+"""Width of the panel beside a picture of the usual height."""
 _MARGIN = 10
 _BACKGROUND, _FAINT, _TEXT = (22, 24, 28), (58, 62, 70), (228, 230, 234)
 _SAID, _CHOSEN = (92, 156, 236), (255, 160, 60)
 _LINE, _TRACE, _ROW, _CURVE = 22, 60, 22, 92
-"""Heights of a line of text, the course of the value, a category and a density; the latter two at most."""
+"""Heights of a line of text, the value's history, a category and a density; the last two are maxima."""
 _LEAST_ROW = 15
 _LABEL = 118
 """Width of a category's name."""
@@ -34,25 +34,25 @@ Picture = NDArray[np.uint8]
 
 
 class Overlay:
-    """Holds the frames of a step until it is known what was decided, and passes them on with a panel beside them."""
+    """Buffers the frames of a step until its decision is known, and passes them on with a panel beside them."""
 
     def __init__(self, show: Callable[[Picture], None], action_names: Sequence[str] = ()) -> None:
         """Prepare to pass frames on.
 
         Args:
-            show: receives frames (H, W, 3) RGB, all of one size if those that come are.
-            action_names: of the categories, or of the dimensions, of an action.
+            show: receives RGB frames (H, W, 3), all of one size if the incoming frames are.
+            action_names: names of an action's categories or dimensions.
         """
         self._show, self._names = show, [printable(name) for name in action_names]
         self._frames: list[Picture] = []
         self._values: deque[float] = deque(maxlen=_WIDTH - 2 * _MARGIN)
 
     def hold(self, frame: Picture) -> None:
-        """Take a frame (H, W, 3) RGB of the step that is under way, and keep it."""
+        """Buffer an RGB frame (H, W, 3) of the current step."""
         self._frames.append(frame)
 
     def end_step(self, decision: Decision) -> None:
-        """Pass the frames of a step on; they are the consequence of a decision."""
+        """Pass on the frames of a step, which show the effect of its decision."""
         if decision.episode_length == 1:
             self._values.clear()
         self._values.append(decision.value)
@@ -73,7 +73,7 @@ def enlarged(frame: Picture) -> Picture:
 
 
 def title(text: str, width: int) -> Picture:
-    """Return a strip (H, width, 3) with a text in as large letters as fit, no larger than those of a panel."""
+    """Return a strip (H, width, 3) with a text as large as fits, but no larger than a panel's text."""
     size = 0.5
     while size > 0.2 and cv2.getTextSize(text, _FONT, size, 1)[0][0] > width - _MARGIN:
         size -= 0.05
@@ -83,7 +83,7 @@ def title(text: str, width: int) -> Picture:
 
 
 def in_short(number: float) -> str:
-    """Return a return or a value with as many digits as are worth reading."""
+    """Format a return or a value with as many digits as are worth reading."""
     text = f"{number:,.1f}" if abs(number) < 1e6 else f"{number:.3g}"
     return "0" if text == "-0.0" else text.removesuffix(".0")
 
@@ -105,7 +105,7 @@ def _panel(decision: Decision, values: Sequence[float], names: Sequence[str], he
 
 
 def _course(area: Picture, values: Sequence[float]) -> None:
-    """Draw values, one a column, between their smallest and their largest."""
+    """Draw values, one per column, scaled between the smallest and the largest."""
     area[[0, -1]] = _FAINT
     numbers = np.array(values)
     low, high = numbers.min(), numbers.max()
@@ -117,7 +117,7 @@ def _course(area: Picture, values: Sequence[float]) -> None:
 
 
 def _draw_marginals(area: Picture, decision: Decision, names: Sequence[str]) -> None:
-    """Draw all of a decision that there is room for, and say how much there is not."""
+    """Draw as much of a decision as there is room for, and state how much is left out."""
     pairs = list(zip(decision.marginals, decision.sent.tolist(), strict=False))
     wanted = sum(len(marginal.values) if marginal.range is None else _CURVE / _ROW for marginal, _ in pairs)
     row = max(_LEAST_ROW, min(_ROW, int(len(area) / max(wanted, 1.0))))
@@ -132,7 +132,7 @@ def _draw_marginals(area: Picture, decision: Decision, names: Sequence[str]) -> 
             _draw_density(area[top : top + curve], marginal, chosen, name)
             top += curve
             continue
-        # Names are of the categories where there is one choice, of the dimensions elsewhere.
+        # With a single choice the names are those of its categories, otherwise those of the dimensions.
         own = names if len(pairs) == 1 and len(names) == len(marginal.values) else ()
         of = "" if len(pairs) == 1 else f"{dimension}: "
         for number, probability in enumerate(marginal.values.tolist()):
@@ -159,7 +159,7 @@ def _draw_bar(area: Picture, name: str, probability: float, is_chosen: bool) -> 
 
 
 def _draw_density(area: Picture, marginal: Marginal, chosen: float, name: str) -> None:
-    """Draw a density with its name, and the number that was sent where it is in the range."""
+    """Draw a density with its name, and mark where the chosen number is in the range."""
     assert marginal.range is not None
     low, high = marginal.range
     fraction = min(1.0, max(0.0, (chosen - low) / max(high - low, 1e-9)))
@@ -186,7 +186,7 @@ def _write(
     colour: tuple[int, int, int] = _TEXT,
     width: int | None = None,
 ) -> None:
-    """Write a text, cut where it would be wider."""
+    """Write a text, cut off at `width`."""
     while width is not None and text and cv2.getTextSize(text, _FONT, size, 1)[0][0] > width:
         text = text[:-1]
     cv2.putText(area, text, at, _FONT, size, colour, 1, cv2.LINE_AA)

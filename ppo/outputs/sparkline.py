@@ -1,4 +1,4 @@
-"""The course of a number as one line of text, however long it has been."""
+"""A sparkline: the history of a number, however long, as one line of text."""
 
 from collections.abc import Sequence
 
@@ -7,17 +7,17 @@ _ASCII_BARS = "_.-=+*%#"
 
 
 class Course:
-    """The values of a number so far, in at most twice `width` means of equally many neighbours."""
+    """The values of a number so far, as at most twice `width` means, each over equally many neighbours."""
 
     def __init__(self, width: int) -> None:
-        """Start without values; `line` has at most so many characters."""
+        """Start without values; `line` has at most `width` characters."""
         self._width = width
         self._means: list[float] = []
         self._newest: list[float] = []
         self._values_in_a_mean = 1
 
     def add(self, value: float) -> None:
-        """Take the next value."""
+        """Add the next value."""
         self._newest.append(value)
         if len(self._newest) < self._values_in_a_mean:
             return
@@ -28,9 +28,9 @@ class Course:
             self._values_in_a_mean *= 2
 
     def line(self, *, is_plain: bool = False) -> str:
-        """Return a bar for each mean, or for two where there are more than `width`, from the lowest to the highest.
+        """Return a bar per mean, or per two means if there are more than `width`, scaled from lowest to highest.
 
-        A plain one is of ASCII characters.
+        A plain line has only ASCII characters.
         """
         means = self._means
         if len(means) > self._width:

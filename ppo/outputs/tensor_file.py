@@ -1,7 +1,7 @@
-"""Tensors in a safetensors file: https://github.com/huggingface/safetensors#format, the part this program writes.
+"""The part of the safetensors format that this program uses: https://github.com/huggingface/safetensors#format.
 
-A file is 8 bytes with the length of the header, the header as JSON, and the data. What the header declares is held
-against the caller's rules before the data is read; then the bytes are hashed, and become the tensors.
+A file is the length of the header in 8 bytes, the header as JSON, and the data. The types and shapes that the header
+declares are checked by the caller before the data is read; then the bytes are hashed and decoded.
 """
 
 import hashlib
@@ -19,9 +19,9 @@ from torch import Tensor
 from ppo.outputs.untrusted import DamagedCheckpointError, brief, only_damage, open_regular, parse_json
 from ppo.settings import Refusal
 
-# Many times the largest network and a thousand environments, and hashed within a few seconds anywhere.
+# Many times the largest network with a thousand environments, yet hashed within a few seconds on any machine.
 MAX_FILE_BYTES = 512 << 20
-# Twice the header of the 4,096 environments that a run may have; as parsed JSON it takes up to 30 times the memory.
+# Twice the header of a run with the maximum of 4,096 environments; parsed JSON takes up to 30 times this memory.
 _MAX_HEADER_BYTES = 4 << 20
 _BLOCK_BYTES = 1 << 20
 _LENGTH_BYTES = 8
@@ -39,7 +39,7 @@ def specification(tensors: Mapping[str, Tensor]) -> Specification:
 
 
 def misfit(found: Specification, expected: Specification) -> str | None:
-    """Name the first tensor that is missing, unknown, or of another type or shape than expected; None if all fit."""
+    """Describe the first tensor that is missing, unknown, or of an unexpected type or shape; None if all fit."""
     names = [name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)]
     if not names:
         return None
@@ -55,10 +55,10 @@ def byte_size(tensor_type: TensorType) -> int:
 
 
 def encode_tensors(tensors: Mapping[str, Tensor]) -> bytes:
-    """Return tensors as the content of a file.
+    """Encode tensors as the content of a file.
 
     Raises:
-        FloatingPointError: a tensor holds numbers that no training should continue with; names it.
+        FloatingPointError: a tensor holds numbers that training must not continue with; names the tensor.
     """
     for name, tensor in tensors.items():
         flaw = flaw_in(name, tensor)
@@ -72,14 +72,14 @@ def read_tensor_file(path: Path, size: int, sha256: str, fit: Callable[[Specific
 
     Args:
         path: the file.
-        size: its bytes, as the manifest says.
-        sha256: its hash, as the manifest says.
-        fit: receives the types and shapes before the data is read; raises DamagedCheckpointError where they cannot
-            be this program's, returns what is wrong where they belong to other settings, or None.
+        size: its size in bytes, from the manifest.
+        sha256: its hash, from the manifest.
+        fit: receives the types and shapes before the data is read; raises DamagedCheckpointError if this program
+            cannot have written them, returns the mismatch if they belong to other settings, and None if they fit.
 
     Raises:
-        DamagedCheckpointError: the file is not the one that was written, or holds numbers no training would leave.
-        Refusal: it is, but does not fit.
+        DamagedCheckpointError: the file is not the one that was written, or holds numbers that no training produces.
+        Refusal: the file is intact, but its tensors do not fit.
     """
     with _open_whole(path, size) as file:
         start = file.read(_LENGTH_BYTES)
@@ -87,7 +87,7 @@ def read_tensor_file(path: Path, size: int, sha256: str, fit: Callable[[Specific
         declared = declared_in(start, path)
         wrong = fit(declared)
         content = start if wrong else start + file.read(max(0, size - len(start)))
-        # What does not fit is only hashed, to tell another network from a damaged header, and never held in memory.
+        # Tensors that do not fit are hashed, to tell another network from a damaged header, but not kept in memory.
         _require_hash(path, hashlib.sha256(content), file, sha256)
     if wrong:
         raise Refusal(f"the tensors in {path} do not fit these settings: {wrong}")
@@ -95,16 +95,16 @@ def read_tensor_file(path: Path, size: int, sha256: str, fit: Callable[[Specific
 
 
 def decode_tensors(content: bytes, path: Path) -> Tensors:
-    """Return the tensors of a file's content.
+    """Decode the tensors in a file's content.
 
     Raises:
-        DamagedCheckpointError: it is not such content, or holds numbers no training would leave; names the file.
+        DamagedCheckpointError: the content is invalid, or holds numbers that no training produces; names the file.
     """
     declared = declared_in(content, path)
     with only_damage(path):
         tensors = safetensors.torch.load(content)
         if specification(tensors) != declared:
-            raise DamagedCheckpointError("holds other tensors than it declares")
+            raise DamagedCheckpointError("holds different tensors than its header declares")
         for name, tensor in tensors.items():
             flaw = flaw_in(name, tensor)
             if flaw:
@@ -113,7 +113,7 @@ def decode_tensors(content: bytes, path: Path) -> Tensors:
 
 
 def verify_file(path: Path, size: int, sha256: str) -> None:
-    """Compare a file with its size and hash, in little memory and without asking what it holds.
+    """Check a file's size and hash, in little memory and without interpreting its content.
 
     Raises:
         DamagedCheckpointError: the file is not the one that was written.
@@ -126,7 +126,7 @@ def declared_in(content: bytes, path: Path) -> Specification:
     """Return the types and shapes that a file declares, given its content or the start of it.
 
     Raises:
-        DamagedCheckpointError: there is no header, or not one that this program would write.
+        DamagedCheckpointError: the header is missing, or is not one that this program would write.
     """
     with only_damage(path):
         length = int.from_bytes(content[:_LENGTH_BYTES], "little")
@@ -137,10 +137,10 @@ def declared_in(content: bytes, path: Path) -> Specification:
 
 
 def flaw_in(name: str, tensor: Tensor) -> str | None:
-    """Say what makes a tensor's numbers unusable, or return None."""
+    """Return what makes a tensor's numbers unusable, or None."""
     if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
         return "is not finite"
-    # Adam takes the root of the second moment; a count, a sum of squares and a deviation cannot be negative either.
+    # Adam takes the square root of the second moment; counts, sums of squares and deviations cannot be negative.
     last = name.rpartition("/")[2]
     if last in ("second_moment", "gradient_steps", "adaptive_rate"):
         negative = tensor
@@ -162,7 +162,7 @@ def _open_whole(path: Path, size: int) -> Iterator[BufferedReader]:
 
 
 def _require_hash(path: Path, digest: "hashlib._Hash", rest: BufferedReader, sha256: str) -> None:
-    """Add the rest of a file to the digest of its start and compare it."""
+    """Add the rest of a file to the digest of its start and compare the digest with `sha256`."""
     while block := rest.read(_BLOCK_BYTES):
         digest.update(block)
     if digest.hexdigest() != sha256:
@@ -170,11 +170,11 @@ def _require_hash(path: Path, digest: "hashlib._Hash", rest: BufferedReader, sha
 
 
 def _tensor_type(name: str, entry: dict[str, Any]) -> TensorType:
-    """Return what an entry of a header declares; raises anything where that is no tensor's."""
+    """Return the type and shape that a header entry declares; raises any exception if the entry is invalid."""
     dtype, shape = _DTYPES.get(entry["dtype"]), tuple(entry["shape"])
     if dtype is None:
-        raise DamagedCheckpointError(f"holds {brief(name)} in another type than {', '.join(_DTYPES)}")
-    # Few and small enough to be multiplied.
+        raise DamagedCheckpointError(f"holds {brief(name)} with a type other than {', '.join(_DTYPES)}")
+    # The dimensions must be few and small enough to be multiplied.
     if len(shape) > 8 or not all(type(n) is int and 0 <= n <= MAX_FILE_BYTES for n in shape):
         raise DamagedCheckpointError(f"holds {brief(name)} of shape {brief(shape)}")
     return dtype, shape

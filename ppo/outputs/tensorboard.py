@@ -1,7 +1,7 @@
-"""What TensorBoard shows of a run: its curves, settings, histograms, texts and clips, in one file for each start.
+"""What TensorBoard shows of a run: its curves, settings, histograms, texts and clips, in one file per start.
 
-TensorBoard's own writer has a thread that dies of a full disk, and with it the events of the rest of the run; records
-are encoded by its functions and written by ours.
+TensorBoard's own writer has a thread that dies when the disk is full, which loses all later events of the run; so its
+functions only encode records, and ours write them.
 """
 
 import io
@@ -20,7 +20,7 @@ from ppo.outputs.trackers import Clips, FinishedEpisode, Metrics, loss_of, newes
 
 UPDATES_BETWEEN_LOOKS = 10
 _EVENTS_PREFIX = "events.out.tfevents."
-# In TensorFlow's enumerations of types and of colour spaces.
+# From TensorFlow's enumerations of data types and colour spaces.
 _STRING = 7
 _RGB = 3
 
@@ -40,14 +40,14 @@ class TensorBoard:
         look: Callable[[], Look] | None = None,
         clips: Clips = lambda _: None,
     ) -> None:
-        """Prepare a file of events; those that earlier files hold past `resumed_steps` count no more.
+        """Prepare an event file; events past `resumed_steps` in earlier files become void.
 
         Args:
-            folder: where it is.
+            folder: folder of the file.
             resumed_steps: agent steps at which this start begins.
-            texts: Markdown by title, shown from there on.
-            hyperparameters: settings by name, for the table of HPARAMS, which sets runs side by side.
-            look: looks at the newest rollout; called in the first of every ten updates.
+            texts: Markdown by title, logged at `resumed_steps`.
+            hyperparameters: settings by name, for the HPARAMS table, which compares runs.
+            look: summarises the newest rollout; called in the first of every ten updates.
             clips: shown among the images.
         """
         from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]
@@ -86,16 +86,16 @@ class TensorBoard:
             self._add_clip(env_steps, clip)
 
     def say(self, text: str) -> None:
-        """Words are not for the curves."""
+        """Ignore messages."""
 
     def sync(self) -> None:
-        """Have all events on disk."""
+        """Flush all events to disk."""
         with trouble_with(self._folder):
             self._write()
             self._file.sync()
 
     def close(self) -> None:
-        """Write what waits, for the last time."""
+        """Write the waiting events, without a later retry."""
         with loss_of(self._folder):
             self._write()
 
@@ -121,7 +121,7 @@ class TensorBoard:
         from tensorboard.plugins.hparams import summary_v2  # type: ignore[import-untyped]
 
         shown = {name: "none" if value is None else value for name, value in values.items()}
-        # Without a list of its own TensorBoard shows first what differs between runs.
+        # Without an explicit list, TensorBoard first shows the hyperparameters that differ between runs.
         summary = summary_v2.hparams_pb(shown, trial_id=self._folder.name)
         self._file.add(self._record(self._event(wall_time=time.time(), step=step, summary=summary)))
 
@@ -146,7 +146,7 @@ class TensorBoard:
 
 
 def _new_events_name(folder: Path) -> str:
-    """Return a name that TensorBoard, which reads a folder's files by name, reads last, whatever the clock says."""
+    """Return a file name that TensorBoard, which reads files in name order, reads last, whatever the clock says."""
     seconds = int(time.time())
     for path in folder.glob(f"{_EVENTS_PREFIX}*"):
         number = path.name.removeprefix(_EVENTS_PREFIX).partition(".")[0]

@@ -1,7 +1,7 @@
-"""A game in a terminal: its picture in half blocks, what the agent sees and says, and the keys that stop or hasten it.
+"""A game in a terminal: its picture in half blocks, a panel about the agent, and keys for pause and speed.
 
-The terminal is put back as it was however the program ends, but for a kill -9: after Ctrl-C, SIGTERM, SIGHUP and an
-error; it is given back while the program is stopped by Ctrl-Z. Its size is looked up before every picture.
+The terminal is restored however the program ends except by kill -9: after Ctrl-C, SIGTERM, SIGHUP and errors. It is
+also released while Ctrl-Z suspends the program. Its size is read before every picture.
 """
 
 import contextlib
@@ -29,13 +29,13 @@ from ppo.settings import Refusal
 
 MOST_PICTURES_PER_SECOND = 30.0
 MOST_BYTES_PER_SECOND = 25_000.0
-"""0.2 Mbit/s on average: where pictures differ more from each other, fewer are shown."""
+"""0.2 Mbit/s on average: the more successive pictures differ, the fewer are shown."""
 _BACKGROUND, _FAINT, _TEXT = (16, 16, 24), (48, 56, 64), (224, 224, 232)
 _FAINT_TEXT = (144, 152, 160)
 _SAID, _CHOSEN = (88, 152, 232), (248, 160, 56)
 _LEAST_PANEL, _WIDEST_PANEL = 28, 46
 _LEAST_COLUMNS = 60
-"""Of a terminal with a panel; a narrower one has a picture and a line."""
+"""Minimum width of a terminal with a panel; a narrower one shows the picture and one line."""
 _LABEL = 12
 _GAP = 2
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l\x1b[2J", "\x1b[0m\x1b[?25h\x1b[?1049l"
@@ -45,11 +45,11 @@ Picture = NDArray[np.uint8]
 
 
 class _EndedError(BaseException):
-    """A signal that ends the program has come."""
+    """A signal that ends the program was received."""
 
 
 class TerminalView:
-    """A context that shows games on the terminal that standard output ends at."""
+    """A context manager that shows games on standard output's terminal."""
 
     def __init__(
         self,
@@ -58,16 +58,16 @@ class TerminalView:
         action_names: Sequence[str] = (),
         entry_names: Sequence[str] = (),
     ) -> None:
-        """Prepare to show games; the terminal is taken when the context begins.
+        """Prepare to show games; entering the context takes over the terminal.
 
         Args:
-            title: what stands above.
-            frames_per_second: of the frames that come.
-            action_names: of the categories, or of the dimensions, of an action.
-            entry_names: of a vector's entries.
+            title: heading of the panel.
+            frames_per_second: rate of the incoming frames.
+            action_names: names of an action's categories or dimensions.
+            entry_names: names of a vector observation's entries.
 
         Raises:
-            Refusal: standard output is no terminal, or not one that shows half blocks.
+            Refusal: standard output is not a terminal, or not one that shows half blocks.
         """
         if find_terminal() is None or os.environ.get("TERM", "dumb") == "dumb":
             raise Refusal("view must be auto or window where standard output is no terminal, got terminal")
@@ -77,8 +77,8 @@ class TerminalView:
             )
         self._names, self._entries = action_names, entry_names
         self.title = title
-        """What stands above; it may be changed."""
-        # Of so many frames one picture is made.
+        """Heading of the panel; may be changed."""
+        # Frames merged into one picture.
         self._every = max(1, int(np.ceil(frames_per_second / MOST_PICTURES_PER_SECOND)))
         self._pace = Pace(frames_per_second / self._every, MOST_PICTURES_PER_SECOND)
         self._frames: list[Picture] = []
@@ -93,9 +93,9 @@ class TerminalView:
         self.num_pictures = self.num_bytes = 0
 
     def __enter__(self) -> "TerminalView":
-        """Take the terminal."""
+        """Take over the terminal."""
         self._before: dict[Any, Any] = {}
-        with contextlib.suppress(ValueError):  # not the main thread: nothing is caught there
+        with contextlib.suppress(ValueError):  # only the main thread can handle signals
             for number in _ENDINGS:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, _end)
@@ -104,7 +104,7 @@ class TerminalView:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        """Give the terminal back; where a signal has ended the context, it ends the program now."""
+        """Restore the terminal; if a signal ended the context, let it end the program now."""
         self._give_back()
         for number, handler in self._before.items():
             signal.signal(number, handler)
@@ -114,18 +114,18 @@ class TerminalView:
             os.kill(os.getpid(), number)
 
     def hold(self, frame: Picture) -> None:
-        """Take a frame (H, W, 3) RGB of the step that is under way, and keep it."""
+        """Buffer an RGB frame (H, W, 3) of the current step."""
         self._frames.append(frame)
 
     def say(self, text: str) -> None:
-        """Show a line until the next one."""
+        """Show a line of text until the next one."""
         self._notes.append(text)
 
     def end_step(self, decision: Decision) -> None:
         """Show the frames of a step, each when it is due.
 
         Raises:
-            WindowClosedError: a key asked to leave, or the terminal has gone.
+            WindowClosedError: the user pressed a key to leave, or the terminal is gone.
         """
         if decision.episode_length == 1:
             self._values.clear()
@@ -155,11 +155,11 @@ class TerminalView:
         except OSError as error:
             raise WindowClosedError from error
         self.num_pictures += 1
-        # A whole screen is rare and does not count.
+        # A full redraw is rare and does not count against the limit.
         self._free_bytes = MOST_BYTES_PER_SECOND if is_whole else self._free_bytes - len(changes)
 
     def _draw(self, cells: Cells, frames: list[Picture], decision: Decision) -> None:
-        """Draw a game's picture and, where there is room for it, a panel beside it."""
+        """Draw the game's picture and, if there is room, a panel beside it."""
         last = cells.rows - 1
         room = max(1, last)
         said = f"return {in_short(decision.episode_return)}  step {decision.episode_length:,}"
@@ -174,7 +174,7 @@ class TerminalView:
         if not has_panel:
             cells.write(last, 0, f"{said}  value {decision.value:.2f}", _TEXT)
             return
-        note = self._notes[-1] if self._notes else "q leaves  space pauses  + - speed"
+        note = self._notes[-1] if self._notes else "q: quit  space: pause  + -: speed"
         cells.write(last, 0, f"{self._pace.describe():<7}{note}", _FAINT_TEXT)
         left = pixels.shape[1] + _GAP
         width = min(_WIDEST_PANEL, cells.columns - left)
@@ -189,7 +189,7 @@ class TerminalView:
         _draw_observation(cells, 5 + taken, left, width, room - 5 - taken, decision, self._entries)
 
     def _keys(self) -> None:
-        """Do what the keys ask for that were pressed."""
+        """Handle pressed keys."""
         if self._input is None or not select.select([self._input], [], [], 0)[0]:
             return
         pressed = os.read(self._input, 64)
@@ -208,13 +208,13 @@ class TerminalView:
         self._write(_ENTER)
 
     def _give_back(self) -> None:
-        with contextlib.suppress(OSError, termios.error):  # a terminal that has gone
+        with contextlib.suppress(OSError, termios.error):  # the terminal may be gone
             if self._input is not None:
                 termios.tcsetattr(self._input, termios.TCSANOW, self._settings)
             self._write(_LEAVE)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        """Stop as Ctrl-Z asks, without the terminal, and take it again afterwards."""
+        """Suspend on Ctrl-Z with the terminal restored, and take it over again when continued."""
         self._give_back()
         os.kill(os.getpid(), signal.SIGSTOP)
         self._take()
@@ -233,7 +233,7 @@ def _end(number: int, frame: FrameType | None) -> None:
 def _draw_marginals(
     cells: Cells, top: int, left: int, width: int, room: int, decision: Decision, names: Sequence[str]
 ) -> int:
-    """Draw what an agent says of its action, a row for each category or dimension; return the rows taken."""
+    """Draw the action's distribution, one row per category or dimension; return the number of rows used."""
     pairs = list(zip(decision.marginals, decision.sent.tolist(), strict=False))
     row = 0
     for dimension, (marginal, sent) in enumerate(pairs):
@@ -275,7 +275,7 @@ def _density(cells: Cells, row: int, left: int, width: int, own: Marginal, sent:
 def _draw_observation(
     cells: Cells, top: int, left: int, width: int, room: int, decision: Decision, names: Sequence[str]
 ) -> None:
-    """Draw what the network sees: the newest picture of a stack, or the entries of a vector."""
+    """Draw the network's observation: the newest image of a stack, or the entries of a vector."""
     seen = decision.observation
     if room < 3:
         return

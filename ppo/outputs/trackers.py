@@ -1,18 +1,18 @@
-"""Trackers: where every update is reported. Rank 0 has the files and the screen, the other ranks have none.
+"""Trackers: the outputs to which every update is reported; only rank 0 has any.
 
     runs/<model_name>/
-        config.json          the settings, and what they ran with
+        config.json          the settings, and facts about where the run takes place
         progress.csv         a row per update
-        episodes.csv         a row per finished game, raw return of the whole game
-        games/               those games, to be played again (`ppo.outputs.game_log`)
-        messages.txt         what was said of the run, with the time
-        events.out.tfevents  the same as progress.csv, for TensorBoard, and what only it shows: see `tensorboard.py`
+        episodes.csv         a row per finished game, with the raw return of the whole game
+        games/               those games, for replay (`ppo.outputs.game_log`)
+        messages.txt         messages about the run, with the time
+        events.out.tfevents  progress.csv for TensorBoard, and what only TensorBoard shows: see `tensorboard.py`
 
-After a stop and a resume the CSV files read like those of a run that was never stopped: what they have got since the
-checkpoint, which counts their bytes, is cut off before new rows are added. TensorBoard hides such events itself.
+After a resume the CSV files read like those of an uninterrupted run: the checkpoint records their lengths, and rows
+added since are cut off before new ones are written. TensorBoard hides such events itself.
 
-No trouble with an output ends a training: `Trackers` warns once and continues. Nothing that a log holds is read again
-but its header and the ends of lines, and no damage to it is an error.
+No trouble with an output ends training: `Trackers` warns once and continues. Only the header and the line ends of a log
+are read back, and no damage to a log is an error.
 """
 
 import contextlib
@@ -41,9 +41,9 @@ EPISODE_COLUMNS = ("episode", "update", "env_steps", "environment", "return", "l
 
 Metrics = Mapping[str, float | int | None]
 Clips = Callable[[int], bytes | None]
-"""Returns an animated gif of the policy after so many updates, or None if it is not time for one.
+"""Returns an animated gif of the policy after this many updates, or None if no clip is due.
 
-Raises a VideoError, once, if it could not be made; there are no more clips then.
+Raises a VideoError once if a clip could not be made; there are no more clips after that.
 """
 
 
@@ -59,14 +59,14 @@ class FinishedEpisode:
     episode_length: int
     seconds: float
     state: Mapping[str, NDArray[Any]] | None = None
-    """How it began and its actions, by which it can be played again; None where that is not known."""
+    """Its initial state and actions, for replay; None if unknown."""
 
 
 class OutputError(OSError):
-    """An output does not work at present."""
+    """An output does not currently work."""
 
     def __init__(self, trouble: str, relief: str) -> None:
-        """Say in words what is the matter and, equal for outputs that fail together, what to say when it is over."""
+        """Store the error message and the recovery message; outputs that fail together share the latter."""
         super().__init__(trouble)
         self.relief = relief
 
@@ -74,36 +74,36 @@ class OutputError(OSError):
 class Tracker(Protocol):
     """Receives every update's metrics and the games that ended in it.
 
-    Every method may raise an OutputError, and the next call tries again what this one could not do.
+    Every method may raise an OutputError; the next call retries what failed.
     """
 
     notes: list[str]
-    """Messages about this output, emptied by the caller that shows them."""
+    """Messages about this output, cleared by the caller that shows them."""
 
     def log(self, metrics: Metrics, episodes: Sequence[FinishedEpisode]) -> None:
-        """Take note of one update; the same metrics every time, None for what is not known yet."""
+        """Record one update; the metrics are the same every time, None for those not known yet."""
 
     def say(self, text: str) -> None:
-        """Take note of an event in words."""
+        """Record a message."""
 
     def sync(self) -> None:
-        """Have on disk what is to survive a power cut, before a checkpoint counts on it."""
+        """Flush to disk what must survive a power cut, before a checkpoint relies on it."""
 
     def close(self) -> None:
-        """Finish all output but words."""
+        """Finish all output except messages."""
 
 
 class Trackers:
-    """Several trackers as one; none of them off rank 0. Their errors are reported through them and never raised."""
+    """Several trackers as one, none off rank 0; their errors are reported through them and never raised."""
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
-        """Tell all of `trackers`."""
+        """Report to all of `trackers`."""
         self._trackers = trackers
         self._reliefs: set[str] = set()
-        """What is to be said when the present troubles are over."""
+        """Messages for when the current troubles are over."""
 
     def log(self, metrics: Metrics, episodes: Sequence[FinishedEpisode]) -> None:
-        """Pass an update on."""
+        """Pass an update to all trackers."""
         before = set(self._reliefs)
         over = before - self._tell_all(lambda to: to.log(metrics, episodes))
         self._reliefs -= over
@@ -111,7 +111,7 @@ class Trackers:
             self.say(relief)
 
     def say(self, text: str) -> None:
-        """Pass an event on, made printable: to standard error if there is trouble with what would show it."""
+        """Pass a message, made printable, to all trackers, and to standard error too if one of them fails."""
         text = printable(text)
         failed = [error for tracker in self._trackers if (error := _failure(lambda to: to.say(text), tracker))]
         new = {error.relief: error for error in failed if error.relief not in self._reliefs}
@@ -120,15 +120,15 @@ class Trackers:
             say_on_standard_error(words)
 
     def sync(self) -> None:
-        """Have what was logged on disk."""
+        """Flush what was logged to disk."""
         self._tell_all(lambda to: to.sync())
 
     def close(self) -> None:
-        """Close all; only words can be passed on after it."""
+        """Close all trackers; only messages can be passed on afterwards."""
         self._tell_all(lambda to: to.close())
 
     def _tell_all(self, tell: Callable[[Tracker], None]) -> set[str]:
-        """Tell every tracker, warn of trouble that is new, and return the reliefs of all trouble."""
+        """Call `tell` with every tracker, warn of new trouble, and return the reliefs of all current trouble."""
         failed = [error for tracker in self._trackers if (error := _failure(tell, tracker))]
         notes = [note for tracker in self._trackers for note in tracker.notes]
         for tracker in self._trackers:
@@ -141,23 +141,23 @@ class Trackers:
 
 
 class CsvFiles:
-    """progress.csv and episodes.csv; a row is in its file as soon as it is logged, or else with a later one."""
+    """progress.csv and episodes.csv; a row is written when it is logged or, if that fails, with a later one."""
 
     def __init__(self, folder: Path, lengths: dict[str, int]) -> None:
-        """Prepare to append to both files, each behind its first so many bytes.
+        """Prepare to append to both files, each after the bytes that `lengths` gives for it.
 
         Args:
-            folder: where they are.
-            lengths: bytes of each file by its name, none for one to be begun; kept up to date for the next checkpoint.
+            folder: folder of the files.
+            lengths: bytes of each file by name, absent for a new one; kept up to date for the next checkpoint.
         """
         self.notes: list[str] = []
         self._folder, self._lengths = folder, lengths
-        self._progress: GrowingFile | None = None  # its columns are not known before the first update
+        self._progress: GrowingFile | None = None  # its columns are unknown before the first update
         self._episodes = self._file("episodes.csv", _csv_row(EPISODE_COLUMNS))
         self._to_keep = {name: lengths.get(name, 0) for name in LOGS}
 
     def log(self, metrics: Metrics, episodes: Sequence[FinishedEpisode]) -> None:
-        """Append a row, and a row per game."""
+        """Append a row for the update, and a row per game."""
         if self._progress is None:
             self._progress = self._file("progress.csv", _csv_row(list(metrics)))
         self._progress.add(_csv_row(["" if value is None else str(value) for value in metrics.values()]))
@@ -168,17 +168,17 @@ class CsvFiles:
             self._write()
 
     def say(self, text: str) -> None:
-        """Words are not for the CSV files."""
+        """Ignore messages."""
 
     def sync(self) -> None:
-        """Have all rows on disk."""
+        """Flush all rows to disk."""
         with trouble_with(self._folder):
             self._write()
             for file in self._files():
                 file.sync()
 
     def close(self) -> None:
-        """Write what waits, for the last time."""
+        """Write waiting rows, without a later retry."""
         with loss_of(self._folder):
             self._write()
 
@@ -210,7 +210,7 @@ class CsvFiles:
 
 
 class MessageFile:
-    """messages.txt: what was said of a run, line by line; all starts of the run are in it."""
+    """messages.txt: the messages about a run, one per line, from all its starts."""
 
     def __init__(self, folder: Path) -> None:
         """Prepare to append to the file."""
@@ -219,21 +219,21 @@ class MessageFile:
         self._has_way = False
 
     def log(self, metrics: Metrics, episodes: Sequence[FinishedEpisode]) -> None:
-        """Write what had to wait; numbers are not for this file."""
+        """Write waiting messages; metrics are not for this file."""
         self._write()
 
     def say(self, text: str) -> None:
-        """Append a line; if it cannot be written, the next update says so."""
+        """Append a line; if it cannot be written, the next update reports it."""
         self._file.add(f"{datetime.now().isoformat(timespec='seconds')} {text}\n".encode(errors="replace"))
         with contextlib.suppress(OSError):
             self._write()
 
     def sync(self) -> None:
-        """Write what had to wait; no checkpoint counts on this file."""
+        """Write waiting messages; no checkpoint relies on this file."""
         self._write()
 
     def close(self) -> None:
-        """Write what waits, for the last time."""
+        """Write waiting messages, without a later retry."""
         with loss_of(self._folder):
             self._write()
 
@@ -247,7 +247,7 @@ class MessageFile:
             self._file.write()
 
     def _make_way(self, path: Path) -> None:
-        """Rename what is in the place of the file, such as a link."""
+        """Rename what is in the file's place if it is not a regular file, such as a link."""
         if not stat.S_ISREG(os.lstat(path).st_mode):
             self.notes.append(f"WARNING: {path} is no regular file; it was renamed to {rename_aside(path)}")
 
@@ -270,7 +270,7 @@ def _csv_row(cells: Sequence[Any]) -> bytes:
 
 
 def newest_clip(clips: Clips, metrics: Metrics, notes: list[str]) -> bytes | None:
-    """Return the clip of an update, or None if there is none; why it was not made is noted."""
+    """Return the clip of an update, or None if there is none; note the error if it could not be made."""
     try:
         return clips(int(metrics["update"] or 0))
     except VideoError as error:
@@ -279,8 +279,8 @@ def newest_clip(clips: Clips, metrics: Metrics, notes: list[str]) -> bytes | Non
 
 
 def removal_note(folder: Path) -> str:
-    """Return what is said when files of a folder are begun again."""
-    return f"WARNING: files were removed from {folder} during the run; they are begun again, without what they held"
+    """Return the message for files that were removed from a folder and are started anew."""
+    return f"WARNING: files were removed from {folder} during the run; they are recreated without their earlier content"
 
 
 def _failure(tell: Callable[[Tracker], None], tracker: Tracker) -> OutputError | None:
@@ -295,20 +295,20 @@ def _failure(tell: Callable[[Tracker], None], tracker: Tracker) -> OutputError |
 
 @contextlib.contextmanager
 def trouble_with(folder: Path) -> Iterator[None]:
-    """Say of an error that it is one of the logs in a folder, and that it may pass."""
+    """Turn an OSError into an OutputError about the logs in a folder, which may pass."""
     try:
         yield
     except OSError as error:
         raise OutputError(
-            f"the logs in {folder} cannot be written ({error.strerror}); training goes on, what they lack is kept "
-            "and written when it can be",
+            f"the logs in {folder} cannot be written ({error.strerror}); training continues, and the missing "
+            "entries are kept in memory until they can be written",
             relief=f"the logs in {folder} are written again, with what had to wait",
         ) from error
 
 
 @contextlib.contextmanager
 def loss_of(folder: Path) -> Iterator[None]:
-    """Say of an error that it is one of the logs in a folder, and that it will not pass."""
+    """Turn an OSError into an OutputError about the logs in a folder, which will not pass."""
     try:
         yield
     except OSError as error:

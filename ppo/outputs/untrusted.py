@@ -1,6 +1,6 @@
-"""Files that nobody vouches for: read without following a link, waiting, executing or believing a number in them.
+"""Untrusted files: read without following links, blocking, executing anything or trusting any number in them.
 
-Everything that is not as this program writes it raises DamagedCheckpointError, whatever the bytes.
+Any content that this program would not write raises DamagedCheckpointError, whatever the bytes.
 """
 
 import json
@@ -19,17 +19,17 @@ _MAX_INTEGER = 2**63 - 1
 
 
 class DamagedCheckpointError(Exception):
-    """A file or folder is not a checkpoint as this program writes them."""
+    """A file or folder is not a checkpoint as this program writes it."""
 
 
 @contextmanager
 def only_damage(path: Path) -> Iterator[None]:
-    """Stand around all that interprets a file's content: whatever it makes a library raise says that it is damaged.
+    """Turn every exception raised while a file's content is interpreted into a DamagedCheckpointError.
 
-    No list of what libraries raise would be complete.
+    No list of the exceptions that libraries raise would be complete.
 
     Raises:
-        DamagedCheckpointError: anything was raised but a Refusal, or for want of memory; names the file.
+        DamagedCheckpointError: anything but a Refusal or a MemoryError was raised; names the file.
     """
     try:
         yield
@@ -44,18 +44,18 @@ def only_damage(path: Path) -> Iterator[None]:
 
 @contextmanager
 def open_regular(path: Path, max_bytes: int) -> Iterator[tuple[BufferedReader, int]]:
-    """Open a regular file of at most so many bytes and yield it with its size.
+    """Open a regular file of at most `max_bytes` and yield it with its size.
 
     Raises:
-        DamagedCheckpointError: it is missing, too large, or a link, pipe, device or folder; also for an OSError while
-            the file is read.
+        DamagedCheckpointError: it is missing, too large, or a link, pipe, device or folder, or reading it raised an
+            OSError.
     """
     try:
-        _require_regular(path, os.lstat(path).st_mode)  # some devices act upon being opened
-        # Opening a pipe would wait for its other end without O_NONBLOCK.
+        _require_regular(path, os.lstat(path).st_mode)  # opening some devices has side effects
+        # Without O_NONBLOCK, opening a pipe would wait for its other end.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with open(descriptor, "rb") as file:
-            status = os.fstat(descriptor)  # of what was opened: the path may name another file by now
+            status = os.fstat(descriptor)  # of the open file: the path may name another one by now
             _require_regular(path, status.st_mode)
             if status.st_size > max_bytes:
                 raise DamagedCheckpointError(f"{path} has {status.st_size} bytes, more than the {max_bytes} allowed")
@@ -65,7 +65,7 @@ def open_regular(path: Path, max_bytes: int) -> Iterator[tuple[BufferedReader, i
 
 
 def parse_json(content: bytes) -> Any:
-    """Parse JSON without the liberties Python takes: no NaN, no infinity, no duplicate keys, no endless integers.
+    """Parse JSON more strictly than Python does: no NaN, no infinity, no duplicate keys, no huge integers.
 
     Raises:
         DamagedCheckpointError: the content is not such JSON.
@@ -83,7 +83,7 @@ def parse_json(content: bytes) -> Any:
 
 
 def brief(something: object) -> str:
-    """Return the text of an error or a value from a file, in one printable line of bounded length."""
+    """Return an error, or a value from a file, as one printable line of bounded length."""
     text = printable(str(something)[:200])
     return text if len(str(something)) <= 200 else f"{text}..."
 

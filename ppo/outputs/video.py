@@ -1,7 +1,7 @@
 """Videos of games: an mp4 and a gif, at the game's own speed.
 
-Frames go to ffmpeg as they come, so that a game of any length needs little memory. The delays of a gif are whole
-hundredths of a second: they differ by one where the frame rate asks for it, so that their sum is right.
+Frames are streamed to ffmpeg, so that a game of any length needs little memory. The delays of a gif are whole
+hundredths of a second; they differ by one where the frame rate requires it, so that their sum is right.
 """
 
 import contextlib
@@ -30,26 +30,26 @@ _SMALL_HEIGHT = 300
 _SCRATCH = ".video-"
 
 _LOSSLESS = ("-c:v", "libx264rgb", "-preset", "ultrafast", "-qp", "0")
-# Other ways to store colours are not shown by all players.
+# Not all players show other pixel formats.
 _PLAYABLE = ("-c:v", "libx264", "-crf", "20", "-pix_fmt", "yuv420p")
 _IN_PALETTE = "paletteuse=dither=none"
 
-# What ffmpeg says among other things when the fault is not its own.
+# Texts within ffmpeg's output when the fault is not ffmpeg's.
 _CAUSES = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO))
 
 
 class VideoError(Exception):
-    """A video could not be made; the message says which and why. Nothing of it is left."""
+    """A video could not be made; the message says which and why, and no file of it is left."""
 
 
 class VideoRecorder:
-    """A context that turns frames into `<path>.mp4` and `<path>.gif`; neither exists until both are whole."""
+    """A context manager that turns frames into `<path>.mp4` and `<path>.gif`; neither exists until both are whole."""
 
     def __init__(self, path: Path, frames_per_second: float, *, with_mp4: bool = True) -> None:
-        """Prepare to write beside `path`, a name without suffix in a folder that exists; without mp4 the gif alone.
+        """Prepare to write both files, or only the gif; `path` has no suffix and its folder exists.
 
-        The gif shows every k-th frame, without what flickers; k keeps it at the game's speed at no more than 25 frames
-        per second.
+        The gif shows every k-th frame, with flicker removed; k is the smallest that keeps it at the game's speed with
+        at most 25 frames per second.
         """
         self._path, self._with_mp4 = path, with_mp4
         self._rate = Fraction(frames_per_second).limit_denominator(1000)
@@ -60,10 +60,10 @@ class VideoRecorder:
         self.num_frames = 0
 
     def __enter__(self) -> "VideoRecorder":
-        """Open the scratch folder where the files are made, and delete those of recorders that were killed.
+        """Create a scratch folder for the files, and delete the scratch folders of killed recorders.
 
         Raises:
-            VideoError: it cannot be made, or there is no ffmpeg.
+            VideoError: the folder cannot be created, or there is no ffmpeg.
         """
         with self._told():
             from imageio_ffmpeg import get_ffmpeg_exe
@@ -87,10 +87,10 @@ class VideoRecorder:
         return self
 
     def write(self, frame: NDArray[np.uint8]) -> None:
-        """Add a frame, (H, W, 3) RGB, of the size of the first.
+        """Add an RGB frame (H, W, 3) of the same size as the first.
 
         Raises:
-            VideoError: it has another size, or cannot be written.
+            VideoError: the frame has another size, or cannot be written.
         """
         with self._told():
             if not self.num_frames:
@@ -105,7 +105,7 @@ class VideoRecorder:
             for encoder in mp4:
                 encoder.write(_for_mp4(frame))
             if self.num_frames % self._gif_step == 0 and self.num_frames < GIF_SECONDS * self._rate:
-                # Where every frame is shown none needs what another has.
+                # If every frame is shown, no frame needs another one's objects.
                 gif.write(frame if self._gif_step == 1 else _without_flicker(frame, self._past))
         self._past = [frame.copy(), *self._past[:2]]
         self.num_frames += 1
@@ -116,7 +116,7 @@ class VideoRecorder:
         """Finish both files, unless the block failed, and remove the scratch folder.
 
         Raises:
-            VideoError: the block did not fail, but there is no video.
+            VideoError: the block succeeded, but the video could not be made.
         """
         try:
             if error is None:
@@ -138,14 +138,14 @@ class VideoRecorder:
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
-        """Turn what goes wrong with the frames, with ffmpeg or on the disk into one line."""
+        """Turn errors of the frames, ffmpeg or the disk into a one-line VideoError."""
         try:
             yield
         except (OSError, RuntimeError, ValueError) as error:
             raise VideoError(f"the video {self._path}.mp4 was not made: {_reason(error)}") from error
 
     def _start_encoder(self, frame: NDArray[np.uint8], rate: Fraction, *output: str) -> None:
-        """Start to encode frames like this one."""
+        """Start encoding frames of this one's size."""
         height, width = frame.shape[:2]
         size, rates = f"{width}x{height}", ("-r", str(rate))
         raw = ("-f", "rawvideo", "-pixel_format", "rgb24", "-video_size", size, *rates, "-i", "pipe:")
@@ -164,7 +164,7 @@ class VideoRecorder:
         seconds = min(self.num_frames / self._rate, Fraction(GIF_SECONDS))
         last_delay = _hundredths(seconds) - _hundredths((math.ceil(seconds * rate) - 1) / rate)
         frames, delay = ("-r", str(rate), "-i", "gif.mkv"), ("-final_delay", str(max(_GIF_MIN_DELAY, last_delay)))
-        # One palette for all frames: with one for each, ffmpeg 9 leaves out what differs in nothing but the palette.
+        # One palette for all frames: with one for each, ffmpeg 9 drops what differs only in the palette.
         self._start(*frames, "-vf", "palettegen", "palette.png").finish()
         self._start(*frames, "-i", "palette.png", "-filter_complex", _IN_PALETTE, *delay, "done.gif").finish()
         for kind in ("mp4", "gif") if self._with_mp4 else ("gif",):
@@ -172,19 +172,19 @@ class VideoRecorder:
 
 
 class _Encoder:
-    """ffmpeg as it makes one file."""
+    """An ffmpeg process that makes one file."""
 
     def __init__(self, program: str, folder: str, *arguments: str) -> None:
-        """Start it in a folder."""
+        """Start ffmpeg in a folder."""
         command, pipe = (program, "-loglevel", "error", *arguments), subprocess.PIPE
         self._process = subprocess.Popen(command, cwd=folder, stdin=pipe, stdout=subprocess.DEVNULL, stderr=pipe)
         self._input: Any = self._process.stdin
 
     def write(self, frame: NDArray[np.uint8]) -> None:
-        """Pass a frame on.
+        """Pass a frame to ffmpeg.
 
         Raises:
-            OSError: ffmpeg takes no more.
+            OSError: ffmpeg accepts no more frames.
         """
         try:
             self._input.write(frame.tobytes())
@@ -193,10 +193,10 @@ class _Encoder:
             raise
 
     def finish(self) -> None:
-        """Have the file whole.
+        """Wait until the file is complete.
 
         Raises:
-            OSError: it is not.
+            OSError: ffmpeg failed.
         """
         _, said = self._process.communicate()
         if self._process.returncode:
@@ -218,7 +218,7 @@ def _reason(error: Exception) -> str:
 
 
 def _for_mp4(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Double a small frame, so that the mp4's halved colour resolution costs nothing; its sides must be even for it."""
+    """Double a small frame, so that the mp4's halved colour resolution costs nothing; pad others to even sides."""
     height, width = frame.shape[:2]
     if height <= _SMALL_HEIGHT:
         return frame.repeat(2, axis=0).repeat(2, axis=1)
@@ -226,14 +226,14 @@ def _for_mp4(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _without_flicker(frame: NDArray[np.uint8], past: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Return a frame with the brighter of two colours where it has alternated between them for four frames.
+    """Return a frame with the brighter of two colours wherever it has alternated between them for four frames.
 
-    Atari games draw some things on every other frame only, and of every k-th frame none might show them. What moves is
-    left as it is.
+    Atari games draw some objects only on every other frame, so that every k-th frame might never show them. Moving
+    objects are left as they are.
 
     Args:
-        frame: the newest.
-        past: up to three frames before it, the latest first.
+        frame: the newest frame.
+        past: up to three frames before it, latest first.
     """
     if len(past) < 3:
         return frame

@@ -20,37 +20,37 @@ _IDENTITY_PATTERN = re.compile(r"[a-z0-9]{8}")
 
 
 def require_installed() -> None:
-    """Refuse to begin without the package.
+    """Refuse to start without the package.
 
     Raises:
-        Refusal: says how to install it.
+        Refusal: the package is missing; says how to install it.
     """
     found = importlib.util.find_spec("wandb")
-    if found is None or found.origin is None:  # a folder that is named so, as the package names its own, has none
-        raise Refusal("track=wandb needs the package wandb; install it with: pip install wandb, or leave --track away")
+    if found is None or found.origin is None:  # a folder named wandb, such as the package creates, has no origin
+        raise Refusal("track=wandb needs the package wandb; install it with: pip install wandb, or omit --track")
 
 
 class WeightsAndBiases:
-    """A run of Weights & Biases for each run folder, continued by every start of the run.
+    """One Weights & Biases run per run folder, continued by every start of the run.
 
-    The x axis of every curve is `env_steps`. A counter of calls, which is the service's own axis, would not do: it
-    drops whatever comes below its highest value, and a run that resumes an older checkpoint goes back.
+    The x axis of every curve is `env_steps`. The service's own axis, a counter of calls, would not do: values below its
+    maximum are dropped, and a run that resumes an older checkpoint goes back.
     """
 
     def __init__(
         self, folder: Path, name: str, env_name: str, settings: Mapping[str, Any], clips: Clips = lambda _: None
     ) -> None:
-        """Connect, or begin a folder of its own in `folder` with WANDB_MODE=offline.
+        """Connect, or with WANDB_MODE=offline start a separate folder in `folder`.
 
         Args:
-            folder: of the run.
-            name: of the run.
-            env_name: groups the runs of a world.
-            settings: by name.
+            folder: the run's folder.
+            name: the run's name.
+            env_name: groups the runs of an environment.
+            settings: the run's settings by name.
             clips: shown among the media.
 
         Raises:
-            OutputError: the service cannot be reached, or does not know who is training.
+            OutputError: the service cannot be reached, or the user is not logged in.
         """
         self.notes: list[str] = []
         self._clips = clips
@@ -83,13 +83,13 @@ class WeightsAndBiases:
                 self._run.log({"env_steps": metrics["env_steps"], "clip": self._wandb.Video(str(path), format="gif")})
 
     def say(self, text: str) -> None:
-        """Words are in messages.txt."""
+        """Ignore messages, which are in messages.txt."""
 
     def sync(self) -> None:
-        """Leave it to the service's own process what is on disk when."""
+        """Do nothing: the service's own process decides when to write to disk."""
 
     def close(self) -> None:
-        """Have the rest sent or written."""
+        """Send or write the rest."""
         with self._trouble():
             self._run.finish()
 
@@ -99,13 +99,13 @@ class WeightsAndBiases:
             yield
         except Exception as error:
             raise OutputError(
-                f"Weights & Biases takes no logs ({error}); training goes on, and all is in the other logs",
-                relief="Weights & Biases takes logs again",
+                f"cannot log to Weights & Biases ({error}); training continues, and everything is in the other logs",
+                relief="logging to Weights & Biases works again",
             ) from error
 
 
 def _identity(folder: Path) -> str:
-    """Return the name under which the service knows the run of a folder; kept there from its first start on."""
+    """Return the service's id for the run of a folder; stored there on the first start."""
     path = folder / _IDENTITY
     with contextlib.suppress(OSError, UnicodeDecodeError):
         if os.lstat(path).st_size < 100 and _IDENTITY_PATTERN.fullmatch(kept := path.read_text().strip()):

@@ -1,6 +1,6 @@
 """Folders `step_*` that are whole or absent: written under another name, flushed to disk and renamed.
 
-Where something has a name that is needed on the way and cannot be deleted, the next name that is free does as well.
+If a name needed on the way is taken by something that cannot be deleted, the next free name is used.
 """
 
 import contextlib
@@ -16,17 +16,17 @@ _ASIDE, _SCRATCH = ".damaged", ".tmp"
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write a folder with these files whole or not at all.
+    """Write a folder with these files, whole or not at all.
 
-    What stands in its place is set aside.
+    Anything already at this path is set aside.
 
     Raises:
-        OSError: it could not be written; nothing is left behind.
+        OSError: the folder could not be written; nothing is left behind.
     """
     parent = folder.parent
     parent.mkdir(parents=True, exist_ok=True)
     name = f".{folder.name}.{os.getpid()}"
-    _try_to_delete(parent / f"{name}{_SCRATCH}")  # of a process that was killed; containers reuse process ids
+    _try_to_delete(parent / f"{name}{_SCRATCH}")  # left by a killed process; containers reuse process ids
     scratch = unused(parent / name, _SCRATCH)
     try:
         scratch.mkdir()
@@ -42,10 +42,12 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def set_aside(folder: Path) -> Path:
-    """Rename a folder to `<name>.damaged` and return it; of such folders only this one is kept, or disks would fill.
+    """Rename a folder to `<name>.damaged` and return the new path.
+
+    Earlier `.damaged` folders are deleted, or disks would fill.
 
     Raises:
-        OSError: it could not be renamed.
+        OSError: the folder could not be renamed.
     """
     for earlier in folder.parent.glob(f"{PREFIX}*{_ASIDE}"):
         _try_to_delete(earlier)
@@ -53,24 +55,24 @@ def set_aside(folder: Path) -> Path:
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete a folder that from the first moment on is not there any more, even if the deletion is interrupted.
+    """Delete a folder, renaming it first so that it disappears whole even if the deletion is interrupted.
 
     Raises:
-        OSError: it could not be renamed. What could not be deleted after that is for `remove_scratch`.
+        OSError: the folder could not be renamed. If only the deletion fails, the rest is left to `remove_scratch`.
     """
     _try_to_delete(folder.rename(unused(folder.with_name(f".{folder.name}"), _SCRATCH)))
 
 
 def remove_scratch(parent: Path) -> list[Path]:
-    """Delete what killed writers left behind; return what has such a name, or that of one set aside, and stays."""
+    """Delete what killed writers left behind; return paths with scratch or `.damaged` names that stay."""
     in_the_way = [path for path in parent.glob(f".{PREFIX}*{_SCRATCH}") if not _try_to_delete(path)]
     return in_the_way + [path for path in parent.glob(f"{PREFIX}*{_ASIDE}") if path.is_symlink() or not path.is_dir()]
 
 
 def _try_to_delete(folder: Path) -> bool:
-    """Delete a folder and return whether it has gone; what is none, or a link to one, stays."""
-    if folder.is_dir():  # or a pipe would have to be opened first, which waits for its other end
-        with contextlib.suppress(OSError, RecursionError):  # Python follows folders within folders only so far
+    """Delete a folder and return whether it is gone; other files, and links to folders, stay."""
+    if folder.is_dir():  # rmtree would open a pipe, which waits for its other end
+        with contextlib.suppress(OSError, RecursionError):  # folders may be nested too deeply for Python
             shutil.rmtree(folder)
     return not os.path.lexists(folder)
 
@@ -80,5 +82,5 @@ def _write(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-        if hasattr(os, "posix_fadvise"):  # so that reading it again asks the disk and not the memory
+        if hasattr(os, "posix_fadvise"):  # so that the file is read back from the disk, not from the page cache
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -1,4 +1,4 @@
-"""A window that shows a game at its own speed, where there is a display; keys stop and hasten it."""
+"""A window that shows a game at its own speed if there is a display; keys pause it and change the speed."""
 
 import os
 import sys
@@ -22,7 +22,7 @@ def has_display() -> bool:
 
 
 def keep_drawing_quiet() -> None:
-    """Let what worlds draw with neither greet nor miss a screen or a loudspeaker; what the user has set stays."""
+    """Silence pygame's greeting and, without a display, use dummy drivers; variables the user has set are kept."""
     quiet = {"PYGAME_HIDE_SUPPORT_PROMPT": "1"}
     if not has_display():
         quiet |= {"SDL_VIDEODRIVER": "dummy", "SDL_AUDIODRIVER": "dummy"}
@@ -39,38 +39,38 @@ class NoWindowError(Exception):
 
 
 class Pace:
-    """How fast the pictures of a game follow each other, and whether they do."""
+    """How fast the pictures of a game follow each other, and whether the game is paused."""
 
     def __init__(self, per_second: float, most_per_second: float = 1000.0) -> None:
-        """Begin at the game's own speed.
+        """Start at the game's own speed.
 
         Args:
-            per_second: pictures of the game at its own speed.
-            most_per_second: of these are shown, however fast the game is.
+            per_second: pictures per second at the game's own speed.
+            most_per_second: pictures shown per second at most, however fast the game runs.
         """
         self._per_second, self._between = per_second, 1.0 / most_per_second
         self._due = self._shown = 0.0
         self.speed, self.is_paused = 1.0, False
 
     def press(self, key: str) -> None:
-        """Do what a key stands for: pause, faster or slower; others mean nothing."""
+        """Apply a key: pause, faster or slower; others are ignored."""
         if key == "pause":
             self.is_paused = not self.is_paused
         elif key in ("faster", "slower"):
             self.speed = min(_FASTEST, max(_SLOWEST, self.speed * (2.0 if key == "faster" else 0.5)))
 
     def wait(self, look_at_keys: Callable[[], None]) -> bool:
-        """Wait until the next picture is due and no longer while it is paused; return whether to show it.
+        """Wait until the game is not paused and the next picture is due; return whether to show it.
 
         Args:
-            look_at_keys: called at once, and every twentieth of a second while this waits.
+            look_at_keys: called immediately, and every twentieth of a second while waiting.
         """
         look_at_keys()
         while self.is_paused:
             time.sleep(_SECONDS_BETWEEN_KEYS)
             look_at_keys()
         now, period = time.monotonic(), 1.0 / (self._per_second * self.speed)
-        # Who is far behind does not run after it.
+        # When far behind, do not try to catch up.
         self._due = now if now > self._due + _MOST_SECONDS_LATE else self._due + period
         while (left := self._due - time.monotonic()) > 0.0:
             time.sleep(min(left, _SECONDS_BETWEEN_KEYS))
@@ -90,10 +90,10 @@ class GameWindow:
     """A pygame window: Esc closes it, space pauses, + and - change the speed."""
 
     def __init__(self, title: str, frames_per_second: float) -> None:
-        """Prepare to show frames at this rate; the window opens with the first.
+        """Prepare to show frames at this rate; the window opens with the first frame.
 
         Raises:
-            NoWindowError: it could not be opened.
+            NoWindowError: no window can be opened.
         """
         import pygame
 
@@ -102,7 +102,7 @@ class GameWindow:
             pygame.display.init()
         except pygame.error as error:
             raise NoWindowError(f"no window can be opened on this display: {error}") from error
-        # Without a display that answers, SDL draws where nobody sees it.
+        # If the display does not respond, SDL falls back to a driver that shows nothing.
         if pygame.display.get_driver() in _UNSEEN and "SDL_VIDEODRIVER" not in os.environ:
             pygame.display.quit()
             raise NoWindowError("no window can be opened: the display does not answer")
@@ -114,7 +114,7 @@ class GameWindow:
 
         Raises:
             WindowClosedError: the window was closed.
-            NoWindowError: there is none.
+            NoWindowError: the frame cannot be shown.
         """
         try:
             self._show(frame)
@@ -139,7 +139,7 @@ class GameWindow:
         self._pace.wait(self._look_at_keys)
 
     def _look_at_keys(self) -> None:
-        """Do what was pressed."""
+        """Handle pressed keys and update the caption."""
         pygame = self._pygame
         for event in pygame.event.get():
             key = getattr(event, "key", None) if event.type == pygame.KEYDOWN else None

@@ -1,4 +1,4 @@
-"""What a run's curves say that its owner should know, in words."""
+"""Findings: sentences about what is unusual in a run's curves."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from ppo.report.logs import PHASES, Columns
 
 _LAST = 10
-"""A curve's end is the mean of its last tenth."""
+"""A curve's final value is the mean of its last tenth."""
 _LEAST_ROWS = 20
 _HIGH_KL, _HIGH_CLIP_FRACTION, _LOW_EXPLAINED_VARIANCE = 0.05, 0.3, 0.0
 _SMALL_SHARE_OF_ENTROPY, _EARLY = 0.02, 0.5
@@ -14,7 +14,7 @@ _LARGE_SHARE, _SLOWER, _FALLEN = 0.25, 0.6, 0.7
 
 
 def findings(curves: Columns) -> list[str]:
-    """Return a sentence for everything about a run's curves that is out of the ordinary."""
+    """Return one sentence for each unusual thing in a run's curves."""
     if not curves or len(curves["env_steps"]) < _LEAST_ROWS:
         return []
     rules = (_update_size, _values, _entropy, _return, _speed, _time)
@@ -50,21 +50,22 @@ def _values(curves: Columns) -> list[str]:
     explained = _known(curves, "update/explained_variance")
     if len(explained) and _end(explained) < _LOW_EXPLAINED_VARIANCE:
         return [
-            f"The values explain nothing of the returns at the end (explained variance {_end(explained):.2f}; 1 is "
-            "perfect): advantages are mostly noise. Try value or reward normalisation, or a larger network."
+            "At the end, the values explain none of the variance of the returns (explained variance "
+            f"{_end(explained):.2f}; 1 is perfect): advantages are mostly noise. Try value or reward normalisation, or "
+            "a larger network."
         ]
     return []
 
 
 def _entropy(curves: Columns) -> list[str]:
     entropy = _known(curves, "update/entropy")
-    if not len(entropy) or entropy[0] <= 0.0:  # densities may have any entropy
+    if not len(entropy) or entropy[0] <= 0.0:  # differential entropy may be negative: shares of it mean nothing
         return []
     gone = np.flatnonzero(entropy < _SMALL_SHARE_OF_ENTROPY * entropy[0])
     if len(gone) and gone[0] < _EARLY * len(entropy):
         return [
-            f"The policy had nearly no randomness left after {gone[0] / len(entropy):.0%} of the run: it explored no "
-            "more. A larger entropy_coefficient keeps it trying."
+            f"The policy had nearly no randomness left after {gone[0] / len(entropy):.0%} of the run, so it "
+            "stopped exploring. A larger entropy_coefficient keeps it exploring."
         ]
     return []
 
@@ -77,7 +78,7 @@ def _return(curves: Columns) -> list[str]:
     if spread > 0.0 and _end(returns) < returns.min() + _FALLEN * spread:
         return [
             f"The return ended at {_end(returns):.4g}, well below its best of {best:.4g}. --checkpoint=best plays the "
-            "best checkpoint that was kept; a falling learning rate often keeps what was learnt."
+            "best checkpoint kept; a decaying learning rate often prevents such a drop."
         ]
     return []
 
@@ -88,8 +89,8 @@ def _speed(curves: Columns) -> list[str]:
     before = float(np.median(speed[tenth : 3 * tenth])) if len(speed) >= _LEAST_ROWS else 0.0
     if before and _end(speed) < _SLOWER * before:
         return [
-            f"The run became slower: {_end(speed):,.0f} steps a second at its end, {before:,.0f} near its beginning. "
-            "Another program may have taken its cores, or episodes take longer to step."
+            f"The run slowed down: {_end(speed):,.0f} steps per second at the end, {before:,.0f} near the beginning. "
+            "Another program may be using its cores, or the environment may have become slower to step."
         ]
     return []
 

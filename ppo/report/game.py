@@ -1,6 +1,6 @@
-"""One game of an agent, with all that it saw, said and did.
+"""One recorded game of an agent: its observations, outputs and actions in every step.
 
-It is the first game of `--mode=play` with the same seed, and not a chosen one.
+It is always the first game of `--mode=play` with the same seed, never a hand-picked one.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from ppo.playback import prepare_to_draw
 from ppo.settings import Refusal
 
 MOST_STEPS = 3000
-"""Longer games are cut: this many fit into memory and, of most worlds, into a page."""
+"""Longer games are cut: this many steps fit into memory and, in most worlds, into a page."""
 _LARGEST_PICTURE = 320, 240
 _MOST_COLOURS = 256
 _BATCH = 64
@@ -30,46 +30,46 @@ _BATCH = 64
 
 @dataclass
 class Game:
-    """A game's T steps."""
+    """The T steps of a game."""
 
     observations: NDArray[Any]
-    """What the agent saw before each step, (T, *S)."""
+    """Observation before each step, (T, *S)."""
     outputs: NDArray[np.float32]
-    """What its policy head said, (T, K)."""
+    """Outputs of the policy head, (T, K)."""
     values: NDArray[np.float32]
-    """What it expected, (T,), in the units of its value head."""
+    """Predicted values, (T,), in the units of the value head."""
     actions: list[list[float]]
-    """What the world was sent, by step."""
+    """Action sent to the world in each step, flattened."""
     rewards: NDArray[np.float32]
-    """(T,), raw."""
+    """Raw rewards, (T,)."""
     is_over: bool
     """Whether the game ended with its last step."""
     film: "Film | None"
-    """The screen before each step; None of worlds that cannot be drawn here."""
+    """The screen before each step; None if the world cannot be drawn here."""
     steps_per_second: float
-    """Speed of the game on a screen."""
+    """Speed at which the game is shown."""
     action_names: list[str]
     entry_names: list[str]
 
     @property
     def num_steps(self) -> int:
-        """T."""
+        """The number of steps, T."""
         return len(self.actions)
 
 
 class Film:
-    """Pictures of at most 256 colours."""
+    """Pictures that share a palette of at most 256 colours."""
 
     def __init__(self) -> None:
         """Begin without pictures."""
         self.palette: list[tuple[int, ...]] = []
         self.pictures: list[NDArray[np.uint8]] = []
-        """(H, W), numbers of colours."""
+        """Each (H, W), palette indices."""
         self._numbers: dict[int, int] = {}
         self._frame = np.zeros((0, 0, 3), np.uint8)
 
     def add(self, frame: NDArray[np.uint8]) -> None:
-        """Add a frame (H, W, 3), smaller if it is large; colours beyond the 256th become the nearest known one."""
+        """Add a frame (H, W, 3), shrunk if large; colours beyond the 256th map to the nearest in the palette."""
         frame = _smaller(frame)
         if frame.shape == self._frame.shape:
             red, green, blue = np.moveaxis(frame != self._frame, 2, 0)
@@ -84,7 +84,7 @@ class Film:
         self._frame = frame.copy()
 
     def _number(self, code: int) -> int:
-        """Return the number of a colour."""
+        """Return the palette index of a colour, adding it while there is room."""
         if code not in self._numbers:
             colour = (code >> 16, code >> 8 & 255, code & 255)
             if len(self.palette) < _MOST_COLOURS:
@@ -96,7 +96,7 @@ class Film:
 
 
 def play_game(agent: Agent, config: Config, goes_on: Callable[[], bool]) -> tuple[Game, ActorCritic]:
-    """Play a game from its beginning until it is over, too long, or `goes_on` says no; return it and its network.
+    """Play a game until it is over, too long, or `goes_on` returns False; return it and the network.
 
     Raises:
         Refusal: the agent cannot play.
@@ -107,7 +107,7 @@ def play_game(agent: Agent, config: Config, goes_on: Callable[[], bool]) -> tupl
     def keep(step: Step) -> None:
         steps.append(step)
         if shown.frame is not None and (not step.is_over or not film.pictures):
-            # A frame is drawn after a step, and shows what the next one begins with; the first step has that after it.
+            # A step's frame shows the state before the next step; the first step's also stands for the state before it.
             for _ in range(1 if film.pictures else 2):
                 film.add(shown.frame)
 
@@ -155,15 +155,15 @@ def _game_of(steps: Sequence[Step], film: Film | None, num_frames: int, envs: En
 def saliency(
     model: ActorCritic, observations: NDArray[np.uint8], side: int, goes_on: Callable[[], bool]
 ) -> NDArray[np.uint8]:
-    """Return where images matter to the value, (T, side, side): its absolute gradient, the largest of a step is 255.
+    """Return saliency maps (T, side, side): the value's absolute gradient, scaled to a maximum of 255 per step.
 
     Simonyan et al. 2014 (arXiv:1312.6034), section 3.
 
     Args:
         model: the network.
         observations: (T, C, H, W).
-        side: pixels of what is returned.
-        goes_on: asked now and then; all later steps are 0 once it says no.
+        side: height and width of the maps, in pixels.
+        goes_on: checked before each batch; once it returns False, the remaining maps are 0.
     """
     maps = []
     for part in _batches(observations):
@@ -183,7 +183,7 @@ def _batches(observations: NDArray[Any]) -> list[NDArray[Any]]:
 
 
 def _smaller(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return a frame that fits into the largest picture."""
+    """Return the frame, shrunk to the largest picture size if it exceeds that."""
     height, width, _ = frame.shape
     widest, highest = _LARGEST_PICTURE
     scale = min(1.0, widest / width, highest / height)
@@ -191,4 +191,4 @@ def _smaller(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return frame
     size = max(1, round(width * scale)), max(1, round(height * scale))
     shrunk = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
-    return np.asarray(shrunk & np.uint8(0xF8), np.uint8)  # blended colours would be too many
+    return np.asarray(shrunk & np.uint8(0xF8), np.uint8)  # blending makes too many colours for the palette

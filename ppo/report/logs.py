@@ -1,6 +1,6 @@
-"""A run's logs as columns of bounded length, whatever their files hold.
+"""A run's logs as columns of bounded length, whatever the files contain.
 
-Nobody vouches for the files of a run folder: only known columns are read, as numbers; what is no finite number is NaN.
+The files of a run folder are untrusted: only known columns are read; anything but a finite number becomes NaN.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ MAX_LINE_BYTES = 65_536
 _MOST_MESSAGES = 40
 _MOST_HOSTS = 50
 _MOST_RANKS = 4096
-# float32 holds it, and no world's return is near.
+# Larger numbers are read as NaN: this one fits float32, and no world's return comes near it.
 _LARGEST = 1e30
 
 Columns = dict[str, NDArray[np.float64]]
@@ -46,25 +46,25 @@ class Logs:
     """What a run wrote about itself."""
 
     curves: Columns
-    """By column of progress.csv: means over equally many updates each, NaN where there is none."""
+    """Columns of progress.csv: each point is a mean over equally many updates, NaN where none has a number."""
     games: Columns
-    """By column of episodes.csv: some of the games."""
+    """Columns of episodes.csv, for some of the games."""
     num_games: int
-    """How many there are."""
+    """How many games episodes.csv has."""
     newest: Columns
-    """The newest games."""
+    """Columns of episodes.csv, for the newest games."""
     messages: list[str]
     """The newest warnings of messages.txt."""
     settings: Config | None
-    """What config.json says the run was started with; None if it does not say so in this version's terms."""
+    """The settings in config.json; None if this version cannot read them."""
     facts: dict[str, str]
-    """What config.json says of where the run was started."""
+    """When, where and how the run was started, from config.json."""
     evaluation: dict[str, float] | None
-    """What evaluation.json says: mean return, number of games and steps of the agent."""
+    """From evaluation.json: mean return, number of games and the agent's steps."""
 
 
 def read_logs(folder: Path) -> Logs:
-    """Read the logs in a run's folder; those that are missing or damaged are empty."""
+    """Read the logs in a run's folder; missing or damaged ones are empty."""
     curves, _, _ = _read_csv(folder / "progress.csv", (*PLACES, *CURVES), PLACES, _MOST_POINTS)
     games, newest, num_games = _read_csv(folder / "episodes.csv", _GAMES, _GAMES, _MOST_GAMES)
     config = _read_object(folder / "config.json")
@@ -74,7 +74,7 @@ def read_logs(folder: Path) -> Logs:
 
 
 def with_card(logs: Logs, path: Path) -> Logs:
-    """Return logs, with what the card of a shipped agent says where they say nothing."""
+    """Return the logs with their gaps filled from a shipped agent's card."""
     card = _read_object(path)
     evaluated = card.get("evaluation")
     evaluation = _evaluation_of(evaluated) if isinstance(evaluated, dict) else None
@@ -82,7 +82,7 @@ def with_card(logs: Logs, path: Path) -> Logs:
 
 
 def _read_csv(path: Path, names: Sequence[str], last: Sequence[str], most: int) -> tuple[Columns, Columns, int]:
-    """Return named columns of a file in at most twice so many rows, its newest rows, and how many it has."""
+    """Return the named columns in at most `2 * most` rows, the newest rows, and the number of rows in the file."""
     lines = _lines(path)
     rows = Rows(next(lines, b""), names, last, most)
     for line in lines:
@@ -91,7 +91,7 @@ def _read_csv(path: Path, names: Sequence[str], last: Sequence[str], most: int) 
 
 
 class Rows:
-    """The rows of a file that have been read so far, as columns of bounded length."""
+    """The rows read from a file so far, as columns of bounded length."""
 
     def __init__(
         self, header: bytes, names: Sequence[str], last: Sequence[str], most: int, num_newest: int = _NEWEST_GAMES
@@ -100,10 +100,10 @@ class Rows:
 
         Args:
             header: the first line of the file.
-            names: of the columns.
-            last: those of which a row stands for the last of the file's rows that are merged in it; others are means.
-            most: rows; there are at most twice as many.
-            num_newest: rows that are kept as they are.
+            names: the columns to keep.
+            last: the columns for which a merged row holds the last value; the others hold means.
+            most: half the largest number of merged rows.
+            num_newest: how many of the newest rows are also kept unmerged.
         """
         found = header.decode(errors="replace").rstrip("\n").split(",")
         self._names, self._most = names, most
@@ -116,7 +116,7 @@ class Rows:
         self.count = 0
 
     def add(self, line: bytes) -> None:
-        """Take the next row."""
+        """Add the next row."""
         self.count += 1
         self._last = line
         self._newest.append(line)
@@ -131,12 +131,12 @@ class Rows:
                 self._stride *= 2
 
     def columns(self) -> Columns:
-        """Return all rows, in few."""
+        """Return all rows, merged."""
         unmerged = [self._under_way()] if self.count % self._stride else []
         return self._columns([*self._rows, *unmerged])
 
     def newest(self) -> Columns:
-        """Return the newest rows as they are."""
+        """Return the newest rows, unmerged."""
         return self._columns([self._parsed(line) for line in self._newest])
 
     def _under_way(self) -> NDArray[np.float64]:
@@ -152,7 +152,7 @@ class Rows:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """Yield the whole lines of a file up to the first that cannot be read."""
+    """Yield the complete lines of a file, up to the first that cannot be read."""
     try:
         with open_regular(path, MAX_LOG_BYTES) as (file, _):
             while (line := file.readline(MAX_LINE_BYTES)).endswith(b"\n"):
@@ -191,7 +191,7 @@ def _read_messages(folder: Path) -> list[str]:
 
 
 def _settings_of(data: dict[str, Any]) -> Config | None:
-    """Return the settings among what config.json holds."""
+    """Return the settings in the contents of config.json; None if they cannot be read."""
     try:
         with only_damage(Path("config.json")):
             family = family_of(data["run"]["env_name"])
@@ -201,7 +201,7 @@ def _settings_of(data: dict[str, Any]) -> Config | None:
 
 
 def _facts_of(data: dict[str, Any]) -> dict[str, str]:
-    """Return what a file says of where a run was started, each of its type or left out."""
+    """Return when, where and how a run was started; facts of the wrong type are left out."""
     names = ("started", "command", "commit", "code")
     facts = {name: _long(data[name]) for name in names if isinstance(data.get(name), str)}
     hosts = data.get("hosts")
@@ -219,7 +219,7 @@ def _evaluation_of(data: dict[str, Any]) -> dict[str, float] | None:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """Return a file's JSON object, an empty one if it is none."""
+    """Return the JSON object in a file; empty if there is none."""
     try:
         with open_regular(path, _MAX_TEXT_BYTES) as (file, size):
             data = parse_json(file.read(size))
@@ -229,5 +229,5 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _long(text: str) -> str:
-    """Return a long text in one printable line of at most 2,000 characters."""
+    """Return a text as one printable line of at most 2,000 characters."""
     return "".join(brief(text[place : place + 200]) for place in range(0, min(len(text), 2000), 200))

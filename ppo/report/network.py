@@ -1,7 +1,7 @@
 """A network as data that a page can run: its layers in order, large weights in 8 bits.
 
-Only layers whose exact type is known are taken. Weights of more than 65,536 numbers become whole numbers from -127 to
-127 with a scale for each output; all others stay float32. `browser/network.js` is the other side.
+Only layers of exactly known types are exported. Weights of more than 65,536 numbers become integers from -127 to 127
+with one scale per output; all others stay float32. `browser/network.js` runs the layers.
 """
 
 import math
@@ -36,34 +36,34 @@ Layers = list[dict[str, Any]]
 
 
 class CannotBeHeldError(Exception):
-    """A page cannot run the network; says why."""
+    """A page cannot run the network; the message says why."""
 
 
 @torch.inference_mode()
 def portable(model: ActorCritic, shape: Shape, moments: RunningMoments, pack: Pack) -> dict[str, Any]:
-    """Return a network as JSON, its weights in `pack`.
+    """Return a network as JSON, with its weights in `pack`.
 
     Args:
         model: the network.
-        shape: of an observation.
-        moments: of returns, whose units its values are in.
+        shape: the shape of an observation.
+        moments: of the returns; they denormalize the network's values.
         pack: receives the weights.
 
     Raises:
-        CannotBeHeldError: it is too large, or has a layer that is not known.
+        CannotBeHeldError: the network is too large or has an unknown layer.
     """
     if sum(_size_of(parameter) for parameter in model.parameters()) > _MOST_BYTES:
         number = sum(parameter.numel() for parameter in model.parameters())
         raise CannotBeHeldError(f"its network has {number / 1e6:.1f} million weights, more than this page can hold")
     if type(model) is not ActorCritic:
         raise CannotBeHeldError(f"its network is of a kind that this page cannot run ({type(model).__name__})")
-    _Export(Pack()).everything(model, shape)  # nothing is packed of a network that is refused halfway
+    _Export(Pack()).everything(model, shape)  # a dry run: a network refused halfway leaves `pack` empty
     described = _Export(pack).everything(model, shape)
     return {**described, "units": {"mean": moments.mean, "deviation": moments.deviation}}
 
 
 def describe_distribution(distribution: ActionDistribution) -> dict[str, Any]:
-    """Return what the outputs of the policy head mean, as JSON; `kind` is "other" where a page cannot show it."""
+    """Return the meaning of the policy head's outputs as JSON; `kind` is "other" if a page cannot show them."""
     kind = type(distribution)
     if isinstance(distribution, Categorical | MultiCategorical | Bernoulli) and kind in _KINDS:
         if isinstance(distribution, MultiCategorical):
@@ -90,7 +90,7 @@ class _Export:
         self._pack = pack
 
     def everything(self, model: ActorCritic, shape: Shape) -> dict[str, Any]:
-        """Return the inputs, both encoders and both heads."""
+        """Return the input scaling, both encoders and both heads."""
         actor, features = self.layers([model.actor], shape)
         critic = None if model.critic is None else self.layers([model.critic], shape)[0]
         heads = {
@@ -103,7 +103,7 @@ class _Export:
         return {"shape": list(shape), "scaling": self._scaling(model), "actor": actor, "critic": critic, **heads}
 
     def layers(self, modules: Iterable[nn.Module], shape: Shape) -> tuple[Layers, Shape]:
-        """Return the layers of modules that follow each other, and the shape of what they make of a shape."""
+        """Return the layers of consecutive modules, and their output shape for inputs of `shape`."""
         layers: Layers = []
         for module in modules:
             kind = type(module)
@@ -152,7 +152,7 @@ class _Export:
         return {**layer, "weight": self._weight(weight), "bias": self._pack.add(bias.float().numpy())}, after
 
     def _weight(self, weight: Tensor) -> dict[str, Any]:
-        """Pack a weight (outputs, ...): its numbers, and for whole ones the scale of each output."""
+        """Pack a weight (outputs, ...): its numbers and, if they are 8-bit, the scale of each output."""
         numbers = weight.float().numpy()
         if numbers.size <= _MOST_IN_FLOAT32:
             return {"numbers": self._pack.add(numbers)}
@@ -162,11 +162,11 @@ class _Export:
         return {"numbers": self._pack.add(whole.reshape(numbers.shape)), "scales": self._pack.add(scales)}
 
     def _scaling(self, model: ActorCritic) -> dict[str, Any] | None:
-        """Return what is done to an observation before the first layer; None if nothing is."""
+        """Return how observations are scaled before the first layer; None if they are not."""
         inputs = model.inputs
         if isinstance(inputs, PixelStatistics):
             if model.pixel_layer is not None:
-                return None  # folded into it
+                return None  # folded into the first convolution
             bound = None
         else:
             assert isinstance(inputs, VectorStatistics)
@@ -179,6 +179,6 @@ class _Export:
 
 
 def _size_of(parameter: Tensor) -> int:
-    """Return about how many bytes a parameter takes in a page."""
+    """Estimate how many bytes a parameter takes in a page."""
     number = parameter.numel()
     return number if number > _MOST_IN_FLOAT32 else 4 * number

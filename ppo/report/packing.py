@@ -1,8 +1,8 @@
-"""How numbers travel inside a page: one block of bytes, deflated and written in base64.
+"""The format of a page's data: one block of bytes, deflated and base64-encoded.
 
-The block is the length of a JSON text (4 bytes, little-endian), the text, and the arrays that it refers to by
-`{"type", "shape", "at"}`. Base64 has no character that HTML reads as anything but text, so whatever a run's files
-hold, none of it can become a part of the page's structure. `browser/data.js` is the other side.
+The block is the length of a JSON text (4 bytes, little-endian), the text, and the arrays that it references as
+`{"type", "shape", "at"}`. Base64 has no characters that are special in HTML, so nothing in a run's files can become
+markup. `browser/data.js` decodes the block.
 """
 
 import base64
@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 _ALIGNMENT = 8
-_LEVEL = 6  # 9 takes twice the time for 3 % less
+_LEVEL = 6  # 9 takes twice as long and saves 3 %
 _TYPES = {"|i1": "i1", "|u1": "u1", "<f4": "f4"}
 
 
 class Pack:
-    """Collects arrays, which a JSON text refers to."""
+    """Collects the arrays that a JSON text references."""
 
     def __init__(self) -> None:
         """Begin without arrays."""
@@ -27,7 +27,7 @@ class Pack:
         self._length = 0
 
     def add(self, array: NDArray[Any]) -> dict[str, Any]:
-        """Take an int8, uint8 or float32 array and return what stands for it in the text."""
+        """Add an int8, uint8 or float32 array and return its reference for the text."""
         content = np.ascontiguousarray(array).tobytes()
         reference = {"type": _TYPES[array.dtype.str], "shape": list(array.shape), "at": self._length}
         padding = bytes(-len(content) % _ALIGNMENT)
@@ -36,13 +36,13 @@ class Pack:
         return reference
 
     def add_film(self, pictures: NDArray[np.uint8]) -> dict[str, Any]:
-        """Take pictures (T, ...) that follow each other, of which little changes; each is stored as its difference."""
+        """Add consecutive pictures (T, ...) that differ little; each is stored as its XOR with the one before."""
         differences = pictures.copy()
         np.bitwise_xor(pictures[1:], pictures[:-1], out=differences[1:])
         return {**self.add(differences), "film": True}
 
     def encode(self, content: dict[str, Any], level: int = _LEVEL) -> str:
-        """Return the text and all arrays, deflated at a level, in base64."""
+        """Return the text and all arrays, deflated at a level and base64-encoded."""
         text = json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
         text += b" " * (-(4 + len(text)) % _ALIGNMENT)
         block = b"".join([len(text).to_bytes(4, "little"), text, *self._blocks])

@@ -1,8 +1,8 @@
-"""A page: the files of `browser/` in one, with what the page shows as data and a policy that forbids all else.
+"""A page: one HTML file from the files of `browser/`, the data to show, and a strict Content-Security-Policy.
 
-The policy (Content-Security-Policy) allows the page's own scripts and styles by their hashes, and nothing besides: no
-request, no other script, no form, no frame. The page of a watcher may speak with the server that it comes from. What
-comes from a run is in the data alone, in base64, and in the title, which is escaped.
+The policy allows only the page's own scripts and styles, by hash: no requests, other scripts, forms or frames. The
+watch page may also connect to its own server. Content from a run appears only in the data, which is base64, and in the
+title, which is escaped.
 """
 
 import base64
@@ -14,22 +14,22 @@ from importlib import resources
 
 MAX_BYTES = 2_000_000
 _COMMON = ("data.js", "charts.js", "theme.js")
-_ONE_FILE = "One file: no request leaves this page, and its policy forbids any."
+_ONE_FILE = "A single file: this page makes no requests, and its policy forbids them."
 
 
 @dataclass(frozen=True)
 class _Page:
-    """What pages differ in, besides `browser/<name>.html`, which stands in the frame's main part."""
+    """What differs between pages, besides `browser/<name>.html`, which fills the main part of `frame.html`."""
 
     kind: str
-    """In words, above the name."""
+    """In words, shown above the name."""
     scripts: tuple[str, ...]
     skip: str = ""
-    """A link past what is above, for the keyboard."""
+    """Skip link for keyboard users."""
     styles: tuple[str, ...] = ()
-    """Besides those of all pages."""
+    """In addition to those of all pages."""
     connects: str = "'none'"
-    """What it may ask for anything."""
+    """The policy's connect-src: where the page may send requests."""
     footer: str = _ONE_FILE
 
 
@@ -48,7 +48,7 @@ _PAGES = {
         (*_COMMON, "curves.js", "actions.js", "pictures.js", "watch.js"),
         styles=("watch.css",),
         connects="'self'",
-        footer="This page speaks with the watcher that it comes from, and with nobody else.",
+        footer="This page connects only to the watcher that served it.",
     ),
 }
 _STYLES = ("uplot/uPlot.min.css", "report.css")
@@ -59,7 +59,7 @@ def assemble(title: str, data: str, page: str = "report") -> bytes:
     """Return a page.
 
     Args:
-        title: of the window.
+        title: the window title.
         data: what the page shows, from `Pack.encode`.
         page: report (of a run), comparison (of several) or watch.
     """

@@ -1,4 +1,4 @@
-"""Making the report of a run: `--mode=report`, and at the end of a training."""
+"""Write the report of a run, for `--mode=report` and at the end of training."""
 
 import dataclasses
 import math
@@ -31,36 +31,36 @@ from ppo.settings import Refusal
 from ppo.standard_streams import say_on_standard_error
 
 GoesOn = Callable[[float], bool]
-"""Tells whether to go on with what may last until so many seconds after the report was begun."""
+"""Whether to continue with work that may last until this many seconds after the report was started."""
 
 REPORT_FILE = "report.html"
 _SECONDS_OF_TRAINING = 10.0
-# After which the game is cut, and the tint of large networks ends, at a training's end; both count from its beginning.
+# At the end of training: when to cut the game and stop the saliency of large networks, counted from the report's start.
 _SECONDS_OF_GAME = 4.0
 _SECONDS_OF_TINT = 6.0
-# At a training's end, when all ranks wait: about 11 MB a second of progress.csv are read.
+# At the end of training, while all ranks wait: progress.csv is read at about 11 MB/s.
 _MOST_BYTES_OF_LOGS = 32_000_000
 _DIGITS = 5
 _BINS = 30
 _SALIENCY_SIDE = 21
 _PARTS_OF_A_GAME = (1.0, 0.6, 0.35, 0.2, 0.1, 0.0)
 _OUTSIDE = {"env_name", "env_kwargs", "network", "policy"}
-"""What may name code from outside, which the training whose report is made has named."""
+"""Settings that may name user-defined code; they count as explicit, since the training named them."""
 
 
 def report(config: Config, comm: Collective, explicit: set[str]) -> int:
-    """Write the report of the run, or the shipped agent, that the settings name; return the exit code."""
+    """Write the report of the run or shipped agent that the settings name; return the exit code."""
     return decided_by_root(comm, lambda: _report(config, explicit))
 
 
 def report_at_end(config: Config, *, goes_on: Callable[[], bool]) -> None:
-    """Write the report of a training that has ended, within a few seconds; trouble with it is one line.
+    """Write the report of a run that has ended, within a few seconds; a failure only prints a line.
 
-    There is none of a training that took less than ten seconds, nor again of one that had ended before.
+    None is written for a run shorter than ten seconds, or for one that had ended before and has its report.
 
     Args:
-        config: its settings.
-        goes_on: asked after every step of the game that is played for the report.
+        config: the training's settings.
+        goes_on: checked between the steps of the game that is played for the report.
     """
     begun = time.monotonic()
 
@@ -73,7 +73,9 @@ def report_at_end(config: Config, *, goes_on: Callable[[], bool]) -> None:
         logs_there = [path for name in LOGS if (path := config.run_folder / name).exists()]
         size = sum(path.stat().st_size for path in logs_there)
         if size > _MOST_BYTES_OF_LOGS:
-            print_line(f"no report yet: logs of {size / 1e6:.0f} MB take a while to read; --mode=report makes it")
+            print_line(
+                f"no report written: reading {size / 1e6:.0f} MB of logs takes a while; use --mode=report to make one"
+            )
             return
         logs = read_logs(config.run_folder)
         seconds = logs.curves["time/seconds"]
@@ -81,12 +83,12 @@ def report_at_end(config: Config, *, goes_on: Callable[[], bool]) -> None:
             return
         path = _write(*_find(config, _OUTSIDE), config, logs, has_time)
         print_line(f"report: {path}")
-    except Exception as error:  # whatever it is, the training has ended well
+    except Exception as error:  # a failed report must not fail a run that succeeded
         say_on_standard_error(f"WARNING: no report was made ({type(error).__name__}: {error}); try --mode=report")
 
 
 def _is_newest(folder: Path) -> bool:
-    """Tell whether a run's report is newer than its log."""
+    """Return whether a run's report is newer than its log."""
     path = folder / REPORT_FILE
     return path.exists() and path.stat().st_mtime >= (folder / "progress.csv").stat().st_mtime
 
@@ -102,7 +104,7 @@ def _report(config: Config, explicit: set[str]) -> int:
 
 
 def _find(config: Config, explicit: set[str]) -> tuple[str, Agent | None, str]:
-    """Return the name of the run that the settings mean, its agent, and why there is none.
+    """Return the name of the run that the settings mean, its agent if any, and the reason if there is none.
 
     Raises:
         Refusal: there is neither an agent nor a log.
@@ -115,7 +117,7 @@ def _find(config: Config, explicit: set[str]) -> tuple[str, Agent | None, str]:
         return config.model_name, None, str(error)
     if agent.is_shipped and config.playback.checkpoint != "shipped":
         for name in (config.model_name, agent.name):
-            if _has_log(config, name):  # of a training, which the shipped agent is not from
+            if _has_log(config, name):  # from a training run that did not produce the shipped agent
                 return name, None, f"there is no checkpoint of {name} in {config.run.checkpoint_dir}"
     return agent.name, agent, ""
 
@@ -125,10 +127,10 @@ def _has_log(config: Config, name: str) -> bool:
 
 
 def _write(name: str, agent: Agent | None, reason: str, config: Config, logs: Logs, goes_on: GoesOn) -> Path:
-    """Write the report of a run; return where.
+    """Write the report of a run and return its path.
 
     Raises:
-        Refusal: the folder cannot be written.
+        Refusal: the folder is not writable.
     """
     folder = config.run.run_dir / name
     require_writable("run_dir", folder)
@@ -140,15 +142,15 @@ def _write(name: str, agent: Agent | None, reason: str, config: Config, logs: Lo
 
 
 def build_report(name: str, agent: Agent | None, reason: str, config: Config, logs: Logs, goes_on: GoesOn) -> bytes:
-    """Return the page of a run.
+    """Return the report page of a run.
 
     Args:
-        name: of the run.
+        name: the run's name.
         agent: plays the game that the page shows; None if there is none.
-        reason: why there is none.
+        reason: why there is no agent.
         config: the settings of this invocation; the page shows those of the agent, else of the logs.
-        logs: of the run.
-        goes_on: asked before every step of the game but the first, and while its tint is computed.
+        logs: the run's logs.
+        goes_on: checked before every step of the game but the first, and while its saliency is computed.
     """
     game, model, tints = None, None, None
     if agent is not None:
@@ -165,13 +167,13 @@ def build_report(name: str, agent: Agent | None, reason: str, config: Config, lo
             try:
                 network = portable(model, shape, agent.moments, pack)
             except CannotBeHeldError as error:
-                why = f"The agent itself is not in this page: {error}."
+                why = f"This page does not include the agent: {error}."
                 if tints is None and game.observations.ndim == 4:
                     tints = saliency(model, game.observations, _SALIENCY_SIDE, lambda: goes_on(_SECONDS_OF_TINT))
             steps = max(1, round(part * game.num_steps))
             shown = _describe_game(game, model, agent, steps, tints, pack)
         elif game is not None:
-            why = "The game does not fit into a page of 2 MB."
+            why = "The game does not fit within the page's limit of 2 MB."
         data = {**words, "game": shown, "network": network, "reason": why}
         page = assemble(f"{name} - run report", pack.encode(data))
         if len(page) <= MAX_BYTES:
@@ -180,7 +182,7 @@ def build_report(name: str, agent: Agent | None, reason: str, config: Config, lo
 
 
 def _in_words(name: str, agent: Agent | None, logs: Logs) -> dict[str, Any]:
-    """Return all that the page says without the agent."""
+    """Return all content of the page other than the game and the network."""
     settings = agent.config if agent else logs.settings
     newest = logs.newest["return"]
     recent = newest[-100:] if len(newest) else np.array(agent.counters.recent_returns if agent else ())
@@ -212,7 +214,7 @@ def _references(env_name: str) -> list[dict[str, Any]]:
 
 
 def _facts(agent: Agent | None, settings: Config | None, logs: Logs) -> list[list[str]]:
-    """Return what ran, as pairs of words."""
+    """Return the facts of a run, as pairs of label and text."""
     facts: list[tuple[str, Any]] = []
     if settings is not None:
         facts += [("world", settings.run.env_name), ("kind of world", settings.family.title)]
@@ -241,7 +243,7 @@ def _facts(agent: Agent | None, settings: Config | None, logs: Logs) -> list[lis
 
 
 def _changed(settings: Config) -> dict[str, Any]:
-    """Return the settings that differ from those of their preset, by name."""
+    """Return the settings that differ from their preset, by name."""
     preset = PRESETS.get(settings.run.preset or "")
     if preset is None:
         return {}
@@ -255,7 +257,7 @@ def _changed(settings: Config) -> dict[str, Any]:
 def _describe_game(
     game: Game, model: ActorCritic, agent: Agent, steps: int, tints: NDArray[np.uint8] | None, pack: Pack
 ) -> dict[str, Any]:
-    """Return the first steps of a game as JSON, its arrays in `pack`."""
+    """Return the first steps of a game as JSON, with their arrays in `pack`."""
     moments = agent.moments
     values = game.values[:steps].astype(np.float64) * moments.deviation + moments.mean
     described: dict[str, Any] = {
@@ -285,9 +287,9 @@ def _describe_game(
 
 
 def _describe_observations(observations: NDArray[Any], pack: Pack) -> dict[str, Any]:
-    """Return observations (T, *S) as JSON: of stacked images only what is new in each step, after the whole first one.
+    """Return observations (T, *S) as JSON; for stacked images, the whole first one and then each step's new channels.
 
-    `new` is the number of newest channels that a step adds; all channels where images are not stacks.
+    `new` is the number of channels that a step adds; all channels if images are not stacked.
     """
     if observations.ndim == 2:
         return {"kind": "vector", "values": pack.add(observations.astype(np.float32))}
@@ -307,7 +309,7 @@ def _describe_observations(observations: NDArray[Any], pack: Pack) -> dict[str, 
 
 
 def _plain(columns: Columns) -> dict[str, list[float | None]]:
-    """Return columns as JSON: few digits, null where there is no number."""
+    """Return columns as JSON: rounded to `_DIGITS` significant digits, null where not finite."""
     return {name: [_finite(value) for value in column.tolist()] for name, column in columns.items()}
 
 

@@ -1,4 +1,4 @@
-"""What ends a run before its last step: no rank hangs and none is left behind.
+"""Everything that can end a run early, so that no rank hangs and none is left behind.
 
 handshake.py    before any work: are all ranks running the same thing?
 signals.py      requests to save and leave

@@ -1,6 +1,6 @@
 """The handshake: before any work, rank 0 compares what all ranks were started with and sends one verdict back.
 
-Ranks that disagree about a buffer's size would wait for each other for ever, and ranks that disagree about a learning
+Ranks that disagree about a buffer's size would wait for each other forever, and ranks that disagree about a learning
 rate would train something nobody asked for.
 """
 
@@ -25,7 +25,7 @@ class Introduction:
     refusal: str | None
     """Why this rank cannot run its command line; None if it can."""
     settings: dict[str, Any]
-    """Setting -> value, and what else has to be the same on all ranks."""
+    """Setting -> value, and everything else that must be equal on all ranks."""
 
 
 def shake_hands(collective: Collective, config: Config | None, refusal: str | None) -> list[str]:
@@ -34,13 +34,13 @@ def shake_hands(collective: Collective, config: Config | None, refusal: str | No
     Args:
         collective: the job.
         config: this rank's settings; None where its command line was refused.
-        refusal: why it was refused, if it was.
+        refusal: why the command line was refused; None if it was not.
 
     Returns:
         The host of every rank.
 
     Raises:
-        Refusal: on all ranks alike: a command line was refused, or ranks were started with different things.
+        Refusal: on all ranks alike: a command line was refused, or the ranks were started differently.
     """
     own = Introduction(collective.rank, socket.gethostname(), refusal, described(config) if config else {})
     everyone = collective.gather(own)
@@ -56,7 +56,7 @@ def shake_hands(collective: Collective, config: Config | None, refusal: str | No
 
 
 def described(config: Config) -> dict[str, Any]:
-    """Return all that must be equal on all ranks, by name."""
+    """Return everything that must be equal on all ranks, by name."""
     settings = {name: value for section in config.to_dict().values() for name, value in section.items()}
     versions = versions_here() | {"ppo": code_version(), "mpi4py": version_of("mpi4py")}
     versions |= versions_outside(outside_names(config))
@@ -64,7 +64,7 @@ def described(config: Config) -> dict[str, Any]:
 
 
 def refusals(everyone: Sequence[Introduction]) -> str | None:
-    """Return in one text why ranks refused their command lines; None if none did."""
+    """Return all ranks' refusals as one text; None if there are none."""
     ranks_by_text = defaultdict(list)
     for one in everyone:
         if one.refusal is not None:
@@ -77,7 +77,7 @@ def refusals(everyone: Sequence[Introduction]) -> str | None:
 
 
 def disagreement(everyone: Sequence[Introduction]) -> str | None:
-    """Name the ranks that differ from rank 0 and in what; None if all are alike."""
+    """Describe the first rank that differs from rank 0; None if all are alike."""
     first = everyone[0]
     for one in everyone[1:]:
         names = sorted(name for name, value in first.settings.items() if one.settings.get(name) != value)

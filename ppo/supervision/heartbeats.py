@@ -1,7 +1,7 @@
-"""Heartbeats: every rank reports to rank 0 what it is doing. Over UDP, since MPI may be what is stuck.
+"""Heartbeats: every rank reports to rank 0 what it is doing, over UDP since MPI itself may be stuck.
 
-Datagrams carry JSON and the job's random token; what does not is dropped. Nothing waits for an answer: a network that
-lets no datagram through costs the name of a silent rank, nothing else.
+Datagrams carry JSON and the job's random token; all others are dropped. Nothing waits for an answer: on a network that
+blocks datagrams, only the name of a silent rank is lost.
 """
 
 import contextlib
@@ -34,18 +34,18 @@ class Heartbeat:
     update: int
     phase: str
     place: str
-    """File, line and function of the program that the rank is in."""
+    """File, line and function of this program where the rank is."""
     waiting: bool
-    """It waits for the other ranks."""
+    """Whether it is waiting for the other ranks."""
     debugging: bool
-    """A debugger has it."""
+    """Whether a debugger holds it."""
     expired: bool
-    """It has made no progress for too long and asks for the end of the job."""
+    """Whether it has made no progress for too long, which ends the job."""
 
 
 @dataclass(frozen=True)
 class Pulse:
-    """What rank 0 answers: the state of the job."""
+    """Rank 0's answer: the state of the job."""
 
     debugging: bool
     expired: bool
@@ -65,28 +65,28 @@ class Exchange:
         self.beats: dict[int, Heartbeat] = {}
         """On rank 0: the last heartbeat of every other rank."""
         self.fresh: set[int] = set()
-        """On rank 0: the ranks heard since this set was last emptied."""
+        """On rank 0: the ranks heard from since this set was last emptied."""
         self.pulse: Pulse | None = None
-        """Elsewhere: the last pulse; None until a new one has come since it was taken."""
+        """On other ranks: the newest pulse not yet taken; None if there is none."""
 
     def send(self, message: Heartbeat | Pulse) -> None:
-        """Send a heartbeat to rank 0, or rank 0's pulse to all ranks it has heard."""
+        """Send a heartbeat to rank 0, or rank 0's pulse to all ranks it has heard from."""
         data = json.dumps({"token": self._token, **asdict(message)}).encode()
         for target in self._targets:
             try:
                 self._socket.sendto(data[:_MAX_DATAGRAM], target)
-            except OSError:  # an address without a route from here, or a cut link
+            except OSError:  # no route to this address, or a cut link
                 continue
 
     def receive(self, seconds: float, ended: threading.Event) -> None:
-        """Take in what comes within this time, or until the event."""
+        """Receive messages for this many seconds, or until the event is set."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0 and not ended.is_set():
             self._socket.settimeout(min(left, _LONGEST_WAIT))
             try:
                 data, sender = self._socket.recvfrom(_MAX_DATAGRAM)
             except OSError:
-                # A timeout, or an ICMP error that an earlier datagram caused, which must not become a busy loop.
+                # A timeout, or an ICMP error from an earlier datagram, which must not cause a busy loop.
                 time.sleep(0.001)
                 continue
             self._take(data, sender)
@@ -108,12 +108,12 @@ class Exchange:
                 self.pulse = Pulse(**fields)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return
-        # Rank 0 answers where a heartbeat came from; the others keep to the address that answered.
+        # Rank 0 replies to wherever a heartbeat came from; the others keep only the address that replied.
         self._targets = self._targets | {sender} if self._is_root else {sender}
 
 
 def _own_addresses() -> Sequence[str]:
-    """Return the IPv4 addresses that other ranks might reach this host by."""
+    """Return the IPv4 addresses at which other ranks might reach this host."""
     addresses = {"127.0.0.1"}
     with contextlib.suppress(OSError):  # a host that cannot look up its own name
         addresses |= {str(found[4][0]) for found in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)}

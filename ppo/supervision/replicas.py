@@ -9,10 +9,10 @@ from ppo.collectives import Collective, Halt, decided_by_root
 
 
 def compare_replicas(tensors: Mapping[str, Tensor], collective: Collective, hosts: Sequence[str]) -> None:
-    """Compare a hash of every tensor over all ranks.
+    """Compare a hash of every tensor across all ranks.
 
     Raises:
-        Halt: on all ranks: names the ranks that differ from the majority, and the tensors.
+        Halt: on all ranks, if replicas differ; names the ranks that differ from the majority, and the tensors.
     """
     if collective.size == 1:
         return
@@ -28,7 +28,7 @@ def compare_replicas(tensors: Mapping[str, Tensor], collective: Collective, host
 
 
 def difference(everyone: Sequence[Mapping[str, str]], hosts: Sequence[str]) -> str | None:
-    """Return in words which ranks' hashes differ from those of the majority (rank 0's in a draw); None if none do."""
+    """Describe the ranks whose hashes differ from the majority's (rank 0's in a tie); None if there are none."""
     whole = [tuple(sorted(digests.items())) for digests in everyone]
     usual = max(dict.fromkeys(whole), key=whole.count)
     different = [rank for rank, digests in enumerate(whole) if digests != usual]
@@ -43,8 +43,8 @@ def difference(everyone: Sequence[Mapping[str, str]], hosts: Sequence[str]) -> s
     others = f" (and ranks {', '.join(map(str, different[1:]))})" if different[1:] else ""
     return (
         f"the replicas have drifted apart: rank {rank} on {hosts[rank]}{others} differs from rank {reference} on "
-        f"{hosts[reference]} in {listing}{more}. Nothing of it was saved; "
-        "suspect the memory or the processor of one of them"
+        f"{hosts[reference]} in {listing}{more}. This state was not saved; "
+        "suspect faulty memory or a faulty processor on one of these hosts"
     )
 
 

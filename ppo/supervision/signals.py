@@ -1,10 +1,10 @@
-"""Requests to stop: signals, seen at the end of an update and agreed by all ranks.
+"""Requests to stop: signals, acted on at the end of an update and agreed on by all ranks.
 
 | signal           | who sends it                                   | exit code after the save |
 |------------------|------------------------------------------------|--------------------------|
 | SIGINT           | Ctrl-C on `python -m ppo`                      | 130                      |
 | SIGUSR1, SIGTERM | a scheduler that preempts the job              | 75                       |
-| SIGHUP           | a terminal that goes away                      | 75                       |
+| SIGHUP           | a terminal that closes                         | 75                       |
 | SIGUSR2          | `scripts/train` on Ctrl-C, through mpirun      | 0                        |
 
 A signal handler only notes the request: saving happens in the loop, where all ranks are at the same update. mpirun
@@ -32,23 +32,22 @@ _EXIT_CODES = {
 
 
 def listen(numbers: Iterable[int], handler: Callable[[int, FrameType | None], Any]) -> dict[int, Any]:
-    """Install a handler for those of the signals that are not ignored; return what was there before, by signal.
+    """Install a handler for the signals that are not ignored; return the previous handlers, by signal.
 
-    Whoever started this process may have told it to ignore some: `nohup` the end of the terminal, a shell the Ctrl-C
-    that is not for what runs in the background.
+    The parent may have had some ignored: `nohup` ignores SIGHUP, and shells start background jobs ignoring SIGINT.
     """
     heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
     return {number: signal.signal(number, handler) for number in heard}
 
 
 class StopRequest:
-    """Remembers that a signal asked this process to save and leave."""
+    """Remembers a signal's request to save and leave."""
 
     def __init__(self) -> None:
         """Start without a request."""
         self.exit_code: int | None = None
         self.codes = (AS_ASKED, PREEMPTED, INTERRUPTED)
-        """The exit codes a signal can ask for; where several are asked for, the last one counts."""
+        """The exit codes that signals can request; if several are requested, the last in this order counts."""
         self._saving = False
         self._interrupts = 0
 
@@ -58,7 +57,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
-        """Hold signals off a checkpoint that is being written: until the block ends they are only noted."""
+        """Protect a checkpoint while it is being written: until the block ends, signals are only noted."""
         self._saving = True
         try:
             yield
@@ -70,6 +69,6 @@ class StopRequest:
         self.exit_code = asked if self.exit_code is None else max(self.exit_code, asked)
         if number == signal.SIGINT:
             self._interrupts += 1
-            # The user does not want to wait for the end of the update.
+            # After a second Ctrl-C the user does not want to wait for the end of the update.
             if self._interrupts > 1 and not self._saving:
                 raise KeyboardInterrupt

@@ -9,17 +9,17 @@ _UPDATES_IN_A_ROW = 3
 
 
 def waiting_seconds(communicating_seconds: Sequence[float]) -> float:
-    """Estimate how long a rank waited for others, a mean over ranks, from every rank's seconds in all-reduces.
+    """Estimate how long ranks waited for others, a mean over ranks, from every rank's seconds in all-reduces.
 
-    An all-reduce ends for all ranks at about the same time, so what a rank spends in it beyond the rank that came last
-    is waiting. Over a whole update that rank is taken to be the one with the fewest seconds: where the ranks come last
-    by turns, some of the waiting is still counted as communication.
+    An all-reduce ends on all ranks at about the same time, so the time a rank spends in it beyond that of the last rank
+    to arrive is waiting. Over a whole update, that last rank is taken to be the one with the fewest seconds: if ranks
+    take turns arriving last, some waiting is still counted as communication.
     """
     return statistics.fmean(communicating_seconds) - min(communicating_seconds)
 
 
 class StragglerWatch:
-    """Says when a rank has been slower than the others for some updates; less and less often while it stays so."""
+    """Reports a rank that is slower than the others for several updates, ever less often while it stays slow."""
 
     def __init__(self, hosts: Sequence[str]) -> None:
         """Watch a job whose ranks run on these hosts."""
@@ -29,7 +29,7 @@ class StragglerWatch:
         self._say_at = _UPDATES_IN_A_ROW
 
     def notice(self, busy_seconds: Sequence[float]) -> str | None:
-        """Take note of every rank's own work in one update, waiting excluded; return a warning when one is due."""
+        """Record every rank's seconds of work in one update, without waiting; return a warning when one is due."""
         slowest = max(range(len(busy_seconds)), key=lambda rank: busy_seconds[rank])
         others = [seconds for rank, seconds in enumerate(busy_seconds) if rank != slowest]
         usual = statistics.median(others or busy_seconds)
@@ -44,7 +44,7 @@ class StragglerWatch:
         self._say_at *= 10
         times = ", ".join(f"{seconds:.2f}" for seconds in busy_seconds[:16])
         return (
-            f"WARNING: rank {slowest} on {self._hosts[slowest]} is slow and all others wait for it: "
-            f"{busy_seconds[slowest]:.2f} s of work an update, the median of the others is "
+            f"WARNING: rank {slowest} on {self._hosts[slowest]} is slow and the others wait for it: "
+            f"{busy_seconds[slowest]:.2f} s of work per update; the others' median is "
             f"{usual:.2f} s (ranks 0 to {min(len(busy_seconds), 16) - 1}: {times})"
         )

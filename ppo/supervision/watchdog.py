@@ -1,10 +1,10 @@
-"""The watchdog: a thread beside the loop that ends a job without progress; another that leaves with a lost launcher.
+"""The watchdog: a thread that ends a job without progress, and one that leaves when the launcher has gone.
 
-MPI has no timeout: a rank that is stopped, stuck or cut off leaves the others waiting in an all-reduce for ever. Each
-rank's watchdog counts the seconds since its loop last entered a phase. When they have run out, every rank that still
-can prints its stack, rank 0 (or, if it is the silent one, another) names the rank that is to blame, and all leave.
+MPI has no timeout: a rank that is stopped, stuck or cut off leaves the others waiting in an all-reduce forever. Each
+rank's watchdog counts the seconds since its loop last entered a phase. At the limit, every rank that still can prints
+its stack, rank 0 (or another rank, if rank 0 is silent) names the rank to blame, and all leave.
 
-Time in which this process itself was stopped or suspended does not count, nor while a debugger has any rank.
+Time does not count while this process is stopped or suspended, or while a debugger holds any rank.
 """
 
 import contextlib
@@ -25,32 +25,32 @@ from ppo.supervision.heartbeats import Exchange, Heartbeat, Pulse
 
 _PACKAGE = Path(ppo.__file__).parent
 _LONGEST_BEAT = 1.0
-# A rank that has not been heard for so many beats is silent.
+# A rank not heard from for this many beats is silent.
 _BEATS_OF_SILENCE = 3
-# Rank 0 lets the others print their stacks first; the others leave without it if it does not end the job.
+# Rank 0 lets the others print their stacks first; if it then does not end the job, the others leave on their own.
 _SECONDS_FOR_STACKS = 1.5
 _SECONDS_FOR_ROOT = 3.0
-# A rank that cannot speak is named by another one, if there is one, before its processor-time alarm ends it unnamed.
+# Added to the processor-time alarm, so that another rank can name a blocked rank before its alarm ends it.
 _SECONDS_FOR_OTHERS = 10.0
 _LEAST_SECONDS_TO_START = 120.0
 _DEBUGGERS = {"bdb", "pdb", "pydevd", "debugpy", "_pydevd_bundle", "ipdb"}
 
 
 class Watchdog:
-    """A context around the work of one rank."""
+    """A context manager around the work of one rank."""
 
     def __init__(self, collective: Collective, *, seconds: float, hosts: Sequence[str]) -> None:
         """Prepare on all ranks together.
 
         Args:
             collective: the job.
-            seconds: how long it may stay in one phase.
+            seconds: how long the loop may stay in one phase.
             hosts: the host of every rank.
         """
         self._collective, self._seconds = collective, seconds
         self.hosts = hosts
         self.processes: Sequence[int] = ()
-        """Ids of those that step games for this rank: while a debugger has one, the rank waits for it."""
+        """Ids of this rank's environment processes: while a debugger holds one, the rank waits for it."""
         self._beat = min(_LONGEST_BEAT, seconds / 4)
         self._exchange = Exchange(collective) if collective.size > 1 else None
         self._main = threading.main_thread().ident
@@ -62,8 +62,8 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         """Start watching."""
-        # The thread cannot run while C code holds the interpreter's lock. The processor's time goes on then, and its
-        # timer, which the thread winds up again at every beat, prints the stack and ends the process.
+        # The thread cannot run while C code holds the GIL, but processor time still passes. The processor-time
+        # alarm, which the thread re-arms at every beat, then prints the stack and ends the process.
         faulthandler.register(signal.SIGPROF, file=2, all_threads=True, chain=True)
         self._thread.start()
         return self
@@ -80,19 +80,19 @@ class Watchdog:
             self._exchange.close()
 
     def enter(self, phase: str, update: int) -> None:
-        """Note that the loop has come to a phase of an update, which is progress."""
+        """Note that the loop has entered a phase of an update, which counts as progress."""
         self._phase, self._update = phase, update
         self._entered += 1
-        # The thread, which sets it too, may be waiting for its first beat with the time that a start may take.
+        # Re-armed here too: until the thread's next beat, the alarm may still have the longer limit for starting.
         if self._thread.is_alive():
             self._wind_up_the_alarm()
 
     def describe(self) -> str:
-        """Return where the loop is: `update 3, collecting`."""
+        """Return where the loop is, such as `update 3, collecting`."""
         return f"update {self._update}, {self._phase}"
 
     def is_debugging(self) -> bool:
-        """Return whether a debugger has this rank, or a process that it waits for."""
+        """Return whether a debugger holds this rank or one of its environment processes."""
         return in_debugger(sys._current_frames().get(self._main or 0)) or any(map(is_traced, self.processes))
 
     def _watch(self) -> None:
@@ -101,7 +101,7 @@ class Watchdog:
             self._wind_up_the_alarm()
             self._exchange_heartbeats()
             now = time.monotonic()
-            # A longer gap means that this process did not run: stopped, or its machine asleep.
+            # A longer gap means that this process was stopped or its machine asleep.
             awake = min(now - last, 2 * self._beat)
             last = now
             for rank in self._silence:
@@ -114,7 +114,7 @@ class Watchdog:
                 self._end_job()
 
     def _limit(self) -> float:
-        # Libraries may have to come over a slow network, whatever the length of an update.
+        # Starting may load libraries over a slow network, however short an update is.
         return self._seconds if self._entered else max(self._seconds, _LEAST_SECONDS_TO_START)
 
     def _wind_up_the_alarm(self) -> None:
@@ -122,7 +122,7 @@ class Watchdog:
         signal.setitimer(signal.ITIMER_PROF, self._limit() + others)
 
     def _exchange_heartbeats(self) -> None:
-        """Tell, and listen for one beat."""
+        """Exchange messages for one beat."""
         if self._exchange is None:
             self._debugging = self._heartbeat().debugging
             self._ended.wait(self._beat)
@@ -169,7 +169,7 @@ class Watchdog:
     def _end_job(self) -> None:
         """Print this rank's stack, let one rank name the culprit, and leave; does not return."""
         self._expired = True
-        # A rank that waits in MPI burns processor time, and this thread has been seen to run.
+        # Waiting in MPI burns processor time; the alarm is not needed, since this thread evidently runs.
         signal.setitimer(signal.ITIMER_PROF, 0.0)
         rank, size = self._collective.rank, self._collective.size
         frame = sys._current_frames().get(self._main or 0)
@@ -179,17 +179,17 @@ class Watchdog:
         while size > 1 and time.monotonic() < deadline:
             self._exchange_heartbeats()
         _say(f"ppo: no progress for {self._limit():g} s: {self._culprit()}; ending the job")
-        # MPI may be what is stuck: a rank that leaves without MPI_Finalize makes the launcher end the others.
+        # MPI itself may be stuck; a rank that leaves without MPI_Finalize makes the launcher end the others.
         os._exit(1)
 
     def _culprit(self) -> str:
-        """Name the rank to blame, as far as it can be seen from here."""
+        """Name the rank to blame, as far as this rank can tell."""
         own = self._heartbeat()
         if self._exchange is None:
             return f"stuck in update {own.update}, {own.phase}, at {own.place}"
         silent = [rank for rank, silence in self._silence.items() if silence >= _BEATS_OF_SILENCE * self._beat]
         if self._collective.rank != 0:
-            # Only rank 0 hears all: this rank speaks because rank 0 did not.
+            # Only rank 0 hears all ranks: this one reports because rank 0 did not.
             return f"rank 0 on {self.hosts[0]} is silent" if 0 in silent else "rank 0 did not end the job"
         beats = {0: own, **self._exchange.beats}
         if silent:
@@ -204,14 +204,14 @@ class Watchdog:
         )
 
     def _last_word(self, rank: int, beat: Heartbeat | None) -> str:
-        silent = f"rank {rank} on {self.hosts[rank]} is silent since {self._silence[rank]:.0f} s"
+        silent = f"rank {rank} on {self.hosts[rank]} has been silent for {self._silence[rank]:.0f} s"
         if beat is None:
-            return f"{silent} and was never heard (no datagram came through)"
+            return f"{silent} and was never heard from (no datagram arrived)"
         return f"{silent}, last heard in update {beat.update}, {beat.phase}, at {beat.place} (process {beat.pid})"
 
 
 def leave_with(launcher: int) -> None:
-    """End this process within a second or two of the launcher that is its parent, from a thread of its own."""
+    """Start a thread that ends this process within a second or two after its parent, the launcher."""
 
     def watch() -> None:
         while os.getppid() == launcher:
@@ -242,7 +242,7 @@ def in_debugger(frame: FrameType | None) -> bool:
 
 
 def is_traced(pid: int) -> bool:
-    """Return whether a native debugger has a process of this host (Linux only)."""
+    """Return whether a native debugger is attached to a process on this host (Linux only)."""
     try:
         status = Path(f"/proc/{pid}/status").read_text(errors="replace")
     except OSError:
@@ -251,6 +251,6 @@ def is_traced(pid: int) -> bool:
 
 
 def _say(text: str) -> None:
-    """Write to stderr in one piece, as far as there still is one."""
+    """Write to stderr in one call, if stderr still exists."""
     with contextlib.suppress(OSError):
         os.write(2, f"{text}\n".encode(errors="backslashreplace"))

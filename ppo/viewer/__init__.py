@@ -1,1 +1,1 @@
-"""Games that are watched live: the page of `--mode=watch` and what serves it."""
+"""Watching games live: the page of `--mode=watch` and its server."""

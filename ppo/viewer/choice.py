@@ -1,4 +1,4 @@
-"""The agents that a watcher can show, of which new ones come while a training goes on."""
+"""The agents that can be watched; new ones appear while training continues."""
 
 from pathlib import Path
 
@@ -8,29 +8,29 @@ from ppo.identity import find_run
 from ppo.outputs.checkpoint import list_checkpoints, steps_of
 
 _FOLLOWING = ("latest", "best")
-"""Choices that may mean another checkpoint when one has been written."""
+"""Choices that may refer to another checkpoint once a new one is written."""
 
 
 class Choice:
-    """Which agent is shown: a value of `--checkpoint`, which may be changed."""
+    """The agent that is shown: a value of `--checkpoint` that may be changed."""
 
     def __init__(self, config: Config, explicit: set[str]) -> None:
-        """Find the agent that a command line means.
+        """Find the agent that the command line selects.
 
         Raises:
-            Refusal: there is none.
+            Refusal: there is no such agent.
         """
         self._config, self._explicit = config, explicit
         self._has_shipped = has_shipped(config)
         self.wish = config.playback.checkpoint
-        # Of a training that may come to have checkpoints.
+        # Of a run that may not have written checkpoints yet.
         self._folder = find_run(config).checkpoint_folder
         self.agent = self._find(self.wish)
         self.steps = self._list()
 
     @property
     def wishes(self) -> list[str]:
-        """What can be chosen now, and what is: a checkpoint that the training has deleted since is still shown."""
+        """The available choices, and the current one even if the training has since deleted its checkpoint."""
         following = _FOLLOWING if self.steps else _FOLLOWING[:1]
         wishes = [*following, *(["shipped"] if self._has_shipped else []), *map(str, reversed(self.steps))]
         return wishes if self.wish in wishes else [*wishes, self.wish]
@@ -41,25 +41,25 @@ class Choice:
         return self._config.run.run_dir / self._folder.name
 
     def choose(self, wish: str) -> bool:
-        """Look for the agent that is wished for; return whether it is another one than before.
+        """Switch to the agent that `wish` names; return whether it differs from the one before.
 
         Raises:
-            Refusal: there is none such.
+            Refusal: there is no such agent.
         """
         before, self.agent = self.agent, self._find(wish)
         self.wish = wish
         return self.agent.folder != before.folder
 
     def poll(self) -> tuple[bool, bool]:
-        """Look for new checkpoints; return whether there are others than before, and whether another one is shown now.
+        """Look for new checkpoints; return whether the list has changed, and whether the shown agent has.
 
         Raises:
-            Refusal: what is to be shown cannot be played, or the folder cannot be read.
+            Refusal: the agent to show cannot be played, or the folder cannot be read.
         """
         steps = self._list()
         has_others = steps != self.steps
         is_another = has_others and self.wish in _FOLLOWING and self.choose(self.wish)
-        self.steps = steps  # not before: what could not be shown is tried again
+        self.steps = steps  # set last, so that an agent that could not be shown is retried
         return has_others, is_another
 
     def _list(self) -> list[int]:

@@ -1,6 +1,6 @@
-"""`--mode=watch --view=terminal`: the newest checkpoint plays on the terminal, beside how far the training is.
+"""`--mode=watch --view=terminal`: the newest checkpoint plays in the terminal, beside the training's progress.
 
-The process gives way to others, as the one that serves the page does.
+The process runs at low priority, like the one that serves the page.
 """
 
 import os
@@ -23,7 +23,7 @@ from ppo.viewer.progress import Progress
 
 NICENESS = 10
 _SECONDS_BETWEEN_POLLS = 1.0
-# Of a world that cannot be drawn here.
+# Shown if the world cannot be drawn here.
 _BLANK = np.zeros((60, 80, 3), np.uint8)
 
 
@@ -53,7 +53,7 @@ def watch_in_terminal(config: Config, explicit: set[str]) -> int:
                     said = [game_said, _training(progress)]
                     try:
                         player = _follow(choice, player, sizes)
-                    except Refusal as error:  # of the newest checkpoint; the one before goes on
+                    except Refusal as error:  # the new checkpoint cannot be played; the previous one continues
                         said.insert(0, str(error))
                     view.title = _title(player.agent)
                     view.say("   ".join(filter(None, said)))
@@ -70,7 +70,7 @@ def watch_in_terminal(config: Config, explicit: set[str]) -> int:
 
 
 def _follow(choice: Choice, player: Player, sizes: dict[str, Any]) -> Player:
-    """Let the agent go on with the game that is to be shown now, or begin one if its world is another."""
+    """Switch to the agent to show if it has changed: in mid-game, or in a new game if its world differs."""
     _, is_another = choice.poll()
     if not is_another:
         return player
@@ -87,7 +87,7 @@ def _title(agent: Agent) -> str:
 
 
 def _training(progress: Progress) -> str:
-    """Return how far the training is, in words; empty where there is none."""
+    """Return the training's progress in words; empty if there is none."""
     columns = progress.columns
     if not len(columns.get("env_steps", ())):
         return ""

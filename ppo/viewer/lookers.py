@@ -1,7 +1,7 @@
-"""The pages that look, each with what it has not been sent yet.
+"""The open pages, each with the messages it has not been sent yet.
 
-A page that reads slowly misses steps of the game, and the others do not wait for it. Browsers keep at most six
-connections to a server, over all tabs, so there are few streams at once: a page too many takes the place of the first.
+A page that reads slowly misses steps of the game; the others do not wait for it. Browsers keep at most six connections
+to a server, over all tabs, so the number of streams is limited: one page too many replaces the oldest.
 """
 
 import threading
@@ -11,22 +11,22 @@ from collections.abc import Callable
 MOST_LOOKERS = 4
 _MOST_BEATS = 8
 BEAT = "beat"
-"""The kind of message of which several wait; of every other kind the newest replaces the one before."""
+"""The kind of message that queues; of every other kind, only the newest is kept."""
 
 
 class Looker:
-    """What waits to be sent to one page; it takes bounded memory."""
+    """The messages waiting for one page, in bounded memory."""
 
     def __init__(self) -> None:
-        """Begin with nothing."""
+        """Begin without messages."""
         self._beats: deque[str] = deque(maxlen=_MOST_BEATS)
         self._newest: dict[str, str] = {}
         self._has_more = threading.Condition()
         self.is_replaced = False
-        """Another page has taken the place of this one; there will be no more messages."""
+        """Another page has replaced this one; no more messages follow."""
 
     def put(self, kind: str, message: str) -> None:
-        """Have a message sent, unless newer ones come too soon; never waits."""
+        """Queue a message, which newer ones may displace; never block."""
         with self._has_more:
             if kind == BEAT:
                 self._beats.append(message)
@@ -35,13 +35,13 @@ class Looker:
             self._has_more.notify()
 
     def replace(self) -> None:
-        """Let another page have the place of this one."""
+        """Mark this page as replaced by another one."""
         with self._has_more:
             self.is_replaced = True
             self._has_more.notify()
 
     def take(self, seconds: float) -> list[tuple[str, str]]:
-        """Wait for messages and return all there are, with their kinds; none if none came in so many seconds."""
+        """Wait up to `seconds` for messages and return all there are, with their kinds."""
         with self._has_more:
             self._has_more.wait_for(lambda: self._beats or self._newest or self.is_replaced, seconds)
             messages = [*self._newest.items(), *((BEAT, beat) for beat in self._beats)]
@@ -51,20 +51,20 @@ class Looker:
 
 
 class Lookers:
-    """All pages that look."""
+    """All open pages."""
 
     def __init__(self, on_arrival: Callable[[], None]) -> None:
-        """Begin with nobody; `on_arrival` is called by the thread that adds a page, when it has been added."""
+        """Begin without pages; `on_arrival` is called after a page is added, by the thread that adds it."""
         self._lookers: list[Looker] = []
         self._lock = threading.Lock()
         self._on_arrival = on_arrival
 
     def __len__(self) -> int:
-        """Return how many look."""
+        """Return the number of open pages."""
         return len(self._lookers)
 
     def add(self) -> Looker:
-        """Add a page; one too many replaces the first."""
+        """Add a page; one too many replaces the oldest."""
         looker = Looker()
         with self._lock:
             self._lookers.append(looker)
@@ -75,13 +75,13 @@ class Lookers:
         return looker
 
     def remove(self, looker: Looker) -> None:
-        """Forget a page that looks no more."""
+        """Remove a page that has closed."""
         with self._lock:
             if looker in self._lookers:
                 self._lookers.remove(looker)
 
     def send(self, kind: str, message: str) -> None:
-        """Send a message to all."""
+        """Send a message to all pages."""
         with self._lock:
             for looker in self._lookers:
                 looker.put(kind, message)

@@ -1,6 +1,6 @@
-"""Frames as numbers of colours, exactly: a palette says which colour has which number.
+"""Frames as palette indices, with exact colours.
 
-Frames of more than 256 colours have no palette; they are made small instead.
+Frames of more than 256 colours have no palette; they are shrunk further instead.
 """
 
 from collections.abc import Sequence
@@ -18,14 +18,14 @@ Frame = NDArray[np.uint8]
 
 
 class PictureCoder:
-    """Gives each colour that occurs a number; begins again where there are too many of them.
+    """Numbers colours as they occur, and starts over when there are too many.
 
-    Of a frame only the rectangle that differs from the frame before is looked at: in most games it is small.
+    Only the rectangle of a frame that differs from the previous frame is processed: in most games it is small.
     """
 
     def __init__(self) -> None:
         """Begin without colours."""
-        # Of 2^24 colours, one more than the number; memory is taken where it is written to.
+        # Of each of the 2^24 colours: its number + 1, or 0. Memory is allocated only where it is written.
         self._numbers = np.zeros(1 << 24, np.uint16)
         self._known = np.zeros(0, np.uint32)
         self._frame: Frame = np.zeros((0, 0, 3), np.uint8)
@@ -33,17 +33,17 @@ class PictureCoder:
         self._has_few = True
 
     def encode(self, frames: Sequence[Frame]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Return a palette (K, 3) and pictures (T, H, W); for frames of more than 256 colours (0, 3) and (T, H, W, 3).
+        """Return a palette (K, 3) and pictures (T, H, W); for more than 256 colours, (0, 3) and (T, H, W, 3).
 
         Args:
-            frames: T of one size; larger ones than 640 x 480, or 320 x 240 without a palette, are made smaller.
+            frames: T frames of one size; shrunk if larger than 640 x 480, or than 320 x 240 without a palette.
         """
         frames = [_fitting(frame, _LARGEST) for frame in frames]
         pictures = self._coded(frames) if self._has_few else None
         if pictures is None and self._has_few:
             self._forget()
             pictures = self._coded(frames)
-            self._has_few = pictures is not None  # to count the colours every time would take longer than all else
+            self._has_few = pictures is not None  # not retried: counting colours every time would dominate
         if pictures is None:
             return np.zeros((0, 3), np.uint8), np.stack([_fitting(frame, _LARGEST_WITHOUT_PALETTE) for frame in frames])
         return self._known.view(np.uint8).reshape(-1, 4)[:, :3], np.stack(pictures)
@@ -75,7 +75,7 @@ class PictureCoder:
         return pictures
 
     def _learn(self, new: NDArray[np.uint32]) -> bool:
-        """Give numbers to new colours; return whether there are enough numbers."""
+        """Number new colours; return whether there is room for them."""
         colours = np.unique(new)
         first, end = len(self._known), len(self._known) + len(colours)
         if end > _MOST_COLOURS:
@@ -86,9 +86,9 @@ class PictureCoder:
 
 
 def _changed(before: Frame, now: Frame) -> tuple[slice, slice]:
-    """Return the rows and columns outside which two frames are the same."""
+    """Return the rows and columns that bound the differences between two frames."""
     height, width, _ = now.shape
-    # Eight bytes at once where a row has a multiple of that.
+    # Compare eight bytes at a time where a row is a multiple of that.
     unit = np.dtype(np.uint64 if 3 * width % 8 == 0 else np.uint8)
     differs = before.reshape(height, -1).view(unit) != now.reshape(height, -1).view(unit)
     rows, units = np.flatnonzero(differs.any(1)), np.flatnonzero(differs.any(0))
@@ -99,7 +99,7 @@ def _changed(before: Frame, now: Frame) -> tuple[slice, slice]:
 
 
 def _codes(frame: NDArray[np.uint8]) -> NDArray[np.uint32]:
-    """Return the colours of a part of a frame, (H, W, 3), as whole numbers, whose bytes are red, green, blue and 0."""
+    """Return the colours of a frame or part of one, (H, W, 3), as integers with the bytes red, green, blue, 0."""
     if not frame.size:
         return np.zeros(frame.shape[:2], np.uint32)
     with_opacity = cv2.cvtColor(frame, cv2.COLOR_RGB2RGBA)
@@ -108,7 +108,7 @@ def _codes(frame: NDArray[np.uint8]) -> NDArray[np.uint32]:
 
 
 def _fitting(frame: Frame, largest: tuple[int, int]) -> Frame:
-    """Return a frame that is neither wider nor higher than the largest."""
+    """Return the frame, shrunk to fit `largest` (width, height) if it exceeds that."""
     height, width, _ = frame.shape
     scale = min(1.0, largest[0] / width, largest[1] / height)
     if scale == 1.0:

@@ -1,4 +1,4 @@
-"""An agent that plays game after game, step by step, and may be exchanged while it does."""
+"""An agent that plays game after game, step by step, and can be replaced in mid-game."""
 
 from collections.abc import Iterator
 
@@ -19,9 +19,9 @@ class Player:
         """Begin the first game.
 
         Args:
-            agent: who plays.
-            rng_seed: of the games.
-            max_steps: after which a game is cut.
+            agent: the agent that plays.
+            rng_seed: the seed of the games.
+            max_steps: steps after which a game is cut.
 
         Raises:
             Refusal: the agent cannot be played.
@@ -36,7 +36,7 @@ class Player:
 
     @property
     def rule(self) -> Rule:
-        """Which action it takes."""
+        """How the agent chooses its action."""
         return self._actor.rule
 
     @rule.setter
@@ -45,14 +45,14 @@ class Player:
 
     @property
     def distribution(self) -> ActionDistribution:
-        """Of its actions."""
+        """The distribution of the agent's actions."""
         return self._actor.model.distribution
 
     def step(self) -> tuple[Step, list[NDArray[np.uint8]], Game | None]:
-        """Take a step; return it, the frames (H, W, 3) that it has drawn, and the game if it is over or cut with it.
+        """Take a step; return it, the frames (H, W, 3) it has drawn, and the game if this step ended or cut it.
 
         Raises:
-            FloatingPointError: the numbers of the network overflow; no step follows.
+            FloatingPointError: the network's outputs are non-finite; later calls raise the same error.
         """
         if self._failure:
             raise self._failure
@@ -62,7 +62,7 @@ class Player:
         except FloatingPointError as error:
             self._failure = error
             raise
-        except Refusal:  # a world that said it can be drawn; it begins again without
+        except Refusal:  # a world that cannot be drawn after all: start over without drawing
             if not self._draws:
                 raise
             self._draws, rule = False, self.rule
@@ -73,13 +73,13 @@ class Player:
         return self._steps.pop(), list(self._frames), games[0] if games else None
 
     def can_be(self, agent: Agent) -> bool:
-        """Tell whether another agent can go on with the game: there is one, and its world is the same."""
+        """Return whether another agent can take over: the game has not failed, and world and policy type match."""
         mine, other = self.agent.config, agent.config
         is_same = mine.run.env_name == other.run.env_name and mine.world == other.world
         return self._failure is None and is_same and mine.model.policy == other.model.policy
 
     def become(self, agent: Agent) -> None:
-        """Let another agent take the next step of the game, by the rule of the one before."""
+        """Let another agent take over from the next step, with the rule unchanged."""
         self._actor.model = restore_model(agent, self.envs)
         self.agent = agent
 

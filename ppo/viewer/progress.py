@@ -1,4 +1,4 @@
-"""The log of a training, followed as it grows."""
+"""The log of a training run, followed as it grows."""
 
 import os
 import time
@@ -14,10 +14,10 @@ _BYTES_OF_TAIL = 200
 
 
 class Progress:
-    """The curves in a progress.csv, of which every call of `poll` reads what is new.
+    """The curves in a progress.csv; every call of `poll` reads what is new.
 
-    A row that is still being written waits for its end. A file that has been replaced, or cut and written on, as a
-    resumed training does, is read from its beginning again.
+    A row that is still being written is left until it is complete. A file that has been replaced, or truncated and
+    extended as by a resumed run, is re-read from its beginning.
     """
 
     def __init__(self, path: Path) -> None:
@@ -27,7 +27,7 @@ class Progress:
         self._restart()
 
     def poll(self) -> bool:
-        """Read at most a megabyte of what is new; return whether the curves have changed."""
+        """Read up to a megabyte of new rows; return whether the curves have changed."""
         before = self._rows
         count = before.count if before else 0
         try:
@@ -40,12 +40,12 @@ class Progress:
 
     @property
     def columns(self) -> Columns:
-        """The curves so far, in few points; none if there is no log."""
+        """The curves so far, in at most `2 * _MOST_POINTS` points; empty if there is no log."""
         return self._rows.columns() if self._rows else {}
 
     @property
     def seconds_since(self) -> float:
-        """How long ago the file was written to, by its time; 0 if there is none."""
+        """Seconds since the file was last modified; 0 if there is no file."""
         return max(0.0, time.time() - self._seen[2] / 1e9) if self._seen else 0.0
 
     def _restart(self) -> None:
@@ -73,13 +73,13 @@ class Progress:
         self._is_damaged = self._is_damaged or len(self._unfinished) > MAX_LINE_BYTES
 
     def _has_tail(self, file: BufferedReader) -> bool:
-        """Tell whether what was read last still stands where it stood."""
+        """Return whether the bytes read last are unchanged in the file."""
         file.seek(self._offset - len(self._tail))
         return file.read(len(self._tail)) == self._tail
 
     def _take(self, line: bytes) -> None:
         if self._is_damaged or len(line) > MAX_LINE_BYTES:
-            self._is_damaged = True  # no more is read of a file that this program has not written
+            self._is_damaged = True  # this program writes no such line: read no more of the file
         elif self._rows is None:
             self._rows = Rows(line, (*PLACES, *CURVES), PLACES, _MOST_POINTS, num_newest=1)
         else:

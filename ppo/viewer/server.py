@@ -1,13 +1,13 @@
-"""Serves the page of a watcher, to this machine's own browsers and to those that know the token alone.
+"""The server of the watch page, only for browsers on this machine and only with the token.
 
-    GET /<place>/          the page; with ?token= it leaves a cookie, which all else needs
+    GET /<place>/          the page; ?token= sets the cookie that all else requires
     GET /<place>/stream    server-sent events: messages from `Pack.encode`, and `replaced`
     POST /<place>/do       a command as JSON
 
-Other pages in the same browser are the danger: a name that leads here (DNS rebinding) is no host of ours, requests from
-pages of another origin are refused, and the cookie is neither sent with theirs nor readable by any script. Browsers
-send the cookies of a host to all its ports, but those of a path to that path alone: the place is random, so that no
-other server of this machine is sent the cookie.
+The threat is other pages in the same browser: foreign host names (DNS rebinding) and requests from pages of other
+origins are refused, and the cookie is neither sent with those requests nor readable by any script. Browsers send a
+host's cookies to all its ports, but a path's cookies only to that path: <place> is random, so that no other server on
+this machine receives the cookie.
 """
 
 import hmac
@@ -30,9 +30,9 @@ HOST = "127.0.0.1"
 _TRUSTED_HOSTS = (HOST, "localhost")
 _MOST_THREADS = 32
 _SECONDS_OF_SILENCE = 30.0
-"""After which a connection that takes or sends nothing is closed."""
+"""A connection that neither receives nor sends for this long is closed."""
 _SECONDS_BETWEEN_SIGNS = 5.0
-"""Of life, to a page to which nothing is sent: only by sending is it seen that a page has gone."""
+"""Interval of keep-alives to a page without messages: only sending reveals that a page has gone."""
 _MOST_COMMAND_BYTES = 1000
 _BYTES_ON_THEIR_WAY = 1 << 17
 _HEADERS = {
@@ -46,14 +46,14 @@ _HEADERS = {
 }
 
 Do = Callable[[dict[str, Any]], bool]
-"""Takes a command of a page; tells whether there is room for it."""
+"""Queues a page's command; returns whether there was room for it."""
 
 
 def listen(port: int) -> socket.socket:
     """Return a socket that listens on a port of this machine.
 
     Raises:
-        Refusal: the port is taken; names a free one.
+        Refusal: the port is taken; the message names a free one.
     """
     listening = socket.socket()
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -63,7 +63,7 @@ def listen(port: int) -> socket.socket:
     except OSError as error:
         listening.close()
         raise Refusal(
-            f"port must be one that is free on {HOST}, got {port} ({error.strerror}); try --port={_free_port()}"
+            f"port must be free on {HOST}, got {port} ({error.strerror}); try --port={_free_port()}"
         ) from error
     return listening
 
@@ -76,7 +76,7 @@ def _free_port() -> int:
 
 
 class Server:
-    """A context in which a page is served by threads."""
+    """A context manager that serves a page from threads."""
 
     def __init__(self, listening: socket.socket, page: bytes, lookers: Lookers, do: Do) -> None:
         """Prepare to serve.
@@ -84,8 +84,8 @@ class Server:
         Args:
             listening: from `listen`.
             page: the page.
-            lookers: the pages that look.
-            do: takes their commands.
+            lookers: the open pages.
+            do: receives the pages' commands.
         """
         self._listening = listening
         self._port: int = listening.getsockname()[1]
@@ -95,11 +95,11 @@ class Server:
 
     @property
     def address(self) -> str:
-        """What to open in a browser."""
+        """The URL to open in a browser."""
         return f"http://{HOST}:{self._port}{self._place}?token={self._token}"
 
     def __enter__(self) -> "Server":
-        """Begin to serve."""
+        """Start serving."""
         self._server = _Server(
             HOST, self._port, Request.application(self.answer), _Handler, fd=self._listening.fileno()
         )
@@ -107,7 +107,7 @@ class Server:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Stop serving; streams are cut."""
+        """Stop serving; open streams are cut."""
         assert self._server is not None
         self._server.shutdown()
         self._server.server_close()
@@ -119,17 +119,17 @@ class Server:
         return response
 
     def _refused(self, request: Request) -> Response | None:
-        """Return the answer to a request that is not from our own page or from our user; None for others."""
+        """Return the refusal of a request that is not from our own page or user; None if it is allowed."""
         host, origin = request.headers.get("Host"), request.headers.get("Origin")
         if not host_is_trusted(host, _TRUSTED_HOSTS):
             return _text(f"This is served to {HOST} and localhost only.", 403)
         is_first = request.path == self._place and request.method == "GET"
         is_from_elsewhere = request.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin"
         if origin not in (None, f"http://{host}") or (is_from_elsewhere and not is_first):
-            return _text("Pages of other origins get nothing.", 403)
+            return _text("Requests from other origins are refused.", 403)
         tokens = [request.cookies.get(_COOKIE, "")] + ([request.args.get("token", "")] if is_first else [])
         if not any(hmac.compare_digest(token.encode(), self._token.encode()) for token in tokens):
-            return _text("Open the address that --mode=watch has printed: it has the token that is missing here.", 403)
+            return _text("Token missing or wrong: open the address that --mode=watch printed.", 403)
         return None
 
     def _served(self, request: Request) -> Response:
@@ -145,13 +145,13 @@ class Server:
         if name == "do":
             return self._done(request)
         response = Response(self._page, mimetype="text/html")
-        # The redirect that would drop the token from the address would not be sent the cookie where another site's link
-        # was followed, so the page drops it.
+        # The page drops the token from its address: after a link from another site, a redirected request would lack the
+        # SameSite=Strict cookie.
         response.set_cookie(_COOKIE, self._token, path=self._place, httponly=True, samesite="Strict")
         return response
 
     def _done(self, request: Request) -> Response:
-        """Pass a command on; a form of another page could not send this type of content without being asked for."""
+        """Pass a command on; another site's page cannot send this content type without a CORS preflight."""
         if request.mimetype != "application/json" or not 0 < (request.content_length or 0) <= _MOST_COMMAND_BYTES:
             return _text("A command is a short JSON object.", 400)
         try:
@@ -168,7 +168,7 @@ _COOKIE = "ppo_watch"
 
 
 class _Stream:
-    """The events for one page, as long as it reads them."""
+    """The events for one page, until it closes or is replaced."""
 
     def __init__(self, lookers: Lookers) -> None:
         self._lookers = lookers
@@ -181,12 +181,12 @@ class _Stream:
         yield b"event: replaced\ndata: \n\n"
 
     def close(self) -> None:
-        """Look no more."""
+        """Remove the page."""
         self._lookers.remove(self._looker)
 
 
 class _Server(ThreadedWSGIServer):
-    """Answers so many requests at once and no more, and says in one line what went wrong with one."""
+    """Answers at most `_MOST_THREADS` requests at once, and reports an error in one line."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._free = threading.BoundedSemaphore(_MOST_THREADS)
@@ -206,13 +206,13 @@ class _Server(ThreadedWSGIServer):
 
 
 class _Handler(WSGIRequestHandler):
-    """Speaks with one browser; gives up one that is silent, and logs no requests."""
+    """Handles one connection: times out if it is silent, and logs no requests."""
 
     timeout = _SECONDS_OF_SILENCE
 
     def setup(self) -> None:
         super().setup()
-        # What a slow page has not read yet waits here, where it is little, and not in the kernel, where it may be much.
+        # What a slow page has not read waits in its bounded `Looker`, not in the kernel, where it could be much more.
         self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BYTES_ON_THEIR_WAY)
 
     def log(self, type: str, message: str, *arguments: Any) -> None:

@@ -1,8 +1,8 @@
-"""`--mode=watch`: a page that shows an agent as it plays, and its training as it goes on.
+"""`--mode=watch`: a page that shows an agent playing and the progress of its training.
 
-One thread plays, at the game's own speed and only while somebody looks; the server's threads send what it says. What a
-page wants comes back as a command. The process gives way to others, a training above all: on a machine without an idle
-core the game is slower, not the training.
+One thread plays, at the game's own speed and only while a page is open; the server's threads send its messages to the
+pages and queue the pages' commands. The process runs at low priority: on a machine without an idle core, the game slows
+down, not the training.
 """
 
 import gc
@@ -37,26 +37,26 @@ from ppo.viewer.server import HOST, Server, listen
 
 SPEEDS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 _SECONDS_OF_BEAT = 0.05
-"""At least so long is what one message shows."""
+"""One message shows at least this much of the game."""
 _MOST_PICTURES = 60.0
-"""A second."""
+"""Per second."""
 _SECONDS_BETWEEN_POLLS = 1.0
 _SECONDS_OF_PATIENCE = 0.25
-"""After which a signal is heeded."""
+"""The longest wait before a signal is noticed."""
 _LARGEST_DELAY = 0.25
 _MOST_COMMANDS = 100
 _NICENESS = 10
-"""A tenth of what a training gets that wants the same core."""
+"""With this niceness, a watcher gets about a tenth of what a training run on the same core gets."""
 _MOST_GAMES = 20
 _LEVEL = 1
-"""Of compression: higher ones take several times as long for a third less."""
+"""Of compression: higher levels take several times as long and save a third."""
 
 
 def watch(config: Config, comm: Collective, explicit: set[str]) -> int:
-    """Serve the page on rank 0, or show what would be on it on the terminal, until a signal ends it.
+    """Serve the page on rank 0, or show its content in the terminal, until a signal ends it.
 
     Returns:
-        The exit code that the signal asks for.
+        The exit code that belongs to the signal.
     """
     if config.playback.view == "terminal":
         from ppo.viewer.in_terminal import watch_in_terminal
@@ -76,9 +76,9 @@ def _watch(config: Config, explicit: set[str]) -> int:
         with Server(listening, page, show.lookers, show.do) as server:
             port = config.playback.port
             print_line(f"watch it: {server.address}")
-            print_line(f"from another machine, first: ssh -L {port}:{HOST}:{port} {_account()}")
+            print_line(f"from another machine, first run: ssh -L {port}:{HOST}:{port} {_account()}")
             print_line("Ctrl-C ends it")
-            gc.freeze()  # what is there now is no garbage: to look through it would take a second at the end
+            gc.freeze()  # the objects made so far are not garbage; scanning them would take a second at exit
             try:
                 return show.run(lambda: stop.exit_code)
             finally:
@@ -86,22 +86,22 @@ def _watch(config: Config, explicit: set[str]) -> int:
 
 
 def _account() -> str:
-    """Return this account as ssh takes it."""
+    """Return this account as an ssh destination."""
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):  # in a container a user need not have a name
+    except (KeyError, OSError):  # a user in a container may have no name
         user = "user"
     return f"{user}@{socket.gethostname()}"
 
 
 class Show:
-    """Plays for those who look, and tells them what they see."""
+    """Plays for the open pages, and sends them what to show."""
 
     def __init__(self, config: Config, explicit: set[str]) -> None:
         """Find the agent and begin its first game.
 
         Raises:
-            Refusal: there is none, or it cannot be played.
+            Refusal: there is no such agent, or it cannot be played.
         """
         self.choice = Choice(config, explicit)
         self._commands: queue.Queue[dict[str, Any]] = queue.Queue(_MOST_COMMANDS)
@@ -120,7 +120,7 @@ class Show:
         self.do({"look": True})
 
     def do(self, command: dict[str, Any]) -> bool:
-        """Have a command done soon, by the thread that plays; return whether there is room for it."""
+        """Queue a command for the thread that plays; return whether there was room for it."""
         try:
             self._commands.put_nowait(command)
         except queue.Full:
@@ -150,7 +150,7 @@ class Show:
         self._player.close()
 
     def _await_command(self, seconds: float) -> None:
-        """Do the next command, if one comes in so many seconds."""
+        """Execute the next command, if one arrives within `seconds`."""
         try:
             command = self._commands.get(timeout=seconds) if seconds else self._commands.get_nowait()
         except queue.Empty:
@@ -162,7 +162,7 @@ class Show:
         self._send_state()
 
     def _obey(self, command: dict[str, Any]) -> None:
-        """Do what a page wants; whatever is no command changes nothing."""
+        """Execute a page's command; ignore anything invalid."""
         rule, speed, wish = command.get("act"), command.get("speed"), command.get("checkpoint")
         if command.get("look") is True:
             self._progress.poll()
@@ -184,7 +184,7 @@ class Show:
             self._play(0.0)
 
     def _poll(self) -> None:
-        """Look what the training has written."""
+        """Check for new checkpoints and log rows of the training."""
         try:
             has_others, is_another = self.choice.poll()
             if is_another:
@@ -198,13 +198,13 @@ class Show:
             self._send_progress()
 
     def _say(self, note: str) -> None:
-        """Have a message on the page until another agent is shown."""
+        """Show a message on the page until another agent is shown."""
         if note != self._note:
             self._note = note
             self._send_state()
 
     def _exchange(self) -> None:
-        """Let the chosen agent go on with the game, or begin one if its world is another."""
+        """Let the chosen agent take over the game, or begin a new one if its world differs."""
         self._note = ""
         if self._player.can_be(self.choice.agent):
             self._player.become(self.choice.agent)
@@ -212,7 +212,7 @@ class Show:
             self._begin()
 
     def _begin(self) -> None:
-        """Begin a game of the chosen agent's own, by the rule that was chosen."""
+        """Begin a new game of the chosen agent, keeping the chosen rule if the agent supports it."""
         player = Player(self.choice.agent, rng_seed=self._seed, max_steps=self._max_steps)
         if self._player.rule in player.distribution.rules:
             player.rule = self._player.rule
@@ -221,11 +221,11 @@ class Show:
         self._game_number += 1
 
     def _play(self, seconds: float) -> float:
-        """Play at least one step and so many seconds of the game, and send them; return how many they were."""
+        """Play and send at least one step and `seconds` of the game; return the seconds played."""
         steps: list[Step] = []
         pictures: list[Any] = []
         rate = self._player.envs.frames_per_second * self._speed
-        # An odd number, since Atari games show some things in every other frame only.
+        # Odd, since Atari games draw some objects only in every other frame.
         every = math.ceil(rate / _MOST_PICTURES) | 1 if rate > _MOST_PICTURES else 1
         num_frames = 0
         game: Game | None = None
@@ -253,7 +253,7 @@ class Show:
         return num_frames / rate
 
     def _beat(self, steps: list[Step], pictures: list[Any], seconds: float, game: Game | None) -> str:
-        """Return the message of what was just played: all values, the pictures, and the newest decision."""
+        """Return the message for the steps just played: all values, the pictures, and the newest decision."""
         pack, newest, moments = Pack(), steps[-1], self._player.agent.moments
         values = np.array([step.value for step in steps]) * moments.deviation + moments.mean
         observation = newest.observation
@@ -297,7 +297,7 @@ class Show:
             "entryNames": list(player.envs.entry_names),
             "games": list(self._games),
             "note": self._note,
-            "notes": list(self.choice.agent.notes),  # of why it is not another one, too
+            "notes": list(self.choice.agent.notes),  # they also say why another agent was not chosen
         }
         self.lookers.send("state", Pack().encode(state, _LEVEL))
 

@@ -36,7 +36,7 @@ DOCUMENT, DATA, PICTURE = "benchmark.md", "measurements/benchmark.json", "figure
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM has come. No SystemExit: a world that raises that is refused while it is checked."""
+    """Raised on SIGTERM; not a SystemExit, since a world that raises one while it is checked is refused."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -129,7 +129,7 @@ def run(settings: Settings, flags: Sequence[str], command: str) -> None:
 
 
 def measure_round(settings: Settings, cases: Sequence[Case], cores: Sequence[int], way: Way | None) -> Round:
-    """Measure everything once; quantities that are compared are measured in succession.
+    """Measure everything once; quantities to be compared are measured in succession.
 
     Raises:
         JobError: a measurement failed.
@@ -162,7 +162,7 @@ def measure_worlds(
     cores: Sequence[int],
     ways_by_world: Mapping[str, Ways],
 ) -> Round:
-    """Return a round with each small world measured once.
+    """Return the round with each small world measured once.
 
     Raises:
         JobError: a measurement failed.
@@ -179,7 +179,7 @@ def measure_worlds(
 
 
 def write(benchmark: Benchmark, output: Path) -> None:
-    """Write Markdown, JSON and a figure to a folder."""
+    """Write the report as Markdown, JSON and a figure to a folder."""
     reach = [{**dataclasses.asdict(target), "met": target.met} for target in find_targets(benchmark)]
     for name in (DATA, PICTURE):
         (output / name).parent.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ _FEWEST_TURNS = 3
 def measure(env_name: str, seconds: float) -> dict[str, float]:
     """Return microseconds per environment step of the bare environments and of our block: the best of several turns.
 
-    Both receive the same random actions, alternate, and begin a new episode when one ends.
+    Both receive the same random actions, take turns, and begin a new episode when one ends.
     """
     config = parse_command_line([f"--env_name={env_name}"])
     block = make_envs(env_name, config.world, indices=range(NUM_ENVS), seed=0)
@@ -36,7 +36,7 @@ def measure(env_name: str, seconds: float) -> dict[str, float]:
     bare = [gymnasium.make(env_name, disable_env_checker=True) for _ in range(NUM_ENVS)]
     for seed, env in enumerate(bare):
         env.reset(seed=seed)
-    # The environments' arguments are prepared beforehand, as in the fastest loop.
+    # Actions are converted beforehand, as in the fastest possible loop.
     prepared = [row.tolist() if row.ndim == 1 else list(row) for row in actions]
 
     def step_bare() -> None:
@@ -61,13 +61,13 @@ def measure(env_name: str, seconds: float) -> dict[str, float]:
 
 
 def _random_actions(space: gymnasium.Space[Any]) -> NDArray[Any]:
-    """Return actions of successive steps, (steps, N, *action_shape)."""
+    """Return actions for successive steps, (steps, N, *action_shape)."""
     space.seed(0)
     return np.array([[space.sample() for _ in range(NUM_ENVS)] for _ in range(_STEPS)])
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure, and write the result to the file named first."""
+    """Measure and write the result to the file named first."""
     output, seconds, env_name = arguments
     Path(output).write_text(json.dumps(measure(env_name, float(seconds))))
 

@@ -14,7 +14,7 @@ _WIDTH = 0.4
 
 
 def draw(benchmark: Benchmark, path: Path) -> None:
-    """Draw a benchmark into a png file."""
+    """Draw a benchmark to a PNG file."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -31,7 +31,7 @@ def draw(benchmark: Benchmark, path: Path) -> None:
 
 
 def _draw_speed(benchmark: Benchmark, axes: "Axes") -> None:
-    """Bars of every case, the ideal behind the program, lines for Stable-Baselines3."""
+    """Draw a bar per case, with the ideal behind the program, and lines for Stable-Baselines3."""
     places = range(len(benchmark.cases))
     names = [case.name for case in benchmark.cases]
     ideals = [benchmark.of_case(name, lambda c: c.ideal).median for name in names]
@@ -48,7 +48,7 @@ def _draw_speed(benchmark: Benchmark, axes: "Axes") -> None:
 
 
 def _draw_time(benchmark: Benchmark, axes: "Axes") -> None:
-    """Bars of the share of time in each phase."""
+    """Draw bars of the share of time in each phase."""
     places = range(len(benchmark.cases))
     below = [0.0] * len(benchmark.cases)
     for phase in PHASES:
@@ -63,7 +63,7 @@ def _draw_time(benchmark: Benchmark, axes: "Axes") -> None:
 
 
 def _draw_scaling(benchmark: Benchmark, axes: "Axes") -> None:
-    """Curves of speed over ranks, dashed for the ideal."""
+    """Draw curves of speed over ranks, dashed for the ideal."""
     kinds = itertools.groupby(benchmark.cases, key=lambda case: (case.preset, case.weak))
     for number, ((preset, weak), group) in enumerate(kinds):
         cases = list(group)

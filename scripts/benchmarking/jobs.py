@@ -28,10 +28,10 @@ class JobError(RuntimeError):
 
 
 class Job:
-    """A program that runs in a folder while the block lasts, together with all processes that it starts."""
+    """A program that runs in a folder for the length of a `with` block, together with all processes that it starts."""
 
     def __init__(self, command: Sequence[str], folder: Path, **variables: str) -> None:
-        """Prepare to run a command in this process's environment, without its numbers of threads.
+        """Prepare to run a command in this process's environment, without its thread-count variables.
 
         Args:
             command: program and arguments.
@@ -44,7 +44,7 @@ class Job:
         self._environment = {**kept, "PYTHONPATH": os.pathsep.join(paths), "TMPDIR": str(folder), **variables}
 
     def __enter__(self) -> "Job":
-        """Start it."""
+        """Start the program."""
         self._log = tempfile.TemporaryFile()
         self.started = time.monotonic()
         self._process = subprocess.Popen(
@@ -55,7 +55,7 @@ class Job:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End it and all processes that it started, and wait until they are gone."""
+        """End the program and all processes that it started, and wait until they are gone."""
         family = [self._process.pid, *descendants(self._process.pid)]
         self._process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -69,23 +69,23 @@ class Job:
         self._log.close()
 
     def check(self) -> None:
-        """Raise JobError if it has ended."""
+        """Raise JobError if the program has ended."""
         if self._process.poll() is not None:
             raise self.failure(f"ended by itself with exit code {self._process.returncode}")
 
     def wait(self) -> None:
-        """Wait for its end; raise JobError if its exit code is not 0."""
+        """Wait for the program to end; raise JobError if its exit code is not 0."""
         if self._process.wait() != 0:
             raise self.failure(f"failed with exit code {self._process.returncode}")
 
     def failure(self, what: str) -> JobError:
-        """Return an error with the end of its output."""
+        """Return an error with the end of the program's output."""
         self._log.seek(0)
         said = self._log.read().decode(errors="replace")[-_MOST_SAID:]
         return JobError(f"{' '.join(self._command)} {what}:\n{said}")
 
     def ranks(self) -> list[Rank]:
-        """Return the /proc data of an mpirun's ranks, in rank order."""
+        """Return the /proc data of mpirun's ranks, in rank order."""
         found = {}
         for pid in descendants(self._process.pid):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):

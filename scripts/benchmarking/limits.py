@@ -1,4 +1,4 @@
-"""The limits of the machine for a case, and the steps per second that they add up to.
+"""The limits of the machine for a case, and the steps per second that they allow.
 
 Rates are units per second of one core while the cores of all ranks do the same work: environment steps, inference
 samples, training samples.
@@ -15,7 +15,7 @@ from scripts.benchmarking.jobs import Job, mpirun
 from scripts.benchmarking.plan import Case
 
 Ways = dict[str, list[float]]
-"""Every rank's rate in rank order, by the way the work was done."""
+"""Every rank's rate in rank order, by the way of doing the work."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Limits:
 
     @property
     def ranks(self) -> int:
-        """Number of ranks that were measured at once."""
+        """Number of ranks measured at the same time."""
         return len(next(iter(self.ways["env"].values())))
 
     @staticmethod
@@ -52,11 +52,11 @@ class Limits:
         )
 
     def ideal_steps_per_second(self, epochs: float) -> float:
-        """Return the ideal steps per second on these ranks; see the function."""
+        """Return the ideal steps per second on these ranks; see the function of the same name."""
         return ideal_steps_per_second(**self.rates, ranks=self.ranks, epochs=epochs)
 
     def ideal_seconds(self, steps: int, epochs: float) -> dict[str, float]:
-        """Return the seconds per phase, as progress.csv names them, in which the ranks could do `steps` of the job."""
+        """Return the seconds per phase, named as in progress.csv, that `steps` of the whole job take ideally."""
         rates, share = self.rates, steps / self.ranks
         return {
             "env": share / rates["env"],
@@ -68,17 +68,17 @@ class Limits:
 def ideal_steps_per_second(*, ranks: int, env: float, inference: float, training: float, epochs: float) -> float:
     """Return the steps per second of ranks that do only emulation and network passes.
 
-    Every step is emulated once, acted in once and learnt from once per epoch, one after the other; the work is taken to
-    divide evenly, and no rank ever waits.
+    Every step is emulated once, passed through inference once and learnt from once per epoch, one after the other. The
+    work is assumed to divide evenly, so that no rank waits.
     """
     return ranks / (1.0 / env + 1.0 / inference + epochs / training)
 
 
 def measure_limits(case: Case, cores: Sequence[int], seconds: float) -> Limits:
-    """Measure the limits for a case, each for some seconds, on these cores, a rank on each.
+    """Measure each limit for a case for some seconds on these cores, one rank per core.
 
     Raises:
-        JobError: they could not be measured.
+        JobError: the measurement failed.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

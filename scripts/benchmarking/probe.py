@@ -1,4 +1,4 @@
-"""Measure the limits of the machine, on every rank of a job at once; see `limits.py`.
+"""Measure the limits of the machine, on all ranks of a job at the same time; see `limits.py`.
 
     mpirun -np 2 python -m scripts.benchmarking.probe limits.json 1.5 --preset=atari
 
@@ -35,13 +35,13 @@ from ppo.families import AtariSettings
 from ppo.machine import keep_freed_memory
 from ppo.models.actor_critic import ActorCritic, build_model
 
-# Activations of more samples exceed the cache, so larger shares of a minibatch are measured in parts of this size too.
+# Activations of more samples exceed the cache, so larger shares of a minibatch are also measured in parts of this size.
 _SAMPLES_AT_ONCE = 256
 _WARM_UP_SHARE = 0.2
 _DIFFERENT_ACTIONS = 4096
 
 Work = Callable[[], int]
-"""Does a piece of work and returns how many units it was."""
+"""Does a piece of work and returns its number of units."""
 
 
 class Stopwatch:
@@ -89,7 +89,7 @@ def measure(config: Config, comm: Collective, seconds: float) -> dict[str, dict[
 
 
 def own_pipeline(config: Config, indices: range) -> Work:
-    """Return steps of the program's own environments."""
+    """Return work that steps the program's own environments."""
     envs = make_envs(config.run.env_name, config.world, indices=indices, seed=config.run.rng_seed)
     assert isinstance(envs.single_action_space, Discrete)
     actions = _random_actions(int(envs.single_action_space.n), indices)
@@ -103,7 +103,7 @@ def own_pipeline(config: Config, indices: range) -> Work:
 
 
 def atari_vector_env(config: Config, indices: range) -> Work:
-    """Return steps of ALE's own vector environment with one thread."""
+    """Return work that steps ALE's own vector environment with one thread."""
     world = _atari(config)
     envs = AtariVectorEnv(
         rom_name(config.run.env_name),
@@ -131,7 +131,7 @@ def atari_vector_env(config: Config, indices: range) -> Work:
 
 
 def bare_emulators(config: Config, indices: range) -> Work:
-    """Return steps of the bare emulators: 4 frames, the last two screens in grey, a new game when one ends."""
+    """Return work that steps bare emulators: 4 frames, the last two screens in grey, a new game when one ends."""
     emulators = [_load(config, index) for index in indices]
     first = emulators[0]
     chosen = first.getLegalActionSet() if _atari(config).full_action_space else first.getMinimalActionSet()
@@ -161,7 +161,7 @@ def build_network(config: Config) -> ActorCritic:
 
 
 def inference(model: ActorCritic, config: Config, num_samples: int) -> Work:
-    """Return forward passes of the bare network."""
+    """Return work that is a forward pass of the bare network."""
     pixels = _pixels(config, num_samples)
 
     def work() -> int:
@@ -173,7 +173,7 @@ def inference(model: ActorCritic, config: Config, num_samples: int) -> Work:
 
 
 def training(model: ActorCritic, config: Config, num_samples: int, *, part: int) -> Work:
-    """Return gradients of the bare network for `samples` samples, computed in parts.
+    """Return work that computes gradients of the bare network for `num_samples` samples, in parts.
 
     The loss is the simplest that needs both heads; gradients are added to existing memory.
     """
@@ -191,7 +191,7 @@ def training(model: ActorCritic, config: Config, num_samples: int, *, part: int)
 
 
 def _pixels(config: Config, num_samples: int) -> Tensor:
-    """Return observations as the environments hold them: channel-first uint8 on memory that is channels-last."""
+    """Return observations as the environments hold them: channels-first uint8 in channels-last memory."""
     shape = (num_samples, SCREEN_SIZE, SCREEN_SIZE, _atari(config).frame_stack)
     return torch.randint(0, 256, shape, dtype=torch.uint8).permute(0, 3, 1, 2)
 
@@ -218,7 +218,7 @@ def _load(config: Config, index: int) -> ale_py.ALEInterface:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure, and write every rank's rates to the file named first."""
+    """Measure and write every rank's rates to the file named first."""
     output, seconds, *flags = arguments
     config = parse_command_line(flags)
     comm = connect()

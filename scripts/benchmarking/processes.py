@@ -64,7 +64,7 @@ def describe(pid: int) -> Rank:
 
 
 def numbers_in(text: str) -> list[int]:
-    """Return the numbers of a list as Linux writes it: `0-2,4`."""
+    """Return the numbers in a list as Linux writes them: `0-2,4`."""
     numbers: list[int] = []
     for part in text.strip().split(","):
         first, _, last = part.partition("-")
@@ -79,7 +79,7 @@ def _place_among_siblings(core: int) -> int:
 
 
 def _fields_after_the_name(pid: int) -> list[str]:
-    """Return the state of a process, its parent and so on; the name before them may hold spaces and parentheses."""
+    """Return a process's state, its parent and so on; the name before them may contain spaces and parentheses."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
@@ -89,5 +89,5 @@ def _named_values(path: Path) -> dict[str, str]:
 
 
 def _megabytes(size: str) -> float:
-    """Turn `1234 kB`, by which Linux means 1024 bytes, into units of 10^6 bytes."""
+    """Convert `1234 kB`, by which Linux means units of 1024 bytes, to units of 10^6 bytes."""
     return int(size.split()[0]) * 1024 / 1e6

@@ -1,6 +1,6 @@
 """Times training programs from outside, by the wall-clock times at which rows appear in a CSV file.
 
-So everything a user waits for counts, including logs and checkpoints.
+Thus everything that a user waits for counts, including logs and checkpoints.
 """
 
 import csv
@@ -17,7 +17,7 @@ from scripts.benchmarking.plan import Case, Settings
 from scripts.benchmarking.processes import Rank
 
 PHASES = ("env", "inference", "learn", "communicate", "wait", "save", "else")
-"""The phases of an update; `else` is the time that no clock of the program measures."""
+"""The phases of an update; `else` is the time that the program does not measure itself."""
 _POLL_SECONDS = 0.02
 
 Row = dict[str, str]
@@ -46,10 +46,10 @@ class Follower:
         return [dict(zip(self._columns, line, strict=True)) for line in lines]
 
     def next_rows(self, job: Job) -> list[Row]:
-        """Wait for rows to appear.
+        """Wait for new rows and return them.
 
         Raises:
-            JobError: the job ended instead.
+            JobError: the job ended first.
         """
         while not (rows := self.new_rows()):
             job.check()
@@ -59,10 +59,10 @@ class Follower:
 
 @dataclass(frozen=True)
 class Window:
-    """What a program did between two rows, after its warm-up."""
+    """The progress of a program between two rows, after its warm-up."""
 
     seconds: float
-    """Seconds from the row before the first one here to the last one."""
+    """Seconds from the row before `rows` to the last of `rows`."""
     steps: int
     rows: list[Row]
     """A row per update."""
@@ -88,16 +88,16 @@ class ProgramRun:
 
 
 def measure_program(case: Case, cores: Sequence[int], settings: Settings, *, ideal: float) -> ProgramRun:
-    """Train for some updates in a temporary folder, and measure.
+    """Train for some updates in a temporary folder and measure.
 
-    The window has as many updates as an ideal program would do in the set time, at most the preset's
-    checkpoint_interval. Checkpoints have the same interval, so every window has exactly one, wherever it begins.
+    The window has as many updates as an ideal program would do in the set time, but at most the preset's
+    checkpoint_interval. Checkpoints are as many updates apart, so every window has exactly one, wherever it begins.
 
     Args:
         case: what to train.
         cores: one for each rank.
         settings: how long to measure.
-        ideal: steps per second that the machine could do.
+        ideal: steps per second that the machine allows.
 
     Raises:
         JobError: the run ended by itself.
@@ -113,7 +113,7 @@ def measure_program(case: Case, cores: Sequence[int], settings: Settings, *, ide
 
 
 def steps_per_second(case: Case, cores: Sequence[int], settings: Settings, *, share: float) -> float:
-    """Train for a share of the time of a measurement and return the steps per second, with fewer checkpoints or none.
+    """Train for a share of the measurement time, with fewer or no checkpoints, and return the steps per second.
 
     Raises:
         JobError: the run ended by itself.
@@ -128,16 +128,16 @@ def steps_per_second(case: Case, cores: Sequence[int], settings: Settings, *, sh
 
 
 def watch(job: Job, follower: Follower, warm_up_seconds: float, enough: Callable[[int, float], bool]) -> Window:
-    """Wait for a program's first row, for the warm-up to pass, and for its window.
+    """Wait for a program's first row and its warm-up, then return its window.
 
     Args:
         job: the program.
-        follower: of the CSV file that it writes, with the column env_steps.
-        warm_up_seconds: counted from the first row, rounded up to the next.
-        enough: whether so many rows in so many seconds will do.
+        follower: follows the CSV file that the program writes, which has the column env_steps.
+        warm_up_seconds: counted from the first row, rounded up to the next row.
+        enough: whether the window is complete, given its number of rows and its seconds.
 
     Raises:
-        JobError: it ended before.
+        JobError: the program ended before that.
     """
     last = follower.next_rows(job)[-1]
     warm = time.monotonic() + warm_up_seconds
@@ -174,7 +174,7 @@ def phases(rows: Sequence[Row], update_seconds: float) -> dict[str, float]:
 
 
 def seconds_to_first_update(case: Case, cores: Sequence[int]) -> list[float]:
-    """Return the seconds from the command to its first row, for a first start and for a second in the same folder.
+    """Return the seconds from the command to its first row, for a first and a second start in the same folder.
 
     Raises:
         JobError: a run ended by itself.
@@ -185,13 +185,13 @@ def seconds_to_first_update(case: Case, cores: Sequence[int]) -> list[float]:
             with _train(case, cores, Path(folder), case.config.run.checkpoint_interval) as job:
                 Follower(Path(folder) / case.config.run_folder / "progress.csv").next_rows(job)
                 found.append(time.monotonic() - job.started)
-            # Then the first row of the next start is the first in the file.
+            # So that the next start's first row is the first in the file.
             shutil.rmtree(Path(folder) / case.config.run.run_dir)
     return found
 
 
 def _train(case: Case, cores: Sequence[int], folder: Path, checkpoint_interval: int) -> Job:
-    # The limits are measured on processors.
+    # On the CPU, like the limits.
     arguments = ["-m", "ppo", "--device=cpu", *case.flags, f"--checkpoint_interval={checkpoint_interval}"]
     return Job(mpirun(cores[: case.ranks], arguments), folder)
 

@@ -15,7 +15,7 @@ END = "<!-- to here -->"
 
 
 def insert(report: str, document: str | None) -> str:
-    """Return a document with the report between its two marks; a new document if there is none.
+    """Return the document with the report between its two marks; a new document if there is none yet.
 
     Raises:
         Refusal: the document lacks the marks.
@@ -67,12 +67,12 @@ def _about(benchmark: Benchmark) -> str:
         f"{program}: " + ", ".join(f"{name} {version}" for name, version in found.items())
         for program, found in benchmark.versions.items()
     )
-    doubt = "" if machine.was_quiet else " **Something else ran on the machine: do not trust this.**"
+    doubt = "" if machine.was_quiet else " **The machine was not idle: do not trust these results.**"
     return (
         f"    {benchmark.command}\n\n"
         f"{benchmark.date}, commit {benchmark.commit}, {machine.processor} ({machine.architecture}, "
         f"{machine.cpu_capability}), cores {', '.join(map(str, machine.cores))}. Load average before: "
-        f"{machine.load_average_before:g}. Time that the hypervisor gave to others meanwhile: "
+        f"{machine.load_average_before:g}. Time stolen by the hypervisor during the benchmark: "
         f"{benchmark.stolen_share:.1%}.{doubt}\n\n"
         f"Rounds: {len(benchmark.rounds)}. Numbers are medians over rounds, in brackets the lowest and the highest; "
         "ratios are taken within a round. A step is an agent step (4 frames), MB are 10^6 bytes.\n\n"
@@ -115,7 +115,7 @@ def _rate(kind: str, way: str) -> Callable[[CaseResult], float]:
 
 
 def _phases(benchmark: Benchmark) -> str:
-    """Show the seconds of each phase, with those of the ideal in the row below."""
+    """Show the seconds of each phase, with the ideal ones in the row below."""
 
     def rows() -> Iterator[list[str]]:
         for case in benchmark.cases:

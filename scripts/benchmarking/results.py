@@ -1,7 +1,7 @@
 """The results of a benchmark: raw measurements of every round, and numbers derived from them.
 
-A ratio is computed within a round, where its two sides were measured in succession, and then the median is taken over
-rounds, because the machine's speed varies between them.
+The machine's speed varies between rounds, so a ratio is computed within each round, where its two sides were measured
+in succession; its median is then taken over rounds.
 """
 
 import dataclasses
@@ -34,9 +34,9 @@ class Spread:
 
 @dataclass(frozen=True)
 class CaseResult:
-    """A case in one round: the machine, then the program, and the machine again.
+    """A case in one round: the machine's limits, the program, then the limits again.
 
-    If the machine's speed drifts linearly, the mean of the two measurements is right for the program.
+    If the machine's speed drifts linearly, the mean of both limits is right for the program.
     """
 
     before: Limits
@@ -45,7 +45,7 @@ class CaseResult:
 
     @property
     def limits(self) -> Limits:
-        """The limits of the cores at that time."""
+        """The limits of the cores while the program ran."""
         return Limits.mean([self.before, self.after])
 
     @property
@@ -55,24 +55,24 @@ class CaseResult:
 
     @property
     def share_of_ideal(self) -> float:
-        """Steps per second over the ideal."""
+        """The program's steps per second over the ideal."""
         return self.program.steps_per_second / self.ideal
 
 
 @dataclass(frozen=True)
 class Round:
-    """Everything, measured once."""
+    """Every quantity, measured once."""
 
     cases: dict[str, CaseResult]
     """By the name of the case."""
     seconds_to_first_update: list[float]
-    """Of a first and a second start of the first preset on the most ranks."""
+    """For a first and a second start of the first preset on the most ranks."""
     stable_baselines3: dict[SettingsName, float]
     """Steps per second by settings."""
     block_costs: dict[str, BlockCost] = field(default_factory=dict)
     """By small world."""
     worlds: dict[str, Comparison] = field(default_factory=dict)
-    """Both programs by small world, if Stable-Baselines3 was measured."""
+    """Comparison of both programs by small world, if Stable-Baselines3 was measured."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +90,13 @@ class Benchmark:
     settings: Settings
     cases: list[Case]
     stable_baselines3_ways: dict[str, float]
-    """Steps per second of the ways tried to run it, the fastest first."""
+    """Steps per second of the ways tried to run it, fastest first."""
     rounds: list[Round]
     ways_by_world: dict[str, Ways] = field(default_factory=dict)
-    """How each small world was tried."""
+    """The ways tried to train each small world."""
 
     def has_one_rank(self, preset: str) -> bool:
-        """Tell whether a preset was measured on one rank."""
+        """Return whether a preset was measured on one rank."""
         return any(case.name == case_name(preset, 1) for case in self.cases)
 
     def over_rounds(self, number: Callable[[Round], float]) -> Spread:
@@ -150,7 +150,7 @@ class Benchmark:
 
 
 def share_of_time(*phases: str) -> Callable[[CaseResult], float]:
-    """Return a function for the share of time of these phases."""
+    """Return a function that computes the share of an update's time spent in these phases."""
     return lambda c: sum(c.program.phases[phase] for phase in phases) / c.program.update_seconds
 
 

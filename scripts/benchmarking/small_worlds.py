@@ -1,7 +1,7 @@
-"""Worlds whose step takes microseconds: the cost of a block, and the program compared with Stable-Baselines3.
+"""Worlds whose steps take microseconds: the cost of a block, and the program compared with Stable-Baselines3.
 
-Both train the same network with the same sizes, each in the fastest of the ways tried: the program on each number of
-ranks, Stable-Baselines3 as `stable_baselines3.py` says.
+Both train the same network with the same sizes, each in the fastest of the ways tried: numbers of ranks for the
+program, the ways of `stable_baselines3.py` for Stable-Baselines3.
 """
 
 import json
@@ -25,19 +25,19 @@ class BlockCost:
     """Processor time of a step of one environment among many, in microseconds."""
 
     bare: float
-    """A plain loop over environments of `gymnasium.make`."""
+    """In a plain loop over environments of `gymnasium.make`."""
     block: float
-    """In a block of ours."""
+    """In our block."""
 
     @property
     def added(self) -> float:
-        """The cost of the block."""
+        """The cost that the block adds."""
         return self.block - self.bare
 
 
 @dataclass(frozen=True)
 class Ways:
-    """The ways tried to train a world, by steps per second, the fastest first."""
+    """Steps per second of the ways tried to train a world, fastest first."""
 
     program: dict[str, float]
     """By the name of the case."""
@@ -58,7 +58,7 @@ class Ways:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Both programs in one round, in steps per second."""
+    """Both programs in one round."""
 
     program: ProgramRun
     stable_baselines3: float
@@ -74,7 +74,7 @@ def measure_block_cost(env_name: str, core: int, seconds: float) -> BlockCost:
     """Measure what our block adds to a step, on one core.
 
     Raises:
-        JobError: it could not be measured.
+        JobError: the measurement failed.
     """
     with tempfile.TemporaryDirectory() as name:
         output = Path(name) / "block_cost.json"
@@ -89,8 +89,8 @@ def try_ways(cases: Sequence[Case], cores: Sequence[int], settings: Settings) ->
 
     Args:
         cases: the world on each number of ranks.
-        cores: at hand.
-        settings: for how long.
+        cores: the available cores.
+        settings: how long to measure.
 
     Raises:
         JobError: a program ended by itself.

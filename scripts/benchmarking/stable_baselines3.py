@@ -1,4 +1,4 @@
-"""Stable-Baselines3's PPO, run on the same cores and library versions from a virtual environment of its own.
+"""Stable-Baselines3's PPO, run on the same cores and library versions from its own virtual environment.
 
 It runs with the number of threads and the kind of vector environment that are fastest on this machine. It is timed like
 the program, but writes neither logs nor checkpoints.
@@ -27,14 +27,14 @@ _VERSIONED = ("stable_baselines3", "torch", "numpy", "gymnasium", "ale-py", "ope
 
 @dataclass(frozen=True)
 class Way:
-    """A way to run it."""
+    """A way to run Stable-Baselines3."""
 
     vec_env: str
     threads: str
-    """`default`, or what OMP_NUM_THREADS is set to."""
+    """`default`, or the value of OMP_NUM_THREADS."""
 
     def __str__(self) -> str:
-        """Return its name in reports."""
+        """Return the way's name in reports."""
         return f"{self.vec_env}, {self.threads} thread{'' if self.threads == '1' else 's'}"
 
 
@@ -42,17 +42,17 @@ WAYS = tuple(itertools.starmap(Way, itertools.product(("DummyVecEnv", "SubprocVe
 
 
 def set_up() -> None:
-    """Make its virtual environment on first use.
+    """Create the virtual environment on first use.
 
     Raises:
-        Refusal: it cannot be made here.
+        Refusal: it cannot be created here.
     """
     if subprocess.run([_SET_UP, sys.executable], check=False).returncode != 0:
         raise Refusal("stable_baselines3 could not be installed (see above); add --no-stable_baselines3 to go without")
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of it and of the libraries that matter for its speed."""
+    """Return the versions of Stable-Baselines3 and of the libraries that matter for its speed."""
     listing = subprocess.run(
         [_PYTHON, "-m", "pip", "list", "--format=json"], check=True, capture_output=True, text=True
     ).stdout
@@ -61,9 +61,9 @@ def versions() -> dict[str, str]:
 
 
 def settings_like(config: Config) -> str:
-    """Return settings that make it train a small world like the program, as JSON.
+    """Return, as JSON, settings that make Stable-Baselines3 train a small world like the program.
 
-    Features of the program that it lacks, such as value normalisation, are left out.
+    Features that it lacks, such as value normalisation, are left out.
     """
     model, ppo = config.model, config.ppo
     assert model.trunk in ("auto", "separate") and not ppo.clip_rewards and ppo.reward_scale == 1.0
@@ -94,7 +94,7 @@ def settings_like(config: Config) -> str:
                 "gae_lambda": ppo.gae_lambda,
                 "clip_range": ppo.clip_range,
                 "ent_coef": ppo.entropy_coefficient,
-                "vf_coef": ppo.value_coefficient / 2,  # its squared error is not halved
+                "vf_coef": ppo.value_coefficient / 2,  # Stable-Baselines3 does not halve the squared error
                 "max_grad_norm": ppo.max_gradient_norm or math.inf,
             },
         }
@@ -102,36 +102,36 @@ def settings_like(config: Config) -> str:
 
 
 def find_fastest_way(settings: Settings, training: str = "published") -> dict[Way, float]:
-    """Return the steps per second of every way to run it, the fastest first.
+    """Return the steps per second of every way to run Stable-Baselines3, fastest first.
 
     Args:
         settings: how long to measure.
         training: see `measure`.
 
     Raises:
-        JobError: it ended by itself.
+        JobError: the training ended by itself.
     """
     rates = {way: measure(training, way, settings, share=SHARE_OF_TIME_FOR_A_TRIAL) for way in WAYS}
     return dict(sorted(rates.items(), key=lambda pair: -pair[1]))
 
 
 def measure(training: str, way: Way, settings: Settings, *, share: float = 1.0) -> float:
-    """Return its steps per second on the cores of this process.
+    """Return the steps per second of Stable-Baselines3 on the cores of this process.
 
     Args:
-        training: the settings it trains with, for Atari by the name of SettingsName, else from `settings_like`.
-        way: how it runs.
+        training: the settings to train with: for Atari a SettingsName, otherwise the JSON of `settings_like`.
+        way: how to run it.
         settings: how long to warm up and to measure.
         share: the share of that time to take.
 
     Raises:
-        JobError: it ended by itself.
+        JobError: the training ended by itself.
     """
     threads = {} if way.threads == "default" else {"OMP_NUM_THREADS": way.threads}
     warm_up_seconds, seconds = settings.warm_up_seconds * share, settings.seconds * share
     with tempfile.TemporaryDirectory() as name:
         progress = Path(name) / "progress.csv"
-        # Isolated, because this module has the library's name and is in the script's folder.
+        # Isolated (-I), because this module has the library's name and lies in the script's folder.
         command = [str(_PYTHON), "-I", str(_TRAIN), training, way.vec_env, str(progress)]
         with Job(command, Path(name), **threads) as job:
             window = watch(job, Follower(progress), warm_up_seconds, lambda _, elapsed: elapsed >= seconds)

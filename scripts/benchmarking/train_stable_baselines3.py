@@ -1,7 +1,7 @@
-"""Train Stable-Baselines3's PPO until stopped, on Pong or on a world of vectors.
+"""Train Stable-Baselines3's PPO until stopped, on Pong or on a world with vector observations.
 
-Run by the benchmark in a virtual environment of its own. Arguments: the settings, for Pong `cleanrl` (those of our
-preset) or `published` (rl-baselines3-zoo's for Atari games, hyperparams/ppo.yml), for a world of vectors the JSON of
+Run by the benchmark in its own virtual environment. Arguments: the settings, which are for Pong `cleanrl` (those of our
+preset) or `published` (rl-baselines3-zoo's for Atari games, hyperparams/ppo.yml), for vector observations the JSON of
 `settings_like`; `DummyVecEnv` or `SubprocVecEnv`; and the CSV file that gets a row after every update.
 """
 
@@ -45,7 +45,7 @@ class Progress(BaseCallback):  # type: ignore[misc]  # the library is not instal
     """Appends the number of steps to a CSV file at the end of each update."""
 
     def __init__(self, path: Path) -> None:
-        """Begin the file."""
+        """Create the file with its header."""
         super().__init__()
         self._path = path
         path.write_text("env_steps\n")
@@ -61,20 +61,20 @@ class Progress(BaseCallback):  # type: ignore[misc]  # the library is not instal
 
 
 def pong(settings: str, vec_env: type) -> PPO:
-    """Return a learner of Pong with the settings of this name."""
+    """Return a learner for Pong with the settings of this name."""
     # The prefix makes every process that builds an environment import ale_py, which registers the games.
     envs = make_atari_env("ale_py:PongNoFrameskip-v4", n_envs=NUM_ENVS, seed=0, vec_env_cls=vec_env)
     return PPO("CnnPolicy", VecFrameStack(envs, n_stack=4), seed=0, device="cpu", **SETTINGS[settings])
 
 
 def world_of_vectors(settings: dict[str, Any], vec_env: type) -> PPO:
-    """Return a learner of a vector world with one MLP each for policy and values."""
+    """Return a learner for vector observations with one MLP each for policy and values."""
     envs = make_vec_env(
         settings["env_name"],
         n_envs=settings["num_envs"],
         seed=0,
         vec_env_cls=vec_env,
-        # By default the data for rendering is computed too: LunarLander takes several times as long.
+        # By default data for rendering is computed too, which makes LunarLander several times slower.
         env_kwargs={"render_mode": None},
     )
     if settings["normalization"]:

@@ -97,7 +97,7 @@ def main() -> None:
     """Run the cable that the command line describes."""
     first, second, gigabits_per_second, milliseconds = sys.argv[1:]
     ends = (plug_into(first), plug_into(second))
-    # Ahead of the ranks, which may use all cores; and without the kernel's usual 50 microseconds of tolerance.
+    # Ahead of the ranks, which may use all cores, and without the kernel's usual 50 microseconds of timer slack.
     os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     print("connected", flush=True)
     carry(ends, float(gigabits_per_second) * 1e9 / 8, float(milliseconds) / 1e3)

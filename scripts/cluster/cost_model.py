@@ -1,11 +1,11 @@
-"""The cost of an update on many ranks: a model with few parameters, fitted to measurements of measure_network.py.
+"""The cost of an update on many ranks: a model with few parameters, fitted to the results of measure_network.py.
 
     seconds = work of a rank + wait for the slowest + gradient steps x sum of gradients + sums of few numbers
 
 The work is a rank's share of steps, each at the measured cost of emulator, inference and learning. The wait grows like
-the expected maximum of as many standard normals. Gradients are summed in shared memory within each host, then between
-hosts in a ring, whose every step costs a latency and its bytes. Two hosts are the smallest ring, and the only one that
-was measured. Milliseconds for messages, seconds for updates.
+the expected maximum of one standard normal per rank. Gradients are summed in shared memory within each host, then
+between hosts in a ring, each of whose steps costs a latency and the time of its bytes. Two hosts are the smallest ring,
+and the only one measured. Milliseconds for messages, seconds for updates.
 """
 
 import math
@@ -22,7 +22,7 @@ SMALL_SUMS = 10
 epoch, episodes, clocks, requests."""
 BYTES = {"float32": 4, "bfloat16": 2}
 WAYS = {"flat": "float32", "flat, bfloat16": "bfloat16"}
-"""The measured ways that the cost of a wire format is fitted to: one rank on each of two hosts."""
+"""The measured ways to which each wire format's cost is fitted: one rank on each of two hosts."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Wire:
-    """The sum of gradients over two hosts in one format: round trips, times on the wire, processor time per MB."""
+    """The cost of a gradient sum over two hosts in a format: round trips, times on the wire, processor time per MB."""
 
     round_trips: float
     wire_times: float
@@ -44,7 +44,7 @@ class Wire:
     """Largest relative error of the fit."""
 
     def ms(self, network: Network, megabytes: float, num_hosts: int) -> float:
-        """Return the milliseconds of a ring over `hosts` hosts.
+        """Return the milliseconds of a ring over `num_hosts` hosts.
 
         A ring of H hosts takes H - 1 times the messages of a ring of two, and 2 (H - 1) / H times the bytes per host.
         """
@@ -85,12 +85,12 @@ class Settings:
 
     @property
     def steps(self) -> int:
-        """Agent steps of an update."""
+        """Agent steps per update."""
         return self.num_envs * self.rollout_steps
 
     @property
     def gradient_steps(self) -> int:
-        """Sums of gradients of an update."""
+        """Gradient sums per update."""
         return self.num_epochs * (self.steps // self.minibatch_size)
 
 
@@ -104,7 +104,7 @@ class Model:
     shared_memory_ms: float
     """The sum in memory shared by the ranks of a host; each reads and adds the same amount for any number of ranks.
 
-    The barrier after the update of the weights is counted as waiting.
+    The barrier after the weight update counts as waiting.
     """
 
     def seconds(self, settings: Settings, num_hosts: int, network: Network, wire: str) -> float:
@@ -115,14 +115,14 @@ class Model:
 
     def busy_seconds(self, settings: Settings) -> float:
         """Return the seconds of a rank's own work."""
-        # Blocks of environments differ by one where they do not divide evenly; the largest one counts.
+        # Where environments do not divide evenly, ranks differ by one; the largest share counts.
         steps = -(-settings.num_envs // settings.ranks) * settings.rollout_steps
         work = self.work
         acting = work.env_per_step + work.inference_per_step + work.moments_per_step
         return steps * (acting + settings.num_epochs * work.learn_per_sample) + work.constant
 
     def communication_seconds(self, settings: Settings, num_hosts: int, network: Network, wire: str) -> float:
-        """Return the seconds of the sums if all ranks arrive at the same time."""
+        """Return the seconds spent on sums if all ranks arrive at the same time."""
         within = self.shared_memory_ms if settings.ranks > num_hosts else 0.0
         between = self.wires[wire].ms(network, BYTES[wire] * self.megaparameters, num_hosts)
         few = math.log2(num_hosts) * network.round_trip_ms
@@ -146,7 +146,7 @@ def expected_maximum(count: int) -> float:
 def fit_wire(networks: Sequence[Network], megabytes: Sequence[float], ms: Sequence[float]) -> Wire:
     """Fit a wire format to measured sums over two hosts by least squares of the relative error.
 
-    A negative coefficient, which noise can cause if the share is small, is set to 0, and the others are fitted again.
+    A negative coefficient, which noise can cause where its share is small, is set to 0 and the others are refitted.
     """
     pairs = list(zip(networks, megabytes, strict=True))
     columns = np.array([[n.round_trip_ms, on_the_wire_ms(n, m), m] for n, m in pairs])
@@ -182,7 +182,7 @@ def fit_work(alone: dict[str, Any], pair: dict[str, Any], sum_seconds: float) ->
     """Derive the costs of steps and samples, and the wait, from updates of one rank and of two ranks on one host.
 
     Args:
-        alone: an update of one rank, whose `communicate` is nothing but the computing of moments.
+        alone: an update of one rank, whose `communicate` phase is only the computation of moments.
         pair: the same update on two ranks.
         sum_seconds: the time of the sums alone in the pair's update.
     """

@@ -1,8 +1,8 @@
 """Measure the cost of a network: sums of gradients and whole updates, on one host and on two with limited cables.
 
 The two hosts are network namespaces of this machine (two_hosts.py) and share its cores: on two cores, two ranks on two
-hosts compute as fast as two on one, and only the cable differs. Four ranks lack cores and are slower: their ways to sum
-are compared with each other only, and their updates are not timed. Needs root; nothing else should run.
+hosts compute as fast as on one host, and only the cable differs. Four ranks share two cores and are slower: their ways
+to sum are compared only with each other, and their updates are not timed. Needs root; nothing else should run.
 """
 
 import csv
@@ -36,7 +36,7 @@ NO_LINK = "none"
 QUIET_LOAD = 0.3
 """Load average above which the machine counts as busy."""
 Launch = Callable[[int], list[str]]
-"""From ranks per host to the command that starts them."""
+"""Maps the number of ranks per host to the command that starts them."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,17 @@ class Options:
     """Flags of this script."""
 
     links: tuple[str, ...] = (NO_LINK, "10:0.05", "10:0.5", "1:0.05", "1:0.5")
-    """Cables between the hosts as Gbit/s:milliseconds one way; none is as fast as the kernel."""
+    """Cables between the hosts as Gbit/s:milliseconds one way; `none` is as fast as the kernel allows."""
     presets: tuple[str, ...] = ("atari", "cleanrl")
     """Presets whose updates are timed: the small network and the Nature CNN."""
     ways: tuple[str, ...] = ("", "--gradient_wire=bfloat16")
-    """Flags with which they are timed on two hosts."""
+    """Flags with which the presets are timed on two hosts."""
     updates: int = 7
     """Updates of each run; the first two do not count."""
     repeats: int = 10
-    """Times that each way to sum is timed."""
+    """How often each way to sum is timed."""
     output: Path = Path("docs/measurements/network.json")
-    """Where the result is written."""
+    """Write the results to this JSON file."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Update:
 
 
 def main() -> int:
-    """Measure everything, write it and print where; return the exit code."""
+    """Measure everything and write the results; return the exit code."""
     options = tyro.cli(Options, description=__doc__)
     reason = reason_to_skip(shaped=True)
     if reason:
@@ -146,7 +146,7 @@ def time_sums(launch: Launch, per_host: int, repeats: int) -> dict[str, Any]:
 
 def time_updates(launch: Launch, per_host: int, preset: str, way: str, updates: int) -> Update:
     """Train for a few updates and read the times from the log."""
-    # The model is for processors only.
+    # The cost model is for CPUs only.
     chosen = [f"--env_name={ENV_NAME}", f"--preset={preset}", "--device=cpu", *way.split()]
     config = parse_command_line(chosen)
     flags = [*chosen, f"--env_steps={updates * config.steps_per_update}", "--checkpoint_interval=1000000"]
@@ -166,7 +166,7 @@ def run(launcher: Sequence[str], *arguments: str, folder: str) -> None:
     """Run a Python job to its end in a folder.
 
     Raises:
-        RuntimeError: it failed; with what it printed.
+        RuntimeError: the job failed; the message has its output.
     """
     job = subprocess.run(
         [*launcher, sys.executable, *arguments],

@@ -19,18 +19,18 @@ DOCUMENT = ROOT / "docs/scaling.md"
 RANKS_PER_HOST = 8
 """Ranks per host in the predictions."""
 NETWORKS = {
-    # Round trips of common switches, and the share of the bandwidth that TCP achieves.
+    # Round trips of common switches, and the part of the bandwidth that TCP achieves.
     "1 Gbit/s": Network(0.20, 0.94),
     "10 Gbit/s": Network(0.10, 9.4),
     "100 Gbit/s": Network(0.03, 94.0),
 }
 ENVIRONMENTS_PER_RANK = 8
 MOST_ENVIRONMENTS = 1024
-"""With more, 16,384 steps per update would leave rollouts of less than 16 steps."""
+"""With more, 16,384 steps per update would leave rollouts of fewer than 16 steps."""
 
 
 def settings_for(ranks: int) -> Settings:
-    """Return the recommended settings for a number of ranks: the default preset with another number of environments."""
+    """Return the recommended settings for a number of ranks: the default preset with the environments adapted."""
     preset = PRESETS["atari"]
     num_envs = min(max(preset["num_envs"], ENVIRONMENTS_PER_RANK * ranks), MOST_ENVIRONMENTS)
     scaled = for_environments(preset, num_envs)
@@ -84,7 +84,7 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def machine(measured: dict[str, Any]) -> str:
-    """Return a sentence that says where and how it was measured."""
+    """Return a sentence on where and how the measurements were made."""
     here, versions = measured["machine"], measured["versions"]
     load = here["load_average_before"]
     return (
@@ -147,7 +147,7 @@ def overlap_table(measured: dict[str, Any]) -> str:
 
 
 def ways_timed(jobs: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the ways to sum that jobs timed, today's first: a measurement may have ways that no longer exist."""
+    """Return the ways to sum that jobs timed, current ones first; old measurements may have ways since removed."""
     timed = {timing["way"]: None for job in jobs for timing in job["timings"]}
     return [way for way in dict.fromkeys([*time_gradient_sums.WAYS, *timed]) if way in timed]
 
@@ -191,7 +191,7 @@ def two_hosts_table(measured: dict[str, Any], models: dict[str, Model]) -> str:
 
 
 def fit_table(models: dict[str, Model]) -> str:
-    """Return the numbers of the model."""
+    """Return the fitted parameters of the models."""
     rows: list[list[str]] = []
     for preset, model in models.items():
         work = model.work
@@ -216,7 +216,7 @@ def fit_table(models: dict[str, Model]) -> str:
 
 
 def prediction_table(model: Model) -> str:
-    """Return predicted steps per second, and their share of those of as many independent ranks."""
+    """Return predicted steps per second, and their share of what as many independent ranks would reach."""
     columns = [(name, wire) for name in NETWORKS for wire in WAYS.values()]
     rows = []
     for settings in SETTINGS:

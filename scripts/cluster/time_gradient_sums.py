@@ -2,8 +2,8 @@
 
     mpirun --hostfile hosts -np 32 python scripts/cluster/time_gradient_sums.py
 
-A way is timed by itself, and within a gradient step: forward and backward pass of a share of a minibatch, then the sum.
-A time is that of the slowest rank, the median of repeats in which all ways take turns. Milliseconds.
+A way is timed alone and within a gradient step: forward and backward pass of a share of a minibatch, then the sum.
+Times are those of the slowest rank in milliseconds, medians over repeats in which all ways take turns.
 """
 
 import json
@@ -40,7 +40,7 @@ WAYS = {
     "hierarchical, bfloat16": MachineSettings(all_reduce="hierarchical", gradient_wire="bfloat16"),
 }
 NUM_SUMS = 1
-"""Further numbers in the sum, as in training."""
+"""Additional numbers in the sum, as in training."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Options:
     minibatch_size: int = 256
     """Samples of a gradient step over all ranks."""
     repeats: int = 20
-    """Times that every way is timed."""
+    """How often each way is timed."""
     output: Path | None = None
     """Write the results to this JSON file."""
 
@@ -81,7 +81,7 @@ class GradientStep:
         self._model = build_model(space, gymnasium.spaces.Discrete(6), size, seed=0)
         shared = share_memory(settings, comm, num_parameters(self._model), NUM_SUMS)
         if settings.all_reduce == "auto" and shared is None:
-            raise RuntimeError("the ranks cannot share memory: what would be timed is another way")
+            raise RuntimeError("the ranks cannot share memory, so another way of summing would be timed")
         buffer = None if shared is None else shared.gradients[shared.hosts.within.rank]
         self._flat = FlatParameters(self._model, NUM_SUMS, buffer)
         self.parameters = self._flat.count

@@ -1,8 +1,8 @@
 """Two hosts on this machine: network namespaces with a cable between them, each with its own host name.
 
 The file system, the clock and the processors are shared; the hosts communicate by TCP on `eth0`. The cable is as fast
-as the kernel, or has a set bandwidth and delay: by `tc netem` if the kernel has it, otherwise by a process (cable.py)
-that takes part of a core, about half of one at 10 Gbit/s.
+as the kernel allows, or has a set bandwidth and delay: imposed by `tc netem` if the kernel has it, otherwise by a
+process (cable.py) that takes part of a core, about half of one at 10 Gbit/s.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from types import TracebackType
 CABLE = Path(__file__).with_name("cable.py")
 MPIRUN = str(Path(sys.executable).with_name("mpirun"))
 DATA_PORTS = (21000, 21999)
-"""Where Open MPI's ranks listen for each other; mpirun and its daemons use others."""
+"""Ports on which Open MPI's ranks listen for each other; mpirun and its daemons use other ports."""
 VARIABLES = {
     "OMPI_MCA_btl_tcp_port_min_v4": str(DATA_PORTS[0]),
     "OMPI_MCA_btl_tcp_port_range_v4": str(DATA_PORTS[1] - DATA_PORTS[0]),
@@ -38,16 +38,16 @@ class Link:
     """One way."""
 
     def __str__(self) -> str:
-        """Describe it in words."""
+        """Describe the limits in words."""
         return f"{self.gigabits_per_second:g} Gbit/s, {self.delay_milliseconds:g} ms"
 
 
 def reason_to_skip(programs: Sequence[str] = (), *, shaped: bool = False) -> str | None:
-    """Return why such hosts are not possible here, or None.
+    """Return why two hosts are not possible here, or None.
 
     Args:
         programs: programs needed besides namespaces.
-        shaped: with a cable of set bandwidth and delay.
+        shaped: whether the cable has a set bandwidth and delay.
     """
     needed = ("ip", "unshare", "hostname", *programs, *(("tc",) if shaped else ()))
     missing = [program for program in needed if shutil.which(program) is None]
@@ -67,7 +67,7 @@ def reason_to_skip(programs: Sequence[str] = (), *, shaped: bool = False) -> str
 
 
 def kernel_delays() -> bool:
-    """Tell whether the kernel has the netem queue."""
+    """Return whether the kernel has the netem queue."""
     probe = f"probe-{secrets.token_hex(3)}"
     subprocess.run(["ip", "netns", "add", probe], check=True)
     queue = ["tc", "-n", probe, "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms"]
@@ -77,10 +77,10 @@ def kernel_delays() -> bool:
 
 
 class TwoHosts:
-    """The pair as a context manager; on exit all its namespaces and their processes are removed."""
+    """The pair as a context manager; on exit its processes are killed and its namespaces removed."""
 
     def __init__(self, link: Link | None = None) -> None:
-        """Prepare a pair with a cable of these limits, or of none."""
+        """Prepare a pair with a cable of these limits, or an unlimited one."""
         token = secrets.token_hex(3)
         self.link = link
         self.names = (f"host1-{token}", f"host2-{token}")
@@ -121,7 +121,7 @@ class TwoHosts:
         addresses = {first: "10.251.7.1", second: "10.251.7.2"}
         listing = "".join(f"{address} {name}\n" for name, address in addresses.items())
         for name in self.names:
-            # `ip netns exec` shows this file as /etc/hosts.
+            # `ip netns exec` mounts this file as /etc/hosts.
             Path("/etc/netns", name).mkdir(parents=True)
             Path("/etc/netns", name, "hosts").write_text(f"127.0.0.1 localhost\n{listing}")
             self._ip("netns", "add", name)
@@ -130,7 +130,7 @@ class TwoHosts:
             self._ip("-n", name, "address", "add", f"{address}/24", "dev", "eth0")
             self._ip("-n", name, "link", "set", "lo", "up")
             self._ip("-n", name, "link", "set", "eth0", "up")
-        # What mpirun uses for ssh: <agent> <host> <command>.
+        # mpirun calls it instead of ssh: <agent> <host> <command>.
         agent = self.folder / "agent"
         agent.write_text(
             '#!/bin/sh\nhost=$1; shift\nexec ip netns exec "$host" unshare --uts sh -c "hostname $host; $*"\n'
@@ -167,7 +167,7 @@ class TwoHosts:
     def mpirun(
         self, ranks: int, hosts: Sequence[str] | None = None, agent: str | None = None, options: Sequence[str] = ()
     ) -> list[str]:
-        """Return the start of a command that runs ranks on each host, launched from the first; the program follows.
+        """Return the mpirun command, to be followed by a program, that runs ranks on each host from the first.
 
         Args:
             ranks: number of ranks on each host.

@@ -1,9 +1,9 @@
-"""Compare saved states of Atari games with the game that was never stopped.
+"""Compare Atari games restored from saved states with games that were never stopped.
 
 Each game is played with random actions and its state saved every 10 steps. States from the start, the middle and right
 before the end of a game are sent to another process, restored there in fresh environments and played on with the same
-actions, past the end of the game if it is near. Every step is compared with that of the game that was never stopped:
-observation, reward, ends, lost lives, final observation, return, length and RAM, and finally the saved state.
+actions, past the end of the game if it is near. Every step is compared with the game that was never stopped
+(observation, reward, ends, lost lives, final observation, return, length and RAM), and finally the saved state.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -41,7 +41,7 @@ class Options:
     games: tuple[str, ...] = ()
     """ROMs to check, e.g. pong qbert. Default: all that can be trained on."""
     steps: int = 1100
-    """Agent steps that each game is played."""
+    """Agent steps to play in each game."""
     max_frames: int = 4000
     """Time limit of a game in emulated frames, so that every game ends at least once."""
     forget: Literal["counters", "generator", "ram", "actions"] | None = None
@@ -57,9 +57,9 @@ class Recording:
     actions: NDArray[np.int64]
     moments: list[Moment]
     states: dict[int, dict[str, NDArray[Any]]]
-    """By number of steps taken."""
+    """Saved states by number of steps taken."""
     copies: dict[int, dict[str, NDArray[Any]]]
-    """The same saves as ALE's own states."""
+    """ALE's own states at the same steps."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Row:
 
 
 class CopiedEnvironments(AtariEnvironments):
-    """ALE's own copy of its state; for comparison only, and only with states from a trusted source.
+    """Saves ALE's own copy of its state; for comparison only, with states from a trusted source.
 
     ALE's reader is not safe: it trusts lengths and indices in the bytes.
     """
@@ -131,7 +131,7 @@ def all_games() -> list[str]:
 
 
 def make(kind: type[AtariEnvironments], rom: str, world: AtariSettings) -> AtariEnvironments:
-    """Make a block of one environment with the same settings everywhere."""
+    """Make a block of one environment, with the same index and seed everywhere."""
     return kind(rom, world, indices=range(INDEX, INDEX + 1), seed=SEED)
 
 
@@ -205,7 +205,7 @@ def verify_copies(
     actions: NDArray[np.int64],
     expected: list[Moment],
 ) -> str:
-    """Do the same with ALE's own states; return how many were not exact and the first difference."""
+    """Verify ALE's own states likewise; return how many were not exact and the first difference."""
     wrong = []
     for point, copy in copies.items():
         envs = make(CopiedEnvironments, rom, world)
@@ -217,7 +217,7 @@ def verify_copies(
 
 
 def compare(answered: Iterator[Moment], expected: list[Moment]) -> str | None:
-    """Describe the first difference and its step."""
+    """Describe the first difference and its step; None if there is none."""
     for step, (got, want) in enumerate(zip(answered, expected, strict=True), start=1):
         differing = [part for part, a, b in zip(PARTS, got, want, strict=True) if a != b]
         if differing:
@@ -257,7 +257,7 @@ def check(options: Options) -> list[Row]:
     """Check the games, printing a line each."""
     games = options.games or all_games()
     rows: list[Row] = []
-    # Recorded in this process and restored in another, at the same time.
+    # Recording in this process overlaps with restoring in the other.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         waiting: list[Callable[[], Row]] = []
 

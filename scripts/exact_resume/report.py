@@ -27,7 +27,10 @@ def processor_minutes() -> float:
 def conclude(
     part: str, rows: Sequence[Any], inexact: Sequence[str], minutes: float, lines: Sequence[str], output: Path | None
 ) -> bool:
-    """Print the result of a part and write it to the report, given the processor minutes used before it began."""
+    """Print a part's result and write it to the report; return whether everything was exact.
+
+    `minutes` are the processor minutes used before the part began.
+    """
     print(f"{len(rows) - len(inexact)} of {len(rows)} {part} are exact; not exact: {inexact}", flush=True)
     if output is not None:
         minutes = processor_minutes() - minutes
@@ -53,14 +56,14 @@ def conclude(
 
 
 def _commit() -> str:
-    """Return the commit of the code that was checked, marked if its files differ: the report itself does not count."""
+    """Return the commit of the checked code, marked if ppo/ or scripts/ differ from it; the report may differ."""
     commit = subprocess.check_output(["git", "describe", "--always"], text=True).strip()
     is_clean = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "ppo", "scripts"], check=False).returncode == 0
     return commit if is_clean else f"{commit}-dirty"
 
 
 def write_section(report: Path, heading: str, lines: Sequence[str]) -> None:
-    """Replace the section with the same heading, or append the section."""
+    """Replace the section with this heading, or append it."""
     text = report.read_text() if report.exists() else f"{TITLE}\n"
     title, *sections = text.split("\n## ")
     contents = {section.partition("\n")[0]: section for section in sections}

@@ -1,4 +1,4 @@
-"""Compare runs that are stopped in the middle of episodes and resumed with the same run without a stop.
+"""Compare runs that never stopped with runs that were stopped in the middle of episodes and resumed.
 
 Every part of a run is a separate job, so only its folders carry over.
 """
@@ -30,13 +30,13 @@ WORLDS = (
     *("Taxi-v4", "Blackjack-v1", "minigrid:MiniGrid-DoorKey-5x5-v0"),
 )
 UPDATES, STOPS = 4, (1, 3)
-"""The first stop follows the rollout that only initialises the moments of vectors."""
+"""The first stop follows the rollout that only initialises the moments of vector observations."""
 NUM_ENVS, ROLLOUT_STEPS = 4, 32
 FLAGS = (
     *(f"--num_envs={NUM_ENVS}", f"--rollout_steps={ROLLOUT_STEPS}", "--minibatch_size=64", "--num_epochs=2"),
-    # A linear rate would depend on --env_steps, by which runs are stopped here.
+    # A linear schedule would depend on --env_steps, which is how runs are stopped here.
     *("--learning_rate_schedule=constant", "--device=cpu", "--checkpoint_interval=1000"),
-    # All running statistics: of each environment's running return, of returns and of observations.
+    # All running statistics: each environment's running return, and the moments of returns and observations.
     *("--reward_normalization", "--value_normalization", "--pixel_normalization", "--observation_normalization"),
 )
 EXACT, NONE_RESTARTED = "exact", "no episode restarted"
@@ -51,7 +51,7 @@ class Row:
     world: str
     family: str
     within_episodes: int
-    """Environments in the middle of an episode when the run of one rank was stopped, summed over all stops."""
+    """Environments in the middle of an episode when the one-rank run was stopped, summed over all stops."""
     longest_episode: int
     """The largest number of steps since the start of an episode."""
     lean: str
@@ -68,7 +68,7 @@ class Row:
 
 
 class RunFailed(RuntimeError):
-    """A job did not end as it should."""
+    """A job failed."""
 
 
 def check(worlds: Sequence[str]) -> list[Row]:
@@ -139,7 +139,7 @@ def train(world: str, folder: Path, updates: int, *flags: str, ranks: int = 1) -
     """Train or resume in a folder up to a number of updates; return the output.
 
     Raises:
-        RunFailed: the job did.
+        RunFailed: the job failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     launcher = [str(MPIRUN), "-np", str(ranks)] if ranks > 1 else []
@@ -160,13 +160,13 @@ def last_checkpoint(folder: Path) -> Path:
 
 
 def steps_into_episodes(folder: Path) -> list[int]:
-    """Return for each environment how many actions its episode had when the run was saved."""
+    """Return how many actions each environment's episode had when the run was saved."""
     state = load_file(last_checkpoint(folder) / "training.safetensors")
     return [len(state[f"environment/{index}/actions"]) for index in range(NUM_ENVS)]
 
 
 def differences(first: Path, second: Path) -> list[str]:
-    """Name the differences between the last checkpoints and the logs of two runs, times aside."""
+    """Name the differences between the last checkpoints and the logs of two runs, except times."""
     found = []
     for name in ("model.safetensors", "training.safetensors"):
         files = [last_checkpoint(folder) / name for folder in (first, second)]
@@ -182,7 +182,7 @@ def digest(file: Path) -> str:
 
 
 def same(old: NDArray[Any] | None, new: NDArray[Any] | None) -> bool:
-    """Return whether two arrays are equal to the last bit."""
+    """Return whether two arrays are bit-identical."""
     return old is not None and new is not None and old.tobytes() == new.tobytes()
 
 

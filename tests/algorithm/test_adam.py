@@ -49,7 +49,7 @@ def test_a_restored_optimiser_continues_bit_for_bit():
 
 
 def test_moments_of_another_network_are_refused():
-    with pytest.raises(ValueError, match="the optimiser state has 4 parameters, this network 5"):
+    with pytest.raises(ValueError, match="the optimiser state is for 4 parameters, but this network has 5"):
         Adam(5, 1e-8).load_state_dict(Adam(4, 1e-8).state_dict())
 
 

@@ -249,5 +249,5 @@ class ShortRewards(ScriptedWorld):
 
 
 def test_an_array_of_another_length_is_not_broadcast():
-    with pytest.raises(ValueError, match=r"3 environments returned rewards of shape \(1,\)"):
+    with pytest.raises(ValueError, match=r"rewards of 3 environments must have shape \(3,\), got \(1,\)"):
         collect(ShortRewards)

@@ -125,7 +125,7 @@ def test_values_are_in_the_units_of_rewards(trained: Path) -> None:
 
 
 def test_an_observation_of_another_shape_is_refused(here: Path) -> None:
-    with pytest.raises(Refusal, match=r"observation must have the shape \(4,\), got \(1, 4\)"):
+    with pytest.raises(Refusal, match=r"observation must have shape \(4,\), got \(1, 4\)"):
         ppo.load("CartPole-v1").act(np.zeros((1, 4)))
 
 
@@ -162,7 +162,7 @@ def test_a_network_of_your_own_is_loaded_where_it_is_named(here: Path) -> None:
         "        super().__init__(nn.Linear(shape[0], 96), nn.Tanh())\n"
     )
     assert run_ppo(here, *CARTPOLE, "--network=own_network:Wide", "--env_steps=64").returncode == 0
-    with pytest.raises(Refusal, match="asks for code"):
+    with pytest.raises(Refusal, match="needs code"):
         ppo.load("CartPole-v1")
     agent = ppo.load("CartPole-v1", network="own_network:Wide")
     assert agent.action_space.contains(agent.act(np.zeros(4)).action)
@@ -218,7 +218,7 @@ def test_an_exported_agent_acts_as_the_agent_does(name: str, here: Path) -> None
 def test_evaluate_hands_what_it_does_not_use_itself_to_load(trained: Path) -> None:
     checkpoint = trained / "checkpoints/CartPole-v1"
     assert ppo.evaluate(checkpoint, 2, rng_seed=3, act="mode")["act"] == "mode"
-    with pytest.raises(Refusal, match="act must not be set for an agent that is loaded; give it to load"):
+    with pytest.raises(Refusal, match="act must not be set for an agent that is already loaded; pass it to load"):
         ppo.evaluate(ppo.load(checkpoint), 2, act="mode")
     with pytest.raises(Refusal, match="gae_lamda"):
         ppo.evaluate(checkpoint, 2, gae_lamda=0.5)

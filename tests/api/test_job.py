@@ -71,7 +71,7 @@ def test_what_a_job_refuses_is_refused_here() -> None:
 
 def test_a_job_that_fails_says_what_it_said_last() -> None:
     job = job_of("print('rank 1 has failed', flush=True); os.kill(os.getpid(), 9)")
-    with pytest.raises(RuntimeError, match=r"exit code -9; it said last:\nrank 1 has failed$"):
+    with pytest.raises(RuntimeError, match=r"exit code -9; its last output:\nrank 1 has failed$"):
         job.wait(60)
 
 

@@ -87,7 +87,7 @@ def test_hosts_of_two_ranks_sum_in_memory_within_and_over_the_cable_between(host
     assert job.returncode == 0, job.stderr
     with hosts.start(far, *flags, f"--gradient_wire={wire}", ranks=2, options=UNBOUND) as job:
         assert job.end(within=110)[0] == 0, job.log
-        assert "gradients: summed in shared memory within hosts, by MPI between them" in job.log
+        assert "gradients: summed in shared memory within hosts, by MPI between hosts" in job.log
     expected, got = weights(near, NAME, 192), weights(far, NAME, 192)
     differences = [np.abs(got[name] - expected[name]).max() for name in expected if name.startswith("model/")]
     assert max(differences) < (1e-5 if wire == "float32" else 5e-3)

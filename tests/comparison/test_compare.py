@@ -131,7 +131,7 @@ def test_runs_that_cannot_be_compared_are_refused_and_nothing_is_written(
 def test_runs_are_for_this_mode_only(tmp_path: Path) -> None:
     job = ppo(tmp_path, "--mode=play", "--runs=A,B")
     assert job.returncode == 2
-    assert "must not be set for another mode" in job.stderr
+    assert "and unset in other modes" in job.stderr
 
 
 def test_a_table_that_is_damaged_is_no_traceback(runs: Path) -> None:

@@ -74,5 +74,5 @@ def test_environments_are_sent_elements_and_brought_back_by_replaying_them(env_n
 
 @pytest.mark.parametrize("space", [Dict(say=Text(5), move=Discrete(2)), Tuple([]), Text(3)])
 def test_actions_that_have_no_numbers_are_refused(space: Space[Any]) -> None:
-    with pytest.raises(ValueError, match=r"actions must be Discrete, .* got Text|have no parts"):
+    with pytest.raises(ValueError, match=r"action space must be Discrete, .* got Text|have no parts"):
         action_space(space)

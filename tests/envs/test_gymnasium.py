@@ -236,7 +236,7 @@ def test_mixed_observations_become_one_vector_without_the_text(register: Callabl
     world = GymnasiumEnvironments.check(register(Odd), {"actions": "bits"})
     assert world.observation_space.shape == (6 + 3 + 5 + 4 + 2 + 12,)
     assert world.observation_space.dtype == np.float32
-    assert world.notes == ("Registered-v0: the text of its observations is left out: nested/1/name",)
+    assert world.notes == ("Registered-v0: text in its observations is ignored: nested/1/name",)
 
 
 def test_a_block_has_the_channel_axis_of_its_settings(register: Callable[..., str]) -> None:
@@ -676,7 +676,7 @@ def test_saved_actions_that_no_environment_can_be_sent_are_refused(
 
 @pytest.mark.parametrize("number", [0, 2])
 def test_states_for_another_number_of_environments_are_refused(number: int) -> None:
-    with pytest.raises(ValueError, match=f"a state for each of 1 environments, got {number}"):
+    with pytest.raises(ValueError, match=f"the number of states must be 1, one per environment, got {number}"):
         cart_poles(range(1)).set_states(saved_after_three_steps(CART_POLE) * number)
 
 
@@ -945,15 +945,16 @@ class Spaces(Numbers):
         ({"observations": Sequence(Discrete(2))}, "observations of Sequence"),
         (
             {"actions": Text(5)},
-            "its actions must be Discrete, MultiDiscrete, MultiBinary or Box, or a Dict or Tuple of these, got Text",
+            "the action space must be Discrete, MultiDiscrete, MultiBinary or Box, or a Dict or Tuple of these, "
+            "got Text",
         ),
         (
             {"actions": Dict({"a": Text(5)})},
-            "its actions must be Discrete, MultiDiscrete, MultiBinary or Box, or a Dict or Tuple of these, got",
+            "the action space must be Discrete, MultiDiscrete, MultiBinary or Box, or a Dict or Tuple of these, got",
         ),
     ],
 )
 def test_spaces_that_cannot_be_served_are_refused(
     register: Callable[..., str], spaces: dict[str, Space], complaint: str
 ) -> None:
-    assert f"env_name 'Registered-v0' cannot be served: {complaint}" in refusal(register(Spaces), **spaces)
+    assert f"env_name 'Registered-v0' is not supported: {complaint}" in refusal(register(Spaces), **spaces)

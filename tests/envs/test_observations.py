@@ -111,7 +111,7 @@ def test_guessed_channels_that_are_unusual_are_named_with_the_flag() -> None:
 def test_text_among_the_parts_is_left_out_and_named() -> None:
     space = Dict({"mission": Text(9), "x": Discrete(2), "deep": Tuple((Dict({"name": Text(3)}), MultiBinary(2)))})
     converter = ObservationConverter(space)
-    assert converter.notes == ("the text of its observations is left out: deep/0/name, mission",)
+    assert converter.notes == ("text in its observations is ignored: deep/0/name, mission",)
     observation = {"mission": "go", "x": 1, "deep": ({"name": "a"}, np.array([1, 0], np.int8))}
     np.testing.assert_array_equal(convert(space, observation), [1, 0, 0, 1])
 

@@ -173,7 +173,7 @@ def test_a_state_that_is_refused_leaves_the_games_of_other_processes_alone_too()
     with pytest.raises(ValueError, match="environment 7"):
         envs.set_states([*states[:4], {**states[4], "actions": np.full(3, 200, np.uint8)}])
     np.testing.assert_array_equal(envs.observations, at_reset)
-    with pytest.raises(ValueError, match="a state for each of 5 environments, got 4"):
+    with pytest.raises(ValueError, match="the number of states must be 5, one per environment, got 4"):
         envs.set_states(states[:4])
     assert envs.set_states(states) == []  # what was asked before has been answered
     np.testing.assert_array_equal(envs.observations, before)

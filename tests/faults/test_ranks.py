@@ -92,7 +92,7 @@ def test_a_stopped_rank_is_named_with_its_host_and_last_phase_and_the_others_pri
         assert "stack of rank 0 of 2" in job.log
         assert any(call in job.log for call in ("in barrier", "in sum_in_place", "in gather"))
         said = re.findall(
-            r"no progress for 4 s: rank 1 on \S+ is silent since \d+ s, last heard in update \d+, \w+", job.log
+            r"no progress for 4 s: rank 1 on \S+ has been silent for \d+ s, last heard in update \d+, \w+", job.log
         )
         assert len(said) == 1, job.log
     fault_report(14, "SIGSTOP of rank 1, --watchdog_seconds=4", f"ended after {seconds:.1f} s: {said[0]}")
@@ -116,7 +116,7 @@ def test_a_rank_stuck_in_a_loop_is_named_with_the_place(kind, tmp_path, fault_re
         code, seconds = job.end_after_fault(within=4 + 6)
         assert code != 0
         # While the GIL is held not even a heartbeat is sent.
-        said = "rank 1 on .* is stuck in update 3, collecting" if kind == "spin" else "rank 1 on .* is silent since"
+        said = "rank 1 on .* is stuck in update 3, collecting" if kind == "spin" else "rank 1 on .* has been silent for"
         assert len(re.findall(said, job.log)) == 1, job.log
     fault_report(14, f"rank 1 loops for ever ({kind})", f"ended after {seconds:.1f} s, rank and phase named")
 
@@ -148,7 +148,7 @@ def test_a_run_stopped_by_sigstop_continues_after_sigcont(tmp_path, fault_report
 def test_a_slow_rank_is_named_and_the_job_finishes(tmp_path, fault_report):
     flags = [*CARTPOLE, "--env_steps=512"]
     log = run_to_end(tmp_path, *flags, fault="learn:1:2:sleep:0.15")
-    (line,) = [line for line in log.splitlines() if "is slow and all others wait" in line]
+    (line,) = [line for line in log.splitlines() if "is slow and the others wait" in line]
     assert "rank 1 on" in line
     fault_report(14, "rank 1 sleeps 0.6 s an update", "finished, warned: " + line.removeprefix("WARNING: ")[:90])
 

@@ -121,7 +121,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_used(how, file,
     DAMAGE[how](tmp_path / "checkpoints/CartPole-v1/step_000000000192" / file)
     job = ppo(tmp_path, *flags, "--env_steps=192")
     assert job.returncode == 0, job.stderr
-    assert "damaged checkpoint passed over" in job.stdout
+    assert "skipped a damaged checkpoint" in job.stdout
     assert "step_000000000192" in job.stdout
     assert "resuming CartPole-v1 at 128 steps" in job.stdout
     assert hashes(tmp_path, 192) == expected
@@ -145,7 +145,7 @@ def test_a_second_run_of_one_model_is_refused_and_names_the_first(tmp_path, faul
         first.wait_for_updates(2)
         before = len(csv_rows(tmp_path, "progress.csv"))
         log = run_to_end(tmp_path, *FLAGS, ENDLESS, code=2, within=30)
-        assert log.count("another run writes") == 1
+        assert log.count("another run is already writing to") == 1
         assert socket.gethostname() in log
         first.wait_for_updates(before + 5)
     fault_report(
@@ -222,7 +222,7 @@ def test_a_damaged_checkpoint_is_passed_over_when_playing_under_four_ranks(tmp_p
     (tmp_path / "checkpoints/CartPole-v1/step_000000000128/model.safetensors").write_bytes(b"")
     flags = ["--env_name=CartPole-v1", "--mode=play", "--checkpoint=latest", "--episodes=1"]
     log = run_to_end(tmp_path, *flags, ranks=4, within=60)
-    assert log.count("damaged checkpoint passed over") == 1
+    assert log.count("skipped a damaged checkpoint") == 1
     assert "trained for 64 steps" in log
     assert log.count("game 1: return") == 1
     fault_report(21, "--mode=play with a damaged latest checkpoint, -np 4", "named, the one before played, once")

@@ -197,12 +197,12 @@ def test_the_residual_network_neither_blows_up_nor_dies_out_at_the_start() -> No
     ],
 )
 def test_observations_without_a_network_are_refused(observations: gymnasium.Space[Any]) -> None:
-    with pytest.raises(Refusal, match="no network for observations of"):
+    with pytest.raises(Refusal, match="observations must be uint8 images or vectors, got"):
         build(space=observations)
 
 
 def test_actions_without_a_policy_are_refused() -> None:
-    with pytest.raises(Refusal, match="no policy for actions of Text"):
+    with pytest.raises(Refusal, match="no policy supports the action space Text"):
         build_model(VECTOR, spaces.Text(3), ModelSettings(), seed=0)
     with pytest.raises(Refusal, match="policy=beta needs a Box with finite bounds, got Discrete"):
         build(policy="beta")
@@ -225,9 +225,10 @@ def test_an_image_that_is_too_small_is_refused_with_the_setting_and_the_least_si
 
 
 def test_a_network_for_images_refuses_vectors() -> None:
-    with pytest.raises(Refusal, match="network must fit the observations: a3c needs images, got vectors of 3 entries"):
+    message = "network must fit the observations: a3c needs images, but the observations are vectors of 3 entries"
+    with pytest.raises(Refusal, match=message):
         build(space=VECTOR, network="a3c")
-    with pytest.raises(Refusal, match="model_size must be small or large where observations are no images"):
+    with pytest.raises(Refusal, match="model_size must be small or large unless observations are images"):
         build("impala", space=VECTOR)
 
 
@@ -322,21 +323,24 @@ def test_a_network_from_outside_says_what_it_needs() -> None:
 
 
 def test_a_network_with_frozen_weights_is_refused_by_name() -> None:
-    with pytest.raises(Refusal, match=r"no parameters without a gradient, got actor\.4\.weight; make it a buffer"):
+    with pytest.raises(
+        Refusal, match=r"a gradient for every parameter, but actor\.4\.weight has none; make it a buffer"
+    ):
         build(space=VECTOR, network="tests.models.outside:WithFrozenWeight")
 
 
 def test_modules_that_do_not_act_as_they_learn_are_refused_by_name() -> None:
-    with pytest.raises(Refusal, match=r"network must act as it learns: RReLU \(actor.4\) is random; leave it out"):
+    rule = "must behave the same in acting and learning"
+    with pytest.raises(Refusal, match=rf"network {rule}: RReLU \(actor.4\) is random; remove it"):
         build(space=VECTOR, network="tests.models.outside:WithRReLU")
-    with pytest.raises(Refusal, match=r"policy must act as it learns: Dropout \(policy_head.0\) is random"):
+    with pytest.raises(Refusal, match=rf"policy {rule}: Dropout \(policy_head.0\) is random"):
         build(space=VECTOR, policy="tests.models.outside:WithDropoutInItsHead")
 
 
 @pytest.mark.parametrize("name", ["tests.models.nowhere:Linear", "tests.models.outside:Nothing"])
 @pytest.mark.parametrize("setting", ["network", "policy"])
 def test_a_class_that_cannot_be_imported_is_refused(setting: str, name: str) -> None:
-    with pytest.raises(Refusal, match=f"{setting} must name a class that can be imported, got '{name}'"):
+    with pytest.raises(Refusal, match=f"{setting} must name an importable class, got '{name}'"):
         build(**{setting: name})
 
 

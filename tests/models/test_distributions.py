@@ -583,12 +583,14 @@ def test_a_gaussian_starts_where_it_is_told(is_dependent: bool) -> None:
 @pytest.mark.parametrize("policy", ["gaussian", "beta"])
 @pytest.mark.parametrize("start", [0.0, 1.0, -0.5, math.nan, (0.5,), (0.5, 1.5, 0.5)])
 def test_a_start_that_is_no_fraction_is_refused(policy: str, start: Any) -> None:
-    with pytest.raises(ValueError, match=r"action_start must be one number in \(0, 1\) or 3 of them"):
+    with pytest.raises(
+        ValueError, match=r"action_start must be one number in \(0, 1\), or one for each of 3 dimensions"
+    ):
         make_distribution(spaces.Box(0.0, 1.0, (3,)), policy, action_start=start)
 
 
 def test_a_start_is_no_fraction_of_a_range_without_bounds() -> None:
-    with pytest.raises(ValueError, match=r"action_start must be 0\.5 for actions without bounds"):
+    with pytest.raises(ValueError, match=r"action_start must be 0\.5 for unbounded actions"):
         make_distribution(spaces.Box(0.0, np.inf), "gaussian", action_start=0.1)
 
 
@@ -699,9 +701,9 @@ def test_beta_is_chosen_by_name() -> None:
         (
             spaces.Text(3),
             "auto",
-            "no policy for actions of Text.*: it must be Discrete, MultiDiscrete, MultiBinary or Box",
+            "no policy supports the action space Text.*: it must be Discrete, MultiDiscrete, MultiBinary or Box",
         ),
-        (spaces.Dict(a=spaces.Discrete(2)), "beta", "no policy for actions of Dict"),
+        (spaces.Dict(a=spaces.Discrete(2)), "beta", "no policy supports the action space Dict"),
     ],
 )
 def test_a_policy_that_cannot_serve_the_space_is_refused(space: spaces.Space[Any], policy: str, message: str) -> None:
@@ -710,5 +712,7 @@ def test_a_policy_that_cannot_serve_the_space_is_refused(space: spaces.Space[Any
 
 
 def test_an_option_of_another_kind_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"log_deviation_init does not apply to policy=beta, .*action_start"):
+    with pytest.raises(
+        ValueError, match=r"log_deviation_init does not apply to policy=beta, whose options are: action_start"
+    ):
         make_distribution(spaces.Box(0.0, 1.0), "beta", log_deviation_init=0.1)

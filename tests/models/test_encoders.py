@@ -81,7 +81,7 @@ def test_images_that_are_too_small_are_refused_with_the_least_size(name: str, le
 
 @pytest.mark.parametrize("name", CNNS)
 def test_a_cnn_refuses_vectors(name: str) -> None:
-    with pytest.raises(ValueError, match="images, got vectors of 17 entries"):
+    with pytest.raises(ValueError, match="images, but the observations are vectors of 17 entries"):
         CNNS[name]((17,), SETTINGS)
 
 

@@ -44,5 +44,5 @@ class Own(Categorical):
 
 
 def test_a_distribution_from_outside_that_does_not_say_how_is_refused_by_name() -> None:
-    with pytest.raises(Refusal, match="cannot be exported: Own has no `elements`"):
+    with pytest.raises(Refusal, match="cannot be exported: Own does not implement `elements`"):
         Own(spaces.Discrete(2)).elements(torch.zeros(1))

@@ -19,5 +19,7 @@ def test_images_too_small_for_the_network_are_refused_with_one_that_takes_them()
 
 
 def test_vectors_are_refused_by_a_network_for_images_with_one_that_takes_them() -> None:
-    with pytest.raises(Refusal, match="a3c needs images, got vectors of 4 entries; try --network=mlp"):
+    with pytest.raises(
+        Refusal, match="a3c needs images, but the observations are vectors of 4 entries; try --network=mlp"
+    ):
         check_model(Box(-1, 1, (4,), np.float32), Discrete(2), ModelSettings(network="a3c"))

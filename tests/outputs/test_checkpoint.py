@@ -200,7 +200,7 @@ WRITTEN_IN_VAIN: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", WRITTEN_IN_VAIN)
 def test_what_could_not_be_read_again_is_not_written(tmp_path: Path, kind: str) -> None:
     given = {"config": CONFIG, "counters": counters(10), "model": MODEL, "training": TRAINING, **WRITTEN_IN_VAIN[kind]}
-    with pytest.raises(FloatingPointError, match="could not be read again"):
+    with pytest.raises(FloatingPointError, match="would not be readable"):
         checkpoint.write_checkpoint(tmp_path / "run", **given)
     assert names(tmp_path) == []
 
@@ -360,7 +360,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning_that_names_the_damag
     damage(write(tmp_path, 20))
     folder, warnings = newest(tmp_path)
     assert folder == older
-    with pytest.raises(DamagedCheckpointError, match=f"damaged checkpoint passed over.*{expected}"):
+    with pytest.raises(DamagedCheckpointError, match=f"skipped a damaged checkpoint.*{expected}"):
         raise DamagedCheckpointError(*warnings)
 
 
@@ -663,7 +663,7 @@ def test_whatever_is_in_the_way_is_stepped_around_and_named(
     stays = checkpoint.prune(parent, newest)
     assert checkpoint.is_whole(newest)
     assert steps(parent) == [40, 50, 60, 70, 80]
-    assert stays == [f"{parent / name} is in the way and cannot be deleted; it is stepped around"]
+    assert stays == [f"{parent / name} is in the way and cannot be deleted; another name is used instead"]
     assert checkpoint.prune(parent, newest) == stays
     assert {path.name for path in parent.iterdir() if not path.name.startswith("step_")} <= {"elsewhere", name}
     assert put is not a_link_to_a_folder or (parent / "elsewhere" / "precious").exists()

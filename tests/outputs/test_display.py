@@ -245,7 +245,7 @@ def test_trouble_with_standard_output_is_one_warning_and_words_come_on_standard_
         trackers.say("saved")
         trackers.close()
     warning, *words = capsys.readouterr().err.splitlines()
-    assert warning.startswith("WARNING: standard output cannot be written (")
+    assert warning.startswith("WARNING: cannot write to standard output (")
     assert str(ERRORS[kind]).rpartition("] ")[2] in warning
     assert words == ["saved"]
 
@@ -263,7 +263,7 @@ def test_a_disk_that_has_room_again_gets_lines_again(
         output.error = None
         trackers.log(METRICS, [])
         trackers.say("saved")
-    assert "standard output can be written again" in output.getvalue() and "saved" in output.getvalue()
+    assert "standard output can be written to again" in output.getvalue() and "saved" in output.getvalue()
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
@@ -370,7 +370,7 @@ def test_where_standard_output_goes_nowhere_the_exit_code_stays_that_of_the_run(
     )
     job = finished("$PYTHON program.py", output, tmp_path)
     warning, *words = job.stderr.splitlines()
-    assert warning.startswith("WARNING: standard output cannot be written (")
+    assert warning.startswith("WARNING: cannot write to standard output (")
     assert (job.returncode, words) == (0, ["0", "1", "2"])
 
 
@@ -378,6 +378,6 @@ def test_a_training_into_a_pipe_that_is_closed_continues_to_its_end(tmp_path: Pa
     flags = " ".join([*CARTPOLE, "--env_steps=320", "--checkpoint_interval=5"])
     job = finished(f"$PYTHON -m ppo {flags}", "| head -1", tmp_path)
     assert job.returncode == 0
-    assert job.stderr.count("WARNING: standard output cannot be written (Broken pipe)") == 1
+    assert job.stderr.count("WARNING: cannot write to standard output (Broken pipe)") == 1
     assert "Traceback" not in job.stderr and "done: CartPole-v1 at 320 steps" in job.stderr
     assert (tmp_path / "checkpoints" / "CartPole-v1" / "step_000000000320").is_dir()

@@ -123,7 +123,7 @@ def test_what_could_not_be_written_is_tried_again_with_every_update_and_bounded(
 
 
 def test_a_game_that_is_not_known_is_refused_in_words(tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match=r"there are no games in .*--replay_megabytes=0"):
+    with pytest.raises(Refusal, match=r"games has no logged games; .*--replay_megabytes=0"):
         find_game(tmp_path, 1)
     written(tmp_path, [finished(1), finished(3)])
     with pytest.raises(Refusal, match=r"from 1 to 3, got 2"):

@@ -201,10 +201,10 @@ def test_a_machine_that_has_booted_again_has_no_holder(pong: Path) -> None:
 
 def test_a_lock_of_another_machine_is_refused_unless_the_flag_takes_it_over(pong: Path) -> None:
     leave_record(pong, host="node17", boot_id="another", pid=4711)
-    with pytest.raises(Refusal, match=r"process 4711 on node17.* cannot be seen from .*--take_over_lock"):
+    with pytest.raises(Refusal, match=r"process 4711 on node17.* cannot be checked from .*--take_over_lock"):
         acquire(pong)
     (note,) = acquire(pong, take_over=True)
-    assert "process 4711 on node17" in note and "as --take_over_lock asks" in note
+    assert "process 4711 on node17" in note and "because of --take_over_lock" in note
 
 
 def test_a_container_that_has_ended_is_known_by_the_boot_of_its_machine(pong: Path) -> None:
@@ -315,7 +315,7 @@ def test_a_damaged_record_needs_the_flag_where_the_holder_may_be_on_another_mach
     with pytest.raises(Refusal, match=r"no readable record: .*\.Pong\.lock\.json.*--take_over_lock"):
         acquire(pong)
     (note,) = acquire(pong, take_over=True)
-    assert "as --take_over_lock asks" in note
+    assert "because of --take_over_lock" in note
 
 
 def test_a_pipe_in_the_place_of_the_record_does_not_block(pong: Path) -> None:
@@ -341,7 +341,7 @@ def test_two_spellings_of_a_folder_are_one_lock(tmp_path: Path, monkeypatch: pyt
     spellings = [tmp_path / "checkpoints", Path("checkpoints"), Path("checkpoints/../checkpoints"), Path("link")]
     with held_elsewhere(tmp_path / "checkpoints" / "Pong"):
         for spelling in spellings:
-            with pytest.raises(Refusal, match="another run writes"):
+            with pytest.raises(Refusal, match="another run is already writing to"):
                 acquire(spelling / "Pong")
 
 
@@ -349,7 +349,7 @@ def test_a_link_to_a_models_folder_is_the_lock_of_that_model(tmp_path: Path) -> 
     (tmp_path / "Pong").mkdir()
     (tmp_path / "alias").symlink_to("Pong")
     for held, wanted in (("Pong", "alias"), ("alias", "Pong")):
-        with held_elsewhere(tmp_path / held), pytest.raises(Refusal, match="another run writes"):
+        with held_elsewhere(tmp_path / held), pytest.raises(Refusal, match="another run is already writing to"):
             acquire(tmp_path / wanted)
 
 
@@ -476,7 +476,7 @@ def test_without_flock_a_dead_process_that_is_not_yet_buried_is_dead(pong: Path)
 )
 def test_without_flock_a_process_that_cannot_be_seen_needs_the_flag(pong: Path, changes: dict[str, str]) -> None:
     leave_record(pong, **changes, pid=4711)
-    with pytest.raises(Refusal, match=r"process 4711 on .* cannot be seen"):
+    with pytest.raises(Refusal, match=r"process 4711 on .* cannot be checked"):
         acquire(pong)
     assert len(acquire(pong, take_over=True)) == 1
 

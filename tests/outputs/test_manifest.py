@@ -87,7 +87,7 @@ def test_a_format_before_this_one_is_recognised_as_older(version: int, lacks: tu
 
 
 def test_the_worlds_of_a_family_this_version_does_not_know_are_no_damage() -> None:
-    with pytest.raises(OtherFormatError, match="another version of ppo: it has worlds of chess"):
+    with pytest.raises(OtherFormatError, match="another version of ppo: unknown environment family chess"):
         manifest.decode_manifest(forged(put("family", value="chess")))
 
 

@@ -133,7 +133,7 @@ def test_picture_return_value_probabilities_and_what_is_seen_stand_beside_each_o
         shown.end_step(decision())
         rows = there.shown()
     text = "\n".join(rows)
-    for words in ("Pong at 5 steps", "return -7  step 3", "value 1.25", "the network sees", "q leaves"):
+    for words in ("Pong at 5 steps", "return -7  step 3", "value 1.25", "the network sees", "q: quit"):
         assert words in text
     assert next(row for row in rows if "fire" in row).endswith("75 %")
     assert next(row for row in rows if "noop" in row).endswith("25 %")

@@ -205,7 +205,7 @@ def test_resuming_without_the_files_starts_new_ones_and_says_so(tmp_path: Path) 
     files = CsvFiles(tmp_path, saved)
     files.log(metrics(3), [game(3, 3)])
     assert [rows(tmp_path / name)[0]["update"] for name in FILES] == ["3", "3"]
-    assert files.notes == [f"WARNING: {tmp_path / name} is gone and is begun again" for name in FILES]
+    assert files.notes == [f"WARNING: {tmp_path / name} is missing and is recreated" for name in FILES]
 
 
 def test_of_a_log_that_is_too_short_the_whole_lines_are_kept_and_it_is_reported(tmp_path: Path) -> None:
@@ -403,7 +403,7 @@ def test_a_full_disk_costs_one_warning_and_in_the_end_no_row(disk: SmallDisk) ->
     disk.fill()
     run.log(range(3, 600))
     (warning,) = run.said
-    assert warning.startswith("WARNING") and "No space left on device" in warning and "training goes on" in warning
+    assert warning.startswith("WARNING") and "No space left on device" in warning and "training continues" in warning
     for name in FILES:
         text = (disk.path / "run" / name).read_text()
         assert text.endswith("\n") and 2 < text.count("\n") < 599
@@ -542,7 +542,7 @@ def test_the_settings_of_the_last_start_stay_if_new_ones_cannot_be_written(disk:
 def test_notes_about_the_files_are_reported_with_the_first_update(tmp_path: Path) -> None:
     run = Listener(tmp_path, {"progress.csv": 100})
     run.log([3, 4])
-    assert run.said == [f"WARNING: {tmp_path / 'progress.csv'} is gone and is begun again"]
+    assert run.said == [f"WARNING: {tmp_path / 'progress.csv'} is missing and is recreated"]
 
 
 def test_a_message_is_printable_whatever_it_names(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_nothing_is_said_of_a_short_run(healthy):
         ("update/explained_variance", np.full(ROWS, -0.2), "explained variance -0.20"),
         ("update/entropy", np.where(np.arange(ROWS) < 20, 1.6, 0.01), "randomness left after 20%"),
         ("rollout/return_mean", 50.0 - abs(50.0 - np.arange(ROWS)), "below its best of 50"),
-        ("time/steps_per_second", np.where(np.arange(ROWS) < 60, 1000.0, 400.0), "400 steps a second at its end"),
+        ("time/steps_per_second", np.where(np.arange(ROWS) < 60, 1000.0, 400.0), "400 steps per second at the end"),
         ("time/communicate", np.full(ROWS, 1.0), "50% of the time went into exchanging gradients"),
     ],
 )

@@ -211,7 +211,7 @@ def test_logs_that_take_long_to_read_keep_no_rank_waiting_at_a_trainings_end(tmp
     monkeypatch.setattr(run_report, "_MOST_BYTES_OF_LOGS", 500)
     monkeypatch.setattr(run_report, "read_logs", mock.Mock(wraps=run_report.read_logs))
     job = ppo(tmp_path, *CARTPOLE, "--env_steps=64")
-    assert job.stdout.splitlines()[-1].startswith("no report yet: logs of") and "--mode=report" in job.stdout
+    assert job.stdout.splitlines()[-1].startswith("no report written: reading ") and "--mode=report" in job.stdout
     assert not run_report.read_logs.called
     assert not (tmp_path / "runs/CartPole-v1/report.html").exists()
 

@@ -12,7 +12,7 @@ def test_a_rank_that_is_slow_three_times_in_a_row_is_named_with_its_host_and_tim
     first, second, third, fourth = warnings([[1.0, 1.0, 2.0]] * 4)
     assert (first, second, fourth) == (None, None, None)
     assert "rank 2 on c is slow" in third
-    assert "2.00 s of work an update, the median of the others is 1.00 s" in third
+    assert "2.00 s of work per update; the others' median is 1.00 s" in third
 
 
 def test_it_is_named_again_ten_times_as_late():

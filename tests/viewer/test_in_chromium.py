@@ -251,7 +251,7 @@ def test_another_page_in_the_same_browser_gets_and_does_nothing(browser, pong, e
 def test_a_page_without_the_token_shows_nothing(browser, pong):
     root = pong.partition("?")[0]
     browser.call("Page.navigate", url=root)
-    browser.wait_for("document.body.textContent.includes('has the token that is missing here')")
+    browser.wait_for("document.body.textContent.includes('Token missing or wrong: open the address')")
     assert browser.evaluate("document.querySelectorAll('canvas').length") == 0
 
 
@@ -326,7 +326,7 @@ def test_nothing_in_a_run_folder_becomes_a_script(browser, tmp_path):
         browser.open(address)
         browser.wait_for(f"{DRAWN} > 10 && watcher.columns")
         assert_no_script(browser)
-        assert "passed over" in browser.evaluate("byId('note').textContent")
+        assert "skipped a damaged checkpoint" in browser.evaluate("byId('note').textContent")
 
 
 def test_names_in_the_messages_themselves_are_text_too(browser, cart):

@@ -41,7 +41,8 @@ class AtariWorld:
         notes = [f"protocol: {describe_protocol(settings)}"]
         if env_name.startswith("ALE/") and not settings.sticky_actions:
             notes.append(
-                f"{env_name} has sticky actions elsewhere and none here; --protocol=v5 has Gymnasium's settings"
+                f"Gymnasium's {env_name} has sticky actions, but this run has none; "
+                "use --protocol=v5 for Gymnasium's settings"
             )
         return Spaces(screen_space(settings.frame_stack), Discrete(_NUM_JOYSTICK_ACTIONS), tuple(notes))
 
@@ -133,11 +134,11 @@ def rom_name(env_name: str) -> str:
 def other_protocol(env_name: str) -> Refusal | None:
     """Return the refusal of an Atari id whose own protocol is not this package's; it names the id to use.
 
-    `Pong`, `Pong-v4`, `PongDeterministic-v0`, `Pong-ram-v4` and the like, whether this version of ALE registers them or
-    not.
+    Such ids are `Pong`, `Pong-v4`, `PongDeterministic-v0`, `Pong-ram-v4` and the like, whether or not this version of
+    ALE registers them.
 
     Args:
-        env_name: any id; None is returned if it does not have the form of an Atari id, or names no game.
+        env_name: any id; the result is None if it does not have the form of an Atari id, or names no game.
     """
     parts = re.fullmatch(r"(?:ale_py:)?(?:ALE/)?(\w+?)(?:-ram)?(?:Deterministic|NoFrameskip)?(?:-v\d+)?", env_name)
     accepted = accepted_names()

@@ -3,7 +3,7 @@
  * The picture equals OpenCV's INTER_AREA of the pixelwise maximum of the two screens, bit for bit: the same products in
  * float, added in the same order (build with -ffp-contract=off), rounded to the nearest whole number, ties to even. Two
  * things make it fast. Screens hold palette indices, so greys are looked up only once, here. And most rows of an Atari
- * screen equal the row above, whose result is used again.
+ * screen equal the row above, whose result is reused.
  *
  * ppo/envs/atari/screens.py documents `push_screens` and computes the same without compiled code.
  */
@@ -31,7 +31,7 @@ typedef struct {
     float weights[MAX_TAPS][MAX_PIXELS];
 } Axis;
 
-/* Fill an axis like OpenCV's computeResizeAreaTab: the inputs within a cell, and shares of those that cross its ends. */
+/* Fill an axis like OpenCV's computeResizeAreaTab: inputs within a cell, and fractions of those that cross its ends. */
 static void plan_axis(Axis *axis, int num_inputs, int num_outputs)
 {
     const double scale = (double)num_inputs / num_outputs;
@@ -56,7 +56,7 @@ static void plan_axis(Axis *axis, int num_inputs, int num_outputs)
     }
 }
 
-/* Replace each pixel of `newer` by the lighter colour of the two screens. */
+/* Replace each pixel of `newer` with the lighter colour of the two screens. */
 FOR_ALL_VECTORS static void pool_row(uint8_t *restrict newer, const uint8_t *restrict older,
                                      const float *restrict greys, int width)
 {
@@ -155,7 +155,7 @@ static void push_screens(uint8_t *stack, int size, int depth, uint8_t *screens, 
     }
 }
 
-/* OpenCV rounds differently if a side is a whole multiple of the picture's. */
+/* OpenCV rounds differently if a side is an integer multiple of the picture's. */
 static bool fits(Py_ssize_t source, Py_ssize_t size)
 {
     return size >= 1 && source > size && source % size != 0 && source <= MAX_PIXELS && source <= (MAX_TAPS - 2) * size;

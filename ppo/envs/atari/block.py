@@ -1,4 +1,4 @@
-"""A block of Atari games with stacked screens, stepped by one thread; `ppo.envs.atari.game` has the protocol."""
+"""A block of Atari games with stacked screens, stepped by one thread; the protocol is in `ppo.envs.atari.game`."""
 
 import re
 from collections.abc import Sequence
@@ -79,13 +79,13 @@ class AtariEnvironments(Block):
         return arrays.result()
 
     def end_episode(self, position: int) -> float:
-        """Begin the next game of one environment and return the raw return of the one given up."""
+        """Abandon an environment's game, begin the next and return the raw return so far."""
         episode_return = self._games[position].episode_return
         self._begin_next(position)
         return episode_return
 
     def begin_again(self, position: int, game: ArrayState) -> None:
-        """Begin a game again as it began; see `Environments.begin_again`."""
+        """Restart a game from its saved start; see `Environments.begin_again`."""
         self._games[position].check_game(game)
         self._games[position].rewind(game)
         self._begin(position)
@@ -100,7 +100,7 @@ class AtariEnvironments(Block):
     def check_states(self, states: Sequence[ArrayState]) -> None:
         """Raise a ValueError for states that `set_states` cannot use; no game changes."""
         if len(states) != self.num_envs:
-            raise ValueError(f"there must be a state for each of {self.num_envs} environments, got {len(states)}")
+            raise ValueError(f"the number of states must be {self.num_envs}, one per environment, got {len(states)}")
         for game, state in zip(self._games, states, strict=True):
             game.check(state)
 
@@ -134,7 +134,7 @@ class AtariEnvironments(Block):
         return not over and bool(np.array_equal(game.digest(self._stacks[position]), state["digest"]))
 
     def _begin_next(self, position: int) -> None:
-        """Begin the next game of an environment, and keep the one that has ended."""
+        """Begin an environment's next game; if games are kept, keep the finished one."""
         if self.keeps_games:
             self.keep_game(position, self._games[position].state(), self._stacks[position])
         self._begin(position)

@@ -1,10 +1,10 @@
-"""Atari 2600 games over `ALEInterface`, with the standard protocol and nothing between it and the emulator.
+"""Atari 2600 games on `ALEInterface`, with the standard protocol and no wrappers.
 
 One agent step holds an action for 4 emulated frames; the observation is the pixelwise maximum of the last two grey
 screens, resized to 84x84 by area interpolation and stacked. Without no-ops and FIRE the pixels, rewards and ends equal
 those of `ale_py.vector_env.AtariVectorEnv` (a test compares them); neither reads the screen of the frame that ends a
 game. One difference: AtariVectorEnv stops a game at frame `max_frames` and does not read that frame either; here the
-step is completed, so that the final observation shows the running game, whose value is used.
+step is completed, so that the final observation, from which the learner bootstraps, shows the running game.
 
 The protocol is Mnih et al. 2015's as in the PPO paper; sticky actions follow Machado et al. 2018.
 
@@ -13,7 +13,6 @@ observation shows whether the replay was exact. ALE 0.12.1 can copy its state, b
 television chip's state (Q*bert, Tetris and Tic-Tac-Toe 3D do not continue as before; ALE #412, #732, #739). ALE's
 reader also trusts the lengths in the bytes, so that a forged file could overwrite memory. Replay is exact for every
 game (docs/measurements/exact_resume.md), and every saved number can be checked.
-
 """
 
 import hashlib
@@ -169,7 +168,7 @@ class AtariGame:
             saved_episode(state, self.index)
             return
         if set(state) != _STATE_PARTS:
-            raise ValueError(f"the saved state {of} must be {sorted(_STATE_PARTS)}, got {sorted(state)}")
+            raise ValueError(f"the saved state {of} must have the keys {sorted(_STATE_PARTS)}, got {sorted(state)}")
         words = _read_generator(self._ale.cloneState().serialize()).size
         for name, dtype, size in (
             ("counters", "int64", 2),
@@ -182,7 +181,9 @@ class AtariGame:
             if (array.dtype.name, array.shape) != (dtype, (size,)):
                 raise ValueError(f"the saved {name} {of} must be {dtype} ({size},), got {array.dtype} {array.shape}")
         if ((state["counters"] < 0) | (state["counters"] >= MOST_STEPS)).any():
-            raise ValueError(f"the saved counters {of} must be from 0 on, below 2^48, got {state['counters'].tolist()}")
+            raise ValueError(
+                f"the saved counters {of} must be at least 0 and below 2^48, got {state['counters'].tolist()}"
+            )
         limits = np.where(np.arange(words) < _GENERATOR_WORDS, 2**32 - 1, _GENERATOR_WORDS)
         if ((state["generator"] < 0) | (state["generator"] > limits)).any():
             raise ValueError(f"the saved generator {of} is not the state of an MT19937")
@@ -202,14 +203,14 @@ class AtariGame:
             raise ValueError(f"the game of environment {self.index} must have last_seen, got {sorted(game)}")
         game, actions = {**game}, game.get("actions", np.empty(0))
         del game["last_seen"]
-        # The last step alone may be one that reaches the limit.
+        # Only the last step may reach the limit.
         for part in (actions[:-1], actions[-1:]):
             self.check({**game, "actions": part, "digest": np.zeros(_DIGEST_BYTES, np.uint8)})
 
     def rewind(self, state: ArrayState) -> None:
         """Restore the moment before the `reset` that began the game of `state`, which must have passed `check`."""
         if self.episode >= 0:
-            # A part of the television chip's state is in no saved state.
+            # No saved state holds all of the television chip's state.
             self._power_on()
         emulator = _write_generator(self._ale.cloneState().serialize(), state["generator"])
         self._ale.restoreState(ale_py.ALEState(emulator))
@@ -304,7 +305,7 @@ def saved_episode(state: ArrayState, index: int) -> int:
     name, size = ("episode", 1) if set(state) == VECTOR_STATE_PARTS else ("counters", 2)
     array = state.get(name, np.empty(0))
     if (array.dtype.name, array.shape) != ("int64", (size,)) or not 0 <= array[0] < MOST_STEPS:
-        raise ValueError(f"the saved {name} of environment {index} must be int64 ({size},) from 0 on, below 2^48")
+        raise ValueError(f"the saved {name} of environment {index} must be int64 ({size},), at least 0 and below 2^48")
     return int(array[0])
 
 

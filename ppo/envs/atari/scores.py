@@ -13,7 +13,7 @@ def human_normalised_score(rom: str, episode_return: float) -> float | None:
 
     Args:
         rom: the game's ROM name, e.g. "ms_pacman".
-        episode_return: raw return of a whole game, or a mean of such.
+        episode_return: raw return of a whole game, or a mean of such returns.
     """
     both = random_and_human(rom)
     return None if both is None else (episode_return - both[0]) / (both[1] - both[0])

@@ -3,7 +3,7 @@
 Shapes: a stack of C pictures of 84x84 greys, the newest last, in memory as (84, 84, C); screens of H x W colours.
 
 A colour is an index into the console's palette. ALE's `getScreen` copies a screen of colours in 1 us;
-`getScreenGrayscale` takes 21 us, because it looks up their greys. This module knows the greys of the NTSC standard and
+`getScreenGrayscale` takes 21 us, because it looks up their greys. This module has the greys of the NTSC standard and
 looks up only those it needs.
 """
 
@@ -52,7 +52,7 @@ def push_screens(stack: NDArray[np.uint8], screens: NDArray[np.uint8], greys: ND
 
     Args:
         stack: (84, 84, C), contiguous.
-        screens: (2, H, W), contiguous, the newer first; it is overwritten by the lighter colour at each pixel.
+        screens: (2, H, W), contiguous, the newer first, which is overwritten with the lighter colour at each pixel.
         greys: grey of each colour, (256,).
     """
     if _screens is not None:
@@ -62,7 +62,7 @@ def push_screens(stack: NDArray[np.uint8], screens: NDArray[np.uint8], greys: ND
 
 
 def push_screens_by_opencv(stack: NDArray[np.uint8], screens: NDArray[np.uint8], greys: NDArray[np.uint8]) -> None:
-    """Compute `push_screens` by OpenCV: bit-identical and a few times slower."""
+    """Compute `push_screens` with OpenCV: bit-identical and a few times slower."""
     import cv2
 
     newer, older = screens

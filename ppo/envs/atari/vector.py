@@ -14,9 +14,8 @@ them. The differences:
 * There is no frame listener: playing, recording and evaluating use `lean`.
 
 Lost lives follow the rule of `game.py`, from ALE's count of lives: ALE's `episodic_life` would start a new game, and
-its `life_loss_info` would report `terminated`. This class keeps the time limit, since ALE would not read the last
+its `life_loss_info` would report `terminated`. This class enforces the time limit, since ALE would not read the last
 screen of a truncated game.
-
 """
 
 from collections.abc import Iterable, Sequence
@@ -42,7 +41,7 @@ from ppo.settings import MOST_STEPS
 
 # ALE's own time limit in frames, never reached: a year of play.
 _NO_LIMIT = 2**31 - 8
-# In place of an action that overrides the policy's.
+# Marks a step in which no action overrides the policy's.
 _NO_PRESS = -1
 
 
@@ -146,7 +145,7 @@ class AtariVectorEnvironments(BlockInHalves):
     def set_states(self, states: Sequence[ArrayState]) -> list[int]:
         """Begin the game after the saved one in every environment; see `Environments.set_states`."""
         if len(states) != self.num_envs:
-            raise ValueError(f"there must be a state for each of {self.num_envs} environments, got {len(states)}")
+            raise ValueError(f"the number of states must be {self.num_envs}, one per environment, got {len(states)}")
         self._episodes[:] = [saved_episode(state, index) for state, index in zip(states, self._indices, strict=True)]
         self.reset()
         return list(self._indices)

@@ -274,5 +274,5 @@ def test_the_check_fails_where_fire_is_not_pressed(tmp_path: Path) -> None:
     flags = ["--games", "kaboom", "--steps=600", "--blind", f"--output={tmp_path / 'fire.md'}"]
     job = subprocess.run([sys.executable, SCRIPT, *flags], capture_output=True, text=True, timeout=120)
     assert job.returncode == 1, job.stderr
-    assert "0 of 1 games get FIRE in time; in vain wait: ['kaboom']" in job.stdout
+    assert "0 of 1 games get FIRE in time; waiting in vain: ['kaboom']" in job.stdout
     assert "Exceptions: kaboom." in (tmp_path / "fire.md").read_text()

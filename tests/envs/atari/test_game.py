@@ -757,7 +757,7 @@ def test_a_malformed_state_is_refused_naming_its_environment_before_any_is_touch
 
 
 def test_states_for_another_number_of_environments_are_refused(untouched: AtariEnvironments) -> None:
-    with pytest.raises(ValueError, match="a state for each of 2 environments, got 1"):
+    with pytest.raises(ValueError, match="the number of states must be 2, one per environment, got 1"):
         untouched.set_states([state_of("pong")])
 
 

@@ -365,5 +365,5 @@ def test_an_invalid_state_is_refused_by_environment_before_any_is_touched(
 
 
 def test_states_for_another_number_of_environments_are_refused() -> None:
-    with pytest.raises(ValueError, match="a state for each of 2 environments, got 1"):
+    with pytest.raises(ValueError, match="the number of states must be 2, one per environment, got 1"):
         vector("pong", indices=range(2)).set_states([{"episode": np.array([0])}])
