@@ -195,12 +195,14 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "max_gradient_norm": None,
         "checkpoint_interval": 10,
     },
-    # Not tuned yet. With a brake that begins at half of its range the car hardly moves.
+    # With a brake that begins at half of its range the car hardly moves. A rate that never falls leaves the return
+    # going up and down by 100 points.
     "car-racing": {
         **_CAR_RACING,
         "policy": "beta",
         "action_start": "0.5,0.5,0.1",
         "learning_rate": 4e-4,
+        "learning_rate_schedule": "linear",
         "entropy_coefficient": 0.0,
     },
     "car-racing-discrete": {

@@ -3,7 +3,7 @@
     python scripts/lost_points.py --model_name=M --checkpoint=latest [--rules sample mean] [--episodes=100]
 
 A missed tile lies behind the furthest tile reached; a tile not reached lies ahead of it. A spin is more than half a
-turn within a second. Tracks are those of `--mode=evaluate` with the same --rng_seed. Needs the box2d extra.
+turn within a second. Tracks are those of `--mode=evaluate` with the same seed. Needs the box2d extra.
 """
 
 import statistics
