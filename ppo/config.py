@@ -277,8 +277,8 @@ class MachineSettings:
     run if every rank has at least four cores, else lean. Training only."""
     all_reduce: Literal["auto", "flat", "hierarchical"] = "auto"
     """How gradients are summed. flat: over all ranks together. hierarchical: within each host first, so that only one
-    rank per host uses the network. auto: within hosts of several ranks first, in shared memory, then over the network
-    by one rank per host; else flat; by NCCL if every rank has its own GPU."""
+    rank per host uses the network. auto: by NCCL if every rank has its own GPU; else within each host first, in shared
+    memory, then over the network by one rank per host, or flat if no host has several ranks."""
     gradient_wire: Literal["float32", "bfloat16"] = "float32"
     """Number format in which gradients are sent. bfloat16 halves the bytes and rounds to 8 bits; sums stay float32.
     Under auto and hierarchical it applies only between hosts if a host has several ranks."""

@@ -88,7 +88,7 @@ class Run:
         return _named("learner", self.learner.state_dict())
 
     def replicated_tensors(self) -> dict[str, Tensor]:
-        """Return the tensors of which ranks hold replicas; a tensor that all ranks share cannot differ."""
+        """Return the tensors of which every rank has a copy, leaving out those that all ranks share."""
         tensors = self.model_tensors()
         if self.learner.is_one_replica:
             for name, _ in self.model.named_parameters():

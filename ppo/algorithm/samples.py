@@ -72,7 +72,7 @@ def prepare(
     variance = float(returns_moments.squares)
     explained = 1.0 - float(advantage_moments.squares) / variance if variance > 0.0 else 0.0
     if settings.value_normalization:
-        # The value head's predictions, in their original units, are the reference for value clipping.
+        # The reference for value clipping: the value head's predictions, in the units that it had when it made them.
         values = value_normalizer.normalize(values)
         if not again:
             value_normalizer.update(returns_moments)

@@ -72,7 +72,7 @@ class Learner:
             machine: how to sum gradients.
             indices: global indices of this rank's environments, which select their shuffles.
             seed: seed of the job.
-            meeting_host: host where the ranks find each other if every rank has a GPU and the GPUs sum the gradients.
+            meeting_host: host where the ranks find each other if each has its own GPU and the GPUs sum the gradients.
         """
         self._model, self._value_normalizer = model, value_normalizer
         self._settings, self._comm = settings, comm
@@ -132,8 +132,8 @@ class Learner:
             Metrics of the whole job, equal on all ranks.
 
         Raises:
-            Halt: a loss or gradient is non-finite; on all ranks after the same epoch. No weight has changed since the
-                first non-finite gradient.
+            Halt: a loss or gradient is non-finite; on all ranks after the same epoch. Neither the first non-finite
+                gradient nor any later one has changed a weight.
         """
         started = time.perf_counter()
         self.seconds = {"learn": 0.0, "communicate": 0.0}

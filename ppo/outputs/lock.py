@@ -1,4 +1,4 @@
-"""Locks that let only one run at a time write a model, beside its checkpoint folder and its log folder.
+"""Locks beside the checkpoint and log folders of a model, so that only one run at a time writes it.
 
     <checkpoint_dir>/.<model_name>.lock         locked with flock while the process lives
     <checkpoint_dir>/.<model_name>.lock.json    the holder, for messages to other runs and for other machines

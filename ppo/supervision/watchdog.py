@@ -1,4 +1,4 @@
-"""The watchdog: a thread that ends a job without progress, and one that leaves when the launcher has gone.
+"""The watchdog: a thread that ends a job without progress, and one that ends a rank whose launcher has gone.
 
 MPI has no timeout: a rank that is stopped, stuck or cut off leaves the others waiting in an all-reduce forever. Each
 rank's watchdog counts the seconds since its loop last entered a phase. At the limit, every rank that still can prints
@@ -211,7 +211,7 @@ class Watchdog:
 
 
 def leave_with(launcher: int) -> None:
-    """Start a thread that ends this process within a second or two after its parent, the launcher."""
+    """Start a thread that ends this process within a second or two of the end of its parent, the launcher."""
 
     def watch() -> None:
         while os.getppid() == launcher:

@@ -203,7 +203,7 @@ class AtariGame:
             raise ValueError(f"the game of environment {self.index} must have last_seen, got {sorted(game)}")
         game, actions = {**game}, game.get("actions", np.empty(0))
         del game["last_seen"]
-        # Only the last step may reach the limit.
+        # Only the last step may reach `max_frames`.
         for part in (actions[:-1], actions[-1:]):
             self.check({**game, "actions": part, "digest": np.zeros(_DIGEST_BYTES, np.uint8)})
 
