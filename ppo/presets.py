@@ -195,8 +195,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "max_gradient_norm": None,
         "checkpoint_interval": 10,
     },
-    # With a brake that begins at half of its range the car hardly moves. A rate that never falls leaves the return
-    # going up and down by 100 points.
+    # With a brake that begins at half of its range the car hardly moves. In a run each, a rate that falls linearly over
+    # 500,000 steps made 858 by the mean, one that follows the KL 820 after 650,000; not tuned any further yet.
     "car-racing": {
         **_CAR_RACING,
         "policy": "beta",

@@ -3,13 +3,14 @@
     python scripts/lost_points.py --model_name=M --checkpoint=latest [--rules sample mean] [--episodes=100]
 
 A missed tile lies behind the furthest tile reached; a tile not reached lies ahead of it. A spin is more than half a
-turn within a second. Tracks are those of `--mode=evaluate` with the same seed. Needs the box2d extra.
+turn within a second. Tracks are those of `--mode=evaluate --rng_seed=1000000`. Needs the box2d extra.
 """
 
 import statistics
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +22,7 @@ from ppo.command_line import explicit_settings, parse_command_line
 from ppo.envs.car_racing import CarRacingEnvironments
 from ppo.games import Game, mean_and_error, number_of_slots, play_slots
 from ppo.playback import prepare_games
-from ppo.settings import MOST_STEPS
+from ppo.settings import MOST_STEPS, Refusal
 
 _FRAMES_PER_SECOND = 50
 
@@ -31,7 +32,7 @@ class Options:
     """Flags of this script."""
 
     model_name: str | None = None
-    """Model name of the run. Default: the shipped agent."""
+    """Model name of the run. Default: that of the environment."""
     env_kwargs: str = "{}"
     """Arguments of the environment as JSON: `{"continuous": false}` for five actions."""
     checkpoint: str = "best"
@@ -81,11 +82,13 @@ class Observer:
         seconds = _FRAMES_PER_SECOND // envs._envs[0].get_wrapper_attr("_protocol").action_repeat
         self._angles: list[deque[float]] = [deque(maxlen=seconds + 1) for _ in self.drives]
         self._spins = [0 for _ in self.drives]
+        self._furthest = [-1 for _ in self.drives]
         envs.before_reset = self._end  # type: ignore[method-assign]
 
     def look(self) -> None:
-        """Record the cars' headings and count spins; call once per step."""
+        """Record the cars' headings and progress and count spins; call once per step."""
         for position, env in enumerate(self._envs._envs):
+            self._furthest[position] = furthest_tile(env.unwrapped, self._furthest[position])
             angles = self._angles[position]
             angles.append(float(env.unwrapped.car.hull.angle))  # type: ignore[attr-defined]
             if abs(angles[-1] - angles[0]) > np.pi:
@@ -94,8 +97,9 @@ class Observer:
 
     def _end(self, env: Any) -> None:
         position = next(number for number, own in enumerate(self._envs._envs) if own is env)
-        self.drives[position].append(_drive_of(env.unwrapped, self._spins[position]))
-        self._spins[position] = 0
+        furthest = furthest_tile(env.unwrapped, self._furthest[position])
+        self.drives[position].append(_drive_of(env.unwrapped, furthest, self._spins[position]))
+        self._furthest[position], self._spins[position] = -1, 0
         self._angles[position].clear()
         self._before_reset(env)
 
@@ -105,7 +109,11 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     flags = ["--env_name=CarRacing-v3", f"--env_kwargs={options.env_kwargs}", "--mode=evaluate"]
     flags += [f"--checkpoint={options.checkpoint}"] + [f"--model_name={options.model_name}"] * bool(options.model_name)
-    agent = find_agent(parse_command_line(flags), explicit_settings(flags))
+    try:
+        agents = [agent_with(rule, flags) for rule in options.rules]
+    except Refusal as error:
+        sys.exit(str(error))
+    agent = agents[0]
     print(
         f"{agent.name} at {agent.counters.env_steps:,} steps, {options.episodes} tracks, pygame {pygame.version.ver}\n"
     )
@@ -113,9 +121,18 @@ def main() -> None:
         "| act | return | median | worst | finished | frames | spins | points lost: frames | tiles missed "
         f"| tiles not reached | leaving the field |\n|{'---|' * 11}"
     )
-    for rule in options.rules:
-        drives = list(played(replace(agent, rule=rule), options.episodes, options.rng_seed))
-        print(row(rule, drives))
+    for agent in agents:
+        print(row(agent.rule, list(played(agent, options.episodes, options.rng_seed))))
+
+
+def agent_with(rule: str, flags: Sequence[str]) -> Agent:
+    """Find the agent and let it choose actions by a rule.
+
+    Raises:
+        Refusal: there is no such agent, or its distribution has no such rule.
+    """
+    flags = [*flags, f"--act={rule}"]
+    return find_agent(parse_command_line(flags), explicit_settings(flags))
 
 
 def played(agent: Agent, episodes: int, rng_seed: int) -> Iterator[tuple[Game, Drive]]:
@@ -147,14 +164,26 @@ def row(rule: str, drives: Sequence[tuple[Game, Drive]]) -> str:
     )
 
 
-def _drive_of(world: Any, spins: int) -> Drive:
-    reached = [number for number, tile in enumerate(world.road) if tile.road_visited]
-    missed = reached[-1] + 1 - len(reached) if reached else 0
+def furthest_tile(world: Any, before: int) -> int:
+    """Return the furthest tile that a car has reached driving forward, -1 for none.
+
+    Args:
+        world: its tiles are numbered in the direction of the race.
+        before: the result for the step before. A tile more than a quarter of the track ahead of it was not reached
+            driving forward: a car that turns around at the start touches the last tiles.
+    """
+    window = world.road[before + 1 : before + 1 + max(1, len(world.road) // 4)]
+    return before + max((number for number, tile in enumerate(window, 1) if tile.road_visited), default=0)
+
+
+def _drive_of(world: Any, furthest: int, spins: int) -> Drive:
+    missed = sum(not tile.road_visited for tile in world.road[: furthest + 1])
+    not_reached = sum(not tile.road_visited for tile in world.road[furthest + 1 :])
     return Drive(
         frames=round(world.t * _FRAMES_PER_SECOND) - 1,  # reset() itself takes a step
         tiles=len(world.road),
         missed=missed,
-        not_reached=len(world.road) - len(reached) - missed,
+        not_reached=not_reached,
         left_field=max(abs(number) for number in world.car.hull.position) > _half_of_field(),
         spins=spins,
     )

@@ -9,7 +9,7 @@ pytest.importorskip("Box2D")
 
 from ppo.envs.car_racing import CarRacingEnvironments
 from ppo.families import CarRacingSettings
-from scripts.lost_points import Drive, Observer, _drive_of
+from scripts.lost_points import Drive, Observer, _drive_of, furthest_tile
 
 
 def drives_and_returns(*actions: tuple[float, float, float]) -> list[tuple[Drive, float]]:
@@ -38,18 +38,27 @@ def test_losses_and_return_are_a_thousand_points() -> None:
     assert straight[0].left_field and straight[0].frames < 1000
     assert standing[0].frames == circling[0].frames == 1000
     assert not standing[0].left_field and standing[0].missed == 0 and standing[0].not_reached > 200
+    assert circling[0].missed < 20 and circling[0].not_reached > 200  # though it touches tiles behind the start
     assert circling[0].spins > 2 > standing[0].spins == 0
 
 
 @pytest.mark.parametrize(
     ("visited", "missed", "not_reached"),
-    [((1, 1, 1, 1), 0, 0), ((1, 0, 1, 0), 1, 1), ((0, 0, 0, 1), 3, 0), ((0, 0, 0, 0), 0, 4)],
+    [
+        ((1,) * 8, 0, 0),
+        ((1, 0, 1, 0, 1, 0, 0, 0), 2, 3),
+        ((1, 1, 0, 0, 0, 0, 0, 1), 0, 5),  # the last one from behind
+        ((0,) * 8, 0, 8),
+    ],
 )
 def test_a_tile_is_missed_only_behind_one_that_was_reached(
     visited: tuple[int, ...], missed: int, not_reached: int
 ) -> None:
     tiles = [SimpleNamespace(road_visited=bool(flag)) for flag in visited]
     world = SimpleNamespace(road=tiles, t=0.04, car=SimpleNamespace(hull=SimpleNamespace(position=(0.0, 0.0))))
-    drive = _drive_of(world, spins=0)
+    furthest = -1
+    for _ in range(8):
+        furthest = furthest_tile(world, furthest)
+    drive = _drive_of(world, furthest, spins=0)
     assert (drive.missed, drive.not_reached, drive.frames) == (missed, not_reached, 1)
     assert drive.is_finished == all(visited)
