@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import pygame
 import tyro
+from gymnasium.envs.box2d.car_racing import FPS, PLAYFIELD
 
 from ppo.agents import Agent, find_agent
 from ppo.command_line import explicit_settings, parse_command_line
@@ -23,8 +24,6 @@ from ppo.envs.car_racing import CarRacingEnvironments
 from ppo.games import Game, mean_and_error, number_of_slots, play_slots
 from ppo.playback import prepare_games
 from ppo.settings import MOST_STEPS, Refusal
-
-_FRAMES_PER_SECOND = 50
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Drive:
+class Outcome:
     """The outcome of one episode."""
 
     frames: int
@@ -77,12 +76,12 @@ class Observer:
     def __init__(self, envs: CarRacingEnvironments) -> None:
         """Watch a block that has been reset."""
         self._envs, self._before_reset = envs, envs.before_reset
-        self.drives: dict[int, list[Drive]] = {position: [] for position in range(envs.num_envs)}
+        self.outcomes: dict[int, list[Outcome]] = {position: [] for position in range(envs.num_envs)}
         """Finished episodes by environment, in the order played."""
-        seconds = _FRAMES_PER_SECOND // envs._envs[0].get_wrapper_attr("_protocol").action_repeat
-        self._angles: list[deque[float]] = [deque(maxlen=seconds + 1) for _ in self.drives]
-        self._spins = [0 for _ in self.drives]
-        self._furthest = [-1 for _ in self.drives]
+        decisions_per_second = FPS // envs._envs[0].get_wrapper_attr("_protocol").action_repeat
+        self._angles: list[deque[float]] = [deque(maxlen=decisions_per_second + 1) for _ in self.outcomes]
+        self._spins = [0 for _ in self.outcomes]
+        self._furthest = [-1 for _ in self.outcomes]
         envs.before_reset = self._end  # type: ignore[method-assign]
 
     def look(self) -> None:
@@ -98,7 +97,7 @@ class Observer:
     def _end(self, env: Any) -> None:
         position = next(number for number, own in enumerate(self._envs._envs) if own is env)
         furthest = furthest_tile(env.unwrapped, self._furthest[position])
-        self.drives[position].append(_drive_of(env.unwrapped, furthest, self._spins[position]))
+        self.outcomes[position].append(outcome_of(env.unwrapped, furthest, self._spins[position]))
         self._furthest[position], self._spins[position] = -1, 0
         self._angles[position].clear()
         self._before_reset(env)
@@ -113,10 +112,8 @@ def main() -> None:
         agents = [agent_with(rule, flags) for rule in options.rules]
     except Refusal as error:
         sys.exit(str(error))
-    agent = agents[0]
-    print(
-        f"{agent.name} at {agent.counters.env_steps:,} steps, {options.episodes} tracks, pygame {pygame.version.ver}\n"
-    )
+    steps = agents[0].counters.env_steps
+    print(f"{agents[0].name} at {steps:,} steps, {options.episodes} tracks, pygame {pygame.version.ver}\n")
     print(
         "| act | return | median | worst | finished | frames | spins | points lost: frames | tiles missed "
         f"| tiles not reached | leaving the field |\n|{'---|' * 11}"
@@ -135,7 +132,7 @@ def agent_with(rule: str, flags: Sequence[str]) -> Agent:
     return find_agent(parse_command_line(flags), explicit_settings(flags))
 
 
-def played(agent: Agent, episodes: int, rng_seed: int) -> Iterator[tuple[Game, Drive]]:
+def played(agent: Agent, episodes: int, rng_seed: int) -> Iterator[tuple[Game, Outcome]]:
     """Play whole episodes; yield each with its outcome."""
     slots = range(number_of_slots(episodes))
     envs, actor = prepare_games(agent, slots, rng_seed=rng_seed)
@@ -144,19 +141,19 @@ def played(agent: Agent, episodes: int, rng_seed: int) -> Iterator[tuple[Game, D
     for games in play_slots(actor, envs, slots, num_slots=len(slots), episodes=episodes, max_steps=MOST_STEPS):
         observer.look()
         for game in games:
-            yield game, observer.drives[game.environment][-1]
+            yield game, observer.outcomes[game.environment][-1]
     envs.close()
 
 
-def row(rule: str, drives: Sequence[tuple[Game, Drive]]) -> str:
+def row(rule: str, outcomes: Sequence[tuple[Game, Outcome]]) -> str:
     """Return the table row of a rule."""
-    games = [game for game, _ in drives]
+    games = [game for game, _ in outcomes]
     mean, error = mean_and_error(games)
     returns = [game.episode_return for game in games]
-    finished = statistics.fmean(drive.is_finished for _, drive in drives)
-    frames = statistics.fmean(drive.frames for _, drive in drives)
-    spins = sum(drive.spins for _, drive in drives)
-    losses = [drive.losses() for _, drive in drives]
+    finished = statistics.fmean(outcome.is_finished for _, outcome in outcomes)
+    frames = statistics.fmean(outcome.frames for _, outcome in outcomes)
+    spins = sum(outcome.spins for _, outcome in outcomes)
+    losses = [outcome.losses() for _, outcome in outcomes]
     lost = " | ".join(f"{statistics.fmean(own[cause] for own in losses):.1f}" for cause in losses[0])
     return (
         f"| {rule} | {mean:.1f} ± {error or 0.0:.1f} | {statistics.median(returns):.1f} | {min(returns):.1f} "
@@ -176,23 +173,18 @@ def furthest_tile(world: Any, before: int) -> int:
     return before + max((number for number, tile in enumerate(window, 1) if tile.road_visited), default=0)
 
 
-def _drive_of(world: Any, furthest: int, spins: int) -> Drive:
+def outcome_of(world: Any, furthest: int, spins: int) -> Outcome:
+    """Return the outcome of the episode that a world is at the end of."""
     missed = sum(not tile.road_visited for tile in world.road[: furthest + 1])
     not_reached = sum(not tile.road_visited for tile in world.road[furthest + 1 :])
-    return Drive(
-        frames=round(world.t * _FRAMES_PER_SECOND) - 1,  # reset() itself takes a step
+    return Outcome(
+        frames=round(world.t * FPS) - 1,  # reset() itself takes a step
         tiles=len(world.road),
         missed=missed,
         not_reached=not_reached,
-        left_field=max(abs(number) for number in world.car.hull.position) > _half_of_field(),
+        left_field=max(abs(number) for number in world.car.hull.position) > PLAYFIELD,
         spins=spins,
     )
-
-
-def _half_of_field() -> float:
-    from gymnasium.envs.box2d import car_racing
-
-    return float(car_racing.PLAYFIELD)
 
 
 if __name__ == "__main__":

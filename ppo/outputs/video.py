@@ -87,7 +87,7 @@ class VideoRecorder:
         return self
 
     def write(self, frame: NDArray[np.uint8]) -> None:
-        """Add an RGB frame (H, W, 3) of the same size as the first.
+        """Add, and keep, an RGB frame (H, W, 3) of the same size as the first.
 
         Raises:
             VideoError: the frame has another size, or cannot be written.
@@ -107,7 +107,7 @@ class VideoRecorder:
             if self.num_frames % self._gif_step == 0 and self.num_frames < GIF_SECONDS * self._rate:
                 # If every frame is shown, no frame needs another one's objects.
                 gif.write(frame if self._gif_step == 1 else _without_flicker(frame, self._past))
-        self._past = [frame.copy(), *self._past[:2]]
+        self._past = [frame, *self._past[:2]]
         self.num_frames += 1
 
     def __exit__(

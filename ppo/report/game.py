@@ -81,7 +81,7 @@ class Film:
         codes, places = np.unique(red << 16 | green << 8 | blue, return_inverse=True)
         picture[changed] = np.array([self._number(code) for code in codes.tolist()], np.uint8)[places]
         self.pictures.append(picture)
-        self._frame = frame.copy()
+        self._frame = frame
 
     def _number(self, code: int) -> int:
         """Return the palette index of a colour, adding it while there is room."""

@@ -9,10 +9,10 @@ pytest.importorskip("Box2D")
 
 from ppo.envs.car_racing import CarRacingEnvironments
 from ppo.families import CarRacingSettings
-from scripts.lost_points import Drive, Observer, _drive_of, furthest_tile
+from scripts.lost_points import Observer, Outcome, furthest_tile, outcome_of
 
 
-def drives_and_returns(*actions: tuple[float, float, float]) -> list[tuple[Drive, float]]:
+def drives_and_returns(*actions: tuple[float, float, float]) -> list[tuple[Outcome, float]]:
     """Drive one episode in as many worlds as there are actions, each by one of them all the way."""
     settings = CarRacingSettings(action_repeat=8, give_up_frames=None)
     envs = CarRacingEnvironments(
@@ -20,12 +20,12 @@ def drives_and_returns(*actions: tuple[float, float, float]) -> list[tuple[Drive
     )
     envs.reset()
     observer = Observer(envs)
-    found: dict[int, tuple[Drive, float]] = {}
+    found: dict[int, tuple[Outcome, float]] = {}
     while len(found) < len(actions):
         _, _, terminated, truncated, info = envs.step(np.array(actions, np.float32))
         observer.look()
         for position in np.flatnonzero(terminated | truncated).tolist():
-            found.setdefault(position, (observer.drives[position][0], float(info["episode_return"][position])))
+            found.setdefault(position, (observer.outcomes[position][0], float(info["episode_return"][position])))
     envs.close()
     return [found[position] for position in range(len(actions))]
 
@@ -59,6 +59,6 @@ def test_a_tile_is_missed_only_behind_one_that_was_reached(
     furthest = -1
     for _ in range(8):
         furthest = furthest_tile(world, furthest)
-    drive = _drive_of(world, furthest, spins=0)
+    drive = outcome_of(world, furthest, spins=0)
     assert (drive.missed, drive.not_reached, drive.frames) == (missed, not_reached, 1)
     assert drive.is_finished == all(visited)
