@@ -133,6 +133,12 @@ class AtariEnvironments(Block):
         game.muted = False
         return not over and bool(np.array_equal(game.digest(self._stacks[position]), state["digest"]))
 
+    def close(self, **kwargs: Any) -> None:
+        """Free the emulators."""
+        for game in self._games:
+            game.close()
+        self._games.clear()
+
     def _begin_next(self, position: int) -> None:
         """Begin an environment's next game; if games are kept, keep the finished one."""
         if self.keeps_games:

@@ -226,6 +226,14 @@ class AtariGame:
         emulator[_FRAMES_SINCE_POWER_ON] = bytes(4)
         return np.array(list(hashlib.sha256(emulator + observation.tobytes()).digest()), np.uint8)
 
+    def close(self) -> None:
+        """Free the emulator; the game cannot be used any more.
+
+        Some objects of a game refer to each other, and the program exits without collecting such cycles. ALE reports
+        every emulator that is left then.
+        """
+        del self._ale, self._act, self._read_screen
+
     def _power_on(self) -> None:
         """Load the ROM into a new emulator."""
         self._ale = ale_py.ALEInterface()

@@ -836,3 +836,21 @@ def combat() -> Iterator[str]:
 def test_a_game_that_ale_cannot_load_is_refused_without_ending_the_process(combat: str) -> None:
     with pytest.raises(Refusal, match="cannot load"):
         check(combat)
+
+
+@pytest.mark.parametrize("kind", ["plain", "sticky", "drawn"])
+def test_a_closed_block_leaves_no_emulator_for_ale_to_report_at_exit(kind: str) -> None:
+    program = """
+import gc, sys
+from ppo.envs.atari.block import AtariEnvironments
+from ppo.families import AtariSettings
+
+world = AtariSettings(sticky_actions=0.25 if sys.argv[1] == "sticky" else 0.0)
+listener = print if sys.argv[1] == "drawn" else None
+envs = AtariEnvironments("pong", world, indices=range(2), seed=0, on_frame=listener)
+gc.freeze()  # as the program does, so as not to collect cycles at exit
+envs.close()
+envs.close()
+"""
+    done = subprocess.run([sys.executable, "-c", program, kind], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout + done.stderr == ""
