@@ -31,6 +31,14 @@ LONGEST_FILES = (
     "tests/test_cuda.py",
     "tests/test_seeds.py",
     "tests/test_hostile_checkpoints.py",
+    "tests/viewer/test_watch.py",
+    "tests/report/test_run_report.py",
+    "tests/test_replay.py",
+    "tests/comparison/test_compare.py",
+    "tests/api/test_agent.py",
+    "tests/test_recording.py",
+    "tests/envs/test_lost_points.py",
+    "tests/viewer/test_measure_watching.py",
 )
 STARTS_PROCESSES = "--fast: starts processes"
 NO_GPU = "there is no GPU that PyTorch can use"
