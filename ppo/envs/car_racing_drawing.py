@@ -1,16 +1,17 @@
 """The pictures of CarRacing: pixel for pixel those that Gymnasium draws, in a fraction of the time and only on request.
 
-Gymnasium rotates and draws some 700 polygons in Python after every frame, on 1000x800 pixels that are then shrunk to
-96x96. Nothing in its physics or rewards reads the picture. Here the polygons of a track are one array, rotated in one
-operation, and only those on the screen are drawn, by the same calls in the same order; Gymnasium draws the car and the
-indicators. Pictures are drawn upside down. pygame shrinks the width before the height, so they are flipped between the
-two passes, when they are already narrow. Tests compare whole episodes. Pixel values depend on the version of pygame,
-here as in Gymnasium.
+Gymnasium rotates and draws some 700 polygons in Python after every frame, on 1000x800 pixels that are then shrunk: to
+96x96 for the agent, to 600x400 for people. Nothing in its physics or rewards reads the picture. Here the polygons of a
+track are one array, rotated in one operation, and only those on the screen are drawn, by the same calls in the same
+order; Gymnasium draws the car and the indicators. Pictures are drawn upside down. pygame shrinks the width before the
+height, so they are flipped between the two passes, when they are already narrow. Tests compare whole episodes. Pixel
+values depend on the version of pygame, here as in Gymnasium.
 """
 
 import functools
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,6 +24,8 @@ _BAR_ROWS = 100
 # Above these speeds the indicators extend beyond the bar; no car has been seen to come near them.
 _FASTEST, _FASTEST_WHEEL = 195.0, 390.0
 _TEXT_SIZE, _TEXT_CENTRE = 42, (60, 750)
+# Bits of a pixel: blue, green, red and a byte without meaning.
+_DEPTH = 32
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 
 
@@ -30,7 +33,7 @@ class Drawing:
     """Draws the current frame of a CarRacing world, in place of the world itself."""
 
     def __init__(self, world: Any) -> None:
-        """Stop an unwrapped world from drawing `state_pixels`; other render modes are drawn as before."""
+        """Take over an unwrapped world's drawing: `state_pixels` on request only; `human` is drawn as before."""
         import pygame
         from gymnasium.envs.box2d import car_racing
         from pygame import gfxdraw
@@ -40,15 +43,10 @@ class Drawing:
         font = pygame.font.Font(pygame.font.get_default_font(), _TEXT_SIZE)
         self._text = functools.lru_cache(2048)(lambda text: font.render(text, True, _WHITE, _BLACK))
         width, height = car_racing.WINDOW_W, car_racing.WINDOW_H
-        upper, self._size = height - _BAR_ROWS, (car_racing.STATE_W, car_racing.STATE_H)
-        self._canvas, self._panel = (pygame.Surface((width, height)) for _ in range(2))
-        self._narrow = pygame.Surface((self._size[0], height))
-        # Pairs of a wide surface and the narrow one that it is shrunk to; the rows are the same.
-        self._above = self._canvas.subsurface((0, _BAR_ROWS, width, upper)), pygame.Surface((self._size[0], upper))
-        self._bar = (
-            self._panel.subsurface((0, upper, width, _BAR_ROWS)),
-            self._narrow.subsurface((0, upper, self._size[0], _BAR_ROWS)),
-        )
+        self._canvas, self._panel = (pygame.Surface((width, height), depth=_DEPTH) for _ in range(2))
+        self._above = self._canvas.subsurface((0, _BAR_ROWS, width, height - _BAR_ROWS))
+        self._bar = self._panel.subsurface((0, height - _BAR_ROWS, width, _BAR_ROWS))
+        self._narrow_surfaces = functools.lru_cache(self._make_narrow_surfaces)
         # (2, 4, 400): x and y of the four corners of every patch of grass.
         first = car_racing.GRASS_DIM * np.array([(x, y) for x in _PATCHES for y in _PATCHES], np.float64)
         self._grass = first.T[:, None] + car_racing.GRASS_DIM * _CORNERS_OF_A_PATCH.T[:, :, None]
@@ -57,10 +55,19 @@ class Drawing:
         self._world = world
         self._draw_otherwise = world._render
         self._return = 0.0
-        world._render = self._remember
+        world._render = self._render
 
     def draw(self) -> NDArray[np.uint8]:
-        """Return the picture of the current frame, (96, 96, 3) RGB."""
+        """Return the picture of the current frame for the agent, (96, 96, 3) RGB."""
+        size = self._constants.STATE_W, self._constants.STATE_H
+        return self._draw(size, self._return, with_skid_marks=False)
+
+    def draw_for_people(self) -> NDArray[np.uint8]:
+        """Return the picture of the current frame in the render mode `rgb_array`, (400, 600, 3) RGB."""
+        size = self._constants.VIDEO_W, self._constants.VIDEO_H
+        return self._draw(size, self._world.reward, with_skid_marks=True)
+
+    def _draw(self, size: tuple[int, int], shown_return: float, *, with_skid_marks: bool) -> NDArray[np.uint8]:
         world, pygame, constants = self._world, self._pygame, self._constants
         if world.road_poly is not self._road:  # a new episode
             self._take_track()
@@ -72,28 +79,38 @@ class Drawing:
         world.surf = self._canvas
         self._draw_background(max(abs(x), abs(y)), zoom, shift, angle)
         self._draw_patches_and_road(zoom, shift, angle)
-        world.car.draw(self._canvas, zoom, shift, angle, False)
-        scaled = pygame.transform.smoothscale(self._narrowed(), self._size)
-        return np.ascontiguousarray(pygame.surfarray.pixels3d(scaled).transpose(1, 0, 2))
+        world.car.draw(self._canvas, zoom, shift, angle, with_skid_marks)
+        scaled = pygame.transform.smoothscale(self._narrowed(size[0], shown_return), size)
+        pixels = np.frombuffer(scaled.get_buffer(), np.uint8).reshape(size[1], size[0], 4)
+        return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGB), np.uint8)
 
-    def _narrowed(self) -> Any:
+    def _narrowed(self, width: int, shown_return: float) -> Any:
         """Return a surface: the canvas, flipped upright, with indicators, shrunk to the width of a picture."""
         world, transform = self._world, self._pygame.transform
         wheels = max(abs(wheel.omega) for wheel in world.car.wheels)
         is_in_bar = wheels < _FASTEST_WHEEL and world.car.hull.linearVelocity.length < _FASTEST
         world.surf = self._panel if is_in_bar else transform.flip(self._canvas, False, True)
         world._render_indicators(self._constants.WINDOW_W, self._constants.WINDOW_H)
-        text = self._text(f"{self._return:04.0f}")
+        text = self._text(f"{shown_return:04.0f}")
         world.surf.blit(text, text.get_rect(center=_TEXT_CENTRE))
+        narrow, narrow_above, narrow_bar = self._narrow_surfaces(width)
         if not is_in_bar:
-            return transform.smoothscale(world.surf, self._narrow.get_size())
-        for wide, narrow in (self._above, self._bar):
-            transform.smoothscale(wide, narrow.get_size(), narrow)
-        self._narrow.blit(transform.flip(self._above[1], False, True), (0, 0))
-        return self._narrow
+            return transform.smoothscale(world.surf, narrow.get_size())
+        transform.smoothscale(self._above, narrow_above.get_size(), narrow_above)
+        transform.smoothscale(self._bar, narrow_bar.get_size(), narrow_bar)
+        narrow.blit(transform.flip(narrow_above, False, True), (0, 0))
+        return narrow
 
-    def _remember(self, mode: str) -> Any:
-        """Stand in for the world's `_render`; a picture shows the return before the frame's cost is subtracted."""
+    def _make_narrow_surfaces(self, width: int) -> tuple[Any, Any, Any]:
+        """Return surfaces of a width: for the whole picture, for what is above the bar, and the first one's bar."""
+        upper, bar = self._above.get_height(), self._bar.get_height()
+        whole, above = (self._pygame.Surface((width, height), depth=_DEPTH) for height in (upper + bar, upper))
+        return whole, above, whole.subsurface((0, upper, width, bar))
+
+    def _render(self, mode: str) -> Any:
+        """Stand in for the world's `_render`; the agent's picture shows the return before the frame's cost."""
+        if mode == "rgb_array":
+            return self.draw_for_people()
         if mode != "state_pixels":
             return self._draw_otherwise(mode)
         self._return = self._world.reward
@@ -116,9 +133,9 @@ class Drawing:
         world, constants, colour = self._world, self._constants, self._world.bg_color
         farthest = np.hypot(constants.WINDOW_W / 2, constants.WINDOW_H * 3 / 4) + _MARGIN
         if distance + farthest / zoom < constants.PLAYFIELD:
-            self._above[0].fill([int(part) for part in colour])
+            self._above.fill([int(part) for part in colour])
             return
-        self._above[0].fill(_BLACK)
+        self._above.fill(_BLACK)
         bound = constants.PLAYFIELD
         field = [(bound, bound), (bound, -bound), (-bound, -bound), (-bound, bound)]
         world._draw_colored_polygon(self._canvas, field, colour, zoom, shift, angle, clip=False)
