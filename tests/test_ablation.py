@@ -1,0 +1,45 @@
+"""The ablation: each run switches off what it says and nothing else, and the table has the means of finished runs."""
+
+import pytest
+
+from ppo.command_line import parse_command_line
+from ppo.config import differences
+from scripts.ablation import SWITCHES, WORLDS, Ablation, final_return, runs, table
+
+SECTIONS = ["run", "world", "model", "ppo", "playback"]
+
+
+def settings_of(off):
+    return parse_command_line(Ablation(WORLDS[0], off, 1).flags)
+
+
+@pytest.mark.parametrize("off", [name for name in SWITCHES if name != "all on"])
+def test_a_switch_changes_one_setting(off):
+    assert len(differences(settings_of("all on"), settings_of(off), SECTIONS)) == 1
+
+
+def test_no_two_switches_are_the_same():
+    changed = [str(differences(settings_of("all on"), settings_of(off), SECTIONS)) for off in SWITCHES]
+    assert len({*changed}) == len(SWITCHES)
+
+
+def test_every_run_has_a_name_of_its_own_and_a_seed_is_finished_before_the_next():
+    everything = list(runs())
+    assert len({run.name for run in everything}) == len(everything) == len(WORLDS) * len(SWITCHES) * 3
+    assert [run.seed for run in everything] == sorted(run.seed for run in everything)
+
+
+@pytest.mark.parametrize(("env_steps", "expected"), [(299_999, None), (300_000, 12.5)])
+def test_only_a_finished_run_counts(env_steps, expected, tmp_path):
+    run = Ablation(WORLDS[0], "tanh (relu instead)", 2)
+    folder = tmp_path / "runs" / run.name
+    folder.mkdir(parents=True)
+    assert final_return(tmp_path, run) is None
+    (folder / "progress.csv").write_text(f"env_steps,rollout/return_mean\n100,-3.0\n{env_steps},12.5\n")
+    assert final_return(tmp_path, run) == expected
+
+
+def test_the_table_has_means_and_says_what_has_not_run():
+    lines = table({WORLDS[0]: {"all on": [1000.0, 3000.0]}, WORLDS[1]: {}}).splitlines()
+    assert len(lines) == 2 + len(SWITCHES)
+    assert lines[2] == "| all on | **2,000** (1,000, 3,000) | not run |"
