@@ -1,21 +1,27 @@
 """Measure the cost of showing an agent: on the page of `--mode=watch`, and in terminals of two sizes.
 
-For the page, the agent plays without pauses, and a share of a core is processor time per second of game time. In the
-terminal, it plays at the game's speed, and a share is processor time per second of wall time. Only the thread that
-plays and shows is timed, so other programs hardly matter. Needs the extras of the worlds and an agent for each.
+The agent plays at the game's own speed. For the page, the processor time of the whole watcher is counted; in the
+terminal, that of showing alone, without the game and the network. Measure while nothing else runs: a machine without an
+idle core slows the game down. Needs the extras of the worlds and an agent for each.
 """
 
 import fcntl
+import http.client
 import os
 import pty
+import re
+import socket
 import struct
+import subprocess
 import sys
 import termios
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import tyro
@@ -26,10 +32,10 @@ from ppo.outputs.terminal import TerminalView
 from ppo.outputs.window import keep_drawing_quiet
 from ppo.settings import Refusal
 from ppo.viewer.player import Player
-from ppo.viewer.watch import Show
+from ppo.viewer.server import HOST
 
 _SIZES = ((24, 80), (53, 160))
-_SECONDS_OF_BEAT = 0.05
+_SECONDS_OF_WARM_UP = 1.0
 
 
 @dataclass(frozen=True)
@@ -56,51 +62,65 @@ def main() -> None:
     pages, terminals = [], []
     for world in options.worlds:
         try:
-            share, playing, megabits = on_a_page(world, options.seconds)
+            share, megabits = on_a_page(world, options.seconds)
             shown = [in_a_terminal(world, size, options.seconds) for size in _SIZES]
         except Refusal as error:
             sys.exit(f"{world}: {error}")
-        pages.append(f"| {world} | {share:.1%} | {playing:.1%} | {megabits:.1f} |")
+        pages.append(f"| {world} | {share:.1%} | {megabits:.1f} |")
         cells = (f"{pictures:.0f} | {share:.1%} | {megabits:.2f}" for pictures, share, megabits in shown)
         terminals.append(f"| {world} | {' | '.join(cells)} |")
-    print("| world | page: share of a core | of which the game itself | Mbit/s |\n|---|---|---|---|")
+    print("| world | page: share of a core | Mbit/s |\n|---|---|---|")
     print("\n".join(pages), end="\n\n")
     heads = (f"{columns} x {rows}: pictures a second | share of a core | Mbit/s" for rows, columns in _SIZES)
     print(f"| world | {' | '.join(heads)} |\n|{'---|' * (1 + 3 * len(_SIZES))}")
     print("\n".join(terminals))
 
 
-def on_a_page(world: str, seconds: float) -> tuple[float, float, float]:
-    """Play for one page that receives every message.
+def on_a_page(world: str, seconds: float) -> tuple[float, float]:
+    """Start `--mode=watch` and read all that it sends to one page.
 
     Returns:
-        The share of a core, the share spent on world and network alone, and megabits, each per second of game time.
+        The share of a core that the whole process takes, its server included, and megabits, each per second of wall
+        time.
     """
-    flags = [f"--env_name={world}", "--mode=watch"]
-    show = Show(parse_command_line(flags), explicit_settings(flags))
-    looker = show.lookers.add()
-    played = [0.0]
-    step = show._player.step
-
-    def timed():  # type: ignore[no-untyped-def]
-        begin = time.thread_time()
+    command = [sys.executable, "-m", "ppo", f"--env_name={world}", "--mode=watch", f"--port={_free_port()}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
         try:
-            return step()
+            found = (re.search(r"watch it: (\S+)", line) for line in process.stdout)
+            address = next((match[1] for match in found if match), None)
+            if address is None:
+                raise Refusal(f"the watcher ended with exit code {process.wait()}")
+            browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+            browser.open(address).read()
+            with browser.open(f"{address.partition('?')[0]}stream") as stream:
+                _read(stream, _SECONDS_OF_WARM_UP)
+                before = _processor_seconds(process.pid)
+                num_bytes, of_clock = _read(stream, seconds)
+                spent = _processor_seconds(process.pid) - before
         finally:
-            played[0] += time.thread_time() - begin
+            process.terminate()
+    return spent / of_clock, num_bytes * 8e-6 / of_clock
 
-    show._player.step = timed  # type: ignore[method-assign]
-    for _ in range(10):
-        show._play(_SECONDS_OF_BEAT)
-    looker.take(0.0)
-    played[0], num_bytes, of_game = 0.0, 0, 0.0
-    begin = time.thread_time()
-    while of_game < seconds:
-        of_game += show._play(_SECONDS_OF_BEAT)
-        num_bytes += sum(len(text) for _, text in looker.take(0.0))
-    share = (time.thread_time() - begin) / of_game
-    show.close()
-    return share, played[0] / of_game, num_bytes * 8e-6 / of_game
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind((HOST, 0))
+        return int(found.getsockname()[1])
+
+
+def _read(stream: http.client.HTTPResponse, seconds: float) -> tuple[int, float]:
+    """Read what arrives for at least `seconds`; return how many bytes and seconds it was."""
+    begin, num_bytes = time.monotonic(), 0
+    while time.monotonic() < begin + seconds:
+        num_bytes += len(stream.read1())
+    return num_bytes, time.monotonic() - begin
+
+
+def _processor_seconds(pid: int) -> float:
+    """Return the processor time, in seconds, that all threads of a process have taken."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def in_a_terminal(world: str, size: tuple[int, int], seconds: float) -> tuple[float, float, float]:

@@ -73,6 +73,11 @@ def read_logs(folder: Path) -> Logs:
     return Logs(curves, games, num_games, newest, messages, settings, facts, evaluation)
 
 
+def read_settings(folder: Path) -> Config | None:
+    """Read the settings of a run from config.json in its folder; None if there are none that this version can read."""
+    return _settings_of(_read_object(folder / "config.json"))
+
+
 def with_card(logs: Logs, path: Path) -> Logs:
     """Return the logs with their gaps filled from a shipped agent's card."""
     card = _read_object(path)

@@ -23,6 +23,7 @@ from ppo.config import MAX_SEED, Config
 from ppo.games import Game, Step
 from ppo.outputs.display import print_line
 from ppo.playback import announce
+from ppo.report.logs import read_settings
 from ppo.report.network import describe_distribution
 from ppo.report.packing import Pack
 from ppo.report.page import assemble
@@ -303,9 +304,11 @@ class Show:
 
     def _send_progress(self) -> None:
         pack, columns = Pack(), self._progress.columns
+        # Not those of the shown agent: it may be a shipped one, or older than an extension of the run.
+        settings = read_settings(self.choice.run_folder)
         content = {
             "secondsSince": self._progress.seconds_since,
-            "goal": self._player.agent.config.run.env_steps,
+            "goal": settings and settings.run.env_steps,
             "columns": {name: pack.add(column.astype(np.float32)) for name, column in columns.items()},
         }
         self.lookers.send("progress", pack.encode(content, _LEVEL))

@@ -2,13 +2,19 @@
 
 import pytest
 
+from ppo.settings import Refusal
 from scripts.measure_watching import in_a_terminal, on_a_page
 
 
-def test_a_page_takes_more_than_its_game_and_is_sent_something() -> None:
-    share, of_game, megabits = on_a_page("PongNoFrameskip-v4", seconds=1.0)
-    assert 0.0 < of_game < share
+def test_a_page_of_pong_takes_little_of_a_core_and_is_sent_something() -> None:
+    share, megabits = on_a_page("PongNoFrameskip-v4", seconds=2.0)
+    assert 0.0 < share < 0.2
     assert megabits > 0.0
+
+
+def test_a_world_without_an_agent_is_refused() -> None:
+    with pytest.raises(Refusal, match="exit code 2"):
+        on_a_page("BowlingNoFrameskip-v4", seconds=1.0)
 
 
 def test_a_terminal_is_shown_pictures(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,5 @@
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -336,6 +337,20 @@ def test_the_curves_of_the_training_are_followed(run):
         file.write("".join(lines[2:]))
     watched.run(lambda: steps() == [64, 128, 192])
     assert watched.progress[-1][0]["goal"] == 192
+    watched.show.close()
+
+
+def test_the_goal_is_that_of_the_training_whichever_agent_is_shown(run):
+    config = run / "runs" / CART / "config.json"
+    content = json.loads(config.read_text())
+    content["run"]["env_steps"] = 6400  # extended after its newest checkpoint
+    config.write_text(json.dumps(content))
+    watched = Watched("--checkpoint=shipped")
+    watched.run(lambda: watched.progress)
+    assert watched.progress[-1][0]["goal"] == 6400
+    config.unlink()
+    watched.show.do({"look": True})
+    watched.run(lambda: watched.progress[-1][0]["goal"] is None)
     watched.show.close()
 
 

@@ -14,7 +14,7 @@ const MOST_ENTRIES = 64;
 const WATCHED = [
   ["Return", "rollout/return_mean", "c1", "The mean raw return of the last 100 games of training, and of evaluations where there are any."],
   ...CURVES,
-  ["Speed", "time/steps_per_second", "c1", "Agent steps a second over all environments, everything included."],
+  ["Speed", "time/steps_per_second", "c1", "Agent steps per second over all environments, everything included."],
 ];
 
 /** Pictures that wait for their time. */
@@ -338,14 +338,15 @@ class Watcher {
 
   showTiles() {
     const { columns, progress } = this, steps = columns ? last(columns.env_steps) : null;
+    const hasEnded = progress.goal !== null && steps >= progress.goal;
     byId("learning-lead").textContent = steps === null
       ? "No training under this name has written a log yet." : "From progress.csv, which the training writes after every update.";
     const tiles = steps === null ? [] : [
       ["Return", short(last(columns["rollout/return_mean"])), "mean of the last 100 games"],
       ["Steps", short(steps), progress.goal > steps ? `of ${short(progress.goal)}` : ""],
       ["Time", duration(last(columns["time/seconds"])), ""],
-      ["Speed", short(last(columns["time/steps_per_second"])), "steps a second"],
-      ["Last update", `${duration((performance.now() - progress.at) / 1000)} ago`, steps >= progress.goal ? "the training has ended" : ""],
+      ["Speed", short(last(columns["time/steps_per_second"])), "steps per second"],
+      ["Last update", `${duration((performance.now() - progress.at) / 1000)} ago`, hasEnded ? "the training has ended" : ""],
     ];
     byId("tiles").replaceChildren(...tiles.map(([label, value, note]) => element("div", { class: "tile" }, [
       element("span", { class: "label", text: label }), element("strong", { text: value }), element("span", { class: "note", text: note })])));
