@@ -1,8 +1,8 @@
-"""Compare the time per update of two clones, on a machine whose speed varies.
+"""Compare the time per update of two clones, or of two settings, on a machine whose speed varies.
 
-    python scripts/compare_speed.py OLD NEW [--ranks=2] [--seconds=60] [--slice_seconds=1] [-- FLAGS]
+    python scripts/compare_speed.py OLD NEW [--ranks=2] [--seconds=60] [--slice_seconds=1] [--new_flags=...] [-- FLAGS]
 
-OLD and NEW are clones with their extensions built. They take turns of --slice_seconds, each stopped during the other's
+OLD and NEW are clones with their extensions built; they may be the same one. --new_flags are for NEW alone. They take turns of --slice_seconds, each stopped during the other's
 turn, so that both meet the same conditions; only the time of a job's own turns counts. Prints the time per update of
 each, and the ratio old over new (above 1: NEW is faster) with its standard error over tenths of the measurement. Needs
 the environment of scripts/environment.sh.
@@ -10,6 +10,7 @@ the environment of scripts/environment.sh.
 
 import argparse
 import os
+import shlex
 import signal
 import statistics
 import subprocess
@@ -97,13 +98,15 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=60.0, help="seconds that each job runs")
     parser.add_argument("--slice_seconds", type=float, default=1.0)
+    parser.add_argument("--new_flags", type=shlex.split, default=[], help="more flags, for NEW alone, in one argument")
     own, flags = parser.parse_known_args(arguments)
+    flags = [flag for flag in flags if flag != "--"]
     with tempfile.TemporaryDirectory() as temporary:
         jobs: list[Job] = []
         try:
-            for name in ("old", "new"):
+            for name, more in (("old", []), ("new", own.new_flags)):
                 (folder := Path(temporary) / name).mkdir()
-                jobs.append(Job(getattr(own, name).resolve(), own.ranks, [f for f in flags if f != "--"], folder))
+                jobs.append(Job(getattr(own, name).resolve(), own.ranks, [*flags, *more], folder))
                 while not jobs[-1].is_training():
                     jobs[-1].take_turn(own.slice_seconds)
             for _ in range(int(own.seconds / own.slice_seconds)):
@@ -116,7 +119,9 @@ def main(arguments: Sequence[str]) -> None:
     ratios = [before / after for before, after in zip(old, new, strict=True)]
     error = statistics.stdev(ratios) / len(ratios) ** 0.5
     print(f"ms per update: old {1e3 * statistics.mean(old):.1f}, new {1e3 * statistics.mean(new):.1f}")
-    print(f"old / new {statistics.mean(ratios):.4f} +- {error:.4f} ({' '.join(flags)})")
+    print(
+        f"old / new {statistics.mean(ratios):.4f} +- {error:.4f} ({' '.join(flags)}{'; new: ' if own.new_flags else ''}{' '.join(own.new_flags)})"
+    )
 
 
 if __name__ == "__main__":
