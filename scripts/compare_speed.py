@@ -2,10 +2,10 @@
 
     python scripts/compare_speed.py OLD NEW [--ranks=2] [--seconds=60] [--slice_seconds=1] [--new_flags=...] [-- FLAGS]
 
-OLD and NEW are clones with their extensions built; they may be the same one. --new_flags are for NEW alone. They take turns of --slice_seconds, each stopped during the other's
-turn, so that both meet the same conditions; only the time of a job's own turns counts. Prints the time per update of
-each, and the ratio old over new (above 1: NEW is faster) with its standard error over tenths of the measurement. Needs
-the environment of scripts/environment.sh.
+OLD and NEW are clones with their extensions built; they may be the same one. --new_flags are for NEW alone. They take
+turns of --slice_seconds, each stopped during the other's turn, so that both meet the same conditions; only the time of
+a job's own turns counts. Prints the time per update of each, and the ratio old over new (above 1: NEW is faster) with
+its standard error over tenths of the measurement. Needs the environment of scripts/environment.sh.
 """
 
 import argparse
@@ -119,9 +119,8 @@ def main(arguments: Sequence[str]) -> None:
     ratios = [before / after for before, after in zip(old, new, strict=True)]
     error = statistics.stdev(ratios) / len(ratios) ** 0.5
     print(f"ms per update: old {1e3 * statistics.mean(old):.1f}, new {1e3 * statistics.mean(new):.1f}")
-    print(
-        f"old / new {statistics.mean(ratios):.4f} +- {error:.4f} ({' '.join(flags)}{'; new: ' if own.new_flags else ''}{' '.join(own.new_flags)})"
-    )
+    said = " ".join([*flags, *(["| new:", *own.new_flags] if own.new_flags else [])])
+    print(f"old / new {statistics.mean(ratios):.4f} +- {error:.4f} ({said})")
 
 
 if __name__ == "__main__":
