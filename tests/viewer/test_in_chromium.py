@@ -248,10 +248,17 @@ def test_another_page_in_the_same_browser_gets_and_does_nothing(browser, pong, e
     assert not browser.evaluate("watcher.state.isPaused")
 
 
-def test_a_page_without_the_token_shows_nothing(browser, pong):
+@pytest.mark.parametrize("wrong", ["", "?token=", "?token=wrong"])
+def test_a_page_without_the_token_shows_nothing(browser, pong, wrong):
     root = pong.partition("?")[0]
-    browser.call("Page.navigate", url=root)
+    browser.call("Page.navigate", url=f"{root}{wrong}")
     browser.wait_for("document.body.textContent.includes('Token missing or wrong: open the address')")
+    assert browser.evaluate("document.querySelectorAll('canvas').length") == 0
+
+
+def test_a_name_that_leads_to_this_machine_shows_nothing_even_with_the_token(browser, pong):
+    browser.call("Page.navigate", url=pong.replace("127.0.0.1", "rebound.localhost"))  # Chromium takes it to 127.0.0.1
+    browser.wait_for("document.body?.textContent.includes('This is served to 127.0.0.1 and localhost only')")
     assert browser.evaluate("document.querySelectorAll('canvas').length") == 0
 
 
