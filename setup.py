@@ -94,6 +94,6 @@ setup(
         # Gymnasium imports imageio with its MuJoCo worlds and does not ask for it.
         "mujoco": ["mujoco>=3.2", "imageio>=2.14"],
         "wandb": ["wandb>=0.20"],
-        "test": ["pytest>=8", "pytest-xdist", "ruff", "mypy", "scipy", "hypothesis"],
+        "test": ["pytest>=8", "pytest-xdist", "ruff", "mypy", "scipy", "hypothesis", "axe-core-python"],
     },
 )

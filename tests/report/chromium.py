@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from importlib import resources
 from pathlib import Path
 
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -129,6 +130,28 @@ class Chromium:
         thrown = [event for event in self.events if event.get("method") == "Runtime.exceptionThrown"]
         logged = [event["params"]["entry"]["text"] for event in self.events if event.get("method") == "Log.entryAdded"]
         return [str(event["params"]["exceptionDetails"]) for event in thrown] + logged
+
+    def axe_findings(self):
+        """Return what axe-core finds serious or critical in the page: rules, and the elements that break them."""
+        self.evaluate(f"{(resources.files('axe_core_python') / 'axe.min.js').read_text(encoding='utf-8')}; 0")
+        found = self.evaluate(
+            "axe.run().then(({violations, passes}) => ({passed: passes.length, violations: violations.map("
+            "({id, impact, nodes}) => ({id, impact, where: nodes.map(({target}) => target.join(' '))}))}))"
+        )
+        assert found["passed"] > 10  # it did look
+        return [rule for rule in found["violations"] if rule["impact"] in ("serious", "critical")]
+
+    def press(self, key, *, code=0, shift=False):
+        """Press a key and release it; `code` is its virtual key code."""
+        for kind in ("keyDown", "keyUp"):
+            self.call(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                code=key,
+                windowsVirtualKeyCode=code,
+                modifiers=8 if shift else 0,
+            )
 
     def screenshot(self, path, *, whole=True):
         """Write a picture of the page."""
