@@ -38,7 +38,17 @@ _PAGES = {
         "PPO run report",
         (
             *_COMMON,
-            *("network.js", "curves.js", "summary.js", "actions.js", "pictures.js", "poke.js", "game.js", "main.js"),
+            *(
+                "network.js",
+                "curves.js",
+                "summary.js",
+                "actions.js",
+                "pictures.js",
+                "poke.js",
+                "check.js",
+                "game.js",
+                "main.js",
+            ),
         ),
         '<a class="skip" href="#agent">Skip to the game</a>',
     ),

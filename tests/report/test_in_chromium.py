@@ -1,7 +1,10 @@
 """The page as a browser sees it."""
 
 import json
+import re
 import shutil
+from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -10,6 +13,8 @@ import torch
 from ppo.agents import find_agent, restore_model
 from ppo.command_line import explicit_settings, parse_command_line
 from ppo.envs import make_envs
+from ppo.outputs.manifest import seal
+from ppo.report.packing import Pack
 from ppo.report.page import assemble
 from tests.jobs import CARTPOLE, ppo
 from tests.report import chromium
@@ -17,7 +22,10 @@ from tests.report.test_packing import unpack
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(chromium.PROGRAM is None, reason="there is no Chromium")]
 
-PONG, CART = "PongNoFrameskip-v4", "CartPole-v1"
+ROOT = Path(__file__).parents[2]
+PONG, CART, CONTINUOUS = "PongNoFrameskip-v4", "CartPole-v1", "ppo-ContinuousCartPole-v0"
+TRAINED = "PongNoFrameskip-v4-seed11"
+FOLDER = "<img src=x onerror=\"document.title='caught'\">"
 HOSTILE = "</script><script>document.title='caught'</script><img src=x onerror=\"document.title='caught'\">"
 
 
@@ -29,11 +37,29 @@ def browser():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with the reports of two shipped agents."""
+    """A folder with reports: of shipped agents, and of the run in the docs, which has logs, by the scripts of today."""
     made = tmp_path_factory.mktemp("reports")
     for world in (PONG, CART, "ppo/ContinuousCartPole-v0"):
         assert ppo(made, f"--env_name={world}", "--mode=report").returncode == 0
+    (made / "runs" / TRAINED).mkdir()
+    rebuild(ROOT / "docs/pong-report.html", made / f"runs/{TRAINED}/report.html")
     return made
+
+
+def rebuild(old, path, change=lambda content, pack: content, title="rebuilt"):
+    """Write a report with the data of an old one; `change` gets the content and what packs arrays."""
+    content, array = unpack(old.read_text().partition('id="data">')[2].partition("<")[0])
+    pack = Pack()
+
+    def packed(value):
+        if isinstance(value, dict) and "at" in value:
+            return pack.add_film(array(value)) if value.get("film") else pack.add(array(value))
+        if isinstance(value, list):
+            return [packed(item) for item in value]
+        return {key: packed(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+    content = change(packed(content), pack)
+    path.write_bytes(assemble(title, pack.encode(content)))
 
 
 @pytest.fixture(scope="module")
@@ -118,43 +144,124 @@ def test_the_tint_of_continuous_actions_is_the_gradient_of_their_means(browser, 
     np.testing.assert_allclose(found, expected[0].numpy(), rtol=1e-3)
 
 
-def test_the_ball_can_be_erased_by_a_click_and_moved_by_a_drag_and_the_decision_changes(pong):
-    pong.evaluate("player.seek(130)")
-    before = pong.evaluate("byId('actions').textContent")
-    where = """(() => {
-      const editor = player.editor, now = editor.pixels.slice(3 * editor.size);
-      for (let at = 20 * 84; at < 76 * 84; at++) {
-        const found = now[at] > 200 && editor.objectAt(3, at % 84, Math.floor(at / 84), 0);
-        if (found && found.length && found.length < 9) {
-          editor.canvas.scrollIntoView();
-          const { left, top, width } = editor.canvas.getBoundingClientRect(), size = width / 84;
-          return [left + (at % 84 + 0.5) * size, top + (Math.floor(at / 84) + 0.5) * size];
-        }
-      }
-    })()"""
-    x, y = pong.evaluate(where)
+BALL = """(() => {
+  const editor = player.editor, now = editor.pixels.slice(3 * editor.size);
+  for (let at = 20 * 84; at < 76 * 84; at++) {
+    const found = now[at] > 200 && editor.objectAt(3, at % 84, Math.floor(at / 84), 0);
+    if (found && found.length && found.length < 9) return [at % 84, Math.floor(at / 84)];
+  }
+})()"""
+# What the agent says, in probabilities, value and first layer.
+SAID = "[byId('actions').textContent, byId('value').textContent, byId('activations').toDataURL()]"
+BRIGHT = "Array.from(player.editor.pixels.slice(3 * player.editor.size)).filter((pixel) => pixel > 200).length"
 
-    def drag(to):
+
+def choose(browser, tool):
+    browser.evaluate(f"[...byId('tools').children].find((one) => one.textContent === '{tool}').click()")
+
+
+def drawn(browser):
+    """Wait until a change is drawn."""
+    browser.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+
+def test_the_ball_can_be_moved_erased_and_painted_by_a_pointer_and_what_the_agent_says_changes(pong):
+    pong.evaluate("player.seek(130)")
+    before, bright = pong.evaluate(SAID), pong.evaluate(BRIGHT)
+    column, row = pong.evaluate(BALL)
+    left, top, size = pong.evaluate(
+        "byId('eye').scrollIntoView(), (({left, top, width}) => [left, top, width / 84])"
+        "(byId('eye').getBoundingClientRect())"
+    )
+    x, y = left + (column + 0.5) * size, top + (row + 0.5) * size
+
+    def use(tool, to):
+        """Return what the agent says, and how many pixels are bright, once a tool was dragged from the ball."""
+        choose(pong, tool)
         for kind, place in (("mousePressed", (x, y)), ("mouseMoved", to), ("mouseReleased", to)):
             pong.call(
                 "Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button="left", buttons=1, clickCount=1
             )
         pong.wait_for("!byId('eye-state').hidden")
-        pong.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        drawn(pong)
+        found = pong.evaluate(SAID), pong.evaluate(BRIGHT)
+        choose(pong, "Put back")
+        assert pong.evaluate("byId('eye-state').hidden")
+        assert (pong.evaluate(SAID), pong.evaluate(BRIGHT)) == (before, bright)
+        return found
 
-    drag((x + 60, y + 60))
-    moved = pong.evaluate("byId('actions').textContent")
-    assert moved != before
-    pong.evaluate("[...byId('tools').children].find((one) => one.textContent === 'Put back').click()")
-    assert pong.evaluate("byId('actions').textContent") == before
-    assert pong.evaluate("byId('eye-state').hidden")
-    pong.evaluate("[...byId('tools').children].find((one) => one.textContent === 'Erase').click()")
-    drag((x, y))
-    assert pong.evaluate("byId('actions').textContent") not in (before, moved)
-    bright = "Array.from(player.editor.pixels.slice(3 * player.editor.size)).filter((pixel) => pixel > 200).length"
-    erased = pong.evaluate(bright)
+    moved, erased, painted = use("Move", (x + 60, y + 60)), use("Erase", (x, y)), use("Paint", (x + 60, y + 60))
+    for said, _ in (moved, erased, painted):
+        # Probabilities, value and the first layer's activations.
+        assert [after != was for after, was in zip(said, before, strict=True)] == [True] * 3
+        assert " → " in said[1]
+    assert moved[0] != erased[0] != painted[0] != moved[0]
+    assert erased[1] < bright == moved[1] < painted[1] - 30
+
+
+def test_keys_move_a_cursor_over_the_picture_and_apply_the_tool_there(pong):
     pong.evaluate("player.seek(130)")
-    assert pong.evaluate(bright) > erased
+    before, bright = pong.evaluate(SAID), pong.evaluate(BRIGHT)
+    column, row = pong.evaluate(BALL)
+
+    def go(right, down):
+        for key, code, number in (
+            ("ArrowRight", 39, right),
+            ("ArrowLeft", 37, -right),
+            ("ArrowDown", 40, down),
+            ("ArrowUp", 38, -down),
+        ):
+            tens, ones = divmod(max(0, number), 10)
+            for place in range(tens + ones):
+                pong.press(key, code=code, shift=place < tens)
+
+    def apply():
+        pong.press("Enter", code=13)
+        drawn(pong)
+
+    choose(pong, "Erase")
+    pong.evaluate("byId('tools').firstChild.focus()")
+    assert pong.evaluate("byId('cursor').hidden")
+    pong.evaluate("byId('eye').focus()")
+    pong.press("ArrowLeft", code=37)
+    at = re.match(r"Column (\d+), row (\d+): ", pong.evaluate("byId('spoken').textContent"))
+    go(column - int(at[1]), row - int(at[2]))
+    assert pong.evaluate("byId('spoken').textContent") == f"Column {column}, row {row}: an object."
+    middle = "(({left, top, width, height}) => [left + width / 2, top + height / 2])"
+    (x, y), (left, top, size) = pong.evaluate(
+        f"[{middle}(byId('cursor').getBoundingClientRect()),"
+        "(({left, top, width}) => [left, top, width / 84])(byId('eye').getBoundingClientRect())]"
+    )
+    assert (x, y) == pytest.approx((left + (column + 0.5) * size, top + (row + 0.5) * size), abs=0.5)
+    apply()
+    assert pong.evaluate(SAID) != before and pong.evaluate(BRIGHT) < bright
+    assert pong.evaluate("byId('spoken').textContent").startswith("Value ")
+    go(-3, 0)
+    assert pong.evaluate(BRIGHT) < bright  # and the way of the cursor is not wiped
+    pong.evaluate("player.seek(130)")
+
+    choose(pong, "Move")
+    pong.evaluate("byId('eye').focus()")
+    go(3, 0)
+    pong.press("Enter", code=13)
+    assert pong.evaluate("byId('cursor').className") == "holding"
+    go(0, -12 if row > 40 else 12)
+    apply()
+    assert pong.evaluate("byId('cursor').className") == ""
+    moved = pong.evaluate(SAID)
+    assert moved != before and pong.evaluate(BRIGHT) == bright
+    go(0, 5)
+    drawn(pong)
+    assert pong.evaluate(SAID) == moved  # it has been let go
+
+    choose(pong, "Paint")
+    pong.evaluate("byId('eye').focus()")
+    apply()
+    assert pong.evaluate(BRIGHT) > bright
+    choose(pong, "Put back")
+    assert pong.evaluate(SAID) == before
+    pong.evaluate("byId('eye').blur()")
+    assert pong.evaluate("byId('cursor').hidden")
 
 
 def test_a_click_into_the_trace_seeks_and_keys_play_step_by_step(pong):
@@ -170,8 +277,7 @@ def test_a_click_into_the_trace_seeks_and_keys_play_step_by_step(pong):
     middle, steps = pong.evaluate("player.step"), pong.evaluate("player.game.steps")
     assert abs(middle - steps / 2) < 0.02 * steps
     pong.evaluate("byId('seek').focus()")
-    for kind in ("keyDown", "keyUp"):
-        pong.call("Input.dispatchKeyEvent", type=kind, key="ArrowRight", code="ArrowRight", windowsVirtualKeyCode=39)
+    pong.press("ArrowRight", code=39)
     assert pong.evaluate("player.step") == middle + 1
     assert f"step {middle + 1} of" in pong.evaluate("byId('seek').getAttribute('aria-valuetext')")
 
@@ -191,6 +297,153 @@ def test_the_actions_of_the_game_are_counted(pong):
     np.testing.assert_allclose(shares, 100 * np.bincount(taken, minlength=6) / len(taken), atol=0.06)
 
 
+def test_a_step_agrees_if_the_same_bits_are_set(browser, folder):
+    browser.open(folder / f"runs/{CART}/report.html")
+    for other, isSame in (([0.9, 0.6], True), ([0.6, 0.9], True), ([0.9, 0.4], False), ([0.4, 0.4], False)):
+        groups = ", ".join(f"{{bits: true, probabilities: {bits}}}" for bits in ([0.8, 0.7], other))
+        assert browser.evaluate(f"hasSameBest({groups})") == isSame
+    assert browser.evaluate(
+        "differenceOf({bits: true, probabilities: [0.8, 0.7]}, {bits: true, probabilities: [0.9, 0.4]})"
+    ) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("gaussianDensity(0.1, -1)", "gaussianDensity(0.12, -1)"),
+        ("gaussianDensity(0.1, -1)", "gaussianDensity(0.1, -1.1)"),
+        ("betaDensity(2, 1)", "betaDensity(2.1, 1)"),
+        ("betaDensity(20, 9)", "betaDensity(21, 10)"),
+        ("betaDensity(2, 1)", "betaDensity(2, 1)"),
+    ],
+)
+def test_densities_are_compared_by_a_close_bound_on_the_difference_of_a_probability(browser, folder, one, other):
+    browser.open(folder / f"runs/{CONTINUOUS}/report.html")
+    exact, bound = browser.evaluate(
+        f"(() => {{ const one = {one}, other = {other}, points = 100000; let sum = 0;"
+        "for (let at = 0; at < points; at++) {"
+        "  const x = 3 * (at + 0.5) / points - 1; sum += Math.abs(one.density(x) - other.density(x)); }"
+        "return [1.5 * sum / points, differenceOf(one, other)]; })()"
+    )
+    assert exact <= bound <= 1.6 * exact
+
+
+def test_a_deviation_that_differs_from_the_saved_agents_is_noticed(browser, folder):
+    browser.open(folder / f"runs/{CONTINUOUS}/report.html")
+    assert float(browser.wait_for("document.documentElement.dataset.worst")) < 0.001
+    browser.evaluate(
+        "delete document.documentElement.dataset.checked;"
+        "player.network.policy.filter((layer) => layer instanceof Append)"
+        ".forEach((layer) => { layer.values = layer.values.map((value) => value + 0.1); });"
+        "check(player.game, player.network)"
+    )
+    browser.wait_for("document.documentElement.dataset.checked")
+    assert 0.02 < float(browser.evaluate("document.documentElement.dataset.worst")) < 0.1
+    assert browser.evaluate("document.documentElement.dataset.agreed === document.documentElement.dataset.checked")
+
+
+@pytest.mark.parametrize("layers", ["none", "linear"])
+def test_an_encoder_without_layers_has_no_first_layer_and_one_without_an_activation_has(
+    browser, folder, tmp_path, layers
+):
+    def change(content, pack):
+        def linear(inputs, outputs):
+            weight = np.arange(inputs * outputs, dtype=np.float32).reshape(outputs, inputs) / 10
+            return {
+                "kind": "linear",
+                "weight": {"numbers": pack.add(weight)},
+                "bias": pack.add(np.zeros(outputs, np.float32)),
+            }
+
+        actor = [] if layers == "none" else [linear(4, 3)]
+        heads = {"policy": [linear(3 if actor else 4, 2)], "value": [linear(3 if actor else 4, 1)]}
+        network = {**content["network"], "scaling": None, "actor": actor, "critic": None, **heads}
+        return {**content, "network": network}
+
+    rebuild(folder / f"runs/{CART}/report.html", tmp_path / "report.html", change)
+    browser.open(tmp_path / "report.html")
+    assert browser.evaluate("document.documentElement.dataset.ready") == "yes"
+    assert browser.evaluate("byId('first-layer').hidden") == (layers == "none")
+    assert not browser.evaluate("byId('sweep').hidden")
+    if layers == "linear":
+        assert browser.evaluate("byId('activations').width") == 3
+        first = numbers(browser, "player.network.run(Float32Array.of(1, 2, 3, 4)).first")
+        np.testing.assert_allclose(first, [2.0, 6.0, 10.0], rtol=1e-5)
+    assert browser.complaints() == []
+
+
+SWEEP = "Array.from(player.sweep.plot.data[1])"
+
+
+def test_the_curve_over_an_entry_is_of_now_also_after_the_window_was_resized(browser, folder):
+    browser.open(folder / f"runs/{CART}/report.html")
+    before = browser.evaluate(SWEEP)
+    browser.evaluate("player.seek(30)")
+    now = browser.evaluate(SWEEP)
+    assert now != before
+    width = browser.evaluate("player.sweep.plot.width")
+    browser.call("Emulation.setDeviceMetricsOverride", width=700, height=900, deviceScaleFactor=1, mobile=False)
+    browser.wait_for(f"player.sweep.plot.width < {width}")
+    assert browser.evaluate(SWEEP) == now
+
+
+def test_the_curve_over_an_entry_is_named_after_it_and_of_the_step_where_the_game_was_paused(browser, folder):
+    browser.open(folder / f"runs/{CART}/report.html")
+    browser.evaluate("document.querySelectorAll('.pick')[2].click()")
+    name = browser.evaluate("player.game.entryNames[2]")
+    assert name in browser.evaluate("byId('sweep-chart').getAttribute('aria-label')")
+    browser.evaluate("player.play()")
+    browser.wait_for("player.step % 6 === 3")
+    browser.evaluate("player.pause()")
+    shown = browser.evaluate(SWEEP)
+    browser.evaluate("player.seek(player.step)")
+    assert browser.evaluate(SWEEP) == shown
+
+
+def test_a_run_with_logs_has_curves_over_steps_or_minutes_and_shares_of_time(browser, folder):
+    browser.open(folder / f"runs/{TRAINED}/report.html")
+    titles = browser.evaluate("[...document.querySelectorAll('#curves h3')].map((one) => one.textContent)")
+    assert titles[:3] == ["Return", "Entropy", "Change per update (KL)"] and "Speed" in titles and len(titles) == 10
+    assert browser.evaluate("document.querySelectorAll('#curves canvas').length") == 10
+    legends = browser.evaluate("[...document.querySelectorAll('#curves .u-legend')].map((one) => one.textContent)")
+    assert any("speed" in legend and "limit" in legend for legend in legends)
+    shares = browser.evaluate("[...document.querySelectorAll('#phases .legend li')].map((one) => one.textContent)")
+    assert {share.rpartition(" ")[0].rpartition(" ")[0] for share in shares} >= {"world", "acting", "learning"}
+    assert sum(int(share.split()[-2]) for share in shares) == pytest.approx(100, abs=2)
+    drawn_over = (
+        "charts.filter(({holder}) => byId('curves').contains(holder))"
+        ".map(({plot}) => [plot.axes[0].label, plot.data[0].at(-1)])"
+    )
+    assert browser.evaluate(drawn_over)[1] == ["steps", 565_250]
+    browser.evaluate("byId('by-minutes').click()")
+    assert browser.evaluate("byId('by-minutes').getAttribute('aria-pressed')") == "true"
+    label, end = browser.evaluate(drawn_over)[1]
+    assert label == "minutes" and end == pytest.approx(33.2, abs=0.1)
+    assert browser.complaints() == []
+
+
+def test_a_charts_numbers_open_as_a_table(browser, folder):
+    browser.open(folder / f"runs/{TRAINED}/report.html")
+    browser.evaluate("byId('by-minutes').click(), document.querySelector('#curves summary').click()")
+    browser.wait_for("document.querySelector('#curves details table') !== null")
+    rows = browser.evaluate(
+        "[...document.querySelectorAll('#curves details table tr')]"
+        ".map((row) => [...row.children].map((cell) => cell.textContent))"
+    )
+    assert rows[0] == ["minutes", "a game", "mean of the last 100 games", "evaluation"] and len(rows) == 11
+    assert float(rows[-1][0]) == pytest.approx(33.2, abs=0.1) and float(rows[-1][2]) == 18
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("name", [TRAINED, PONG, CART, CONTINUOUS])
+def test_axe_finds_nothing_serious(browser, folder, name, dark):
+    browser.open(folder / f"runs/{name}/report.html", dark=dark)
+    browser.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    browser.evaluate("player.change(player.game.observationAt(1)), byId(player.game.isImage ? 'eye' : 'seek').focus()")
+    browser.wait_for("!byId('before-help').hidden")
+    assert browser.axe_findings() == []
+
+
 def test_a_vector_can_be_moved_by_sliders_and_continuous_actions_are_drawn(browser, folder):
     browser.open(folder / "runs/ppo-ContinuousCartPole-v0/report.html")
     browser.wait_for("document.documentElement.dataset.checked")
@@ -206,7 +459,7 @@ def test_a_vector_can_be_moved_by_sliders_and_continuous_actions_are_drawn(brows
 
 
 def test_every_control_has_a_name_and_every_picture_a_description(browser, folder):
-    for world in (PONG, CART):
+    for world in (PONG, CART, TRAINED):
         browser.open(folder / f"runs/{world}/report.html")
         nodes = browser.call("Accessibility.getFullAXTree")["nodes"]
         shown = [node for node in nodes if not node["ignored"]]
@@ -221,8 +474,8 @@ def test_every_control_has_a_name_and_every_picture_a_description(browser, folde
 def hostile(tmp_path_factory):
     """The report of a run in whose folder every text has been replaced by markup and scripts."""
     folder = tmp_path_factory.mktemp("hostile")
-    assert ppo(folder, *CARTPOLE, "--env_steps=2000").returncode == 0
-    run = folder / "runs" / CART
+    assert ppo(folder, *CARTPOLE, "--env_steps=2000", f"--run_dir={FOLDER}").returncode == 0
+    run = folder / FOLDER / CART
     facts = {name: HOSTILE for name in ("started", "command", "commit", "code")} | {"hosts": [HOSTILE]}
     (run / "config.json").write_text(json.dumps(facts))
     (run / "messages.txt").write_text(f"WARNING: {HOSTILE}\n")
@@ -235,19 +488,57 @@ def hostile(tmp_path_factory):
     (run / "evaluation.json").write_text(
         json.dumps({"return_mean": 1.0, "episodes": 1, "env_steps": 1, "act": HOSTILE})
     )
-    assert ppo(folder, f"--env_name={CART}", "--mode=report").returncode == 0
+    poison_manifest(max((folder / "checkpoints" / CART).glob("step_*")))
+    assert ppo(folder, f"--env_name={CART}", "--mode=report", f"--run_dir={FOLDER}").returncode == 0
     return run / "report.html"
+
+
+def poison_manifest(checkpoint):
+    """Put scripts where a manifest has texts, and seal it again, as a forger would."""
+    path = checkpoint / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["versions"], manifest["machine"] = (
+        {"torch": HOSTILE, HOSTILE: "1"},
+        {"architecture": HOSTILE, HOSTILE: "1"},
+    )
+    manifest["manifest_sha256"] = seal(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def assert_no_script(browser):
+    assert browser.evaluate("document.documentElement.dataset.ready") == "yes"
+    assert browser.evaluate("document.querySelectorAll('script').length") == 3
+    assert browser.evaluate("document.querySelectorAll('img').length") == 0
+    assert browser.complaints() == []
 
 
 def test_nothing_in_a_run_folder_becomes_a_script(browser, hostile):
     browser.open(hostile)
-    assert browser.evaluate("document.documentElement.dataset.ready") == "yes"
     assert browser.evaluate("document.title") == f"{CART} - run report"
-    assert browser.evaluate("document.querySelectorAll('script').length") == 3
-    assert browser.evaluate("document.querySelectorAll('img').length") == 0
-    shown = browser.evaluate("byId('run').textContent + byId('notes').textContent")
-    assert shown.count("document.title='caught'") >= 5  # it is shown, as text
-    assert browser.complaints() == []
+    assert_no_script(browser)
+    facts = dict(
+        browser.evaluate(
+            "[...document.querySelectorAll('#facts dt')].map((one) => [one.textContent, one.nextSibling.textContent])"
+        )
+    )
+    for fact in ("started", "command", "hosts", "processor", "versions", "commit", "code"):
+        assert HOSTILE in facts[fact]  # it is shown, as text
+    assert HOSTILE in browser.evaluate("byId('notes').textContent")
+    assert FOLDER in browser.evaluate("byId('settings').textContent")
+
+
+def test_nothing_in_a_shipped_agents_card_becomes_a_script(browser, tmp_path):
+    shipped = tmp_path / "pretrained"
+    shutil.copytree(ROOT / "checkpoints/pretrained" / CART, shipped / CART)
+    poison_manifest(shipped / CART)
+    card = dict.fromkeys(("env_name", "started", "command", "commit", "code"), HOSTILE) | {"hosts": [HOSTILE]}
+    (shipped / CART / "card.json").write_text(json.dumps(card))
+    with mock.patch("ppo.agents.SHIPPED_FOLDER", shipped):
+        assert ppo(tmp_path, f"--env_name={CART}", "--mode=report").returncode == 0
+    browser.open(tmp_path / f"runs/{CART}/report.html")
+    assert_no_script(browser)
+    shown = browser.evaluate("byId('facts').textContent")
+    assert "shipped with the program" in shown and shown.count(HOSTILE) >= 9
 
 
 def test_names_in_the_data_itself_are_text_too(browser, folder, tmp_path):
@@ -262,34 +553,19 @@ def test_names_in_the_data_itself_are_text_too(browser, folder, tmp_path):
 
     # What the page's own scripts go by, not what they show.
     kept = {"f4", "i1", "u1", "vector", "image", "categorical", "linear", "tanh", "relu", "convolution"}
-    old = (folder / f"runs/{CART}/report.html").read_text()
-    data = old.partition('id="data">')[2].partition("<")[0]
-    content, array = unpack(data)
-    from ppo.report.packing import Pack
-
-    pack = Pack()
-
-    def packed(value):
-        if isinstance(value, dict) and "at" in value:
-            return pack.add_film(array(value)) if value.get("film") else pack.add(array(value))
-        if isinstance(value, list):
-            return [packed(item) for item in value]
-        return {key: packed(item) for key, item in value.items()} if isinstance(value, dict) else value
-
     path = tmp_path / "report.html"
-    path.write_bytes(assemble(HOSTILE, pack.encode(poisoned(packed(content)))))
-    browser.open(path)
-    assert browser.evaluate("document.documentElement.dataset.ready") == "yes"
-    assert browser.evaluate("document.title") == HOSTILE
-    assert browser.evaluate("document.querySelectorAll('script').length") == 3
-    assert browser.evaluate("document.querySelectorAll('img').length") == 0
-    assert browser.complaints() == []
+    for name in (CART, TRAINED):
+        old = folder / f"runs/{name}/report.html"
+        rebuild(old, path, lambda content, pack: poisoned(content), title=HOSTILE)
+        browser.open(path)
+        assert browser.evaluate("document.title") == HOSTILE
+        assert_no_script(browser)
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
 def test_nothing_is_wider_than_the_window(browser, folder, width, dark):
-    for world in (PONG, CART):
+    for world in (PONG, CART, TRAINED):
         browser.open(folder / f"runs/{world}/report.html", width=width, dark=dark)
         assert browser.evaluate("document.documentElement.dataset.theme") == ("dark" if dark else "light")
         assert browser.evaluate("document.documentElement.scrollWidth") <= width

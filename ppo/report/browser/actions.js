@@ -51,9 +51,9 @@ function slopeOfDecision(game, outputs) {
   }
   let place = 0;
   for (const group of readPolicy(game, outputs)) {
-    const best = bestOf(group.probabilities);
+    const best = bestOf(group);
     group.probabilities.forEach((value, number) => {
-      slope[place++] = group.bits ? Math.sign(value - 0.5) * Math.min(value, 1 - value) : (number === best) - value;
+      slope[place++] = group.bits ? Math.sign(value - 0.5) * Math.min(value, 1 - value) : best.includes(number) - value;
     });
   }
   return slope;
@@ -68,7 +68,8 @@ function softmax(logits) {
 /** The density over the range from 0 (lowest action) to 1 (highest); `share` is where its mean is. */
 function gaussianDensity(mean, logDeviation) {
   const share = (mean + 1) / 2, deviation = Math.exp(Math.max(-10, Math.min(10, logDeviation))) / 2;
-  return { share, density: (x) => Math.exp(-0.5 * ((x - share) / deviation) ** 2) / (deviation * Math.sqrt(2 * Math.PI)) };
+  const density = (x) => Math.exp(-0.5 * ((x - share) / deviation) ** 2) / (deviation * Math.sqrt(2 * Math.PI));
+  return { share, deviation, density };
 }
 
 function betaDensity(left, right) {
@@ -76,7 +77,7 @@ function betaDensity(left, right) {
   const constant = logGamma(alpha + beta) - logGamma(alpha) - logGamma(beta);
   const density = (x) => x <= 0 || x >= 1 ? 0
     : Math.exp(constant + (alpha - 1) * Math.log(x) + (beta - 1) * Math.log(1 - x));
-  return { share: alpha / (alpha + beta), density };
+  return { share: alpha / (alpha + beta), alpha, beta, density };
 }
 
 const softplus = (value) => value > 30 ? value : Math.log1p(Math.exp(value));
@@ -89,7 +90,11 @@ function logGamma(value) {
     - 1 / (360 * value ** 3);
 }
 
-const bestOf = (probabilities) => probabilities.indexOf(Math.max(...probabilities));
+/** Return the places of the best action of a group with probabilities: of the likeliest action, or of all bits that are set. */
+function bestOf({ probabilities, bits }) {
+  const places = [...probabilities.keys()], highest = Math.max(...probabilities);
+  return bits ? places.filter((place) => probabilities[place] > 0.5) : [probabilities.indexOf(highest)];
+}
 
 /** Rows of bars or small pictures of densities, made once and updated often. */
 class PolicyView {
@@ -134,18 +139,19 @@ class PolicyView {
   }
 
   showBars({ bars }, group, old, taken, number, spoken) {
-    const best = bestOf(group.probabilities);
+    const best = bestOf(group);
     bars.forEach(({ row, bar, before, number: figure, chosen }, place) => {
       const probability = group.probabilities[place];
       bar.style.width = `${100 * probability}%`;
       before.hidden = !old;
       if (old) before.style.left = `${100 * old.probabilities[place]}%`;
       figure.textContent = `${(100 * probability).toFixed(probability > 0.0995 ? 0 : 1)} %`;
-      row.classList.toggle("best", group.bits ? probability > 0.5 : place === best);
+      row.classList.toggle("best", best.includes(place));
       const isTaken = taken && (group.bits ? taken[place] > 0 : taken[number] === place);
       chosen.textContent = isTaken ? "● taken" : "";
     });
-    spoken.push(`${group.labels[best]} ${Math.round(100 * group.probabilities[best])} %`);
+    spoken.push(...best.map((place) => `${group.labels[place]} ${Math.round(100 * group.probabilities[place])} %`));
+    if (!best.length) spoken.push("no bit");
   }
 
   showDensity({ canvas, note }, group, old, taken, spoken) {

@@ -23,12 +23,15 @@ function chart(holder, options) {
   return state;
 }
 
+/** The series that have something to show. */
+const shownOf = ({ series }) => series.filter((one) => one.isKept || one.values.some((value) => value !== null));
+
 function draw(state) {
   const { holder, options } = state;
   if (state.plot) state.plot.destroy();
   const text = colour("soft"), grid = colour("line"), font = "12px system-ui, sans-serif";
   const axis = { stroke: text, grid: { stroke: grid, width: 1 }, ticks: { show: false }, font, labelFont: font };
-  const shown = options.series.filter((series) => series.isKept || series.values.some((value) => value !== null));
+  const shown = shownOf(options);
   const y = { ...axis, size: 56, values: (plot, values) => values.map(short) };
   const second = shown.some((series) => series.scale === "second");
   const settings = {
@@ -67,12 +70,14 @@ function draw(state) {
   state.plot = new uPlot(settings, [options.x, ...shown.map((series) => series.values)], holder);
 }
 
-/** Show other numbers in a chart; the same series. */
-function replaceData(state, x, columns, xLabel) {
-  state.options.x = x;
-  if (xLabel) state.options.xLabel = xLabel;
-  state.options.series.forEach((series, place) => { series.values = columns[place]; });
-  draw(state);
+/** Show other numbers, of the same series, in a chart. It is drawn anew only if its words change, since that takes longer. */
+function replaceData(state, x, columns, words = {}) {
+  const { options, plot } = state, isSame = Object.entries(words).every(([name, text]) => options[name] === text);
+  Object.assign(options, { x }, words);
+  options.series.forEach((series, place) => { series.values = columns[place]; });
+  const shown = shownOf(options);
+  if (isSame && plot.series.length === shown.length + 1) plot.setData([x, ...shown.map((series) => series.values)]);
+  else draw(state);
 }
 
 function redrawAll() {

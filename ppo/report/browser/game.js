@@ -2,6 +2,8 @@
 
 /* The game: what was seen, said and done, step by step, and the agent that can be asked again. */
 
+const STEPS_BETWEEN_SWEEPS = 6;
+
 /** The recording, with the arrays of its steps. */
 class Recording {
   constructor(game, array) {
@@ -72,7 +74,9 @@ class Player {
     byId("screen-view").hidden = !game.film;
     byId("eye-view").hidden = !game.isImage;
     byId("entries-view").hidden = game.isImage;
-    byId("poke").hidden = byId("inside").hidden = !this.network;
+    byId("poke").hidden = !this.network;
+    byId("first-layer").hidden = !this.network || !this.network.first;
+    byId("inside").hidden = byId("first-layer").hidden && (!this.network || game.isImage);
     if (game.film) {
       const screen = byId("screen");
       screen.width = game.filmWidth;
@@ -103,15 +107,18 @@ class Player {
     byId("poke-lead").textContent = "This is the agent itself, not a film. Change the picture that the network sees, and it decides anew.";
     const buttons = TOOLS.map(([tool, label, help]) => element("button", {
       type: "button", text: label, "aria-pressed": String(tool === "move"), onclick: (event) => {
-        this.editor.tool = tool;
-        byId("eye").dataset.tool = tool;
+        this.editor.choose(tool);
         for (const button of buttons) button.setAttribute("aria-pressed", button === event.currentTarget);
         byId("tool-help").textContent = help;
         brightness.hidden = tool !== "paint";
         this.pause();
       },
     }));
-    byId("eye").dataset.tool = "move";
+    this.editor.choose("move");
+    this.editor.takeKeys(byId("cursor"), (text) => { byId("spoken").textContent = text; });
+    byId("eye").setAttribute("role", "application");
+    byId("eye").setAttribute("aria-describedby", "tool-help keys-help");
+    byId("keys-help").hidden = false;
     byId("tool-help").textContent = TOOLS[0][2];
     const slider = element("input", { type: "range", min: 0, max: 255, value: this.editor.brightness,
       oninput: () => { this.editor.brightness = Number(slider.value); } });
@@ -219,14 +226,16 @@ class Player {
   }
 
   pause() {
+    if (!this.isPlaying) return;
     this.isPlaying = false;
     byId("play").textContent = "Play";
+    this.showNow();  // while it plays, less is said and drawn
   }
 
   seek(step) {
     this.step = Math.max(0, Math.min(this.game.steps - 1, step));
     this.edited = null;
-    if (this.editor) this.editor.pixels = this.game.observationAt(this.step);
+    if (this.editor) this.editor.take(this.game.observationAt(this.step));
     byId("seek").value = this.step;
     const total = this.game.rewards.subarray(0, this.step).reduce((sum, reward) => sum + reward, 0);
     byId("step").textContent = `step ${this.step} of ${this.game.steps - 1}, return so far ${short(total)}`;
@@ -237,8 +246,8 @@ class Player {
   }
 
   change(observation) {
-    this.pause();
     this.edited = observation;
+    this.pause();
     cancelAnimationFrame(this.waiting);
     this.waiting = requestAnimationFrame(() => this.showNow());
   }
@@ -256,7 +265,7 @@ class Player {
     else this.showVector(observation, gradient);
     for (const id of ["eye-state", "entries-state"]) byId(id).hidden = !edited;
     byId("before-help").hidden = !edited || !spoken;
-    if (network) this.showFirst(answer.first);
+    if (answer && answer.first) this.showFirst(answer.first);
     if (!this.isPlaying) byId("spoken").textContent = `Value ${short(value)}. ${spoken}.`;
   }
 
@@ -294,7 +303,7 @@ class Player {
   showVector(observation, gradient) {
     this.vectorEditor.show(observation, gradient);
     this.vectorEditor.mark(this.entry);
-    if (this.network) this.showSweep(observation);
+    if (this.network && (!this.isPlaying || this.step % STEPS_BETWEEN_SWEEPS === 0)) this.showSweep(observation);
   }
 
   /** Show how the decision and the value depend on one entry, all others as they are. */
@@ -316,10 +325,11 @@ class Player {
     const name = game.entryNames[entry] || `entry ${entry}`;
     byId("sweep-title").textContent = `How the decision depends on: ${name}`;
     const isBars = !policies[0][0] || !policies[0][0].density;
+    const words = { xLabel: name, label: `Decision and value over ${name}` };
     this.sweepNow = observation[entry];
     if (!this.sweep) {
       this.sweep = chart(byId("sweep-chart"), {
-        x: xs, xLabel: name, series, height: 240, label: `Decision and value over ${name}`, secondLabel: "value",
+        x: xs, ...words, series, height: 240, secondLabel: "value",
         range: isBars ? [0, 1] : undefined,
         hooks: { draw: [(plot) => {
           const x = plot.valToPos(this.sweepNow, "x", true);
@@ -327,11 +337,7 @@ class Player {
           plot.ctx.fillRect(x - 1, plot.bbox.top, 2, plot.bbox.height);
         }] },
       });
-    } else if (!this.isPlaying || this.step % 6 === 0) {
-      if (this.sweep.options.xLabel !== name) replaceData(this.sweep, xs, series.map((one) => one.values), name);
-      else this.sweep.plot.setData([xs, ...series.map((one) => one.values)]);
-      this.sweep.options.x = xs;
-    }
+    } else replaceData(this.sweep, xs, series.map((one) => one.values), words);
   }
 
   showFirst(activations) {

@@ -145,12 +145,16 @@ class Network {
     this.critic = description.critic ? build(description.critic) : null;
     this.policy = build(description.policy);
     this.value = build(description.value);
-    const first = description.actor.findIndex((layer) => /relu|tanh/.test(layer.kind));
-    /** The shape of what the first layer says, and where it is found. */
-    this.first = { place: this.scaling.length + first, after: description.actor[0].after || null };
+    /** Where the first layer's activations are found, and their shape if they are maps; null if the encoder has no layer. */
+    this.first = null;
+    const place = description.actor.findIndex(({ kind }) => kind === "linear" || kind === "convolution");
+    if (place >= 0) {
+      const next = description.actor[place + 1], isActivated = Boolean(next) && /relu|tanh/.test(next.kind);
+      this.first = { place: this.scaling.length + place + isActivated, after: description.actor[place].after || null };
+    }
   }
 
-  /** Return the outputs of the policy head, the value in units of returns, and the first layer's activations. */
+  /** Return the outputs of the policy head, the value in units of returns, and the first layer's activations (null if there is none). */
   run(observation) {
     const acting = forward([...this.scaling, ...this.actor], observation);
     const judging = this.critic ? forward([...this.scaling, ...this.critic], observation) : acting;
@@ -158,7 +162,7 @@ class Network {
     return {
       outputs: last(policy),
       value: last(value)[0] * this.units.deviation + this.units.mean,
-      first: acting[this.first.place + 1],
+      first: this.first ? acting[this.first.place + 1] : null,
       states: { acting, judging, policy, value },
     };
   }

@@ -5,6 +5,8 @@
 const CONTRAST = 12;
 const NEAR = 3;
 const FAR = 14;
+const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+const FAR_BY_SHIFT = 10;
 
 const TOOLS = [
   ["move", "Move", "Drag an object, such as the ball or a paddle, to another place. It moves in all pictures that the network sees."],
@@ -18,9 +20,66 @@ class ImageEditor {
   constructor(canvas, shape, group, changed) {
     Object.assign(this, { canvas, group, changed, tool: "move", brightness: 236, radius: 1, pixels: null, grip: null });
     [this.channels, this.height, this.width] = shape;
-    canvas.addEventListener("pointerdown", (event) => this.press(event));
-    canvas.addEventListener("pointermove", (event) => this.drag(event));
+    canvas.addEventListener("pointerdown", (event) => {
+      if (this.tool === "none" || !this.pixels) return;
+      event.preventDefault();
+      canvas.setPointerCapture(event.pointerId);
+      this.press(...this.place(event));
+    });
+    canvas.addEventListener("pointermove", (event) => this.drag(...this.place(event)));
     for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, () => { this.grip = null; });
+  }
+
+  /** Show another observation. */
+  take(pixels) {
+    this.pixels = pixels;
+    this.grip = null;
+  }
+
+  choose(tool) {
+    this.tool = this.canvas.dataset.tool = tool;
+    this.grip = null;
+  }
+
+  /** Let keys do what a pointer can: arrows move `cursor`, an element over the canvas, and Enter applies the tool there. */
+  takeKeys(cursor, tell) {
+    const { canvas, width, height, radius } = this;
+    let x = width >> 1, y = height >> 1;
+    const show = (isShown) => {
+      cursor.hidden = !isShown;
+      cursor.style.left = `${100 * (x - radius) / width}%`;
+      cursor.style.top = `${100 * (y - radius) / height}%`;
+      cursor.classList.toggle("holding", this.grip !== null);
+    };
+    cursor.style.width = `${100 * (2 * radius + 1) / width}%`;
+    cursor.style.height = `${100 * (2 * radius + 1) / height}%`;
+    canvas.tabIndex = 0;
+    canvas.addEventListener("keydown", (event) => {
+      const way = ARROWS[event.key], far = event.shiftKey ? FAR_BY_SHIFT : 1;
+      if (way) {
+        x = Math.max(0, Math.min(width - 1, x + far * way[0]));
+        y = Math.max(0, Math.min(height - 1, y + far * way[1]));
+        this.drag(x, y);
+      } else if (event.key !== "Enter" || this.tool === "none") return;
+      else if (this.grip) this.grip = null;
+      else {
+        this.press(x, y);
+        if (this.tool !== "move") this.grip = null;
+      }
+      event.preventDefault();
+      show(true);
+      const what = this.grip ? "an object, taken up" : this.objectsAt(x, y) ? "an object" : "nothing to take";
+      tell(`Column ${x}, row ${y}: ${what}.`);
+    });
+    canvas.addEventListener("focus", () => show(canvas.matches(":focus-visible")));
+    canvas.addEventListener("pointerdown", (event) => {
+      [x, y] = this.place(event);
+      show(false);
+    });
+    canvas.addEventListener("blur", () => {
+      this.grip = null;
+      show(false);
+    });
   }
 
   get size() { return this.height * this.width; }
@@ -33,11 +92,7 @@ class ImageEditor {
       Math.floor((event.clientY - box.top) / box.height * this.height)];
   }
 
-  press(event) {
-    if (this.tool === "none" || !this.pixels) return;
-    event.preventDefault();
-    this.canvas.setPointerCapture(event.pointerId);
-    const [x, y] = this.place(event);
+  press(x, y) {
     if (this.tool === "move") this.grip = this.grasp(x, y);
     else {
       this.grip = { x, y };
@@ -46,9 +101,8 @@ class ImageEditor {
     }
   }
 
-  drag(event) {
+  drag(x, y) {
     if (!this.grip) return;
-    const [x, y] = this.place(event);
     if (this.tool === "move") this.moveTo(x, y);
     else {
       const steps = Math.max(1, Math.abs(x - this.grip.x), Math.abs(y - this.grip.y));
@@ -108,10 +162,10 @@ class ImageEditor {
     return [...found];
   }
 
-  /** Return the object at a place in each channel; in older pictures it may stand somewhat aside. */
+  /** Return the object at a place in each channel; in older pictures it may stand somewhat aside. Null if it is none, or large. */
   objectsAt(x, y) {
     const newest = this.objectAt(this.channels - 1, x, y, NEAR);
-    if (!newest.length) return null;
+    if (!newest.length || newest.length > this.size / 8) return null;
     const middle = (pixels) => [0, 1].map((axis) => Math.round(pixels.reduce(
       (sum, at) => sum + (axis ? Math.floor(at / this.width) : at % this.width), 0) / pixels.length));
     const objects = new Array(this.channels);
@@ -127,7 +181,7 @@ class ImageEditor {
 
   eraseObject(x, y) {
     const objects = this.objectsAt(x, y);
-    if (!objects || objects[this.channels - 1].length > this.size / 8) return;
+    if (!objects) return;
     objects.forEach((pixels, channel) => {
       const ground = this.background(channel);
       for (const at of pixels) this.pixels[channel * this.size + at] = ground;
@@ -138,7 +192,7 @@ class ImageEditor {
   /** Take an object up: its pixels, and the picture without it. */
   grasp(x, y) {
     const objects = this.objectsAt(x, y);
-    if (!objects || objects[this.channels - 1].length > this.size / 8) return null;
+    if (!objects) return null;
     const without = this.pixels.slice(), values = [];
     objects.forEach((pixels, channel) => {
       const ground = this.background(channel);

@@ -82,7 +82,7 @@ function fillFacts(data) {
       element("dd", {}, [element("code", { text: changed.map(([name, value]) => `${name}=${value === null ? "none" : value}`).join(" ") })]));
   }
   const sections = Object.entries(data.settings).map(([section, settings]) => element("div", {}, [
-    element("h4", { text: section }),
+    element("h3", { text: section }),
     element("dl", { class: "dense" }, Object.entries(settings).flatMap(([name, value]) => [
       element("dt", { text: name }), element("dd", { text: value === null ? "none" : String(value) })])),
   ]));
@@ -144,7 +144,7 @@ function fillCurves(data) {
       for (const other of ["steps", "minutes"]) byId(`by-${other}`).setAttribute("aria-pressed", other === name);
       for (const { state, make } of drawn) {
         const { x, series } = make();
-        replaceData(state, x, series.map((one) => one.values), axis.label);
+        replaceData(state, x, series.map((one) => one.values), { xLabel: axis.label });
       }
     });
   }
