@@ -400,3 +400,11 @@ def test_a_slow_reader_does_not_slow_the_page(browser, pong):
     browser.wait_for("Boolean(window.slow)")
     assert is_fluent(rate(browser))
     wait_for(lambda: browser.evaluate("byId('trouble').hidden"))
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_axe_finds_nothing_serious(browser, pong, cart, dark):
+    for address in (pong, cart[1]):
+        browser.open(address, dark=dark)
+        browser.wait_for(f"{DRAWN} > 5 && watcher.shown && watcher.columns !== undefined")
+        assert browser.axe_findings() == []
