@@ -4,12 +4,13 @@ import csv
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from ppo.comparison.statistics import Floats, bootstrap, mean
+from ppo.report.logs import read_facts
 from ppo.settings import Refusal, did_you_mean, printable
 
 LOG = "progress.csv"
@@ -30,6 +31,8 @@ class Curve:
     minutes: Floats
     returns: Floats
     """Mean returns of the last 100 games."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """When, where and how the run was started, from its config.json."""
 
     @property
     def final_return(self) -> float:
@@ -127,7 +130,8 @@ def _read(path: Path) -> Curve:
     if not len(rows):
         raise Refusal(f"no game has finished yet in the run of {path}")
     steps, episodes, seconds, returns = rows.T
-    return Curve(printable(name), steps, episodes, seconds / 60.0, returns)
+    facts = read_facts(path.parent) if path.name == LOG else {}
+    return Curve(printable(name), steps, episodes, seconds / 60.0, returns, facts)
 
 
 def _numbers(lines: Iterator[str]) -> Iterator[list[float]]:

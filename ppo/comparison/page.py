@@ -44,7 +44,7 @@ def _describe(
     middle = summary.interquartile_mean
     return {
         "label": label,
-        "seeds": [{"name": curve.name, "final": curve.final_return} for curve in curves],
+        "seeds": [{"name": curve.name, "final": curve.final_return, "facts": dict(curve.facts)} for curve in curves],
         "iqm": middle.value,
         "mean": summary.mean.value,
         "low": middle.low,

@@ -78,6 +78,11 @@ def read_settings(folder: Path) -> Config | None:
     return _settings_of(_read_object(folder / "config.json"))
 
 
+def read_facts(folder: Path) -> dict[str, str]:
+    """Return when, where and how the run in a folder was started; empty if its config.json does not say so."""
+    return _facts_of(_read_object(folder / "config.json"))
+
+
 def with_card(logs: Logs, path: Path) -> Logs:
     """Return the logs with their gaps filled from a shipped agent's card."""
     card = _read_object(path)
@@ -209,7 +214,9 @@ def _facts_of(data: dict[str, Any]) -> dict[str, str]:
     """Return when, where and how a run was started; facts of the wrong type are left out."""
     names = ("started", "command", "commit", "code")
     facts = {name: _long(data[name]) for name in names if isinstance(data.get(name), str)}
-    hosts = data.get("hosts")
+    ranks, hosts = data.get("ranks"), data.get("hosts")
+    if type(ranks) is int:  # true is not a number of ranks
+        facts["ranks"] = str(ranks)
     if isinstance(hosts, list):
         own = [host for host in hosts[:_MOST_RANKS] if isinstance(host, str)]
         counts = {host: own.count(host) for host in list(dict.fromkeys(own))[:_MOST_HOSTS]}

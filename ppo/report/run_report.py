@@ -235,6 +235,8 @@ def _facts(agent: Agent | None, settings: Config | None, logs: Logs) -> list[lis
             ("processor", ", ".join(f"{name} {value}" for name, value in saved.machine.items())),
             ("versions", ", ".join(f"{package} {version}" for package, version in saved.versions.items())),
         ]
+    else:
+        facts.append(("ranks", logs.facts.get("ranks")))
     facts += [("commit", logs.facts.get("commit")), ("code", logs.facts.get("code"))]
     if settings is not None:
         facts += [("seed", settings.run.rng_seed), ("preset", settings.run.preset)]

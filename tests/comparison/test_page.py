@@ -1,11 +1,12 @@
 """The page of several runs holds what the table says, and nothing of their names becomes markup."""
 
+import json
 import re
 
 import numpy as np
 import pytest
 
-from ppo.comparison.curves import Curve
+from ppo.comparison.curves import Curve, find_curves
 from ppo.comparison.page import comparison_page
 from tests.report import chromium
 from tests.report.test_packing import unpack
@@ -13,16 +14,19 @@ from tests.report.test_packing import unpack
 HOSTILE = "</script><img src=x onerror=\"document.title='caught'\">"
 
 
-def curve(name, final, num_updates=50):
+FACTS = {"command": "python -m ppo --env_name=X", "ranks": "2", "hosts": "a (2 ranks)", "commit": "c" * 40}
+
+
+def curve(name, final, num_updates=50, facts=FACTS):
     steps = np.arange(1.0, num_updates + 1) * 1000
-    return Curve(name, steps, steps / 10, steps / 500, np.linspace(0.0, final, num_updates))
+    return Curve(name, steps, steps / 10, steps / 500, np.linspace(0.0, final, num_updates), facts)
 
 
 @pytest.fixture(scope="module")
 def groups():
     return {
         "first": [curve("first-seed1", 10.0), curve("first-seed2", 20.0, 40), curve("first-seed3", 30.0)],
-        HOSTILE: [curve(HOSTILE, 15.0, 100)],
+        HOSTILE: [curve(HOSTILE, 15.0, 100, dict.fromkeys(("command", "started"), HOSTILE))],
     }
 
 
@@ -58,20 +62,83 @@ def test_a_single_run_of_equal_returns_has_a_page(groups):
     assert content_of(comparison_page("one", {"a": [curve("a", 0.0)]}, None))["groups"][0]["mean"] == 0.0
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(chromium.PROGRAM is None, reason="there is no Chromium")
-def test_a_browser_draws_it_without_a_request_and_names_stay_text(groups, tmp_path):
-    path = tmp_path / "comparison.html"
+in_chromium = pytest.mark.skipif(chromium.PROGRAM is None, reason="there is no Chromium")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium.Chromium() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def page(groups, tmp_path_factory):
+    path = tmp_path_factory.mktemp("comparison") / "comparison.html"
     path.write_bytes(comparison_page(HOSTILE, groups, 15.0))
-    with chromium.Chromium() as browser:
-        for width in (360, 1280):
-            browser.open(path, width=width)
-            assert browser.evaluate("document.documentElement.dataset.ready") == "yes"
-            assert browser.evaluate("document.documentElement.scrollWidth") <= width
-        assert browser.evaluate("document.querySelectorAll('img, script').length") == 3
-        assert [url.partition(":")[0] for url in browser.requested()] == ["file"]
-        browser.evaluate(
-            "document.getElementById('seeds').click(), document.querySelectorAll('#axes button')[1].click()"
-        )
-        assert browser.evaluate("document.querySelectorAll('canvas').length") == 2
-        assert browser.complaints() == []
+    return path
+
+
+@pytest.mark.slow
+@in_chromium
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_a_browser_draws_it_without_a_request_and_names_stay_text(browser, page, width, dark):
+    browser.open(page, width=width, dark=dark)
+    assert browser.evaluate("document.documentElement.dataset.ready") == "yes"
+    assert browser.evaluate("document.documentElement.dataset.theme") == ("dark" if dark else "light")
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    assert browser.evaluate("document.querySelectorAll('img, script').length") == 3
+    assert [url.partition(":")[0] for url in browser.requested()] == ["file"]
+    assert browser.evaluate("charts.map(({plot, holder}) => holder.clientWidth - plot.width)") == [0, 0]
+    browser.evaluate("document.getElementById('seeds').click(), document.querySelectorAll('#axes button')[1].click()")
+    assert browser.evaluate("document.querySelectorAll('canvas').length") == 2
+    assert browser.complaints() == []
+
+
+@pytest.mark.slow
+@in_chromium
+def test_what_ran_is_a_row_for_each_run_with_the_facts_that_are_known(browser, page):
+    browser.open(page)
+    rows = browser.evaluate(
+        "[...document.querySelectorAll('#ran tr')].map((row) => [...row.children].map((cell) => cell.textContent))"
+    )
+    assert rows[0] == ["run", "started", "command", "ranks", "hosts", "commit"]
+    assert rows[1] == ["first-seed1", "", *FACTS.values()] and len(rows) == 5
+    assert rows[4] == [HOSTILE, HOSTILE, HOSTILE, "", "", ""]
+
+
+@pytest.mark.slow
+@in_chromium
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_every_control_has_a_name_and_axe_finds_nothing_serious(browser, page, dark):
+    browser.open(page, dark=dark)
+    browser.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    browser.wait_for("document.querySelectorAll('.numbers table').length === 2")
+    nodes = [node for node in browser.call("Accessibility.getFullAXTree")["nodes"] if not node["ignored"]]
+    named = {"button", "checkbox", "image", "link"}
+    can_have_focus = [
+        node
+        for node in nodes
+        if any(one["name"] == "focusable" and one["value"]["value"] for one in node.get("properties", ()))
+        or node["role"]["value"] in named
+    ]
+    assert len(can_have_focus) > 10
+    unnamed = {"RootWebArea"}
+    assert {node["role"]["value"] for node in can_have_focus if not node.get("name", {}).get("value")} <= unnamed
+    assert browser.axe_findings() == []
+
+
+def test_a_run_has_the_facts_of_its_config_json(tmp_path):
+    folder = tmp_path / "runs/X"
+    folder.mkdir(parents=True)
+    (folder / "progress.csv").write_text(
+        "env_steps,rollout/episodes,time/seconds,rollout/return_mean\n100,5,1.0,2.0\n200,9,2.0,3.0\n"
+    )
+    (folder / "config.json").write_text(json.dumps({"command": "python -m ppo", "ranks": 2, "hosts": ["a", "a"]}))
+    facts = {"command": "python -m ppo", "ranks": "2", "hosts": "a (2 ranks)"}
+    (run,) = find_curves(["X"], tmp_path / "runs")
+    assert run.facts == facts
+    assert content_of(comparison_page("one", {"X": [run]}, None))["groups"][0]["seeds"][0]["facts"] == facts
+    (tmp_path / "copy.csv").write_bytes((folder / "progress.csv").read_bytes())
+    (copy,) = find_curves([str(tmp_path / "copy.csv")], tmp_path / "runs")
+    assert copy.facts == {}

@@ -7,7 +7,7 @@ import pytest
 
 from ppo.config import Config
 from ppo.report import logs as logs_module
-from ppo.report.logs import read_logs
+from ppo.report.logs import read_facts, read_logs
 
 HEADER = "update,env_steps,time/seconds,rollout/return_mean,update/entropy"
 
@@ -81,9 +81,18 @@ def test_only_warnings_are_taken_from_the_messages_in_printable_lines(tmp_path):
 
 
 def test_facts_of_a_wrong_type_are_left_out(tmp_path):
-    facts = {"started": 3, "command": "python -m ppo\n--x", "hosts": ["a", "a", "b", 7], "commit": None, "other": "x"}
+    facts = {
+        "started": 3,
+        "command": "python -m ppo\n--x",
+        "hosts": ["a", "a", "b", 7],
+        "commit": None,
+        "other": "x",
+        "ranks": True,
+    }
     (tmp_path / "config.json").write_text(json.dumps(facts))
     assert read_logs(tmp_path).facts == {"command": "python -m ppo --x", "hosts": "a (2 ranks), b"}
+    (tmp_path / "config.json").write_text(json.dumps({"ranks": 2}))
+    assert read_facts(tmp_path) == {"ranks": "2"}
     (tmp_path / "config.json").write_text("[" * 100_000)
     assert read_logs(tmp_path).facts == {}
 

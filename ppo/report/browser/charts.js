@@ -108,16 +108,16 @@ function tableOf(state) {
         (value) => element("td", { text: short(value) })));
     });
     if (details.lastChild.tagName === "DIV") details.lastChild.remove();
-    details.append(element("div", { class: "scroll", tabindex: "0" }, [element("table", {}, [header, ...body])]));
+    details.append(element("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "Numbers" }, [element("table", {}, [header, ...body])]));
   });
   return details;
 }
 
-/** Return a card with a title, a sentence on how to read it, a chart and its numbers. */
+/** Add a card with a title, a sentence on how to read it, a chart and its numbers; with `isFull` it is as wide as the page. */
 function chartCard(grid, title, help, options) {
   const holder = element("div", { class: "chart" });
   const readout = element("output", { class: "readout numeric" });
-  const card = element("div", { class: "card plot" }, [
+  const card = element("div", { class: options.isFull ? "card plot full" : "card plot" }, [
     element("div", { class: "title" }, [element("h3", { text: title }), readout]),
     element("p", { class: "help", text: help }), holder,
   ]);

@@ -5,6 +5,8 @@
 const SHADES = ["c1", "c3", "c2", "c4", "c5", "c6"];
 const AXES = [["steps", "Steps"], ["minutes", "Minutes"], ["episodes", "Games"]];
 
+const FACTS = ["started", "command", "ranks", "hosts", "code", "commit"];
+
 const shadeOf = (place) => SHADES[place % SHADES.length];
 
 function fillComparison(content) {
@@ -15,6 +17,7 @@ function fillComparison(content) {
   fillFinals(groups, content.goal);
   fillReturns(groups);
   fillProfile(content);
+  fillRan(groups.flatMap((group) => group.seeds));
 }
 
 /** A row for each group: its seeds as dots on one scale, the interval, and the numbers. */
@@ -45,7 +48,7 @@ function fillFinals(groups, goal) {
       ...numbers.map((text) => element("td", { class: "numeric", text })),
     ]);
   });
-  const head = element("tr", {}, titles.map((text) => text ? element("th", { scope: "col", text }) : element("td")));
+  const head = element("tr", {}, titles.map((text) => text ? element("th", { scope: "col", text }) : element("td", { class: "wide" })));
   byId("finals").append(element("table", { class: "ladder finals" }, [head, ...rows]));
 }
 
@@ -68,8 +71,7 @@ function fillReturns(groups) {
       }
     });
     state = chartCard(holder, "Return", "Mean of the last 100 games, raw.",
-      { x: places, xLabel: axis === "episodes" ? "games" : axis, series, bands, height: 360, legend: true });
-    holder.lastChild.classList.add("full");
+      { x: places, xLabel: axis === "episodes" ? "games" : axis, series, bands, height: 360, legend: true, isFull: true });
   };
   for (const [name, label] of AXES) {
     byId("axes").append(element("button", { type: "button", text: label, "aria-pressed": String(name === axis),
@@ -90,8 +92,18 @@ function fillProfile({ groups, thresholds }) {
   }
   const series = groups.map((group, place) => ({ label: group.label, values: group.profile, colour: shadeOf(place) }));
   chartCard(byId("profile"), "Share of seeds above a return", "1 is all of them.",
-    { x: thresholds, xLabel: "final return", series, height: 240, range: [0, 1.02], legend: true });
-  byId("profile").lastChild.classList.add("full");
+    { x: thresholds, xLabel: "final return", series, height: 240, range: [0, 1.02], legend: true, isFull: true });
+}
+
+/** A row for each run, and a column for each fact that is known of any. */
+function fillRan(runs) {
+  const known = FACTS.filter((name) => runs.some(({ facts }) => facts[name]));
+  byId("ran-section").hidden = !known.length;
+  const head = element("tr", {}, ["run", ...known].map((text) => element("th", { scope: "col", text })));
+  const rows = runs.map(({ name, facts }) => element("tr", {}, [element("th", { scope: "row", text: name }),
+    ...known.map((fact) => element("td", {}, [fact === "command" && facts[fact]
+      ? element("code", { text: facts[fact] }) : facts[fact] || ""]))]));
+  byId("ran").append(element("table", { class: "ran" }, [head, ...rows]));
 }
 
 drawPage(fillComparison, () => {});

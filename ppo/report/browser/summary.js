@@ -119,8 +119,7 @@ function fillCurves(data) {
   };
   const grid = byId("curves");
   add(grid, "Return", "What a whole game is worth, raw. Every dot is a game (some of them, if there are many).",
-    { height: 260 }, returns);
-  grid.lastChild.classList.add("full");
+    { height: 260, isFull: true }, returns);
   for (const [title, column, shade, help] of CURVES) {
     if (!curves[column].some((value) => value !== null)) continue;
     add(grid, title, help, { group: "curves", height: 150 },
@@ -194,8 +193,7 @@ function fillTime(curves, axis) {
   const sums = used.map((_, upTo) => Array.from({ length: updates }, (_, row) =>
     used.slice(0, upTo + 1).reduce((sum, [column]) => sum + (curves[column][row] || 0), 0)));
   const stacked = used.map(([, label, shade], place) => ({ label, values: sums[place], colour: shade, fill: true })).reverse();
-  const state = chartCard(byId("phases"), "Seconds of an update, stacked",
+  chartCard(byId("phases"), "Seconds of an update, stacked",
     "A layer that grows tells what made the run slower: games that became longer, or a busy machine.",
-    { x: axis.of(curves), xLabel: axis.label, series: stacked, height: 220, legend: false });
-  state.holder.parentElement.classList.add("full");
+    { x: axis.of(curves), xLabel: axis.label, series: stacked, height: 220, legend: false, isFull: true });
 }
