@@ -27,7 +27,7 @@ from ppo.outputs.window import GameWindow, NoWindowError, WindowClosedError, has
 from ppo.random_streams import Purpose, derived_seed
 from ppo.settings import Refusal
 from ppo.standard_streams import say_on_standard_error
-from ppo.supervision.signals import INTERRUPTED
+from ppo.supervision.signals import INTERRUPTED, StopRequest
 
 
 def play(config: Config, comm: Collective, explicit: set[str]) -> int:
@@ -222,8 +222,10 @@ def _play_in_terminal(agent: Agent, config: Config) -> int:
 
     title = f"{agent.name} at {agent.counters.env_steps:,} steps"
     results: list[str] = []
+    stop = StopRequest()
+    stop.listen()
     try:
-        with TerminalView(title, agent.frames_per_second, agent.action_names, agent.entry_names) as view:
+        with TerminalView(title, agent.frames_per_second, agent.action_names, agent.entry_names, stop) as view:
             steps = play_games(
                 agent, config, range(1), 1, view.hold, lambda step: view.end_step(decision_of(agent, step))
             )
@@ -231,6 +233,8 @@ def _play_in_terminal(agent: Agent, config: Config) -> int:
                 results.append(describe(game))
                 view.say(results[-1])
     except WindowClosedError:
+        if stop.exit_code is not None:
+            return stop.exit_code
         results.append("left")
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -1,20 +1,22 @@
 """A game in a terminal: its picture in half blocks, a panel about the agent, and keys for pause and speed.
 
-The terminal is restored however the program ends except by kill -9: after Ctrl-C, SIGTERM, SIGHUP and errors. It is
-also released while Ctrl-Z suspends the program. Its size is read before every picture.
+The terminal is restored however the program ends, except by kill -9 or a crash in native code: after Ctrl-C, SIGTERM,
+SIGHUP, SIGQUIT and errors. It is also released while Ctrl-Z suspends the program. Its size is read before every picture
+and, while the game is paused, every twentieth of a second.
 """
 
 import contextlib
+import functools
 import os
 import select
 import signal
 import sys
 import termios
+import textwrap
 import time
 from collections import deque
 from collections.abc import Sequence
 from types import FrameType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +28,7 @@ from ppo.outputs.display import Terminal, find_terminal
 from ppo.outputs.overlay import in_short
 from ppo.outputs.window import Pace, WindowClosedError
 from ppo.settings import Refusal
+from ppo.supervision.signals import StopRequest, listen
 
 MOST_PICTURES_PER_SECOND = 30.0
 MOST_BYTES_PER_SECOND = 25_000.0
@@ -38,14 +41,12 @@ _LEAST_COLUMNS = 60
 """Minimum width of a terminal with a panel; a narrower one shows the picture and one line."""
 _LABEL = 12
 _GAP = 2
-_ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l\x1b[2J", "\x1b[0m\x1b[?25h\x1b[?1049l"
-_ENDINGS = (signal.SIGTERM, signal.SIGHUP)
+_MOST_WARNING_ROWS = 3
+_ENTER = "\x1b[?1049h\x1b[?25l\x1b[2J"
+# The first of these ends a synchronised update that was cut off.
+_LEAVE = "\x1b[?2026l\x1b[0m\x1b[?25h\x1b[?1049l"
 
 Picture = NDArray[np.uint8]
-
-
-class _EndedError(BaseException):
-    """A signal that ends the program was received."""
 
 
 class TerminalView:
@@ -57,6 +58,7 @@ class TerminalView:
         frames_per_second: float,
         action_names: Sequence[str] = (),
         entry_names: Sequence[str] = (),
+        stop: StopRequest | None = None,
     ) -> None:
         """Prepare to show games; entering the context takes over the terminal.
 
@@ -65,6 +67,7 @@ class TerminalView:
             frames_per_second: rate of the incoming frames.
             action_names: names of an action's categories or dimensions.
             entry_names: names of a vector observation's entries.
+            stop: closes the view like a key once it has an exit code.
 
         Raises:
             Refusal: standard output is not a terminal, or not one that shows half blocks.
@@ -83,35 +86,31 @@ class TerminalView:
         self._pace = Pace(frames_per_second / self._every, MOST_PICTURES_PER_SECOND)
         self._frames: list[Picture] = []
         self._values: deque[float] = deque(maxlen=_WIDEST_PANEL)
-        self._notes: deque[str] = deque(maxlen=1)
+        self._note = self._warning = ""
+        self._stop = stop or StopRequest()
         self._output = sys.stdout.fileno()
         self._input = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else None
         self._cells: Cells | None = None
         self._size = Terminal(0, 0)
+        # What the panel shows; None if it is out of date.
         self._drawn: Decision | None = None
         self._free_bytes, self._counted = 0.0, time.monotonic()
         self.num_pictures = self.num_bytes = 0
 
     def __enter__(self) -> "TerminalView":
         """Take over the terminal."""
-        self._before: dict[Any, Any] = {}
-        with contextlib.suppress(ValueError):  # only the main thread can handle signals
-            for number in _ENDINGS:
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, _end)
-            self._before[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._stop)
+        if self._input is not None:
+            self._settings = termios.tcgetattr(self._input)
+        self._before = listen((signal.SIGTSTP, signal.SIGQUIT), self._act_by_default)
+        self._before |= listen((signal.SIGCONT,), self._take)
         self._take()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        """Restore the terminal; if a signal ended the context, let it end the program now."""
+        """Restore the terminal."""
         self._give_back()
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        if isinstance(error, _EndedError):
-            number = error.args[0]
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
 
     def hold(self, frame: Picture) -> None:
         """Buffer an RGB frame (H, W, 3) of the current step."""
@@ -119,13 +118,20 @@ class TerminalView:
 
     def say(self, text: str) -> None:
         """Show a line of text until the next one."""
-        self._notes.append(text)
+        if text != self._note:
+            self._note, self._drawn = text, None
+
+    def warn(self, text: str) -> None:
+        """Show a warning of up to three rows until the next one; an empty text shows none."""
+        if text != self._warning:
+            # It takes rows from the picture, so everything is drawn anew.
+            self._warning, self._cells = text, None
 
     def end_step(self, decision: Decision) -> None:
         """Show the frames of a step, each when it is due.
 
         Raises:
-            WindowClosedError: the user pressed a key to leave, or the terminal is gone.
+            WindowClosedError: the user pressed a key to leave, a stop is requested, or the terminal is gone.
         """
         if decision.episode_length == 1:
             self._values.clear()
@@ -133,8 +139,14 @@ class TerminalView:
         while len(self._frames) >= self._every:
             frames = self._frames[: self._every]
             del self._frames[: self._every]
-            if self._pace.wait(self._keys) and self._has_free_bytes():
+            if self._pace.wait(functools.partial(self._look, frames, decision)) and self._has_free_bytes():
                 self._show(frames, decision)
+
+    def _look(self, frames: list[Picture], decision: Decision) -> None:
+        """Handle pressed keys; while paused, draw the newest picture wherever the screen is out of date."""
+        self._obey_keys()
+        if self._pace.is_paused and (self._drawn is None or self._cells is None or find_terminal() != self._size):
+            self._show(frames, decision)
 
     def _has_free_bytes(self) -> bool:
         before, self._counted = self._counted, time.monotonic()
@@ -161,7 +173,8 @@ class TerminalView:
     def _draw(self, cells: Cells, frames: list[Picture], decision: Decision) -> None:
         """Draw the game's picture and, if there is room, a panel beside it."""
         last = cells.rows - 1
-        room = max(1, last)
+        warning = textwrap.wrap(self._warning[: _MOST_WARNING_ROWS * cells.columns], cells.columns)[:_MOST_WARNING_ROWS]
+        room = max(1, last - len(warning))
         said = f"return {in_short(decision.episode_return)}  step {decision.episode_length:,}"
         has_panel = cells.columns >= _LEAST_COLUMNS
         width = min(_WIDEST_PANEL, max(_LEAST_PANEL, cells.columns * 2 // 5)) if has_panel else 0
@@ -170,12 +183,14 @@ class TerminalView:
         if decision is self._drawn:
             return
         self._drawn = decision
+        for row, text in enumerate(warning, start=room):
+            cells.write(row, 0, text, _TEXT)
         cells.clear(last, 0, 1, cells.columns)
+        pace = f"{self._pace.describe():<7}"
         if not has_panel:
-            cells.write(last, 0, f"{said}  value {decision.value:.2f}", _TEXT)
+            cells.write(last, 0, f"{pace}{said}  value {decision.value:.2f}", _TEXT)
             return
-        note = self._notes[-1] if self._notes else "q: quit  space: pause  + -: speed"
-        cells.write(last, 0, f"{self._pace.describe():<7}{note}", _FAINT_TEXT)
+        cells.write(last, 0, pace + (self._note or "q: quit  space: pause  + -: speed"), _FAINT_TEXT)
         left = pixels.shape[1] + _GAP
         width = min(_WIDEST_PANEL, cells.columns - left)
         cells.clear(0, left, room, width)
@@ -188,46 +203,51 @@ class TerminalView:
         taken = _draw_marginals(cells, 4, left, width, room - 4, decision, self._names)
         _draw_observation(cells, 5 + taken, left, width, room - 5 - taken, decision, self._entries)
 
-    def _keys(self) -> None:
-        """Handle pressed keys."""
+    def _obey_keys(self) -> None:
+        if self._stop.exit_code is not None:
+            raise WindowClosedError
         if self._input is None or not select.select([self._input], [], [], 0)[0]:
             return
-        pressed = os.read(self._input, 64)
+        try:
+            pressed = os.read(self._input, 64)
+        except OSError as error:
+            raise WindowClosedError from error
         if pressed in (b"", b"\x1b") or b"q" in pressed.lower():
             raise WindowClosedError
+        self._drawn = None
         for key in pressed.decode(errors="replace"):
             self._pace.press({" ": "pause", "+": "faster", "=": "faster", "-": "slower"}.get(key, ""))
 
-    def _take(self) -> None:
-        if self._input is not None:
-            self._settings = termios.tcgetattr(self._input)
-            quiet = termios.tcgetattr(self._input)
-            quiet[3] &= ~(termios.ECHO | termios.ICANON)
-            termios.tcsetattr(self._input, termios.TCSANOW, quiet)
+    def _take(self, number: int = 0, frame: FrameType | None = None) -> None:
+        """Take over the terminal, at the start or when a signal continues the program."""
         self._cells = None
-        self._write(_ENTER)
+        with contextlib.suppress(OSError, termios.error):  # the terminal may be gone; the next picture notices it
+            if self._input is not None:
+                quiet = termios.tcgetattr(self._input)
+                quiet[3] &= ~(termios.ECHO | termios.ICANON)
+                termios.tcsetattr(self._input, termios.TCSANOW, quiet)
+            self._write(_ENTER)
 
     def _give_back(self) -> None:
-        with contextlib.suppress(OSError, termios.error):  # the terminal may be gone
+        # A second Ctrl-C must not cut this short.
+        with self._stop.saving(), contextlib.suppress(OSError, termios.error):  # the terminal may be gone
             if self._input is not None:
                 termios.tcsetattr(self._input, termios.TCSANOW, self._settings)
             self._write(_LEAVE)
 
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        """Suspend on Ctrl-Z with the terminal restored, and take it over again when continued."""
+    def _act_by_default(self, number: int, frame: FrameType | None) -> None:
+        """Let a signal suspend or end the program, with the terminal restored; take it over again when continued."""
         self._give_back()
-        os.kill(os.getpid(), signal.SIGSTOP)
-        self._take()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        signal.signal(number, self._act_by_default)
+        self._take()  # SIGCONT has done so, unless a process group without a shell ignored Ctrl-Z
 
     def _write(self, text: str) -> None:
         content = memoryview(text.encode())
         self.num_bytes += len(content)
         while content:
             content = content[os.write(self._output, content) :]
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    raise _EndedError(number)
 
 
 def _draw_marginals(

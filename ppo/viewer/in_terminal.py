@@ -11,12 +11,13 @@ import numpy as np
 
 from ppo.agents import Agent, decision_of
 from ppo.config import Config
+from ppo.models.decisions import Decision
 from ppo.outputs.display import print_line
 from ppo.outputs.terminal import TerminalView
 from ppo.outputs.window import WindowClosedError
 from ppo.playback import announce, describe
 from ppo.settings import Refusal
-from ppo.supervision.signals import INTERRUPTED
+from ppo.supervision.signals import INTERRUPTED, StopRequest
 from ppo.viewer.choice import Choice
 from ppo.viewer.player import Player
 from ppo.viewer.progress import Progress
@@ -25,59 +26,67 @@ NICENESS = 10
 _SECONDS_BETWEEN_POLLS = 1.0
 # Shown if the world cannot be drawn here.
 _BLANK = np.zeros((60, 80, 3), np.uint8)
+# Shown if the first agent cannot be played.
+_NOTHING = Decision(np.zeros(0), 0.0, (), np.zeros(0), 0.0, 0)
 
 
 def watch_in_terminal(config: Config, explicit: set[str]) -> int:
     """Play game after game until a key or a signal ends it; return the exit code."""
+    stop = StopRequest()
+    stop.listen()
     choice = Choice(config, explicit)
     announce(choice.agent)
     sizes: dict[str, Any] = {"rng_seed": config.run.rng_seed, "max_steps": config.playback.max_game_steps}
-    player = Player(choice.agent, **sizes)
+    agent = choice.agent
+    player = Player(agent, **sizes)
     os.nice(NICENESS)
     progress = Progress(choice.run_folder / "progress.csv")
-    game_said = ""
+    frames, decision = [_BLANK], _NOTHING
+    game_said = trouble = ""
     poll_due = 0.0
-    agent = choice.agent
     try:
-        with TerminalView(_title(agent), agent.frames_per_second, agent.action_names, agent.entry_names) as view:
+        with TerminalView(_title(agent), agent.frames_per_second, agent.action_names, agent.entry_names, stop) as view:
             while True:
-                step, frames, game = player.step()
-                for frame in frames or [_BLANK]:
+                try:
+                    step, drawn, game = player.step()
+                    frames, decision = drawn or [_BLANK], decision_of(player.agent, step)
+                    if game is not None:
+                        game_said = describe(game)
+                except FloatingPointError as error:  # the last picture stays until there is another agent
+                    trouble = f"this agent cannot be played: {error}"
+                for frame in frames:
                     view.hold(frame)
-                view.end_step(decision_of(player.agent, step))
-                if game is not None:
-                    game_said = describe(game)
+                view.end_step(decision)
                 if time.monotonic() >= poll_due:
                     poll_due = time.monotonic() + _SECONDS_BETWEEN_POLLS
                     progress.poll()
-                    said = [game_said, _training(progress)]
                     try:
-                        player = _follow(choice, player, sizes)
+                        has_others, is_another = choice.poll()
+                        if has_others:
+                            trouble = ""
+                        if is_another:
+                            player = _exchange(player, choice.agent, sizes)
                     except Refusal as error:  # the new checkpoint cannot be played; the previous one continues
-                        said.insert(0, str(error))
+                        trouble = str(error)
                     view.title = _title(player.agent)
-                    view.say("   ".join(filter(None, said)))
+                    view.say("   ".join(filter(None, [game_said, _training(progress)])))
+                    view.warn("; ".join(filter(None, [trouble, *choice.agent.notes])))
     except WindowClosedError:
-        return 0
+        return stop.exit_code or 0
     except KeyboardInterrupt:
         return INTERRUPTED
-    except FloatingPointError as error:
-        raise Refusal(f"{player.agent.name} cannot be played: {error}") from error
     finally:
         player.close()
         if game_said:
             print_line(game_said)
 
 
-def _follow(choice: Choice, player: Player, sizes: dict[str, Any]) -> Player:
-    """Switch to the agent to show if it has changed: in mid-game, or in a new game if its world differs."""
-    _, is_another = choice.poll()
-    if not is_another:
+def _exchange(player: Player, agent: Agent, sizes: dict[str, Any]) -> Player:
+    """Let an agent take over in mid-game, or in a new game if its world differs; return its player."""
+    if player.can_be(agent):
+        player.become(agent)
         return player
-    if player.can_be(choice.agent):
-        player.become(choice.agent)
-        return player
-    another = Player(choice.agent, **sizes)
+    another = Player(agent, **sizes)
     player.close()
     return another
 
