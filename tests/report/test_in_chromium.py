@@ -444,6 +444,13 @@ def test_axe_finds_nothing_serious(browser, folder, name, dark):
     assert browser.axe_findings() == []
 
 
+def test_axe_would_find_a_control_without_a_name_and_text_too_faint_to_read(browser, folder):
+    browser.open(folder / f"runs/{CART}/report.html")
+    browser.evaluate("byId('seek').removeAttribute('aria-label'), byId('name').style.color = colour('line')")
+    found = {finding["id"]: finding["where"] for finding in browser.axe_findings()}
+    assert found == {"label": ["#seek"], "color-contrast": ["#name"]}
+
+
 def test_a_vector_can_be_moved_by_sliders_and_continuous_actions_are_drawn(browser, folder):
     browser.open(folder / "runs/ppo-ContinuousCartPole-v0/report.html")
     browser.wait_for("document.documentElement.dataset.checked")
