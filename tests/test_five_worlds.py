@@ -84,7 +84,7 @@ def test_the_report_holds_an_agent_that_decides_as_the_saved_one(browser, traine
     assert ppo(folder, f"--env_name={world.name}", "--mode=report", SHORT).returncode == 0
     (page,) = folder.glob("runs/*/report.html")
     assert page.stat().st_size < MOST_BYTES_OF_A_REPORT
-    browser.open(page.as_uri())
+    browser.open(page)
     browser.wait_for("document.documentElement.dataset.checked", seconds=120)
     checked, agreed, worst = (
         float(browser.evaluate(f"document.documentElement.dataset.{name}")) for name in ("checked", "agreed", "worst")
