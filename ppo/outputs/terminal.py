@@ -161,14 +161,13 @@ class TerminalView:
             self._size, cells = size, Cells(size.rows, size.columns, _BACKGROUND)
             self._cells, self._drawn = cells, None
         self._draw(cells, frames, decision)
-        changes = cells.changes()
         try:
-            self._write(changes)
+            num_bytes = self._write(cells.changes())
         except OSError as error:
             raise WindowClosedError from error
         self.num_pictures += 1
         # A full redraw is rare and does not count against the limit.
-        self._free_bytes = MOST_BYTES_PER_SECOND if is_whole else self._free_bytes - len(changes)
+        self._free_bytes = MOST_BYTES_PER_SECOND if is_whole else self._free_bytes - num_bytes
 
     def _draw(self, cells: Cells, frames: list[Picture], decision: Decision) -> None:
         """Draw the game's picture and, if there is room, a panel beside it."""
@@ -243,11 +242,14 @@ class TerminalView:
         signal.signal(number, self._act_by_default)
         self._take()  # SIGCONT has done so, unless a process group without a shell ignored Ctrl-Z
 
-    def _write(self, text: str) -> None:
+    def _write(self, text: str) -> int:
+        """Write a text; return its number of bytes."""
         content = memoryview(text.encode())
-        self.num_bytes += len(content)
+        num_bytes = len(content)
+        self.num_bytes += num_bytes
         while content:
             content = content[os.write(self._output, content) :]
+        return num_bytes
 
 
 def _draw_marginals(
