@@ -133,20 +133,27 @@ def in_a_terminal(world: str, size: tuple[int, int], seconds: float) -> tuple[fl
     config = parse_command_line(flags)
     agent = find_agent(config, explicit_settings(flags))
     player = Player(agent, rng_seed=config.run.rng_seed, max_steps=config.playback.max_game_steps)
-    spent = 0.0
     with terminal(size), TerminalView(world, agent.frames_per_second, agent.action_names, agent.entry_names) as view:
-        begin = time.monotonic()
+        while not view.num_pictures:  # the first one is the whole screen
+            _show_step(player, view)
+        first, spent, begin = (view.num_pictures, view.num_bytes), 0.0, time.monotonic()
         while time.monotonic() < begin + seconds:
-            step, frames, _ = player.step()
-            decision = decision_of(agent, step)
-            started = time.thread_time()
-            for frame in frames:
-                view.hold(frame)
-            view.end_step(decision)
-            spent += time.thread_time() - started
+            spent += _show_step(player, view)
         of_clock = time.monotonic() - begin
     player.close()
-    return view.num_pictures / of_clock, spent / of_clock, view.num_bytes * 8e-6 / of_clock
+    pictures, num_bytes = view.num_pictures - first[0], view.num_bytes - first[1]
+    return pictures / of_clock, spent / of_clock, num_bytes * 8e-6 / of_clock
+
+
+def _show_step(player: Player, view: TerminalView) -> float:
+    """Play a step and show it; return the processor time, in seconds, that showing it took."""
+    step, frames, _ = player.step()
+    decision = decision_of(player.agent, step)
+    started = time.thread_time()
+    for frame in frames:
+        view.hold(frame)
+    view.end_step(decision)
+    return time.thread_time() - started
 
 
 @contextmanager
