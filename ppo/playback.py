@@ -241,7 +241,7 @@ def _play_in_terminal(agent: Agent, config: Config) -> int:
     finally:
         for line in results:
             print_line(line)
-    return 0
+    return stop.exit_code or 0
 
 
 def _record(agent: Agent, folder: Path, config: Config) -> int:

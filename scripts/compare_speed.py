@@ -2,10 +2,10 @@
 
     python scripts/compare_speed.py OLD NEW [--ranks=2] [--seconds=60] [--slice_seconds=1] [--new_flags=...] [-- FLAGS]
 
-OLD and NEW are clones with their extensions built; they may be the same one. --new_flags are for NEW alone. They take
-turns of --slice_seconds, each stopped during the other's turn, so that both meet the same conditions; only the time of
-a job's own turns counts. Prints the time per update of each, and the ratio old over new (above 1: NEW is faster) with
-its standard error over tenths of the measurement. Needs the environment of scripts/environment.sh.
+OLD and NEW are clones with their extensions built; they may be the same one. --new_flags are for NEW alone. The two
+jobs take turns of --slice_seconds, each stopped during the other's turn, so that both meet the same conditions; only
+the time of a job's own turns counts. Prints the time per update of each, and the ratio old over new (above 1: NEW is
+faster) with its standard error over tenths of the measurement. Needs the environment of scripts/environment.sh.
 """
 
 import argparse

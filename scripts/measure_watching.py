@@ -36,6 +36,7 @@ from ppo.viewer.server import HOST
 
 _SIZES = ((24, 80), (53, 160))
 _SECONDS_OF_WARM_UP = 1.0
+_PATIENCE = 30.0
 
 
 @dataclass(frozen=True)
@@ -92,14 +93,18 @@ def on_a_page(world: str, seconds: float) -> tuple[float, float]:
             if address is None:
                 raise Refusal(f"the watcher ended with exit code {process.wait()}")
             browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
-            browser.open(address).read()
-            with browser.open(f"{address.partition('?')[0]}stream") as stream:
+            browser.open(address, timeout=_PATIENCE).read()
+            with browser.open(f"{address.partition('?')[0]}stream", timeout=_PATIENCE) as stream:
                 _read(stream, _SECONDS_OF_WARM_UP)
                 before = _processor_seconds(process.pid)
                 num_bytes, of_clock = _read(stream, seconds)
                 spent = _processor_seconds(process.pid) - before
         finally:
             process.terminate()
+            try:
+                process.wait(_PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
     return spent / of_clock, num_bytes * 8e-6 / of_clock
 
 

@@ -1,19 +1,12 @@
-"""Each way of seeing an agent, in each of five worlds: page, report, terminal, film, videos and any past game."""
+"""Each way of seeing an agent, in each of five worlds: page, report, terminal, film and videos."""
 
 import dataclasses
-import fcntl
-import os
-import pty
-import struct
-import subprocess
-import sys
-import termios
-import threading
 from pathlib import Path
 
 import pytest
 
-from tests.jobs import environment, ppo
+from tests.jobs import ppo
+from tests.outputs.test_terminal import Process
 from tests.report import chromium
 from tests.viewer.test_in_chromium import DRAWN, watcher
 
@@ -98,33 +91,16 @@ def test_the_report_holds_an_agent_that_decides_as_the_saved_one(browser, traine
 
 def test_the_terminal_shows_the_game(trained):
     world, folder = trained
-    master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    command = [sys.executable, "-m", "ppo", f"--env_name={world.name}", "--mode=play", "--view=terminal"]
-    written: list[bytes] = []
-
-    def read():
-        try:
-            while part := os.read(master, 1 << 16):
-                written.append(part)
-        except OSError:  # the other end is closed
-            os.close(master)
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    variables = environment(TERM="xterm-256color", PYTHONIOENCODING="utf-8")
-    job = subprocess.run(
-        [*command, "--episodes=1", SHORT],
-        **{"stdin": slave, "stdout": slave, "stderr": slave, "cwd": folder, "env": variables, "timeout": 120},
-        check=False,
-    )
-    os.close(slave)
-    reader.join(10.0)
-    text = b"".join(written).decode()
-    assert job.returncode == 0, text[-2000:]
-    assert "the network sees" in text
-    assert "\u2580" in text
-    assert "game 1: return" in text
+    view = Process(folder, world.name, "play", "--episodes=1", SHORT)
+    try:
+        code, after = view.wait()
+        written = view.written.decode()
+    finally:
+        view.close()
+    assert code == 0, written[-2000:]
+    assert "the network sees" in written
+    assert "\u2580" in written
+    assert "game 1: return" in after
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ class Drawing:
         self._canvas, self._panel = (pygame.Surface((width, height), depth=_DEPTH) for _ in range(2))
         self._above = self._canvas.subsurface((0, _BAR_ROWS, width, height - _BAR_ROWS))
         self._bar = self._panel.subsurface((0, height - _BAR_ROWS, width, _BAR_ROWS))
-        self._narrow_surfaces = functools.lru_cache(self._make_narrow_surfaces)
+        self._narrow_surfaces = functools.cache(self._make_narrow_surfaces)
         # (2, 4, 400): x and y of the four corners of every patch of grass.
         first = car_racing.GRASS_DIM * np.array([(x, y) for x in _PATCHES for y in _PATCHES], np.float64)
         self._grass = first.T[:, None] + car_racing.GRASS_DIM * _CORNERS_OF_A_PATCH.T[:, :, None]

@@ -92,6 +92,7 @@ class TerminalView:
         self._input = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else None
         self._cells: Cells | None = None
         self._size = Terminal(0, 0)
+        self._newest: Decision | None = None
         # What the panel shows; None if it is out of date.
         self._drawn: Decision | None = None
         self._free_bytes, self._counted = 0.0, time.monotonic()
@@ -108,12 +109,16 @@ class TerminalView:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         """Restore the terminal."""
-        self._give_back()
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        # First the handlers: one that took the terminal again would leave it so.
+        with self._stop.saving():
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+            self._give_back()
 
     def hold(self, frame: Picture) -> None:
-        """Buffer an RGB frame (H, W, 3) of the current step."""
+        """Buffer an RGB frame (H, W, 3) of the current step; frames of another size are dropped."""
+        if self._frames and self._frames[-1].shape != frame.shape:
+            self._frames.clear()
         self._frames.append(frame)
 
     def say(self, text: str) -> None:
@@ -133,9 +138,11 @@ class TerminalView:
         Raises:
             WindowClosedError: the user pressed a key to leave, a stop is requested, or the terminal is gone.
         """
-        if decision.episode_length == 1:
-            self._values.clear()
-        self._values.append(decision.value)
+        if decision is not self._newest:  # an agent that cannot be played has no newer one
+            self._newest = decision
+            if decision.episode_length == 1:
+                self._values.clear()
+            self._values.append(decision.value)
         while len(self._frames) >= self._every:
             frames = self._frames[: self._every]
             del self._frames[: self._every]
@@ -143,7 +150,7 @@ class TerminalView:
                 self._show(frames, decision)
 
     def _look(self, frames: list[Picture], decision: Decision) -> None:
-        """Handle pressed keys; while paused, draw the newest picture wherever the screen is out of date."""
+        """Handle pressed keys; while paused, draw the newest picture if the screen is out of date."""
         self._obey_keys()
         if self._pace.is_paused and (self._drawn is None or self._cells is None or find_terminal() != self._size):
             self._show(frames, decision)

@@ -57,12 +57,12 @@ class StopRequest:
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
-        """Protect a checkpoint while it is being written: until the block ends, signals are only noted."""
-        self._saving = True
+        """Protect writing a checkpoint or restoring a terminal: until the block ends, signals are only noted."""
+        before, self._saving = self._saving, True
         try:
             yield
         finally:
-            self._saving = False
+            self._saving = before
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         asked = _EXIT_CODES[signal.Signals(number)]

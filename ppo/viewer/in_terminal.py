@@ -42,18 +42,18 @@ def watch_in_terminal(config: Config, explicit: set[str]) -> int:
     os.nice(NICENESS)
     progress = Progress(choice.run_folder / "progress.csv")
     frames, decision = [_BLANK], _NOTHING
-    game_said = trouble = ""
+    game_said = failure = refusal = ""
     poll_due = 0.0
     try:
         with TerminalView(_title(agent), agent.frames_per_second, agent.action_names, agent.entry_names, stop) as view:
             while True:
                 try:
                     step, drawn, game = player.step()
-                    frames, decision = drawn or [_BLANK], decision_of(player.agent, step)
+                    frames, decision, failure = drawn or [_BLANK], decision_of(player.agent, step), ""
                     if game is not None:
                         game_said = describe(game)
                 except FloatingPointError as error:  # the last picture stays until there is another agent
-                    trouble = f"this agent cannot be played: {error}"
+                    failure = f"this agent cannot be played: {error}"
                 for frame in frames:
                     view.hold(frame)
                 view.end_step(decision)
@@ -63,14 +63,14 @@ def watch_in_terminal(config: Config, explicit: set[str]) -> int:
                     try:
                         has_others, is_another = choice.poll()
                         if has_others:
-                            trouble = ""
+                            refusal = ""
                         if is_another:
                             player = _exchange(player, choice.agent, sizes)
                     except Refusal as error:  # the new checkpoint cannot be played; the previous one continues
-                        trouble = str(error)
+                        refusal = str(error)
                     view.title = _title(player.agent)
                     view.say("   ".join(filter(None, [game_said, _training(progress)])))
-                    view.warn("; ".join(filter(None, [trouble, *choice.agent.notes])))
+                    view.warn("; ".join(filter(None, [failure, refusal, *choice.agent.notes])))
     except WindowClosedError:
         return stop.exit_code or 0
     except KeyboardInterrupt:

@@ -55,7 +55,7 @@ class Player:
             FloatingPointError: the network's outputs are non-finite; later calls raise the same error.
         """
         if self._failure:
-            raise self._failure
+            raise self._failure.with_traceback(None)  # else it would grow with every call
         self._frames.clear()
         try:
             games = next(self._games)
