@@ -215,8 +215,8 @@ def _facts_of(data: dict[str, Any]) -> dict[str, str]:
     names = ("started", "command", "commit", "code")
     facts = {name: _long(data[name]) for name in names if isinstance(data.get(name), str)}
     ranks, hosts = data.get("ranks"), data.get("hosts")
-    if type(ranks) is int:  # true is not a number of ranks
-        facts["ranks"] = str(ranks)
+    if type(ranks) is int and ranks > 0:  # true is not a number of ranks
+        facts["ranks"] = str(ranks)  # parse_json refuses huge integers
     if isinstance(hosts, list):
         own = [host for host in hosts[:_MOST_RANKS] if isinstance(host, str)]
         counts = {host: own.count(host) for host in list(dict.fromkeys(own))[:_MOST_HOSTS]}

@@ -93,6 +93,9 @@ def test_facts_of_a_wrong_type_are_left_out(tmp_path):
     assert read_logs(tmp_path).facts == {"command": "python -m ppo --x", "hosts": "a (2 ranks), b"}
     (tmp_path / "config.json").write_text(json.dumps({"ranks": 2}))
     assert read_facts(tmp_path) == {"ranks": "2"}
+    for ranks in (-2, 0, 10**4000):
+        (tmp_path / "config.json").write_text(json.dumps({"ranks": ranks}))
+        assert read_facts(tmp_path) == {}
     (tmp_path / "config.json").write_text("[" * 100_000)
     assert read_logs(tmp_path).facts == {}
 
