@@ -1,6 +1,7 @@
 """The page as a browser sees it."""
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -160,6 +161,16 @@ def choose(browser, tool):
     browser.evaluate(f"[...byId('tools').children].find((one) => one.textContent === '{tool}').click()")
 
 
+def ball_on_screen(browser):
+    """Return where in the window the ball is, in the picture that the network sees."""
+    column, row = browser.evaluate(BALL)
+    left, top, size = browser.evaluate(
+        "byId('eye').scrollIntoView(), (({left, top, width}) => [left, top, width / 84])"
+        "(byId('eye').getBoundingClientRect())"
+    )
+    return left + (column + 0.5) * size, top + (row + 0.5) * size
+
+
 def drawn(browser):
     """Wait until a change is drawn."""
     browser.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
@@ -168,12 +179,7 @@ def drawn(browser):
 def test_the_ball_can_be_moved_erased_and_painted_by_a_pointer_and_what_the_agent_says_changes(pong):
     pong.evaluate("player.seek(130)")
     before, bright = pong.evaluate(SAID), pong.evaluate(BRIGHT)
-    column, row = pong.evaluate(BALL)
-    left, top, size = pong.evaluate(
-        "byId('eye').scrollIntoView(), (({left, top, width}) => [left, top, width / 84])"
-        "(byId('eye').getBoundingClientRect())"
-    )
-    x, y = left + (column + 0.5) * size, top + (row + 0.5) * size
+    x, y = ball_on_screen(pong)
 
     def use(tool, to):
         """Return what the agent says, and how many pixels are bright, once a tool was dragged from the ball."""
@@ -264,6 +270,52 @@ def test_keys_move_a_cursor_over_the_picture_and_apply_the_tool_there(pong):
     assert pong.evaluate("byId('cursor').hidden")
 
 
+def test_an_object_that_is_taken_up_while_the_game_plays_stays_in_hand(pong):
+    choose(pong, "Move")
+    before = pong.evaluate(f"player.seek(130), {SAID}")
+    pong.evaluate(f"player.play(), player.editor.press(...{BALL})")
+    step = pong.evaluate("new Promise((done) => setTimeout(() => done(player.step), 500))")
+    assert step == 130
+    assert pong.evaluate("byId('play').textContent") == "Play"
+    pong.evaluate("player.editor.drag(42, 42)")
+    drawn(pong)
+    assert not pong.evaluate("byId('eye-state').hidden")
+    assert pong.evaluate(SAID) != before
+    choose(pong, "Put back")
+
+
+@pytest.mark.parametrize("key", ["alt", "ctrl", "meta"])
+def test_arrows_with_a_key_of_the_browser_are_the_browsers(pong, key):
+    def is_left_to_the_browser(options):
+        return pong.evaluate(
+            "byId('eye').dispatchEvent("
+            f"new KeyboardEvent('keydown', {{key: 'ArrowLeft', cancelable: true, {options}}}))"
+        )
+
+    before = pong.evaluate("byId('cursor').style.left")
+    assert is_left_to_the_browser(f"{key}Key: true")
+    assert pong.evaluate("byId('cursor').style.left") == before
+    assert not is_left_to_the_browser("")
+    assert pong.evaluate("byId('cursor').style.left") != before
+
+
+def test_a_held_enter_takes_an_object_up_and_does_not_let_it_go(pong):
+    pong.evaluate("player.seek(130)")
+    choose(pong, "Look")
+    x, y = ball_on_screen(pong)
+    for kind in ("mousePressed", "mouseReleased"):
+        pong.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+    choose(pong, "Move")
+    for is_repeated in (False, True, True):
+        pong.call(
+            "Input.dispatchKeyEvent", type="keyDown", key="Enter", windowsVirtualKeyCode=13, autoRepeat=is_repeated
+        )
+        assert pong.evaluate("byId('cursor').className") == "holding"
+    pong.call("Input.dispatchKeyEvent", type="keyUp", key="Enter", windowsVirtualKeyCode=13)
+    pong.press("Enter", code=13)
+    assert pong.evaluate("byId('cursor').className") == ""
+
+
 def test_a_click_into_the_trace_seeks_and_keys_play_step_by_step(pong):
     pong.evaluate("byId('trace').scrollIntoView()")
     left, top, width, height = pong.evaluate(
@@ -299,11 +351,11 @@ def test_the_actions_of_the_game_are_counted(pong):
 
 def test_a_step_agrees_if_the_same_bits_are_set(browser, folder):
     browser.open(folder / f"runs/{CART}/report.html")
-    for other, isSame in (([0.9, 0.6], True), ([0.6, 0.9], True), ([0.9, 0.4], False), ([0.4, 0.4], False)):
+    for other, is_same in (([0.9, 0.6], True), ([0.6, 0.9], True), ([0.9, 0.4], False), ([0.4, 0.4], False)):
         groups = ", ".join(f"{{bits: true, probabilities: {bits}}}" for bits in ([0.8, 0.7], other))
-        assert browser.evaluate(f"hasSameBest({groups})") == isSame
+        assert browser.evaluate(f"hasSameBest({groups})") == is_same
     assert browser.evaluate(
-        "differenceOf({bits: true, probabilities: [0.8, 0.7]}, {bits: true, probabilities: [0.9, 0.4]})"
+        "differenceOf([{bits: true, probabilities: [0.8, 0.7]}], [{bits: true, probabilities: [0.9, 0.4]}])"
     ) == pytest.approx(0.3)
 
 
@@ -323,9 +375,39 @@ def test_densities_are_compared_by_a_close_bound_on_the_difference_of_a_probabil
         f"(() => {{ const one = {one}, other = {other}, points = 100000; let sum = 0;"
         "for (let at = 0; at < points; at++) {"
         "  const x = 3 * (at + 0.5) / points - 1; sum += Math.abs(one.density(x) - other.density(x)); }"
-        "return [1.5 * sum / points, differenceOf(one, other)]; })()"
+        "return [1.5 * sum / points, differenceOf([one], [other])]; })()"
     )
     assert exact <= bound <= 1.6 * exact
+
+
+def test_densities_of_several_dimensions_are_compared_by_a_bound_for_sets_in_all_of_them(browser, folder):
+    """With equal deviations the exact distance is known: it depends on the distance of the means, in deviations."""
+    browser.open(folder / f"runs/{CONTINUOUS}/report.html")
+    shifts, log_deviation = (0.06, 0.02, -0.05), -1.0
+    one, other = (
+        "[" + ", ".join(f"gaussianDensity({mean}, {log_deviation})" for mean in means) + "]"
+        for means in ((0.0, 0.0, 0.0), shifts)
+    )
+    distance = math.hypot(*shifts) / math.exp(log_deviation)
+    exact, bound = math.erf(distance / 8**0.5), math.sqrt(1.0 - math.exp(-(distance**2) / 4.0))
+    assert browser.evaluate(f"differenceOf({one}, {other})") == pytest.approx(bound, rel=1e-6)
+    alone = browser.evaluate(f"{one}.map((group, number) => differenceOf([group], [{other}[number]]))")
+    assert max(alone) < exact < bound < 1.6 * exact
+
+
+def test_densities_of_several_dimensions_of_beta_distributions_are_compared_together_too(browser, folder):
+    browser.open(folder / f"runs/{CONTINUOUS}/report.html")
+    one, other = "[betaDensity(2, 1), betaDensity(20, 9)]", "[betaDensity(2.1, 1), betaDensity(21, 10)]"
+    first, second = browser.evaluate(f"{one}.map((group, number) => differenceOf([group], [{other}[number]]))")
+    assert browser.evaluate(f"differenceOf({one}, {other}) ** 2") == pytest.approx(
+        first**2 + second**2 - first**2 * second**2
+    )
+
+
+def test_a_bound_is_rounded_up(browser, folder):
+    browser.open(folder / f"runs/{CONTINUOUS}/report.html")
+    shown = browser.evaluate("[0.00331, 0.0991, 1, 0].map((value) => short(roundedUp(value)))")
+    assert shown == ["0.0034", "0.1", "1", "0"]
 
 
 def test_a_deviation_that_differs_from_the_saved_agents_is_noticed(browser, folder):
@@ -370,6 +452,19 @@ def test_an_encoder_without_layers_has_no_first_layer_and_one_without_an_activat
         first = numbers(browser, "player.network.run(Float32Array.of(1, 2, 3, 4)).first")
         np.testing.assert_allclose(first, [2.0, 6.0, 10.0], rtol=1e-5)
     assert browser.complaints() == []
+
+
+def test_a_curve_that_appears_where_another_vanishes_has_its_own_name_in_the_legend(browser, folder):
+    browser.open(folder / f"runs/{CART}/report.html")
+    labels = browser.evaluate(
+        "(() => { const holder = element('div'); document.body.append(holder);"
+        "const series = [{ label: 'first', values: [1, 2], colour: 'c1' },"
+        "  { label: 'second', values: [null, null], colour: 'c2' }];"
+        "const state = chart(holder, { x: [0, 1], xLabel: 'x', label: 'test', series });"
+        "replaceData(state, [0, 1], [[null, null], [3, 4]]);"
+        "return [...holder.querySelectorAll('.u-legend .u-label')].map((one) => one.textContent); })()"
+    )
+    assert labels == ["x", "second"]
 
 
 SWEEP = "Array.from(player.sweep.plot.data[1])"

@@ -16,7 +16,7 @@ const colour = (name) => getComputedStyle(document.documentElement).getPropertyV
  * left out of the legend).
  */
 function chart(holder, options) {
-  const state = { holder, options, plot: null };
+  const state = { holder, options, plot: null, shown: [] };
   charts.push(state);
   holder.setAttribute("role", "img");
   draw(state);
@@ -31,7 +31,7 @@ function draw(state) {
   if (state.plot) state.plot.destroy();
   const text = colour("soft"), grid = colour("line"), font = "12px system-ui, sans-serif";
   const axis = { stroke: text, grid: { stroke: grid, width: 1 }, ticks: { show: false }, font, labelFont: font };
-  const shown = shownOf(options);
+  const shown = state.shown = shownOf(options);
   const y = { ...axis, size: 56, values: (plot, values) => values.map(short) };
   const second = shown.some((series) => series.scale === "second");
   const settings = {
@@ -70,13 +70,17 @@ function draw(state) {
   state.plot = new uPlot(settings, [options.x, ...shown.map((series) => series.values)], holder);
 }
 
-/** Show other numbers, of the same series, in a chart. It is drawn anew only if its words change, since that takes longer. */
+/**
+ * Show other numbers, of the same series, in a chart. It is drawn anew only if its words change, or which series have
+ * something to show, since that takes longer.
+ */
 function replaceData(state, x, columns, words = {}) {
-  const { options, plot } = state, isSame = Object.entries(words).every(([name, text]) => options[name] === text);
+  const { options, plot } = state, hasSameWords = Object.entries(words).every(([name, text]) => options[name] === text);
   Object.assign(options, { x }, words);
   options.series.forEach((series, place) => { series.values = columns[place]; });
   const shown = shownOf(options);
-  if (isSame && plot.series.length === shown.length + 1) plot.setData([x, ...shown.map((series) => series.values)]);
+  const hasSameSeries = shown.length === state.shown.length && shown.every((series, place) => series === state.shown[place]);
+  if (hasSameWords && hasSameSeries) plot.setData([x, ...shown.map((series) => series.values)]);
   else draw(state);
 }
 

@@ -13,14 +13,21 @@ function hasSameBest(one, other) {
   return String(bestOf(one)) === String(bestOf(other));
 }
 
-/** Return how far the probability of an action differs at most; of continuous actions, a bound for any set of them. */
-function differenceOf(one, other) {
-  if (one.density) return boundOf(one.alpha ? betaOverlap(one, other) : gaussianOverlap(one, other));
-  return Math.max(...one.probabilities.map((value, place) => Math.abs(value - other.probabilities[place])));
+/**
+ * Return how far two policies, lists of the groups of `readPolicy`, differ: the largest difference of a probability; of
+ * continuous actions, a bound on the difference for any set of actions, over all dimensions together.
+ */
+function differenceOf(groups, others) {
+  if (groups[0].density) return boundOf(groups.reduce((product, one, number) => product * overlapOf(one, others[number]), 1));
+  return Math.max(...groups.flatMap(({ probabilities }, number) =>
+    probabilities.map((value, place) => Math.abs(value - others[number].probabilities[place]))));
 }
 
 /** Return the bound on the total variation distance that a Bhattacharyya coefficient gives. */
 const boundOf = (overlap) => Math.sqrt(Math.max(0, 1 - overlap * overlap));
+
+/** Return the Bhattacharyya coefficient of two densities. That of independent dimensions is the product of theirs. */
+const overlapOf = (one, other) => one.alpha ? betaOverlap(one, other) : gaussianOverlap(one, other);
 
 function gaussianOverlap(one, other) {
   const variances = one.deviation ** 2 + other.deviation ** 2;
@@ -33,6 +40,12 @@ function betaOverlap(one, other) {
   return Math.exp(logBeta(between) - 0.5 * (logBeta(one) + logBeta(other)));
 }
 
+/** Return a number of two digits that is at least `value`. */
+function roundedUp(value) {
+  const unit = 10 ** Math.floor(Math.log10(value) - 1);
+  return value && Math.ceil(value / unit) * unit;
+}
+
 /** Ask the page's agent about every step of the game and say how far it answers as the saved agent did. */
 function check(game, network) {
   let step = 0, agreed = 0, worst = 0;
@@ -43,7 +56,7 @@ function check(game, network) {
       const saved = readPolicy(game, game.outputsAt(step));
       const own = readPolicy(game, network.run(game.observationAt(step)).outputs);
       if (own.every((group, number) => hasSameBest(group, saved[number]))) agreed++;
-      worst = Math.max(worst, ...own.map((group, number) => differenceOf(group, saved[number])));
+      worst = Math.max(worst, differenceOf(own, saved));
     }
     if (step < game.steps) {
       holder.textContent = `Checking the agent in this page against the saved one: ${step} of ${game.steps} steps.`;
@@ -52,9 +65,11 @@ function check(game, network) {
     }
     const isContinuous = Boolean(game.distribution.low);
     const rule = isContinuous ? ` (a mean within ${100 * LARGEST_DIFFERENCE_OF_MEANS} % of the range)` : "";
-    const what = isContinuous ? "the probability of a set of actions, at most," : "a probability";
+    const difference = isContinuous
+      ? `no set of actions differs by more than ${short(roundedUp(worst))} in probability`
+      : `the largest difference of a probability is ${short(worst)}`;
     holder.textContent = `Checked just now, in this browser: the agent in this page takes the same best action${rule} as the saved one in `
-      + `${agreed.toLocaleString("en")} of ${game.steps.toLocaleString("en")} steps; the largest difference of ${what} is ${short(worst)}.`;
+      + `${agreed.toLocaleString("en")} of ${game.steps.toLocaleString("en")} steps; ${difference}.`;
     Object.assign(root.dataset, { checked: step, agreed, worst });
   };
   if (game.distribution.kind !== "other") setTimeout(work, 300);

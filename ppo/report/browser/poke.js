@@ -15,10 +15,13 @@ const TOOLS = [
   ["none", "Look", "The tint is brightest where a small change of a pixel would change the value, or the action, most."],
 ];
 
-/** The images (C, H, W) of an observation that the user changes; `group` channels make a picture, the last is the newest. */
+/**
+ * The images (C, H, W) of an observation that the user changes; `group` channels make a picture, the last is the newest.
+ * `pressed` is called before a tool is applied, `changed` after the pixels have changed.
+ */
 class ImageEditor {
-  constructor(canvas, shape, group, changed) {
-    Object.assign(this, { canvas, group, changed, tool: "move", brightness: 236, radius: 1, pixels: null, grip: null });
+  constructor(canvas, shape, group, pressed, changed) {
+    Object.assign(this, { canvas, group, pressed, changed, tool: "move", brightness: 236, radius: 1, pixels: null, grip: null });
     [this.channels, this.height, this.width] = shape;
     canvas.addEventListener("pointerdown", (event) => {
       if (this.tool === "none" || !this.pixels) return;
@@ -55,6 +58,7 @@ class ImageEditor {
     cursor.style.height = `${100 * (2 * radius + 1) / height}%`;
     canvas.tabIndex = 0;
     canvas.addEventListener("keydown", (event) => {
+      if (event.altKey || event.ctrlKey || event.metaKey || (event.key === "Enter" && event.repeat)) return;
       const way = ARROWS[event.key], far = event.shiftKey ? FAR_BY_SHIFT : 1;
       if (way) {
         x = Math.max(0, Math.min(width - 1, x + far * way[0]));
@@ -93,6 +97,7 @@ class ImageEditor {
   }
 
   press(x, y) {
+    this.pressed();
     if (this.tool === "move") this.grip = this.grasp(x, y);
     else {
       this.grip = { x, y };
