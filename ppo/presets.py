@@ -195,8 +195,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "max_gradient_norm": None,
         "checkpoint_interval": 10,
     },
-    # With a brake that begins at half of its range the car hardly moves. A rate that falls linearly made 899 by the mean;
-    # one that follows the KL, in another run, 820 after 650,000 steps.
+    # With a brake that begins at half of its range the car hardly moves. A rate that falls linearly made 899 by the
+    # mean; one that follows the KL, in another run, 820 after 650,000 steps.
     "car-racing": {
         **_CAR_RACING,
         "policy": "beta",
