@@ -22,6 +22,7 @@ OTHER_FLAGS = {
         "output",
         "quick",
         "ranks",
+        "new_flags",
         "repeats",
         "root",
         "seconds",
