@@ -1,12 +1,19 @@
 """Options of the test command, and the table of faults."""
 
+import contextlib
 import subprocess
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
 import ppo.envs.atari  # noqa: F401  # before ALE, whose ROMs load the faster for it
+
+# Box2D's first import ends the process where a warning is an error, as in these tests.
+with contextlib.suppress(ImportError), warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import Box2D  # noqa: F401
 
 # They start first, so that no worker still has one when the others are done; --fast leaves them out.
 LONGEST_FILES = (

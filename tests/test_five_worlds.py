@@ -10,7 +10,7 @@ from tests.outputs.test_terminal import Process
 from tests.report import chromium
 from tests.viewer.test_in_chromium import DRAWN, watcher
 
-pytest.importorskip("Box2D")  # with its warnings as errors its import would end the process
+pytest.importorskip("Box2D")
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(chromium.PROGRAM is None, reason="there is no Chromium")]
 
