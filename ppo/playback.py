@@ -233,9 +233,8 @@ def _play_in_terminal(agent: Agent, config: Config) -> int:
                 results.append(describe(game))
                 view.say(results[-1])
     except WindowClosedError:
-        if stop.exit_code is not None:
-            return stop.exit_code
-        results.append("left")
+        if stop.exit_code is None:
+            results.append("left")
     except KeyboardInterrupt:
         return INTERRUPTED
     finally:

@@ -10,7 +10,6 @@ import http.client
 import os
 import pty
 import re
-import socket
 import struct
 import subprocess
 import sys
@@ -32,7 +31,7 @@ from ppo.outputs.terminal import TerminalView
 from ppo.outputs.window import keep_drawing_quiet
 from ppo.settings import Refusal
 from ppo.viewer.player import Player
-from ppo.viewer.server import HOST
+from ppo.viewer.server import free_port
 
 _SIZES = ((24, 80), (53, 160))
 _SECONDS_OF_WARM_UP = 1.0
@@ -84,7 +83,7 @@ def on_a_page(world: str, seconds: float) -> tuple[float, float]:
         The share of a core that the whole process takes, its server included, and megabits, each per second of wall
         time.
     """
-    command = [sys.executable, "-m", "ppo", f"--env_name={world}", "--mode=watch", f"--port={_free_port()}"]
+    command = [sys.executable, "-m", "ppo", f"--env_name={world}", "--mode=watch", f"--port={free_port()}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -96,9 +95,9 @@ def on_a_page(world: str, seconds: float) -> tuple[float, float]:
             browser.open(address, timeout=_PATIENCE).read()
             with browser.open(f"{address.partition('?')[0]}stream", timeout=_PATIENCE) as stream:
                 _read(stream, _SECONDS_OF_WARM_UP)
-                before = _processor_seconds(process.pid)
+                before = processor_seconds(process.pid)
                 num_bytes, of_clock = _read(stream, seconds)
-                spent = _processor_seconds(process.pid) - before
+                spent = processor_seconds(process.pid) - before
         finally:
             process.terminate()
             try:
@@ -106,12 +105,6 @@ def on_a_page(world: str, seconds: float) -> tuple[float, float]:
             except subprocess.TimeoutExpired:
                 process.kill()
     return spent / of_clock, num_bytes * 8e-6 / of_clock
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind((HOST, 0))
-        return int(found.getsockname()[1])
 
 
 def _read(stream: http.client.HTTPResponse, seconds: float) -> tuple[int, float]:
@@ -122,7 +115,7 @@ def _read(stream: http.client.HTTPResponse, seconds: float) -> tuple[int, float]
     return num_bytes, time.monotonic() - begin
 
 
-def _processor_seconds(pid: int) -> float:
+def processor_seconds(pid: int) -> float:
     """Return the processor time, in seconds, that all threads of a process have taken."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -63,12 +63,13 @@ def listen(port: int) -> socket.socket:
     except OSError as error:
         listening.close()
         raise Refusal(
-            f"port must be free on {HOST}, got {port} ({error.strerror}); try --port={_free_port()}"
+            f"port must be free on {HOST}, got {port} ({error.strerror}); try --port={free_port()}"
         ) from error
     return listening
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of this machine that nothing listens on now."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]

@@ -10,15 +10,16 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
 from ppo.report.packing import Pack
 from ppo.viewer.lookers import MOST_LOOKERS
+from ppo.viewer.server import free_port
+from scripts.measure_watching import processor_seconds
 from tests.jobs import CARTPOLE, environment, ppo
 from tests.report import chromium
-from tests.viewer.test_server import free_port, wait_for
+from tests.viewer.test_server import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(chromium.PROGRAM is None, reason="there is no Chromium")]
 
@@ -307,14 +308,10 @@ def test_a_game_that_is_slower_than_it_should_be_says_so(browser, tmp_path):
 
 
 def test_it_takes_no_time_while_nobody_looks(tmp_path):
-    def seconds(process):
-        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
     with watcher(tmp_path, f"--env_name={PONG}") as (process, _):
-        before = seconds(process)
+        before = processor_seconds(process.pid)
         time.sleep(5.0)
-        assert seconds(process) - before < 0.05 * 5.0
+        assert processor_seconds(process.pid) - before < 0.05 * 5.0
 
 
 def test_nothing_in_a_run_folder_becomes_a_script(browser, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from ppo.settings import Refusal
 from ppo.viewer import server as server_module
 from ppo.viewer.lookers import BEAT, Lookers
-from ppo.viewer.server import Server, listen
+from ppo.viewer.server import Server, free_port, listen
 
 PAGE = b"<!doctype html><title>the page</title>"
 
@@ -56,12 +56,6 @@ class Served:
         connection.sendall(head.encode())
         wait_for(lambda: len(self.lookers) > before)
         return connection
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_for(condition, seconds=20.0):

@@ -20,11 +20,11 @@ from ppo.command_line import explicit_settings, parse_command_line
 from ppo.envs import make_envs
 from ppo.viewer import watch as watch_module
 from ppo.viewer.lookers import BEAT
+from ppo.viewer.server import free_port
 from ppo.viewer.watch import Show
 from tests.forgery import MODEL, replace_file
 from tests.jobs import CARTPOLE, ppo
 from tests.report.test_packing import unpack
-from tests.viewer.test_server import free_port
 
 CART = "CartPole-v1"
 
