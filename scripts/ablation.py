@@ -1,16 +1,15 @@
 """Switch off PPO's code-level optimisations one at a time and measure what each is worth.
 
     python -m scripts.ablation --folder=FOLDER [--workers=2]      train, or resume where it stopped
-    python -m scripts.ablation --folder=FOLDER --write            write docs/ablation.md from the finished runs
+    python -m scripts.ablation --folder=FOLDER --write            keep what is finished and write docs/ablation.md
 
 Engstrom et al. 2020, "Implementation Matters in Deep RL" (arXiv:2005.12729): HalfCheetah-v5 and Hopper-v5, three seeds,
-300,000 steps each. Every run has all optimisations on, or all but one. A finished run is never repeated.
+300,000 steps each. Every run has all optimisations on, or all but one. A run whose curve is kept in
+docs/runs/ablation.csv is not repeated, in whatever folder or on whatever machine it ran.
 """
 
 import argparse
 import csv
-import json
-import math
 import statistics
 import subprocess
 import sys
@@ -21,12 +20,14 @@ from pathlib import Path
 
 from scripts.marked_page import write_table
 
-ROOT = Path(__file__).resolve().parent.parent
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+CURVES = DOCS / "runs" / "ablation.csv"
 MPIRUN = Path(sys.executable).with_name("mpirun")
 WORLDS = ("HalfCheetah-v5", "Hopper-v5")
 SEEDS = (1, 2, 3)
+ENV_STEPS = 300_000
 ALL_ON = (
-    *("--preset=continuous", "--env_steps=300000"),
+    *("--preset=continuous", f"--env_steps={ENV_STEPS}"),
     *("--value_clip_range=0.2", "--activation=tanh", "--advantage_normalization=minibatch"),
 )
 SWITCHES: Mapping[str, tuple[str, ...]] = {
@@ -73,23 +74,49 @@ def runs() -> Iterator[Ablation]:
                 yield Ablation(world, off, seed)
 
 
-def final_return(folder: Path, run: Ablation) -> float | None:
-    """Return the mean return of a run's last 100 games of training; None until the run is finished."""
+Curve = Sequence[tuple[int, float]]
+"""Environment steps and the mean return of the last 100 games of training, from the first update to the last."""
+
+
+def finished_curve(folder: Path, run: Ablation) -> Curve | None:
+    """Return the curve of a run in a folder; None until the run is finished."""
     log = folder / "runs" / run.name / "progress.csv"
     if not log.exists():
         return None
     with log.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return float(rows[-1]["rollout/return_mean"]) if rows and int(rows[-1]["env_steps"]) >= 300_000 else None
+        curve = [(int(row["env_steps"]), float(row["rollout/return_mean"])) for row in csv.DictReader(file)]
+    return curve if curve and curve[-1][0] >= ENV_STEPS else None
+
+
+def read_curves(path: Path) -> dict[Ablation, Curve]:
+    """Read the curves that are kept."""
+    curves: dict[Ablation, list[tuple[int, float]]] = {}
+    if path.exists():
+        with path.open(newline="") as file:
+            for world, off, seed, env_steps, return_mean in list(csv.reader(file))[1:]:
+                curve = curves.setdefault(Ablation(world, off, int(seed)), [])
+                curve.append((int(env_steps), float(return_mean)))
+    return dict(curves)
+
+
+def write_curves(curves: Mapping[Ablation, Curve], path: Path) -> None:
+    """Write curves, thinned out to every fourth update before the last, in the order of `runs`."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("world", "off", "seed", "env_steps", "return_mean"))
+        for run in runs():
+            for env_steps, return_mean in reversed(curves.get(run, ())[::-4]):
+                writer.writerow((run.world, run.off, run.seed, env_steps, round(return_mean, 1)))
 
 
 def train(folder: Path, run: Ablation) -> None:
     """Train or resume a run unless it is finished."""
-    if final_return(folder, run) is None:
+    if finished_curve(folder, run) is None:
         command = [str(MPIRUN), "-np", "1", sys.executable, "-m", "ppo", f"--model_name={run.name}", *run.flags]
         with (folder / f"{run.name}.log").open("a") as log:
             code = subprocess.call(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-        print(f"{run.name}: {final_return(folder, run) if code == 0 else f'ended with code {code}'}", flush=True)
+        curve = finished_curve(folder, run)
+        print(f"{run.name}: {curve[-1][1] if curve else f'ended with code {code}'}", flush=True)
 
 
 def table(returns: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
@@ -129,32 +156,33 @@ def draw(returns: Mapping[str, Mapping[str, Sequence[float]]], output: Path) -> 
     figure.savefig(output, dpi=110)
 
 
-def write(folder: Path) -> None:
-    """Write the measurements, the figure, and the table between the marks in docs/ablation.md."""
+def write(curves: Mapping[Ablation, Curve]) -> None:
+    """Keep the curves, and write the figure and the table between the marks in docs/ablation.md."""
+    write_curves(curves, CURVES)
     returns: dict[str, dict[str, list[float]]] = {world: {} for world in WORLDS}
     for run in runs():
-        value = final_return(folder, run)
-        if value is not None and not math.isnan(value):
-            returns[run.world].setdefault(run.off, []).append(value)
-    docs = ROOT / "docs"
-    (docs / "measurements" / "ablation.json").write_text(json.dumps(returns, indent=1) + "\n")
-    draw(returns, docs / "figures" / "ablation.png")
-    write_table(docs / "ablation.md", table(returns))
+        if run in curves:
+            returns[run.world].setdefault(run.off, []).append(curves[run][-1][1])
+    draw(returns, DOCS / "figures" / "ablation.png")
+    write_table(DOCS / "ablation.md", table(returns))
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Train the missing runs, or write the results of the finished ones."""
+    """Train the missing runs, or keep the finished ones and write their results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="folder of all runs")
     parser.add_argument("--workers", type=int, default=2, help="runs trained at the same time, one rank each")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args(arguments)
+    curves = read_curves(CURVES)
+    missing = [run for run in runs() if run not in curves]
     if options.write:
-        write(options.folder)
+        found = {run: curve for run in missing if (curve := finished_curve(options.folder, run))}
+        write({**curves, **found})
         return
     options.folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(options.workers) as workers:
-        list(workers.map(lambda run: train(options.folder, run), runs()))
+        list(workers.map(lambda run: train(options.folder, run), missing))
 
 
 if __name__ == "__main__":

@@ -13,11 +13,10 @@ from pathlib import Path
 
 from scripts.atari_scores import atari_table
 from scripts.marked_page import write_table
-from scripts.scored_runs import ScoredRun, read_runs
+from scripts.scored_runs import ScoredRun, number_of, read_runs
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 RUNS = DOCS / "runs" / "scores"
-_UNITS = {"k": 1_000, "M": 1_000_000}
 
 
 def table(runs: Sequence[ScoredRun], published: Sequence[Mapping[str, str]], rates: Mapping[str, float]) -> str:
@@ -39,9 +38,8 @@ def table(runs: Sequence[ScoredRun], published: Sequence[Mapping[str, str]], rat
             lines.append(f"| {row['world']} | {row['steps']} | | not run | | | {row['reach']} | {row['best']} |")
             continue
         scores = [run.score for run in of_row]
-        steps = int(row["steps"][:-1]) * _UNITS[row["steps"][-1]]
         rate = rates.get(row["world"])
-        minutes = "" if rate is None else f"{steps / rate / 60:.1f}"
+        minutes = "" if rate is None else f"{number_of(row['steps']) / rate / 60:.1f}"
         seeds = "; ".join(
             f"[{run.seed}](runs/scores/{run.name}.csv): **{run.score:,.1f}** ± {run.evaluation['return_stderr']:.1f}; "
             f"{run.training_mean:,.1f}"

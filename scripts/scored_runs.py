@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+_UNITS = {"k": 1_000, "M": 1_000_000}
 _NAME = re.compile(r"(?P<world>.+)-(?P<steps>\d+(?:k|M))-seed-(?P<seed>\d+)")
 
 
@@ -33,6 +34,11 @@ class ScoredRun:
     def score(self) -> float:
         """Mean return of the evaluation."""
         return float(self.evaluation["return_mean"])
+
+
+def number_of(steps: str) -> int:
+    """Return the number that a length stands for: 500,000 for 500k."""
+    return int(steps[:-1]) * _UNITS[steps[-1]]
 
 
 def read_runs(folder: Path) -> Iterator[ScoredRun]:

@@ -4,7 +4,7 @@ import pytest
 
 from ppo.command_line import parse_command_line
 from ppo.config import differences
-from scripts.ablation import SWITCHES, WORLDS, Ablation, final_return, runs, table
+from scripts.ablation import SWITCHES, WORLDS, Ablation, finished_curve, read_curves, runs, table, write_curves
 
 SECTIONS = ["run", "world", "model", "ppo", "playback"]
 
@@ -29,14 +29,23 @@ def test_every_run_has_a_name_of_its_own_and_a_seed_is_finished_before_the_next(
     assert [run.seed for run in everything] == sorted(run.seed for run in everything)
 
 
-@pytest.mark.parametrize(("env_steps", "expected"), [(299_999, None), (300_000, 12.5)])
+@pytest.mark.parametrize(("env_steps", "expected"), [(299_999, None), (300_000, [(100, -3.0), (300_000, 12.5)])])
 def test_only_a_finished_run_counts(env_steps, expected, tmp_path):
     run = Ablation(WORLDS[0], "tanh (relu instead)", 2)
     folder = tmp_path / "runs" / run.name
     folder.mkdir(parents=True)
-    assert final_return(tmp_path, run) is None
+    assert finished_curve(tmp_path, run) is None
     (folder / "progress.csv").write_text(f"env_steps,rollout/return_mean\n100,-3.0\n{env_steps},12.5\n")
-    assert final_return(tmp_path, run) == expected
+    assert finished_curve(tmp_path, run) == expected
+
+
+def test_kept_curves_are_read_again_with_their_last_update(tmp_path):
+    first, second = Ablation(WORLDS[0], "all on", 1), Ablation(WORLDS[1], "tanh (relu instead)", 3)
+    curves = {second: [(step, step / 2) for step in range(10)], first: [(300_000, 7.25)]}
+    write_curves(curves, tmp_path / "curves.csv")
+    kept = read_curves(tmp_path / "curves.csv")
+    assert kept == {first: [(300_000, 7.2)], second: [(1, 0.5), (5, 2.5), (9, 4.5)]}
+    assert list(kept) == [first, second]
 
 
 def test_the_table_has_means_and_says_what_has_not_run():

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from ppo.command_line import parse_command_line
 from ppo.families import PROTOCOLS
 from scripts.atari_scores import atari_table, predicted_median
 from scripts.marked_page import write_table
-from scripts.score_table import table
-from scripts.scored_runs import ScoredRun, read_runs
+from scripts.measure_training_rates import flags_of, steps_per_second
+from scripts.score_table import DOCS, table
+from scripts.scored_runs import ScoredRun, number_of, read_runs
 
 PUBLISHED = [
     {"world": "World-v1", "steps": "500k", "reach": "7", "best": "6 (somebody)"},
@@ -100,3 +102,20 @@ def test_five_games_predict_the_median_of_all() -> None:
     assert predicted_median(human) == pytest.approx(0.8505, abs=2e-4)
     assert predicted_median({**human, "Qbert": -1.0}) == pytest.approx((86.05 / 101**0.0805 - 1) / 100, abs=2e-4)
     assert predicted_median({"Qbert": 1.0}) is None
+
+
+def test_the_rate_leaves_out_the_first_update(tmp_path: Path) -> None:
+    progress = tmp_path / "progress.csv"
+    progress.write_text("env_steps,time/seconds\n1000,10.0\n2000,10.5\n5000,12.0\n")
+    assert steps_per_second(progress) == 2000.0
+    progress.write_text("env_steps,time/seconds\n1000,10.0\n")
+    with pytest.raises(SystemExit, match="fewer than two updates"):
+        steps_per_second(progress)
+
+
+def test_every_row_of_the_table_can_be_trained() -> None:
+    rows = json.loads((DOCS / "measurements" / "published.json").read_text())
+    for row in rows:
+        config = parse_command_line(flags_of(row))
+        assert config.run.env_name.endswith(row["world"])
+        assert config.run.env_steps == number_of(row["steps"])

@@ -73,6 +73,13 @@ class Job:
         if self._process.poll() is not None:
             raise self.failure(f"ended by itself with exit code {self._process.returncode}")
 
+    def is_running(self) -> bool:
+        """Return whether the program still runs; raise JobError if it failed."""
+        code = self._process.poll()
+        if code:
+            raise self.failure(f"failed with exit code {code}")
+        return code is None
+
     def wait(self) -> None:
         """Wait for the program to end; raise JobError if its exit code is not 0."""
         if self._process.wait() != 0:

@@ -1,0 +1,97 @@
+"""Measure how fast each world of docs/scores.md trains, alone on this machine.
+
+    python -m scripts.measure_training_rates [WORLD...] [--ranks=2] [--seconds=120]
+
+Trains with the settings of the table's rows, for --seconds or until the run ends, and writes the steps per second to
+docs/measurements/training_rates.json, from which scripts/score_table.py computes the minutes of a run. Worlds that are
+not named keep their rates. Nothing else may run on the machine.
+"""
+
+import argparse
+import csv
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+
+from scripts.benchmarking.jobs import Job, mpirun
+from scripts.benchmarking.machine import describe_machine
+from scripts.scored_runs import number_of
+
+MEASUREMENTS = Path(__file__).resolve().parent.parent / "docs" / "measurements"
+_POLL_SECONDS = 0.2
+
+
+def steps_per_second(progress: Path) -> float:
+    """Return the rate of a run from the end of its first update, which is slower, to that of its last.
+
+    Raises:
+        SystemExit: the run has made fewer than two updates.
+    """
+    rows: list[dict[str, str]] = []
+    if progress.exists():
+        with progress.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["time/seconds"]]
+    if len(rows) < 2:
+        raise SystemExit(f"{progress.parent.name} made fewer than two updates; use more --seconds")
+    steps, seconds = (float(rows[-1][key]) - float(rows[0][key]) for key in ("env_steps", "time/seconds"))
+    return steps / seconds
+
+
+def measure(flags: Sequence[str], cores: Sequence[int], seconds: float) -> float:
+    """Train with `flags`, a rank on each of `cores`, and return the steps per second.
+
+    Raises:
+        JobError: the training failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        command = mpirun(cores, ["-m", "ppo", *flags, "--model_name=measured"])
+        with Job(command, Path(folder)) as job:
+            # Imports and the making of worlds are not training.
+            progress = Path(folder) / "runs" / "measured" / "progress.csv"
+            while not progress.exists() and job.is_running():
+                time.sleep(_POLL_SECONDS)
+            end = time.monotonic() + seconds
+            while job.is_running() and time.monotonic() < end:
+                time.sleep(_POLL_SECONDS)
+            return steps_per_second(progress)
+
+
+def flags_of(row: Mapping[str, str]) -> list[str]:
+    """Return the flags with which a row of published.json is trained."""
+    return [*row.get("flags", f"--env_name={row['world']}").split(), f"--env_steps={number_of(row['steps'])}"]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure and write."""
+    # The last row of a world is its longest, with the same speed.
+    rows = {row["world"]: row for row in json.loads((MEASUREMENTS / "published.json").read_text())}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("worlds", nargs="*", metavar="WORLD", help="by default all")
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=120.0)
+    options = parser.parse_args(arguments)
+    for world in options.worlds:
+        if world not in rows:
+            parser.error(f"WORLD must be one of {', '.join(rows)}, got {world}")
+    cores = sorted(os.sched_getaffinity(0))[: options.ranks]
+    output = MEASUREMENTS / "training_rates.json"
+    machine = asdict(describe_machine(cores))
+    for world in options.worlds or rows:
+        rate = measure(flags_of(rows[world]), cores, options.seconds)
+        print(f"{world}: {rate:,.0f} steps/s, {number_of(rows[world]['steps']) / rate / 60:.1f} min", flush=True)
+        written = json.loads(output.read_text())
+        written["command"] = f"python -m scripts.measure_training_rates --ranks={len(cores)}"
+        written["date"] = date.today().isoformat()
+        written["machine"] = machine
+        written["steps_per_second"][world] = round(rate)
+        output.write_text(json.dumps(written, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
