@@ -11,18 +11,17 @@ docs/runs/ablation.csv is not repeated, in whatever folder or on whatever machin
 import argparse
 import csv
 import statistics
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from scripts import background_runs
 from scripts.marked_page import write_table
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 CURVES = DOCS / "runs" / "ablation.csv"
-MPIRUN = Path(sys.executable).with_name("mpirun")
 WORLDS = ("HalfCheetah-v5", "Hopper-v5")
 SEEDS = (1, 2, 3)
 ENV_STEPS = 300_000
@@ -112,9 +111,7 @@ def write_curves(curves: Mapping[Ablation, Curve], path: Path) -> None:
 def train(folder: Path, run: Ablation) -> None:
     """Train or resume a run unless it is finished."""
     if finished_curve(folder, run) is None:
-        command = [str(MPIRUN), "-np", "1", sys.executable, "-m", "ppo", f"--model_name={run.name}", *run.flags]
-        with (folder / f"{run.name}.log").open("a") as log:
-            code = subprocess.call(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        code = background_runs.train(folder, run.name, run.flags, folder / f"{run.name}.log")
         curve = finished_curve(folder, run)
         print(f"{run.name}: {curve[-1][1] if curve else f'ended with code {code}'}", flush=True)
 

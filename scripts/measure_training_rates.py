@@ -14,16 +14,15 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 
 from scripts.benchmarking.jobs import Job, mpirun
 from scripts.benchmarking.machine import describe_machine
-from scripts.scored_runs import number_of
+from scripts.scored_runs import DOCS, read_worlds
 
-MEASUREMENTS = Path(__file__).resolve().parent.parent / "docs" / "measurements"
 _POLL_SECONDS = 0.2
 
 
@@ -62,15 +61,10 @@ def measure(flags: Sequence[str], cores: Sequence[int], seconds: float) -> float
             return steps_per_second(progress)
 
 
-def flags_of(row: Mapping[str, str]) -> list[str]:
-    """Return the flags with which a row of published.json is trained."""
-    return [*row.get("flags", f"--env_name={row['world']}").split(), f"--env_steps={number_of(row['steps'])}"]
-
-
 def main(arguments: Sequence[str]) -> None:
     """Measure and write."""
     # The last row of a world is its longest, with the same speed.
-    rows = {row["world"]: row for row in json.loads((MEASUREMENTS / "published.json").read_text())}
+    rows = {row.world: row for row in read_worlds()}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("worlds", nargs="*", metavar="WORLD", help="by default all")
     parser.add_argument("--ranks", type=int, default=2)
@@ -80,11 +74,12 @@ def main(arguments: Sequence[str]) -> None:
         if world not in rows:
             parser.error(f"WORLD must be one of {', '.join(rows)}, got {world}")
     cores = sorted(os.sched_getaffinity(0))[: options.ranks]
-    output = MEASUREMENTS / "training_rates.json"
+    output = DOCS / "measurements" / "training_rates.json"
     machine = asdict(describe_machine(cores))
     for world in options.worlds or rows:
-        rate = measure(flags_of(rows[world]), cores, options.seconds)
-        print(f"{world}: {rate:,.0f} steps/s, {number_of(rows[world]['steps']) / rate / 60:.1f} min", flush=True)
+        row = rows[world]
+        rate = measure([*row.flags, f"--env_steps={row.env_steps}"], cores, options.seconds)
+        print(f"{world}: {rate:,.0f} steps/s, {row.env_steps / rate / 60:.1f} min", flush=True)
         written = json.loads(output.read_text())
         written["command"] = f"python -m scripts.measure_training_rates --ranks={len(cores)}"
         written["date"] = date.today().isoformat()

@@ -9,14 +9,10 @@ scores (docs/measurements/published.json, published_atari.json) and speeds on a 
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from scripts.atari_scores import atari_table
 from scripts.marked_page import write_table
-from scripts.scored_runs import ScoredRun, number_of, read_runs
-
-DOCS = Path(__file__).resolve().parent.parent / "docs"
-RUNS = DOCS / "runs" / "scores"
+from scripts.scored_runs import DOCS, RUNS, ScoredRun, number_of, read_runs
 
 
 def table(runs: Sequence[ScoredRun], published: Sequence[Mapping[str, str]], rates: Mapping[str, float]) -> str:

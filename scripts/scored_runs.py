@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+RUNS = DOCS / "runs" / "scores"
 _UNITS = {"k": 1_000, "M": 1_000_000}
 _NAME = re.compile(r"(?P<world>.+)-(?P<steps>\d+(?:k|M))-seed-(?P<seed>\d+)")
 
@@ -39,6 +41,40 @@ class ScoredRun:
 def number_of(steps: str) -> int:
     """Return the number that a length stands for: 500,000 for 500k."""
     return int(steps[:-1]) * _UNITS[steps[-1]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the tables: a world and how long an agent learns in it."""
+
+    world: str
+    steps: str
+    """Such as 500k or 4M."""
+    flags: tuple[str, ...]
+    """Flags of training and evaluation that make the world."""
+
+    @property
+    def name(self) -> str:
+        """The name of the row's runs, without their seed."""
+        return f"{self.world}-{self.steps}"
+
+    @property
+    def env_steps(self) -> int:
+        """The number of steps."""
+        return number_of(self.steps)
+
+
+def read_worlds() -> list[Row]:
+    """Read the rows of the table of worlds, in its order."""
+    rows = json.loads((DOCS / "measurements" / "published.json").read_text())
+    return [Row(r["world"], r["steps"], tuple(r.get("flags", f"--env_name={r['world']}").split())) for r in rows]
+
+
+def read_games() -> list[Row]:
+    """Read the rows of the table of Atari games, in its order."""
+    rows = json.loads((DOCS / "measurements" / "published_atari.json").read_text())
+    worlds = [(f"{row['game']}NoFrameskip-v4", row["steps"]) for row in rows]
+    return [Row(world, steps, (f"--env_name={world}",)) for world, steps in worlds]
 
 
 def read_runs(folder: Path) -> Iterator[ScoredRun]:

@@ -9,9 +9,11 @@ from ppo.command_line import parse_command_line
 from ppo.families import PROTOCOLS
 from scripts.atari_scores import atari_table, predicted_median
 from scripts.marked_page import write_table
-from scripts.measure_training_rates import flags_of, steps_per_second
-from scripts.score_table import DOCS, table
-from scripts.scored_runs import ScoredRun, number_of, read_runs
+from scripts.measure_training_rates import steps_per_second
+from scripts.score_table import table
+from scripts.scored_runs import Row, ScoredRun, read_games, read_runs, read_worlds
+from scripts.ship_agent import score_name
+from scripts.train_scores import Attempt, missing
 
 PUBLISHED = [
     {"world": "World-v1", "steps": "500k", "reach": "7", "best": "6 (somebody)"},
@@ -113,9 +115,16 @@ def test_the_rate_leaves_out_the_first_update(tmp_path: Path) -> None:
         steps_per_second(progress)
 
 
-def test_every_row_of_the_table_can_be_trained() -> None:
-    rows = json.loads((DOCS / "measurements" / "published.json").read_text())
-    for row in rows:
-        config = parse_command_line(flags_of(row))
-        assert config.run.env_name.endswith(row["world"])
-        assert config.run.env_steps == number_of(row["steps"])
+@pytest.mark.parametrize("row", [*read_worlds(), *read_games()], ids=lambda row: row.name)
+def test_every_row_can_be_trained_under_the_name_of_its_scores(row: Row) -> None:
+    attempt = Attempt(row, 2)
+    config = parse_command_line(attempt.flags)
+    assert config.run.env_name.endswith(row.world)
+    assert score_name(config) == attempt.name
+
+
+def test_a_seed_is_run_in_every_row_before_the_next_seed_and_what_is_kept_is_not_run_again(tmp_path: Path) -> None:
+    rows = [Row("World-v1", "500k", ()), Row("Other-v0", "2M", ())]
+    write_run(tmp_path, 2, 9.0)
+    attempts = [attempt.name for attempt in missing(rows, (1, 2), tmp_path)]
+    assert attempts == ["World-v1-500k-seed-1", "Other-v0-2M-seed-1", "Other-v0-2M-seed-2"]
