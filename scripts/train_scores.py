@@ -3,8 +3,8 @@
     python -m scripts.train_scores [ROW...] --folder=CLONE [--seeds 1 2 3] [--workers=2] [--ranks=1]
 
 ROW is a row of the tables, such as Hopper-v5-4M or PongNoFrameskip-v4-3M; by default all are run, each seed in every
-row before the next seed. CLONE is a clone of this project at the commit that shall train, with its compiled parts. A run
-that was interrupted goes on where it stopped. A finished run is evaluated, and its curve and scores are copied to
+row before the next seed. CLONE is a clone of this project at the commit that shall train, with its compiled parts. An
+interrupted run goes on where it stopped. A finished run is evaluated, and its curve and scores are copied to
 docs/runs/scores, from which scripts/score_table.py makes the tables; scripts/ship_agent.py ships its agent.
 """
 
