@@ -14,6 +14,7 @@ import torch
 from ppo.collectives.moments import RunningMoments
 from ppo.config import SHIPPED, Config, as_flags, default_model_name
 from ppo.envs import Environments, check_environment, make_envs, same_world
+from ppo.families import family_of
 from ppo.games import Step
 from ppo.identity import find_run, from_outside
 from ppo.models.actor_critic import ActorCritic, build_model
@@ -23,6 +24,7 @@ from ppo.outputs import checkpoint
 from ppo.outputs.manifest import MODEL_FILE, Counters, Manifest, OtherFormatError
 from ppo.outputs.tensor_file import Specification, Tensors, specification
 from ppo.outputs.untrusted import DamagedCheckpointError
+from ppo.presets import preset_of
 from ppo.settings import Refusal
 
 _SHIPPED_ONE = "shipped"
@@ -85,7 +87,7 @@ def find_agent(config: Config, explicit: set[str]) -> Agent:
     notes: list[str] = []
 
     def load(folder: Path, manifest: Manifest) -> Agent:
-        shipped = default_model_name(manifest.config.run.env_name) + ("-shipped" if wants_shipped else "")
+        shipped = folder.name + ("-shipped" if wants_shipped else "")
         return _load(shipped if own is None else own.name, folder, manifest, config, explicit, notes)
 
     wants_shipped = config.playback.checkpoint == _SHIPPED_ONE
@@ -118,7 +120,7 @@ def find_agents(config: Config, explicit: set[str], most: int) -> list[Agent]:
 def has_shipped(config: Config) -> bool:
     """Return whether `--checkpoint=shipped` names an agent under these settings."""
     wants = config.replace_settings({"checkpoint": _SHIPPED_ONE})
-    return any(_is_meant(wants, manifest) for _, manifest in _shipped(config, lambda _: None))
+    return any(_is_meant(wants, folder, manifest) for folder, manifest in _shipped(config, lambda _: None))
 
 
 def world_in(folder: Path) -> str | None:
@@ -271,7 +273,7 @@ def _choose_shipped(
     damages: list[str] = []
     for folder, manifest in _shipped(config, damages.append):
         wants_shipped = config.playback.checkpoint == _SHIPPED_ONE
-        if _is_meant(config, manifest):
+        if _is_meant(config, folder, manifest):
             if "checkpoint" in explicit and config.playback.checkpoint.isdecimal():
                 raise Refusal(f"checkpoint must not be a number for the shipped agent in {folder}: it has only one")
             own = f"no agent of your own for {config.run.env_name} yet: using the shipped one in {folder}"
@@ -283,10 +285,16 @@ def _choose_shipped(
     raise Refusal("; ".join([_no_agent(config), *damages]))
 
 
-def _is_meant(config: Config, shipped: Manifest) -> bool:
-    env_name, wants_shipped = shipped.config.run.env_name, config.playback.checkpoint == _SHIPPED_ONE
-    is_named = wants_shipped and config.run.model_name == default_model_name(env_name)
-    return is_named or (config.run.model_name is None and same_world(env_name, config.run.env_name))
+def _is_meant(config: Config, folder: Path, shipped: Manifest) -> bool:
+    """Whether a shipped agent is asked for by name, or learnt in the world of the settings, with the same actions."""
+    if config.run.model_name is not None:
+        return config.playback.checkpoint == _SHIPPED_ONE and config.run.model_name == folder.name
+    env_name = shipped.config.run.env_name
+    return same_world(env_name, config.run.env_name) and _own_preset(shipped.config) == _own_preset(config)
+
+
+def _own_preset(config: Config) -> str:
+    return preset_of(config.run.env_name, family_of(config.run.env_name), config.env_kwargs)
 
 
 def _shipped(config: Config, warn: Callable[[str], None]) -> Iterator[tuple[Path, Manifest]]:

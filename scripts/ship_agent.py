@@ -1,11 +1,12 @@
 """Ship the final agent of a finished run: its policy, card, curve and evaluation.
 
-    python scripts/ship_agent.py RUN --root=CLONE [--curve_only]
+    python scripts/ship_agent.py RUN --root=CLONE [--name=NAME] [--curve_only]
 
 RUN is the model name of a run in CLONE that has been evaluated with `--mode=evaluate --checkpoint=latest`. Written to
-this project: checkpoints/pretrained/<environment>/ (the policy without the state that only resuming needs, and
-card.json: command, commit, machine, minutes, scores), and docs/runs/scores/<world>-<steps>-seed-<N>.csv and .json, from
-which scripts/score_table.py makes docs/scores.md. --curve_only writes only the files in docs/: a world ships one agent,
+this project: checkpoints/pretrained/<name>/ (the policy without the state that only resuming needs, and card.json:
+command, commit, machine, minutes, scores), and docs/runs/scores/<name>-<steps>-seed-<N>.csv and .json, from which
+scripts/score_table.py makes docs/scores.md. The name is that of the world; --name gives another to a world that
+arguments change, such as CarRacing-v3-discrete. --curve_only writes only the files in docs/: a world ships one agent,
 but its score has several seeds.
 """
 
@@ -46,9 +47,14 @@ def command_of(config: Config) -> str:
     return " ".join(["./scripts/train", *start, *as_flags(changed)])
 
 
-def score_name(config: Config) -> str:
-    """Return the name under which a run's curve and evaluation are kept: HalfCheetah-v5-4M-seed-1."""
-    world, steps = config.run.env_name.rpartition("/")[2], config.run.env_steps
+def score_name(config: Config, world: str | None = None) -> str:
+    """Return the name under which a run's curve and evaluation are kept: HalfCheetah-v5-4M-seed-1.
+
+    Args:
+        config: the run's settings.
+        world: the name of its world; by default the id.
+    """
+    world, steps = world or config.run.env_name.rpartition("/")[2], config.run.env_steps
     length = next((f"{steps // unit}{name}" for unit, name in _UNITS if steps % unit == 0), str(steps))
     return f"{world}-{length}-seed-{config.run.rng_seed}"
 
@@ -84,6 +90,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("run")
     parser.add_argument("--root", type=Path, default=ROOT, help="the clone in which the run was trained")
     parser.add_argument("--project", type=Path, default=ROOT, help="the folder to write to")
+    parser.add_argument("--name", help="of the agent's folder and of its scores")
     parser.add_argument("--curve_only", action="store_true")
     options = parser.parse_args(arguments)
     run_folder = options.root / "runs" / options.run
@@ -93,7 +100,7 @@ def main(arguments: list[str]) -> None:
     evaluation = json.loads((run_folder / "evaluation.json").read_text())
     if evaluation["env_steps"] != manifest.counters.env_steps:
         sys.exit(f"evaluate {source} first: evaluation.json is for the agent at {evaluation['env_steps']} steps")
-    name = score_name(manifest.config)
+    name = score_name(manifest.config, options.name)
     scores = options.project / "docs" / "runs" / "scores"
     scores.mkdir(parents=True, exist_ok=True)
     shutil.copy(run_folder / "progress.csv", scores / f"{name}.csv")
@@ -102,7 +109,9 @@ def main(arguments: list[str]) -> None:
     if options.curve_only:
         return
     commit = commit_at(options.root, json.loads((run_folder / "config.json").read_text())["started"])
-    target = options.project / "checkpoints" / SHIPPED / default_model_name(manifest.config.run.env_name)
+    target = (
+        options.project / "checkpoints" / SHIPPED / (options.name or default_model_name(manifest.config.run.env_name))
+    )
     if target.exists():
         shutil.rmtree(target)
     policy_only = replace(manifest, files={MODEL_FILE: manifest.files[MODEL_FILE]})

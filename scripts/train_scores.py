@@ -57,7 +57,7 @@ def run(folder: Path, attempt: Attempt, ranks: int) -> None:
     if code:
         print(f"{attempt.name} ended with code {code}; {log} says why", flush=True)
     else:
-        ship_agent.main([attempt.name, f"--root={folder}", "--curve_only"])
+        ship_agent.main([attempt.name, f"--root={folder}", f"--name={attempt.row.world}", "--curve_only"])
 
 
 def main(arguments: Sequence[str]) -> None:

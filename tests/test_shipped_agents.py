@@ -1,14 +1,19 @@
 """Every shipped agent scores what its card says."""
 
+import dataclasses
 import json
 import math
+import shutil
 
 import pytest
 
 from ppo import playback
 from ppo.agents import SHIPPED_FOLDER, find_agent
 from ppo.command_line import explicit_settings, parse_command_line
+from ppo.config import SHIPPED
 from ppo.games import number_of_slots
+from ppo.outputs import checkpoint
+from ppo.outputs.manifest import encode_manifest
 
 CARDS = {path.parent.name: json.loads(path.read_text()) for path in sorted(SHIPPED_FOLDER.glob("*/card.json"))}
 # Whose games take the least time: some 500 short steps each, without a simulator of bodies.
@@ -54,3 +59,21 @@ def test_the_same_games_score_the_same(name, tmp_path):
 
 def test_the_quick_agents_are_shipped():
     assert {*QUICK} <= CARDS.keys()
+
+
+def test_a_world_that_an_argument_changes_has_a_shipped_agent_of_its_own(tmp_path):
+    folder = tmp_path / SHIPPED / "LunarLander-v3-continuous"
+    shutil.copytree(SHIPPED_FOLDER / "LunarLanderContinuous-v3", folder)
+    manifest = checkpoint.read_manifest(folder)
+    config = manifest.config.replace_settings({"env_name": "LunarLander-v3", "env_kwargs": '{"continuous": true}'})
+    (folder / checkpoint.MANIFEST_FILE).write_bytes(encode_manifest(dataclasses.replace(manifest, config=config)))
+
+    def found(*flags):
+        flags = [*flags, "--mode=play", f"--checkpoint_dir={tmp_path}"]
+        return find_agent(parse_command_line(flags), explicit_settings(flags)).name
+
+    world = "--env_name=LunarLander-v3"
+    assert found(world) == "LunarLander-v3"
+    assert found(world, '--env_kwargs={"continuous": true}') == folder.name
+    assert found(world, '--env_kwargs={"gravity": -9.0, "continuous": true}') == folder.name
+    assert found(f"--model_name={folder.name}", "--checkpoint=shipped") == f"{folder.name}-shipped"
