@@ -52,6 +52,8 @@ class Agent:
     """Name of each entry of a vector observation; empty where unknown."""
     notes: tuple[str, ...] = ()
     """Messages for the user about the choice of this agent."""
+    channels_per_picture: int = 1
+    """Of an image observation: 3 if its channels are colours, else 1."""
 
     @property
     def counters(self) -> Counters:
@@ -113,7 +115,7 @@ def find_agents(config: Config, explicit: set[str], most: int) -> list[Agent]:
     if not whole:
         raise Refusal(_no_agent(config))
     places = {round(place * (len(whole) - 1) / max(1, most - 1)) for place in range(most)}
-    chosen = [str(checkpoint.steps_of(whole[place])) for place in sorted(places) if place < len(whole)]
+    chosen = [str(checkpoint.steps_of(whole[place])) for place in sorted(places)]
     return [find_agent(config.replace_settings({"checkpoint": steps}), explicit) for steps in chosen]
 
 
@@ -179,11 +181,12 @@ def decision_of(agent: Agent, step: Step) -> Decision:
     """Return what is shown of an agent's step."""
     return Decision(
         observation=step.observation,
-        value=step.value * agent.moments.deviation + agent.moments.mean,
+        value=agent.moments.denormalize(step.value),
         marginals=step.distribution.marginals(torch.from_numpy(step.outputs)),
         sent=np.asarray(step.action, np.float64).flatten(),
         episode_return=step.episode_return,
         episode_length=step.episode_length,
+        channels_per_picture=agent.channels_per_picture,
     )
 
 
@@ -222,8 +225,20 @@ def _load(name: str, folder: Path, manifest: Manifest, config: Config, explicit:
     rule, expected = choose_rule(config.playback.act, settings.playback.act, model.distribution), _expected(model)
     envs.close()
     tensors = checkpoint.read_tensors(folder, manifest, MODEL_FILE, expected)
-    names = tuple(envs.action_names), tuple(envs.entry_names)
-    return Agent(name, settings, folder, manifest, tensors, rule, envs.frames_per_second, *names, tuple(notes))
+    shape = envs.single_observation_space.shape or ()
+    return Agent(
+        name=name,
+        config=settings,
+        folder=folder,
+        manifest=manifest,
+        model_tensors=tensors,
+        rule=rule,
+        frames_per_second=envs.frames_per_second,
+        action_names=tuple(envs.action_names),
+        entry_names=tuple(envs.entry_names),
+        notes=tuple(notes),
+        channels_per_picture=settings.world.channels_per_picture(shape[0]) if len(shape) == 3 else 1,
+    )
 
 
 def _require_named(saved: Config, config: Config, explicit: set[str], folder: Path) -> None:

@@ -66,10 +66,10 @@ class ClipMaker:
             seed=seed,
             on_frame=lambda frame: video.write(frame),
         )
-        rate, max_steps = envs.frames_per_second, config.playback.max_game_steps
-        rule = choose_rule(config.playback.act, "saved", self._model.distribution)
-        actor = Actor(self._model, rule, indices=slot, seed=seed)
         try:
+            rate, max_steps = envs.frames_per_second, config.playback.max_game_steps
+            rule = choose_rule(config.playback.act, "saved", self._model.distribution)
+            actor = Actor(self._model, rule, indices=slot, seed=seed)
             with tempfile.TemporaryDirectory(prefix="ppo-clip-") as folder:
                 path = Path(folder) / "clip"
                 with VideoRecorder(path, rate, with_mp4=False) as video:

@@ -32,6 +32,10 @@ class WorldSettings:
             Refusal: names the setting and the rule.
         """
 
+    def channels_per_picture(self, channels: int) -> int:
+        """Return 3 if the channels of an image are those of colours, one picture of a stack after the other, else 1."""
+        return 3 if channels % 3 == 0 else 1
+
     def of_whole_games(self: _Settings) -> _Settings:
         """Return the protocol of games outside training, with all training-only settings off."""
         off = {
@@ -61,6 +65,10 @@ class AtariSettings(WorldSettings):
     """Screens per observation; 1 turns stacking off. Atari only."""
     max_frames: int = setting(108_000, at_least=4, at_most=_MOST_FRAMES, of_playback=True)
     """Time limit of a game in emulated frames; the default is 30 minutes of play. Atari only."""
+
+    def channels_per_picture(self, channels: int) -> int:
+        """Return 1: screens are grey, however many are stacked."""
+        return 1
 
 
 PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
@@ -135,6 +143,10 @@ class CarRacingSettings(GymnasiumSettings):
     """Subtract this from the learner's reward, never from logged returns, at every frame whose mean green is above 180
     of 255; every frame is drawn for this. None: no penalty. Training only, CarRacing only."""
 
+    def channels_per_picture(self, channels: int) -> int:
+        """Return 3 for pictures in colour, else 1, however many are stacked."""
+        return 3 if self.colour else 1
+
 
 @dataclass(frozen=True)
 class Family:
@@ -155,10 +167,20 @@ class Family:
     """Engine for `--env_engine=auto` if every rank has several cores; lean for worlds that step in microseconds."""
     extra: str = ""
     """The extra of setup.py that its worlds need."""
+    tuned_presets: tuple[str, ...] = ()
+    """Presets that were found for all of its worlds; others were found for one world or for other families."""
 
 
 FAMILIES = (
-    Family("atari", "Atari games", r"ALE/.*|.*NoFrameskip.*", AtariSettings, "atari", ("lean", "processes", "vector")),
+    Family(
+        "atari",
+        "Atari games",
+        r"ALE/.*|.*NoFrameskip.*",
+        AtariSettings,
+        "atari",
+        ("lean", "processes", "vector"),
+        tuned_presets=("atari", "paper", "cleanrl", "ppo1"),
+    ),
     Family(
         "control",
         "classic control",
@@ -176,13 +198,14 @@ FAMILIES = (
         "car-racing",
         ("lean", "processes"),
         extra="box2d",
+        tuned_presets=("car-racing", "coordconv-000", "convnet-000"),
     ),
     Family(
         "box2d",
         "Box2D worlds",
         r"(LunarLander|LunarLanderContinuous|BipedalWalker|BipedalWalkerHardcore)-v\d+",
         GymnasiumSettings,
-        "classic",
+        "continuous",
         ("lean", "processes"),
         extra="box2d",
     ),

@@ -195,7 +195,7 @@ def gpus_with_threads(config: Config, cores: int) -> int:
     from ppo.outputs.checkpoint import newest_manifest
 
     saved = None
-    with contextlib.suppress(OSError):  # the ranks will refuse what cannot be read
+    with contextlib.suppress(Refusal):  # the ranks will refuse what cannot be read
         saved = None if config.run.fresh else newest_manifest(config.checkpoint_folder)
     if config.machine.env_engine == "auto" and saved is not None and saved.config.machine.env_engine == "lean":
         return 0  # the run stays lean

@@ -115,13 +115,14 @@ def play_steps(
         Refusal: the policy's outputs are non-finite.
     """
     envs, actor = prepare_games(agent, slots, rng_seed=config.run.rng_seed, on_frame=on_frame)
-    envs.keep_games(keeps_games)
     sizes = {"num_slots": num_slots, "episodes": episodes or config.episodes}
     try:
+        envs.keep_games(keeps_games)
         yield from play_slots(actor, envs, slots, **sizes, max_steps=config.playback.max_game_steps, on_step=on_step)
     except FloatingPointError as error:
         raise Refusal(f"{agent.name} at {agent.counters.env_steps} steps cannot be played: {error}") from error
-    envs.close()
+    finally:
+        envs.close()
 
 
 def prepare_games(
@@ -226,10 +227,10 @@ def _play_in_terminal(agent: Agent, config: Config) -> int:
     stop.listen()
     try:
         with TerminalView(title, agent.frames_per_second, agent.action_names, agent.entry_names, stop) as view:
-            steps = play_games(
+            games = play_games(
                 agent, config, range(1), 1, view.hold, lambda step: view.end_step(decision_of(agent, step))
             )
-            for game in steps:
+            for game in games:
                 results.append(describe(game))
                 view.say(results[-1])
     except WindowClosedError:

@@ -83,8 +83,11 @@ def finished_curve(folder: Path, run: Ablation) -> Curve | None:
     if not log.exists():
         return None
     with log.open(newline="") as file:
-        curve = [(int(row["env_steps"]), float(row["rollout/return_mean"])) for row in csv.DictReader(file)]
-    return curve if curve and curve[-1][0] >= ENV_STEPS else None
+        rows = list(csv.DictReader(file))
+    if not rows or int(rows[-1]["env_steps"]) < ENV_STEPS:
+        return None
+    # No game has ended in the first updates.
+    return [(int(row["env_steps"]), float(said)) for row in rows if (said := row["rollout/return_mean"])]
 
 
 def read_curves(path: Path) -> dict[Ablation, Curve]:

@@ -384,7 +384,7 @@ def table(rows: Sequence[Row]) -> str:
         "",
         f"`python {' '.join(sys.argv)}`, {date.today()}, {minutes:.0f} minutes of processor time on "
         f"{platform.machine()}; {software}. `{Path(sys.argv[0]).name}` describes the check. "
-        f"All ids are in the CSV beside this page. The text among the observations of {without_text} ids is left out.",
+        f"The text among the observations of {without_text} ids is left out.",
         "",
         f"| worlds | ids | {' | '.join(outcomes)} |",
         "|---" * (2 + len(outcomes)) + "|",

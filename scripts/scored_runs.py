@@ -11,7 +11,7 @@ from typing import Any
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 RUNS = DOCS / "runs" / "scores"
 _UNITS = {"k": 1_000, "M": 1_000_000}
-_NAME = re.compile(r"(?P<world>.+)-(?P<steps>\d+(?:k|M))-seed-(?P<seed>\d+)")
+_NAME = re.compile(r"(?P<world>.+)-(?P<steps>\d+[kM]?)-seed-(?P<seed>\d+)")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,13 @@ class ScoredRun:
 
 def number_of(steps: str) -> int:
     """Return the number that a length stands for: 500,000 for 500k."""
-    return int(steps[:-1]) * _UNITS[steps[-1]]
+    return int(steps.rstrip("kM")) * _UNITS.get(steps[-1], 1)
+
+
+def length_of(steps: int) -> str:
+    """Return how the tables and file names write a number of steps: 500k for 500,000."""
+    unit = next((unit for unit in ("M", "k") if steps % _UNITS[unit] == 0), "")
+    return f"{steps // _UNITS.get(unit, 1)}{unit}"
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,12 @@ from ppo.config import SHIPPED, Config, as_flags, default_model_name, difference
 from ppo.outputs import checkpoint
 from ppo.outputs.manifest import MODEL_FILE, Manifest, encode_manifest
 from ppo.outputs.whole_folder import write_folder
+from scripts.scored_runs import length_of
 
 ROOT = Path(__file__).resolve().parent.parent
 CARD = "card.json"
 # Settings that do not affect how a run learns.
 _NAMES = {"model_name", "preset", "checkpoint_dir", "run_dir", "asset_dir", "fresh", "mode"}
-_UNITS = ((1_000_000, "M"), (1_000, "k"))
 
 
 def command_of(config: Config) -> str:
@@ -55,8 +55,7 @@ def score_name(config: Config, world: str | None = None) -> str:
         world: the name of its world; by default the id.
     """
     world, steps = world or config.run.env_name.rpartition("/")[2], config.run.env_steps
-    length = next((f"{steps // unit}{name}" for unit, name in _UNITS if steps % unit == 0), str(steps))
-    return f"{world}-{length}-seed-{config.run.rng_seed}"
+    return f"{world}-{length_of(steps)}-seed-{config.run.rng_seed}"
 
 
 def commit_at(root: Path, started: str) -> str | None:
@@ -108,7 +107,8 @@ def main(arguments: list[str]) -> None:
     print(f"wrote {scores / name}.csv and .json")
     if options.curve_only:
         return
-    commit = commit_at(options.root, json.loads((run_folder / "config.json").read_text())["started"])
+    started = json.loads((run_folder / "config.json").read_text())
+    commit = started.get("commit") or commit_at(options.root, started["started"])
     target = (
         options.project / "checkpoints" / SHIPPED / (options.name or default_model_name(manifest.config.run.env_name))
     )

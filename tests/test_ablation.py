@@ -29,13 +29,13 @@ def test_every_run_has_a_name_of_its_own_and_a_seed_is_finished_before_the_next(
     assert [run.seed for run in everything] == sorted(run.seed for run in everything)
 
 
-@pytest.mark.parametrize(("env_steps", "expected"), [(299_999, None), (300_000, [(100, -3.0), (300_000, 12.5)])])
+@pytest.mark.parametrize(("env_steps", "expected"), [(299_999, None), (300_000, [(200, -3.0), (300_000, 12.5)])])
 def test_only_a_finished_run_counts(env_steps, expected, tmp_path):
     run = Ablation(WORLDS[0], "tanh (relu instead)", 2)
     folder = tmp_path / "runs" / run.name
     folder.mkdir(parents=True)
     assert finished_curve(tmp_path, run) is None
-    (folder / "progress.csv").write_text(f"env_steps,rollout/return_mean\n100,-3.0\n{env_steps},12.5\n")
+    (folder / "progress.csv").write_text(f"env_steps,rollout/return_mean\n100,\n200,-3.0\n{env_steps},12.5\n")
     assert finished_curve(tmp_path, run) == expected
 
 

@@ -126,6 +126,12 @@ def test_an_agent_is_played_as_it_was_saved_whatever_the_preset_of_its_world_say
     ("preset", "env_name", "tuned"),
     [
         ("atari", "MsPacmanNoFrameskip-v4", True),
+        ("paper", "MsPacmanNoFrameskip-v4", True),
+        ("classic", "MsPacmanNoFrameskip-v4", False),
+        ("car-racing", "CarRacing-v3", True),
+        ("atari", "CarRacing-v3", False),
+        ("BipedalWalker", "BipedalWalker-v3", True),
+        ("continuous", "BipedalWalkerHardcore-v3", False),
         ("CartPole", "CartPole-v1", True),
         ("classic", "CartPole-v1", False),
         ("CartPole", "Acrobot-v1", False),

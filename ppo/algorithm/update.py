@@ -225,7 +225,8 @@ class Learner:
         """Return a rollout with values predicted by the current network."""
 
         def raw_values(observations: Tensor) -> Tensor:
-            return self._value_normalizer.denormalize(self._model(observations).values)
+            values: Tensor = self._model(observations).values
+            return self._value_normalizer.denormalize(values)
 
         indices = torch.arange(rollout.rewards.numel(), device=self._device)
         parts = torch.split(indices, _MAX_SAMPLES_AT_ONCE)

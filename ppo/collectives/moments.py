@@ -6,6 +6,7 @@ variances. Pixels are integers, so their squares are summed without subtracting 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from ppo.collectives import Collective
 
 _SMALL = 1e-8
+_Numbers = TypeVar("_Numbers", Tensor, NDArray[np.float64], float)
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,8 @@ class RunningMoments:
         """Map raw units to normalised ones."""
         return (samples - self.mean) / self.deviation
 
-    def denormalize(self, samples: Tensor) -> Tensor:
-        """Map normalised units back to raw ones."""
+    def denormalize(self, samples: _Numbers) -> _Numbers:
+        """Map normalised units back to raw ones, in a tensor, an array or a number."""
         return samples * self.deviation + self.mean
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -26,3 +26,5 @@ class Decision:
     """The raw return of the game so far."""
     episode_length: int
     """Agent steps of the game so far."""
+    channels_per_picture: int = 1
+    """Of an image: 3 if its channels are colours, else 1."""

@@ -64,9 +64,10 @@ class GrowingFile:
             descriptor, is_new = os.open(self.path, _APPEND | os.O_CREAT, 0o666), True
             self._end, self._name_is_on_disk = None, False
         try:
-            self._append(descriptor)
+            size = self._append(descriptor)
         finally:
             os.close(descriptor)  # on a network disk this, too, may raise that there is no space left
+        self._size = size
         was_removed = is_new and self._has_begun
         self._waiting.clear()
         self._has_begun, self._end = True, None
@@ -87,7 +88,8 @@ class GrowingFile:
             sync_folder(self.path.parent)
             self._name_is_on_disk = True
 
-    def _append(self, descriptor: int) -> None:
+    def _append(self, descriptor: int) -> int:
+        """Append what waits and return the file's new size."""
         size = os.fstat(descriptor).st_size
         if self._end is not None and size > self._end:
             os.ftruncate(descriptor, self._end)
@@ -101,7 +103,7 @@ class GrowingFile:
         except OSError:
             os.ftruncate(descriptor, size)
             raise
-        self._size = size + len(content)
+        return size + len(content)
 
 
 def require_writable(setting: str, folder: Path) -> None:

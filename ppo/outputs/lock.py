@@ -87,7 +87,7 @@ class Holder:
 
 
 class ModelLock:
-    """The lock of one model; created and held on rank 0."""
+    """The lock of one model; every rank may make it, rank 0 acquires and holds it."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
         """Prepare to lock a model's folders, such as <checkpoint_dir>/<model_name>, whose parents must exist.

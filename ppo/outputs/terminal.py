@@ -295,9 +295,10 @@ def _density(cells: Cells, row: int, left: int, width: int, own: Marginal, sent:
     cells.write(row, left, name[:_LABEL], _TEXT)
     bar = width - _LABEL - 8
     parts = np.array([part.mean() for part in np.array_split(own.values, bar)])
-    cells.curve(row, left + _LABEL + 1, parts / max(float(parts.max()), 1e-9), _SAID, _FAINT)
+    heights = parts / max(float(parts.max()), 1e-9)
+    cells.curve(row, left + _LABEL + 1, heights, _SAID, _FAINT)
     place = int(min(1.0, max(0.0, (sent - low) / max(high - low, 1e-9))) * (bar - 1))
-    cells.curve(row, left + _LABEL + 1 + place, np.array([max(0.3, parts[place] / parts.max())]), _CHOSEN, _FAINT)
+    cells.curve(row, left + _LABEL + 1 + place, np.array([max(0.3, heights[place])]), _CHOSEN, _FAINT)
     cells.write(row, left + width - 6, f"{sent:6.2f}"[:6], _CHOSEN)
 
 
@@ -310,8 +311,8 @@ def _draw_observation(
         return
     if seen.ndim == 3:
         cells.write(top, left, "the network sees", _TEXT)
-        newest = seen[-1] if len(seen) != 3 else seen.transpose(1, 2, 0)
-        colours = np.repeat(newest[..., np.newaxis], 3, 2) if newest.ndim == 2 else newest
+        newest = seen[-decision.channels_per_picture :].transpose(1, 2, 0)
+        colours = np.broadcast_to(newest, (*newest.shape[:2], 3))
         cells.picture(top + 1, left, fitted([colours], room - 1, min(width, 2 * (room - 1))))
         return
     cells.write(top, left, "the network sees", _TEXT)

@@ -260,8 +260,7 @@ def _describe_game(
     game: Game, model: ActorCritic, agent: Agent, steps: int, tints: NDArray[np.uint8] | None, pack: Pack
 ) -> dict[str, Any]:
     """Return the first steps of a game as JSON, with their arrays in `pack`."""
-    moments = agent.moments
-    values = game.values[:steps].astype(np.float64) * moments.deviation + moments.mean
+    values = agent.moments.denormalize(game.values[:steps].astype(np.float64))
     described: dict[str, Any] = {
         "steps": steps,
         "isWhole": game.is_over and steps == game.num_steps,
@@ -276,6 +275,7 @@ def _describe_game(
         "actionNames": game.action_names,
         "entryNames": game.entry_names,
         "distribution": describe_distribution(model.distribution),
+        "channelsPerPicture": agent.channels_per_picture,
         "observations": _describe_observations(game.observations[:steps], pack),
         "film": None,
         "saliency": None,

@@ -255,8 +255,8 @@ class Show:
 
     def _beat(self, steps: list[Step], pictures: list[Any], seconds: float, game: Game | None) -> str:
         """Return the message for the steps just played: all values, the pictures, and the newest decision."""
-        pack, newest, moments = Pack(), steps[-1], self._player.agent.moments
-        values = np.array([step.value for step in steps]) * moments.deviation + moments.mean
+        pack, newest = Pack(), steps[-1]
+        values = self._player.agent.moments.denormalize(np.array([step.value for step in steps]))
         observation = newest.observation
         is_image = observation.ndim == 3
         content: dict[str, Any] = {
@@ -296,6 +296,7 @@ class Show:
             "distribution": describe_distribution(player.distribution),
             "actionNames": list(player.envs.action_names),
             "entryNames": list(player.envs.entry_names),
+            "channelsPerPicture": agent.channels_per_picture,
             "games": list(self._games),
             "note": self._note,
             "notes": list(self.choice.agent.notes),  # they also say why another agent was not chosen

@@ -9,9 +9,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from ppo.versions import version_of
 
 TITLE = "# Exact resume"
 HEADINGS = {"worlds": "Runs in every family of worlds", "games": "Saved states of every Atari game"}
@@ -34,7 +35,7 @@ def conclude(
     print(f"{len(rows) - len(inexact)} of {len(rows)} {part} are exact; not exact: {inexact}", flush=True)
     if output is not None:
         minutes = processor_minutes() - minutes
-        versions = {"Python": platform.python_version(), **{name: metadata.version(name) for name in SOFTWARE}}
+        versions = {"Python": platform.python_version(), **{name: version_of(name) for name in SOFTWARE}}
         facts = {
             "command": f"python {' '.join(sys.argv)}",
             "date": str(date.today()),

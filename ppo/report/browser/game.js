@@ -91,8 +91,7 @@ class Player {
 
   setUpImage() {
     const { game } = this, [channels, height, width] = game.shape;
-    const group = game.newChannels === 3 && channels % 3 === 0 ? 3 : channels === 3 ? 3 : 1;
-    this.editor = new ImageEditor(byId("eye"), game.shape, group, () => this.pause(), () => this.change(this.editor.pixels));
+    this.editor = new ImageEditor(byId("eye"), game.shape, game.channelsPerPicture, () => this.pause(), () => this.change(this.editor.pixels));
     if (!this.network) this.editor.tool = "none";
     byId("eye").width = width;
     byId("eye").height = height;

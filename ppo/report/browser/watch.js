@@ -56,7 +56,7 @@ class Film {
 class Watcher {
   constructor(content) {
     byId("name").textContent = content.name;
-    Object.assign(this, { state: null, source: null, waiting: 0, shown: null, policy: null, policyOf: "", columns: null });
+    Object.assign(this, { state: null, source: null, waiting: 0, shown: null, policy: null, policyOf: "", columns: null, progress: null });
     this.pace = { since: performance.now(), seconds: 0 };
     this.trace = { game: -1, steps: [], values: [], rewards: [], drawnAt: 0, isNew: false };
     this.film = new Film((item) => this.show(item));
@@ -232,7 +232,7 @@ class Watcher {
     byId("value").textContent = short(value);
     byId("step").textContent = `step ${beat.length.toLocaleString("en")}, return so far ${short(beat.return)}`;
     if (state.isPaused) this.speak();
-    if (beat.image) this.showImage(beat.image);
+    if (beat.image) this.showImage(beat.image, state.channelsPerPicture);
     if (beat.vector) this.showVector(beat.vector, state.entryNames);
     byId("eye-view").hidden = !beat.image;
     byId("entries-view").hidden = !beat.vector;
@@ -244,8 +244,8 @@ class Watcher {
     byId("spoken").textContent = `Step ${length}. Value ${short(values[values.length - 1])}. ${this.said || ""}.`;
   }
 
-  showImage({ pixels, shape: [channels, height, width] }) {
-    const group = channels % 3 === 0 ? 3 : 1, size = height * width, number = channels / group;
+  showImage({ pixels, shape: [channels, height, width] }, group) {
+    const size = height * width, number = channels / group;
     if (byId("stack").childElementCount !== number) {
       byId("stack").replaceChildren(...Array.from({ length: number }, (_, place) => {
         const ago = number - 1 - place;
@@ -337,6 +337,7 @@ class Watcher {
   }
 
   showTiles() {
+    if (!this.progress) return; // no message about the training yet
     const { columns, progress } = this, steps = columns ? last(columns.env_steps) : null;
     const hasEnded = progress.goal !== null && steps >= progress.goal;
     byId("learning-lead").textContent = steps === null
