@@ -19,7 +19,7 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 # If a rank does use several threads, idle ones yield the cores to the emulators instead of spinning.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from ppo.collectives import WENT_WRONG, Collective, Halt, decided_by_root
+from ppo.collectives import WENT_WRONG, Collective, Halt, decided_by_root, of_all_ranks
 from ppo.collectives.abort_guard import AbortGuard
 from ppo.collectives.mpi import connect, launched_rank, was_launched
 from ppo.command_line import explicit_settings, parse_command_line
@@ -199,8 +199,8 @@ def _train_one(config: Config, job: Job, place: Sequence[str]) -> tuple[str, int
 
 def _asked_to_leave(collective: Collective, stop: "StopRequest") -> int | None:
     """Return the exit code for a signal received by any rank, equal on all ranks; None without a signal."""
-    asked = [asked for asked in collective.gather(stop.exit_code) or [] if asked is not None]
-    return collective.broadcast(max(asked, default=None))
+    asked = [asked for asked in of_all_ranks(collective, stop.exit_code) if asked is not None]
+    return max(asked, default=None)
 
 
 def _compare_seeds(config: Config, names: Sequence[str]) -> None:

@@ -218,6 +218,7 @@ def _load(name: str, folder: Path, manifest: Manifest, config: Config, explicit:
         check_environment(manifest.config)
     except Refusal as error:
         raise Refusal(f"{folder} cannot be played: {error}") from error
+    _require_same_view(manifest.config, config, explicit, folder)
     settings = manifest.config.replace_settings(_changes_for_playback(config, explicit))
     settings = dataclasses.replace(settings, world=settings.world.of_whole_games())
     envs = make_envs(env_name, settings.world, indices=range(1), seed=0)
@@ -248,6 +249,15 @@ def _require_named(saved: Config, config: Config, explicit: set[str], folder: Pa
     if any(name not in explicit or given.get(name) != value for name, value in wanted.items()):
         flags = " ".join(shlex.quote(flag) for flag in as_flags(wanted))
         raise Refusal(f"{folder} needs code or arguments from outside this package; if you trust them, add {flags}")
+
+
+def _require_same_view(saved: Config, config: Config, explicit: set[str], folder: Path) -> None:
+    """Refuse flags that would change what an agent sees and does: it plays as it was trained."""
+    for field in dataclasses.fields(config.world):
+        old, new = getattr(saved.world, field.name, None), getattr(config.world, field.name)
+        fits = field.metadata.get("of_playback") or field.metadata.get("training_only") or old in (None, new)
+        if field.name in explicit and not fits:
+            raise Refusal(f"{field.name} must be {old}, as the agent in {folder} was trained, got {new}")
 
 
 def _changes_for_playback(config: Config, explicit: set[str]) -> dict[str, Any]:

@@ -78,7 +78,10 @@ def parse_command_line(arguments: Sequence[str], *, speak: bool = True) -> Confi
         Refusal: an error from tyro or `Config.validate`, or an unknown setting or preset.
     """
     arguments = _join_runs(_replace_old_names(arguments))
-    _check_protocol(_peek(arguments, ("protocol", "env_name")))
+    chosen = _peek(arguments, ("protocol", "env_name", "preset"))
+    env_name = chosen.get("env_name", PRESETS.get(chosen.get("preset", ""), {}).get("env_name", RunSettings.env_name))
+    family = family_of(env_name)
+    _check_protocol(chosen.get("protocol"), env_name, family)
     arguments = _spell_out_protocol(arguments)
     explicit = explicit_settings(arguments)
     _refuse_unknown_flags(explicit)
@@ -86,12 +89,9 @@ def parse_command_line(arguments: Sequence[str], *, speak: bool = True) -> Confi
         raise Refusal("rng_seed must not be set together with seeds, which lists the seeds of the runs")
     arguments = _spell_out_numbers(_spell_out_booleans(arguments))
     chosen = _peek(arguments, ("env_name", "env_kwargs", "preset", "mode", "num_envs", "rollout_steps"))
-    preset = PRESETS.get(chosen.get("preset", ""), {})
-    env_name = chosen.get("env_name", preset.get("env_name", RunSettings.env_name))
-    family = family_of(env_name)
     for name, title in _of_other_families(explicit, family):
         raise Refusal(f"{name} must not be set for {env_name}: it applies to {title} only")
-    for name, title in _of_other_families(preset, family):
+    for name, title in _of_other_families(PRESETS.get(chosen.get("preset", ""), {}), family):
         raise Refusal(f"preset must not be {chosen['preset']} for {env_name}: it sets {name}, of {title} only")
     defaults = _defaults(chosen, family, env_name, explicit)
     if explicit & {"version", "help"} or "-h" in arguments:
@@ -232,12 +232,11 @@ def _replace_old_names(arguments: Sequence[str]) -> list[str]:
     return replaced
 
 
-def _check_protocol(chosen: Mapping[str, str]) -> None:
+def _check_protocol(protocol: str | None, env_name: str, family: Family) -> None:
     """Refuse an unknown protocol, or any protocol outside Atari."""
-    protocol, env_name = chosen.get("protocol"), chosen.get("env_name", RunSettings.env_name)
     if protocol is None:
         return
-    if family_of(env_name).name != "atari":
+    if family.name != "atari":
         raise Refusal(f"protocol must not be set for {env_name}: it applies to Atari only")
     if protocol not in PROTOCOLS:
         words = f"{', '.join(PROTOCOLS)}, got {protocol!r}{did_you_mean(protocol, PROTOCOLS)}"

@@ -274,7 +274,7 @@ class MachineSettings:
     env_engine: Literal["auto", "lean", "processes", "vector"] = "auto"
     """lean: one thread per rank. processes: one process per core of a rank, with the same environments. vector: ALE's
     AtariVectorEnv with one thread per core, which begins new games when resumed; Atari only. auto: processes for a new
-    run if every rank has at least four cores, else lean. Training only."""
+    run if every rank has at least four cores, else lean; always lean for classic control. Training only."""
     all_reduce: Literal["auto", "flat", "hierarchical"] = "auto"
     """How gradients are summed. flat: over all ranks together. hierarchical: within each host first, so that only one
     rank per host uses the network. auto: by NCCL if every rank has its own GPU; else within each host first, in shared

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from ppo.collectives import Collective, done_by_all
+from ppo.collectives import Collective, done_by_all, of_all_ranks
 from ppo.config import MachineSettings
 from ppo.settings import Refusal
 
@@ -76,9 +76,7 @@ def choose_placement(settings: MachineSettings, comm: Collective, hosts: Sequenc
     if settings.device == "cpu":
         return placement_of(settings, comm.rank, hosts, [None] * comm.size)  # without initialising CUDA
     local_rank = hosts[: comm.rank].count(hosts[comm.rank])
-    everyone = comm.broadcast(comm.gather(_gpu_of(local_rank)))
-    assert everyone is not None
-    placement = placement_of(settings, comm.rank, hosts, everyone)
+    placement = placement_of(settings, comm.rank, hosts, of_all_ranks(comm, _gpu_of(local_rank)))
     if placement.summed_by != "NCCL":
         return placement
     num_hosts = comm.split_by_host().count

@@ -12,7 +12,7 @@ from itertools import chain, islice
 import numpy as np
 
 from ppo.agents import choose_rule
-from ppo.collectives import Collective, done_by_all, share
+from ppo.collectives import Collective, Halt, of_all_ranks, share
 from ppo.config import Config
 from ppo.envs import make_envs
 from ppo.games import Actor, Game, mean_and_error, number_of_slots, play_slots
@@ -73,20 +73,30 @@ class Evaluator:
 
         Returns:
             The result, equal on all ranks, or None if it was stopped.
+
+        Raises:
+            Halt: on all ranks: the policy's outputs are non-finite on one of them.
         """
         steps = self._play()
         games: list[Game] = []
         playing, stopped = True, False
         while playing and not stopped:
-            taken = list(islice(steps, _STEPS_BETWEEN_MEETINGS))
+            taken: list[list[Game]] = []
+            failed = False
+            try:
+                taken = list(islice(steps, _STEPS_BETWEEN_MEETINGS))
+            except FloatingPointError:
+                failed = True
             games += chain.from_iterable(taken)
             # Ranks meet regularly, so that none waits without a sign of life for the long games of another.
-            votes = np.array([len(taken) == _STEPS_BETWEEN_MEETINGS, stops()], np.float64)
+            votes = np.array([len(taken) == _STEPS_BETWEEN_MEETINGS, stops(), failed], np.float64)
             self._comm.sum_in_place(votes)
-            playing, stopped = votes.astype(bool).tolist()
+            playing, stopped, failed = votes.astype(bool).tolist()
+            if failed:
+                raise Halt("the policy's outputs in an evaluation are not finite; the last checkpoint is intact")
         if stopped:
             return None
-        everyone = list(chain.from_iterable(done_by_all(self._comm, lambda: games)))
+        everyone = list(chain.from_iterable(of_all_ranks(self._comm, games)))
         return Evaluation(*mean_and_error(everyone), len(everyone))
 
     def close(self) -> None:

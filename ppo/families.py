@@ -96,7 +96,7 @@ def describe_protocol(world: AtariSettings) -> str:
 class GymnasiumSettings(WorldSettings):
     """The protocol of worlds made by `gymnasium.make`."""
 
-    env_kwargs: str = "{}"
+    env_kwargs: str = setting("{}", of_playback=True)
     """Arguments of the environment's constructor as JSON, such as '{"continuous": true}'. Not for Atari."""
     channel_axis: ChannelAxis = "auto"
     """Axis of an image's channels; auto: the smaller of the first and the last, the last if they are equal. Not for

@@ -87,15 +87,6 @@ class Actor:
         self._step = 0
         self._noise = torch.empty(0)
 
-    def act(self, observations: NDArray[Any]) -> NDArray[Any]:
-        """Return the actions to send to the environments for their observations (N, ...).
-
-        Raises:
-            FloatingPointError: see `choose`.
-        """
-        _, raw = self.choose(observations)
-        return self.to_environment(raw)
-
     def to_environment(self, raw: Tensor) -> NDArray[Any]:
         """Convert raw actions to those that the environments take."""
         return self.model.distribution.to_environment(raw.cpu().numpy())

@@ -18,6 +18,7 @@ from ppo.settings import Refusal
 SECTIONS = ("world", "model", "ppo")
 # Changing these would change the meaning of the weights or of the environments' states.
 _FIXED_IN_PPO = ("num_envs", "value_normalization")
+_FIXED_IN_WORLD = ("frame_stack", "full_action_space", "env_kwargs")
 
 Changes = dict[str, tuple[Any, Any]]
 
@@ -139,8 +140,8 @@ def _fixed(changed: Changes, config: Config) -> set[str]:
     """Return the changes that cannot be made within a run."""
     world = dataclasses.fields(config.world)
     free = {field.name for field in world if field.metadata.get("training_only") or field.metadata.get("of_playback")}
-    free |= set(vars(config.ppo)) - set(_FIXED_IN_PPO)
-    return set(changed) - free
+    free |= set(vars(config.ppo))
+    return set(changed) - free.difference(_FIXED_IN_PPO, _FIXED_IN_WORLD)
 
 
 def _of_another_run(folder: Path, changed: Changes, *, can_change: bool) -> Refusal:

@@ -12,7 +12,7 @@ from dataclasses import fields
 import numpy as np
 
 from ppo.algorithm.rollout import Episode
-from ppo.collectives import Collective, decided_by_root
+from ppo.collectives import Collective, decided_by_root, of_all_ranks
 from ppo.config import Config
 from ppo.device import CPU, Placement
 from ppo.envs import ArrayState
@@ -106,7 +106,6 @@ class Loop:
         self.run, self._trackers, self._stop, self._watchdog = run, trackers, stop, watchdog
         self._stragglers = StragglerWatch(watchdog.hosts)
         self._last_tried = -1
-        self._save_seconds = 0.0
         self.saved = True
         """Whether the last save succeeded."""
         if run.progress.update:
@@ -140,7 +139,7 @@ class Loop:
         evaluation, evaluation_seconds = self._evaluate()
         self._watchdog.enter("logging", progress.update + 1)
         games = merge(run.comm.gather(run.envs.take_games()))
-        everyone = run.comm.broadcast(merge(run.comm.gather(episodes)))
+        everyone = merge(of_all_ranks(run.comm, episodes))
         seconds, phases, exit_code = self._agree(evaluation_seconds)
         finished = self._count(seconds, everyone, games, evaluation)
         self._trackers.log(self._metrics(seconds, phases, learnt, evaluation), finished)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from ppo.collectives import Collective
+from ppo.collectives import Collective, of_all_ranks
 
 SEVERAL_CORES = 4
 """With fewer cores per rank, ranks of one core each are faster."""
@@ -47,9 +47,7 @@ def cores_per_rank(comm: Collective, hosts: Sequence[str]) -> list[int]:
         comm: the job.
         hosts: the host of every rank.
     """
-    everyone = comm.broadcast(comm.gather(cores_here()))
-    assert everyone is not None
-    return shared_out(hosts, everyone)
+    return shared_out(hosts, of_all_ranks(comm, cores_here()))
 
 
 def cores_here() -> frozenset[str]:

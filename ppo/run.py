@@ -12,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ppo.algorithm.rewards import RUNNING_RETURN
 from ppo.algorithm.rollout import Collector
+from ppo.algorithm.schedules import Schedules
 from ppo.algorithm.update import Learner
-from ppo.collectives import Collective, Halt, decided_by_root, done_by_all, share
+from ppo.collectives import Collective, Halt, decided_by_root, done_by_all, done_by_each, share
 from ppo.collectives.moments import RunningMoments
 from ppo.config import Config, MachineSettings, differences, outside_names
 from ppo.device import CPU, Placement
@@ -111,9 +113,15 @@ def build_run(
     placement: Placement = CPU,
     named: tuple[str, ...] | None = None,
 ) -> Run:
-    """Make this rank's environments and, equal on all ranks, the network and its learner."""
+    """Make this rank's environments and, equal on all ranks, the network and its learner.
+
+    Raises:
+        Refusal: on all ranks: the world cannot be made on one of them.
+    """
     indices, seed = share(config.ppo.num_envs, comm.rank, comm.size), config.run.rng_seed
-    envs = make_envs(config.run.env_name, config.world, indices=indices, seed=seed, engine=engine)
+    env_name, world = config.run.env_name, config.world
+    # A world may refuse a further copy of itself on one rank only.
+    envs = done_by_each(comm, lambda: make_envs(env_name, world, indices=indices, seed=seed, engine=engine))
     envs.keep_games(config.run.replay_megabytes > 0)
     model = build_model(
         envs.single_observation_space,
@@ -145,7 +153,8 @@ def build_run(
         rollout_steps=config.ppo.rollout_steps,
         seed=seed,
     )
-    evaluator = Evaluator(config, comm, model) if config.run.evaluation_interval else None
+    evaluates = config.run.evaluation_interval is not None
+    evaluator = done_by_each(comm, lambda: Evaluator(config, comm, model)) if evaluates else None
     return Run(config, comm, indices, envs, model, value_normalizer, collector, learner, evaluator, Progress(), named)
 
 
@@ -213,8 +222,7 @@ def _restore(run: Run, parts: dict[str, dict[str, Tensor]]) -> list[int]:
             states.setdefault(int(index), {})[key] = tensor.numpy()
         own = [states[index] for index in run.indices]
         run.learner.rewards.set_environment_states(own)
-        worlds = [{key: array for key, array in state.items() if key != "running_return"} for state in own]
-        return run.envs.set_states(worlds)
+        return run.envs.set_states([{k: array for k, array in state.items() if k != RUNNING_RETURN} for state in own])
     except (OSError, MemoryError):  # faults of this machine, not of the checkpoint
         raise
     except Exception as error:  # a library or a world may raise anything for numbers from an untrusted checkpoint
@@ -274,14 +282,10 @@ def _read_for_resume(
     saved = manifest.config
     if saved.machine.device == "auto":  # saved by a version without this choice
         saved = saved.replace_settings({"device": "cpu", "precision": "float32"})
-    for name, (old, new) in differences(saved, config, (*SECTIONS, "machine")).items():
-        notes.append(f"changed since the checkpoint: {name} {old} -> {new}")
-    linear = "linear" in (config.ppo.learning_rate_schedule, config.ppo.clip_range_schedule)
-    if linear and manifest.config.run.env_steps != config.run.env_steps:
-        notes.append(
-            f"changed since the checkpoint: env_steps {manifest.config.run.env_steps} -> {config.run.env_steps}, "
-            "and with it where the linear schedules end"
-        )
+    changed = differences(saved, config, (*SECTIONS, "machine"))
+    notes += [f"changed since the checkpoint: {name} {old} -> {new}" for name, (old, new) in changed.items()]
+    if changed.keys() & {"learning_rate", "learning_rate_schedule"}:  # a rate that was adapted is adapted anew
+        training |= _named("learner", Schedules(config.ppo).state_dict())
     notes += _what_is_not_exact(manifest, saved.machine, config, run.comm.size)
     notes.append(f"resuming {config.model_name} at {manifest.counters.env_steps} steps")
     return notes, manifest, {name: tensor.numpy() for name, tensor in {**model, **training}.items()}

@@ -501,3 +501,17 @@ def test_an_unknown_section_is_refused_by_name() -> None:
 def test_a_section_that_is_no_mapping_is_refused() -> None:
     with pytest.raises(Refusal, match="section ppo must be a mapping, got list"):
         Config.from_dict({"ppo": []}, ATARI)
+
+
+@pytest.mark.parametrize(
+    ("flags", "channels", "expected"),
+    [
+        (["--env_name=PongNoFrameskip-v4", "--frame_stack=3"], 3, 1),
+        (["--env_name=CarRacing-v3", "--frame_stack=3"], 3, 1),
+        (["--env_name=CarRacing-v3", "--colour", "--frame_stack=2"], 6, 3),
+        (["--env_name=some:Pictures-v0"], 3, 3),
+        (["--env_name=some:Pictures-v0"], 4, 1),
+    ],
+)
+def test_a_stack_of_greys_is_no_picture_in_colour(flags: list[str], channels: int, expected: int) -> None:
+    assert parse_command_line(flags).world.channels_per_picture(channels) == expected

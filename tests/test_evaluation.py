@@ -11,7 +11,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
-from ppo.collectives import Alone, share
+from ppo.collectives import Alone, Halt, share
 from ppo.command_line import parse_command_line
 from ppo.envs import make_envs
 from ppo.evaluation import Evaluation, Evaluator
@@ -114,7 +114,7 @@ def test_a_slot_plays_every_num_slots_th_game_to_its_end(rule, num_slots, dice):
         alone, actor = block(range(slot, slot + 1))
         lengths = []
         while len(lengths) < len(range(slot, 7, num_slots)):
-            *_, terminated, _, info = alone.step(actor.act(alone.observations))
+            *_, terminated, _, info = alone.step(actor.to_environment(actor.choose(alone.observations)[1]))
             lengths += info["episode_length"][terminated].tolist()
         assert [game.episode_length for game in games[slot::num_slots]] == lengths
     assert all(game.episode_return == REWARD * game.episode_length for game in games)
@@ -224,6 +224,22 @@ def test_ranks_give_signs_of_life_however_long_the_games_of_one_of_them_are(dice
         return len(calls), len(share(1, comm.rank, comm.size))
 
     assert sorted(on_ranks(2, work)) == [(5, 0), (5, 1)]  # one of them has no game at all
+
+
+def test_a_policy_that_cannot_act_halts_the_run_on_all_ranks(monkeypatch):
+    config, model = config_of(*CARTPOLE), evaluator_of(*CARTPOLE)[1]
+
+    def choose(actor, observations):
+        raise FloatingPointError("the outputs are not finite")
+
+    def work(comm):
+        evaluator = Evaluator(config, comm, model)
+        with pytest.raises(Halt, match="outputs in an evaluation are not finite"):
+            evaluator.evaluate(never)
+        return comm.rank
+
+    monkeypatch.setattr(Actor, "choose", choose)
+    assert sorted(on_ranks(2, work)) == [0, 1]
 
 
 def test_it_acts_as_the_agent_will_be_saved_to_act(monkeypatch):

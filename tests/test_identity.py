@@ -129,11 +129,12 @@ def test_settings_other_than_the_checkpoints_are_refused_with_the_ways_out(
 CAN_CHANGE = {"--gae_lambda=0.5": True, "--preset=classic": True, "--no_episodic_life": True}
 CAN_CHANGE |= {"--sticky_actions=0.25": True, "--num_envs=32": False, "--model_size=large": False}
 CAN_CHANGE |= {"--no_value_normalization": False, '--env_kwargs={"a": 1}': False}
+CAN_CHANGE |= {"--frame_stack=2": False, "--full_action_space": False, "--noop_max=5": True}
 
 
 @pytest.mark.parametrize("flag", CAN_CHANGE)
 def test_settings_are_changed_on_purpose_only_where_weights_mean_the_same(flag: str) -> None:
-    is_of_atari = any(name in flag for name in ("episodic_life", "sticky_actions"))
+    is_of_atari = any(name in flag for name in ("episodic_life", "sticky_", "frame_stack", "full_action", "noop_"))
     world = "--env_name=PongNoFrameskip-v4" if is_of_atari else POLE
     saved_by([world])
     with pytest.raises(Refusal) as refusal:

@@ -130,6 +130,17 @@ def test_pytorch_is_not_asked_for_gpus_where_there_is_no_driver(launcher, monkey
     assert command(launcher, 16, ["--device=cuda"])[0] == 2
 
 
+def test_a_folder_that_cannot_be_read_is_left_for_the_ranks_to_refuse(launcher, monkeypatch, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/HalfCheetah-v5").symlink_to("HalfCheetah-v5")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "a GPU")
+    flags = ["--env_name=HalfCheetah-v5", "--device=cuda", f"--checkpoint_dir={tmp_path}/checkpoints"]
+    config = parse_command_line(flags)
+    assert ppo.launcher.gpus_with_threads(config, 16) == 1
+
+
 def test_a_wrong_setting_is_refused_before_mpirun_starts(tmp_path):
     job = launch(tmp_path, "--minibatch_size=100")
     assert job.returncode == 2

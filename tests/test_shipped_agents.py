@@ -14,6 +14,7 @@ from ppo.config import SHIPPED
 from ppo.games import number_of_slots
 from ppo.outputs import checkpoint
 from ppo.outputs.manifest import encode_manifest
+from ppo.settings import Refusal
 
 CARDS = {path.parent.name: json.loads(path.read_text()) for path in sorted(SHIPPED_FOLDER.glob("*/card.json"))}
 # Whose games take the least time: some 500 short steps each, without a simulator of bodies.
@@ -77,3 +78,15 @@ def test_a_world_that_an_argument_changes_has_a_shipped_agent_of_its_own(tmp_pat
     assert found(world, '--env_kwargs={"continuous": true}') == folder.name
     assert found(world, '--env_kwargs={"gravity": -9.0, "continuous": true}') == folder.name
     assert found(f"--model_name={folder.name}", "--checkpoint=shipped") == f"{folder.name}-shipped"
+
+
+def test_an_agent_plays_in_the_world_that_is_asked_for_and_sees_what_it_saw(tmp_path):
+    def found(*flags):
+        flags = [*flags, "--mode=evaluate", f"--checkpoint_dir={tmp_path}"]
+        return find_agent(parse_command_line(flags), explicit_settings(flags))
+
+    windy = '{"enable_wind": true}'
+    assert found("--env_name=LunarLander-v3", f"--env_kwargs={windy}").config.world.env_kwargs == windy
+    with pytest.raises(Refusal, match=r"picture must be maximum, as the agent in .* was trained, got full"):
+        found("--env_name=CarRacing-v3", "--picture=full")
+    assert found("--env_name=CarRacing-v3", "--give_up_frames=50").config.world.give_up_frames is None

@@ -16,6 +16,9 @@ from ppo.algorithm.rollout import Rollout
 from ppo.collectives.moments import MomentsOverRanks, RunningMoments
 from ppo.config import PPOSettings
 
+RUNNING_RETURN = "running_return"
+"""Name of a running return in the state of an environment."""
+
 
 class RewardTransform:
     """Transforms the rewards of successive rollouts of this rank's N environments."""
@@ -54,7 +57,7 @@ class RewardTransform:
 
     def environment_states(self) -> list[dict[str, NDArray[np.float64]]]:
         """Return each environment's running return."""
-        return [{"running_return": self._returns[n : n + 1].copy()} for n in range(len(self._returns))]
+        return [{RUNNING_RETURN: self._returns[n : n + 1].copy()} for n in range(len(self._returns))]
 
     def set_environment_states(self, states: Sequence[Mapping[str, NDArray[Any]]]) -> None:
         """Restore the running return of each environment.
@@ -63,10 +66,10 @@ class RewardTransform:
             ValueError: a state has no running return, or one of another type or shape.
         """
         for position, state in enumerate(states):
-            value = state.get("running_return", np.zeros(0))
+            value = state.get(RUNNING_RETURN, np.zeros(0))
             if value.dtype != np.float64 or value.shape != (1,):
                 raise ValueError(
-                    f"the saved running_return of this rank's environment {position} must be float64 of shape (1,)"
+                    f"the saved {RUNNING_RETURN} of this rank's environment {position} must be float64 of shape (1,)"
                 )
             self._returns[position] = value[0]
 

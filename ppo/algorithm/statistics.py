@@ -33,21 +33,21 @@ class UpdateStatistics:
         self._norms: list[float] = []
         self.num_epochs = 0
 
-    def add_epoch(self, of_steps: NDArray[np.float64], means: NDArray[np.float64], update: int) -> float:
+    def add_epoch(self, of_steps: NDArray[np.float64], sums: NDArray[np.float64], update: int) -> float:
         """Add an epoch of K minibatches and return its KL.
 
         Args:
             of_steps: gradient norm before clipping and mean over ranks of each rank's squared norm, (K, 2).
-            means: sums over minibatches of the terms, each a mean over the job's minibatch.
+            sums: of the terms over the K minibatches, each term being a mean over the job's minibatch.
             update: number of the update, for the message.
 
         Raises:
             Halt: a value is non-finite; raised on all ranks alike.
         """
         norms = of_steps[:, 0].tolist()
-        if not (np.isfinite(of_steps).all() and np.isfinite(means).all()):
+        if not (np.isfinite(of_steps).all() and np.isfinite(sums).all()):
             norm = next((norm for norm in norms if not math.isfinite(norm)), norms[-1])
-            terms = zip(self._terms, means / len(norms), strict=True)
+            terms = zip(self._terms, sums / len(norms), strict=True)
             raise Halt(
                 f"the loss or the gradient of update {update + 1} is not finite (gradient norm {norm:g}, "
                 f"{', '.join(f'{name} {mean:g}' for name, mean in terms)}); the update was not saved and the "
@@ -58,9 +58,9 @@ class UpdateStatistics:
                 if measures_noise(number):
                     self._noise_scale.observe(squared_gradient_of_a_rank, norm * norm)
         self._norms += norms
-        self._sums += means
+        self._sums += sums
         self.num_epochs += 1
-        return float(means[self._terms.index("approx_kl")]) / len(norms)
+        return float(sums[self._terms.index("approx_kl")]) / len(norms)
 
     def metrics(self) -> dict[str, float | None]:
         """Return the means over all minibatches of the update, by column of the log; None without minibatches."""

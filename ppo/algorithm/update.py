@@ -139,7 +139,7 @@ class Learner:
         self.seconds = {"learn": 0.0, "communicate": 0.0}
         settings = self._settings
         scheduled = self._schedules.at(env_steps=env_steps, progress=progress)
-        learning_rate, clip_range = scheduled.learning_rate, scheduled.clip_range
+        next_rate, clip_range = scheduled.learning_rate, scheduled.clip_range
         rewards = self.rewards(rollout, self._moments)
 
         def prepared(rollout: Rollout, *, again: bool = False) -> tuple[Samples, float]:
@@ -150,6 +150,7 @@ class Learner:
         statistics = UpdateStatistics(TERMS, self._noise_scale)
         self._is_not_finite.zero_()
         for epoch in range(settings.num_epochs):
+            learning_rate = next_rate
             if epoch and settings.recompute_advantages:
                 samples, _ = prepared(self._revalued(rollout), again=True)
             indices = minibatch_indices(settings, self._indices, seed=self._seed, update=update, epoch=epoch)
@@ -159,9 +160,9 @@ class Learner:
             for number, (index, *minibatch) in enumerate(zip(indices, *minibatches, strict=True)):
                 predictions += self._add_gradients(rollout, index, Samples(*minibatch), clip_range)
                 steps.append(self._step(learning_rate, with_noise=measures_noise(number)))
-            of_steps, means = self._read(steps, predictions, minibatches, clip_range)
-            kl = statistics.add_epoch(of_steps, means, update)
-            learning_rate = self._schedules.after_epoch(learning_rate, kl)
+            of_steps, sums = self._read(steps, predictions, minibatches, clip_range)
+            kl = statistics.add_epoch(of_steps, sums, update)
+            next_rate = self._schedules.after_epoch(learning_rate, kl)
             if settings.kl_stop is not None and kl > settings.kl_stop:
                 break
         self._flat.check_gradient()
@@ -303,7 +304,7 @@ class Learner:
         if self._noise_scale.is_measured and with_noise:
             flat.sums[0] = flat.gradient.norm().square() * (self._minibatch_per_share**2 / self._comm.size)
         with self._communicating():
-            summed = self._gradient_sum.finish()
+            summed = self._gradient_sum.sum()
         norm = summed[: flat.count].norm()
         gradient = summed[self._shard]
         limit = self._settings.max_gradient_norm or math.inf

@@ -141,8 +141,14 @@ def share(total: int, rank: int, size: int) -> range:
 
 def true_on_all(comm: Collective, condition: bool) -> bool:
     """Return on every rank whether a condition holds on all of them."""
-    everyone = comm.broadcast(comm.gather(condition))
-    return everyone is not None and all(everyone)
+    return all(of_all_ranks(comm, condition))
+
+
+def of_all_ranks(comm: Collective, value: T) -> list[T]:
+    """Return on every rank the values of all ranks, in rank order."""
+    everyone = comm.broadcast(comm.gather(value))
+    assert everyone is not None
+    return everyone
 
 
 def decided_by_root(comm: Collective, decide: Callable[[], T]) -> T:
@@ -171,14 +177,22 @@ def done_by_all(comm: Collective, act: Callable[[], T]) -> list[T]:
     Raises:
         Refusal: raised by `act`, re-raised on every rank; the first rank's if several raised.
     """
+    return of_all_ranks(comm, done_by_each(comm, act))
+
+
+def done_by_each(comm: Collective, act: Callable[[], T]) -> T:
+    """Call `act` on every rank; every rank gets its own result, or raises the same error.
+
+    Raises:
+        Refusal: raised by `act`, re-raised on every rank; the first rank's if several raised.
+    """
     result: T | None = None
     refusal: str | None = None
     try:
         result = act()
     except Refusal as error:
         refusal = str(error)
-    outcomes = comm.broadcast(comm.gather((refusal, result))) or []
-    for text, _ in outcomes:
+    for text in of_all_ranks(comm, refusal):
         if text is not None:
             raise Refusal(text)
-    return [outcome for _, outcome in outcomes]  # type: ignore[misc]
+    return result  # type: ignore[return-value]

@@ -51,7 +51,7 @@ class NothingToSum(GradientSum):
         """Leave `vector` alone."""
         self._vector = vector
 
-    def finish(self) -> Tensor:
+    def sum(self) -> Tensor:
         """Do nothing: the vector is the sum."""
         return self._vector
 
@@ -63,10 +63,10 @@ class ThroughProcessors(GradientSum):
         """Sum `vector` by means of `over_ranks`, which sums its `copy` in CPU memory."""
         self._vector, self._copy, self._over_ranks = vector, copy, over_ranks
 
-    def finish(self) -> Tensor:
+    def sum(self) -> Tensor:
         """Wait for the gradient, sum it and start copying the sum back."""
         self._copy.copy_(self._vector)
-        self._vector.copy_(self._over_ranks.finish(), non_blocking=True)
+        self._vector.copy_(self._over_ranks.sum(), non_blocking=True)
         return self._vector
 
     def close(self) -> None:
@@ -94,7 +94,7 @@ class GroupSum(GradientSum):
             backend, store=self._store, rank=comm.rank, world_size=comm.size, timeout=_LONGER_THAN_THE_WATCHDOG
         )
 
-    def finish(self) -> Tensor:
+    def sum(self) -> Tensor:
         """Queue the sum; work queued later on the device waits for it."""
         self._distributed.all_reduce(self._vector)
         return self._vector

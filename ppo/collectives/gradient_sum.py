@@ -20,8 +20,8 @@ class GradientSum(ABC):
     """A way to sum `buffer` over ranks."""
 
     @abstractmethod
-    def finish(self) -> Tensor:
-        """Return the sum, which may be read on its device until the next `finish`.
+    def sum(self) -> Tensor:
+        """Return the sum, which may be read on its device until the next call.
 
         It is either `buffer` itself, which may be overwritten, or memory that other ranks read too, which must not be.
         """
@@ -139,7 +139,7 @@ class SharedMemorySum(GradientSum):
         self._several_hosts, self._between = hosts.count > 1, between
         self._shard = shard_of(len(total), hosts.within)
 
-    def finish(self) -> Tensor:
+    def sum(self) -> Tensor:
         """Add this rank's shard; see the class."""
         self._within.barrier()
         total, first, *others = (vector[self._shard] for vector in (self._total, *self._addends))
@@ -150,7 +150,7 @@ class SharedMemorySum(GradientSum):
         self._within.barrier()
         if self._several_hosts:
             if self._between is not None:
-                self._between.finish()
+                self._between.sum()
             self._within.barrier()
         return self._total
 
@@ -172,7 +172,7 @@ class FlatSum(GradientSum):
         """Sum `buffer` over `comm`."""
         self._comm, self._buffer = comm, buffer
 
-    def finish(self) -> Tensor:
+    def sum(self) -> Tensor:
         """Sum all of it."""
         self._comm.sum_in_place(self._buffer.numpy())
         return self._buffer
@@ -185,11 +185,11 @@ class HierarchicalSum(GradientSum):
         """Sum `buffer` within hosts, then over their first ranks with `between`, which is None on other ranks."""
         self._within, self._buffer, self._between = hosts.within, buffer, between
 
-    def finish(self) -> Tensor:
+    def sum(self) -> Tensor:
         """Sum all of it in three steps."""
         self._within.sum_on_root(self._buffer.numpy())
         if self._between is not None:
-            self._between.finish()
+            self._between.sum()
         self._within.copy_from_root(self._buffer.numpy())
         return self._buffer
 
@@ -215,7 +215,7 @@ class BFloat16Sum(GradientSum):
         self._rounded = torch.zeros(length, dtype=torch.bfloat16)
         self._everyone = torch.zeros(comm.size, length, dtype=torch.bfloat16)
 
-    def finish(self) -> Tensor:
+    def sum(self) -> Tensor:
         """Exchange pieces, add and round this rank's, and collect the sums."""
         outgoing, incoming = self._outgoing, self._incoming
         length = len(self._total)

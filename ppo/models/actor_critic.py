@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ppo.config import ModelSettings
-from ppo.models.distributions import ActionDistribution, GaussianHead, distribution_type, make_distribution
+from ppo.models.distributions import ActionDistribution, distribution_type, make_distribution
 from ppo.models.encoders import ENCODERS, Encoder, PixelConv2d, orthogonal
 from ppo.models.inputs import InputStatistics, PixelStatistics, VectorStatistics
-from ppo.models.repeatable import find_unrepeatable
+from ppo.models.repeatable import find_unrepeatable, find_unused
 from ppo.settings import Refusal, did_you_mean
 
 _IMAGE_NETWORKS = {"small": "a3c", "large": "nature", "impala": "impala"}
@@ -231,7 +231,7 @@ def _relu_layer(num_features: int, units: int | None) -> nn.Module | None:
 
 
 def _refuse_modules(model: ActorCritic, space: gymnasium.spaces.Box) -> None:
-    """Refuse user-defined modules that have frozen parameters or behave differently in acting and learning."""
+    """Refuse user-defined modules with frozen or unused parameters, or that act differently from how they learn."""
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             raise Refusal(f"network must have a gradient for every parameter, but {name} has none; make it a buffer")
@@ -242,18 +242,21 @@ def _refuse_modules(model: ActorCritic, space: gymnasium.spaces.Box) -> None:
         setting = "policy" if name.startswith("policy_head") else "network"
         kind = type(model.get_submodule(name)).__name__
         raise Refusal(f"{setting} must behave the same in acting and learning: {kind} ({name}) {reason}; remove it")
+    unused = find_unused(model, space)
+    if unused is not None:
+        raise Refusal(f"network must use every parameter, but no output depends on {unused}; remove it")
 
 
 def _initialise_as_torch_does(model: ActorCritic) -> None:
-    head = model.policy_head.means if isinstance(model.policy_head, GaussianHead) else model.policy_head
-    # Keep non-zero biases: the user asked for that first policy, for example by log_deviation_init.
-    chosen = head.bias.detach().clone() if isinstance(head, nn.Linear) else None
+    """Initialise layers as PyTorch does, but keep the first policy that was asked for, as by log_deviation_init."""
+    biases = [layer.bias for layer in model.policy_head.modules() if isinstance(layer, nn.Linear)]
+    chosen = [bias.detach().clone() for bias in biases]
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             module.reset_parameters()
-    if isinstance(head, nn.Linear) and chosen is not None:
-        with torch.no_grad():
-            head.bias.copy_(torch.where(chosen == 0.0, head.bias, chosen))
+    with torch.no_grad():
+        for bias, asked in zip(biases, chosen, strict=True):
+            bias.copy_(torch.where(asked == 0.0, bias, asked))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,6 @@
-"""Finds modules that behave differently in acting and learning: an update's first ratios would not be 1.
+"""Finds modules that behave differently in acting and learning, and parameters that nothing depends on.
+
+The first ratios of an update would not be 1 with such modules.
 
 The network is run on a few observations with hooks on every module. This finds modules of any kind that are random,
 such as dropout, that differ in training mode or change their buffers, such as batch normalisation, or that mix the
@@ -62,6 +64,19 @@ def find_unrepeatable(model: nn.Module, space: Box) -> tuple[str, str] | None:
             if not all(map(_same_samples, call.outputs, other.outputs)):
                 return call.name, reason
     return None
+
+
+def find_unused(model: nn.Module, space: Box) -> str | None:
+    """Return the name of the first parameter that the outputs do not depend on; None if there is none.
+
+    Args:
+        model: see `find_unrepeatable`.
+        space: see `find_unrepeatable`.
+    """
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    outputs = torch.cat([output.flatten() for output in _tensors(model(_samples(space)))])
+    gradients = torch.autograd.grad(outputs.sum(), parameters, allow_unused=True)
+    return next((name for name, gradient in zip(names, gradients, strict=True) if gradient is None), None)
 
 
 def _samples(space: Box) -> Tensor:

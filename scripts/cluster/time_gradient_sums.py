@@ -91,13 +91,13 @@ class GradientStep:
 
     def sum(self) -> None:
         """Sum the existing gradient."""
-        self._way.finish()
+        self._way.sum()
 
     def step(self) -> None:
         """Compute a gradient and sum it."""
         loss = self._loss()
         loss.backward()
-        self._way.finish()
+        self._way.sum()
 
     def compute(self) -> None:
         """Compute a gradient."""

@@ -21,10 +21,10 @@ address = vector.data_ptr()
 way = {way}
 for _ in range(3):
     vector.copy_(torch.arange(5.0) + 10 * comm.rank)
-    way.finish()
+    way.sum()
     assert vector.tolist() == [2 * i + 10 for i in range(5)], vector
 vector[comm.rank] = float("nan")
-way.finish()
+way.sum()
 assert vector.isnan().tolist() == [True, True, False, False, False], vector
 assert vector.data_ptr() == address
 way.close()

@@ -50,6 +50,12 @@ class WithFrozenWeight(_With):
         return layer
 
 
+class WithUnusedLayer(Linear):
+    def __init__(self, shape, settings):
+        super().__init__(shape, settings)
+        self.unused = nn.Linear(2, 2)
+
+
 class Dimmed(SmallCNN):
     """Uses half of its input."""
 

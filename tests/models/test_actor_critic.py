@@ -329,6 +329,11 @@ def test_a_network_with_frozen_weights_is_refused_by_name() -> None:
         build(space=VECTOR, network="tests.models.outside:WithFrozenWeight")
 
 
+def test_a_network_with_unused_weights_is_refused_by_name() -> None:
+    with pytest.raises(Refusal, match=r"no output depends on actor\.unused\.weight; remove it"):
+        build(space=VECTOR, network="tests.models.outside:WithUnusedLayer")
+
+
 def test_modules_that_do_not_act_as_they_learn_are_refused_by_name() -> None:
     rule = "must behave the same in acting and learning"
     with pytest.raises(Refusal, match=rf"network {rule}: RReLU \(actor.4\) is random; remove it"):

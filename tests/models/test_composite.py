@@ -97,3 +97,12 @@ def test_a_policy_for_boxes_alone_is_refused() -> None:
 def test_a_dict_of_boxes_alone_is_served_too() -> None:
     distribution = make_distribution(CompositeSpace(Dict(a=Box(-1.0, 1.0, (2,)), b=Box(0.0, np.inf, (1,)))))
     assert distribution.action_shape == (3,) and distribution.num_outputs == 6
+
+
+@pytest.mark.parametrize("initialization", ["orthogonal", "default"])
+def test_the_first_policy_of_a_part_is_the_one_that_was_asked_for(initialization) -> None:
+    settings = ModelSettings(action_start="0.1", initialization=initialization)
+    actions = CompositeSpace(Tuple((Discrete(3), Box(-2.0, 2.0, (2,)))))
+    model = build_model(Box(-1.0, 1.0, (3,)), actions, settings, seed=0)
+    biases = model.policy_head[1].means.bias
+    torch.testing.assert_close(biases, torch.full((2,), -0.8))
