@@ -9,7 +9,7 @@ from ppo.comparison.statistics import Floats, bootstrap, interquartile_mean
 from ppo.envs.atari import rom_name
 from ppo.envs.atari.scores import human_normalised_score
 from ppo.families import PROTOCOLS
-from scripts.scored_runs import ScoredRun
+from scripts.scored_runs import ScoredRun, minutes_of
 
 _PUBLISHED = ("paper", "baselines", "cleanrl", "zoo")
 # Aitchison et al. 2022 (arXiv:2210.02019): the median of 57 games, predicted from five of them. The weights were fitted
@@ -18,12 +18,13 @@ _WEIGHTS = {"BattleZone": 0.3820, "DoubleDunk": 0.0679, "NameThisGame": 0.3108, 
 _RELATIVE_ERROR = 0.09
 
 
-def atari_table(runs: Sequence[ScoredRun], published: Sequence[Mapping[str, str]]) -> str:
+def atari_table(runs: Sequence[ScoredRun], published: Sequence[Mapping[str, str]], rates: Mapping[str, float]) -> str:
     """Return the table of games, followed by statistics over all games.
 
     Args:
         runs: runs in all worlds; only those in `<game>NoFrameskip-v4` are used.
         published: rows of text with the keys game, steps, reach, paper, baselines, cleanrl and zoo.
+        rates: steps per second on a quiet machine, by world.
     """
     lines = [
         "| game | steps | minutes | last 100 games of training | evaluation: mean ± standard error (deviation) "
@@ -34,6 +35,7 @@ def atari_table(runs: Sequence[ScoredRun], published: Sequence[Mapping[str, str]
     for row in published:
         world = f"{row['game']}NoFrameskip-v4"
         theirs = " | ".join(row[name] for name in _PUBLISHED)
+        minutes = minutes_of(world, row["steps"], rates)
         of_game = [run for run in runs if (run.world, run.steps) == (world, row["steps"])]
         if not of_game:
             lines.append(f"| {row['game']} | {row['steps']} | | not run | | | {row['reach']} | {theirs} |")
@@ -45,7 +47,7 @@ def atari_table(runs: Sequence[ScoredRun], published: Sequence[Mapping[str, str]
             assert human is not None
             normalised.setdefault(row["game"], []).append(human)
             lines.append(
-                f"| {row['game']}, [seed {run.seed}](runs/scores/{run.name}.csv) | {row['steps']} | {run.minutes:,.0f} "
+                f"| {row['game']}, [seed {run.seed}](runs/scores/{run.name}.csv) | {row['steps']} | {minutes} "
                 f"| **{run.training_mean:,.1f}** | {run.score:,.1f} ± {error:,.1f} ({deviation:,.1f}) | {human:.2f} "
                 f"| {row['reach']} | {theirs} |"
             )

@@ -10,7 +10,6 @@ not named keep their rates. Nothing else may run on the machine.
 import argparse
 import csv
 import json
-import os
 import sys
 import tempfile
 import time
@@ -20,8 +19,9 @@ from datetime import date
 from pathlib import Path
 
 from scripts.benchmarking.jobs import Job, mpirun
-from scripts.benchmarking.machine import describe_machine
-from scripts.scored_runs import DOCS, read_worlds
+from scripts.benchmarking.machine import commit, describe_machine, warn_of_load
+from scripts.benchmarking.processes import available_cores
+from scripts.scored_runs import DOCS, read_games, read_worlds
 
 _POLL_SECONDS = 0.2
 
@@ -64,7 +64,7 @@ def measure(flags: Sequence[str], cores: Sequence[int], seconds: float) -> float
 def main(arguments: Sequence[str]) -> None:
     """Measure and write."""
     # The last row of a world is its longest, with the same speed.
-    rows = {row.world: row for row in read_worlds()}
+    rows = {row.world: row for row in (*read_worlds(), *read_games())}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("worlds", nargs="*", metavar="WORLD", help="by default all")
     parser.add_argument("--ranks", type=int, default=2)
@@ -73,19 +73,24 @@ def main(arguments: Sequence[str]) -> None:
     for world in options.worlds:
         if world not in rows:
             parser.error(f"WORLD must be one of {', '.join(rows)}, got {world}")
-    cores = sorted(os.sched_getaffinity(0))[: options.ranks]
+    cores = available_cores()[: options.ranks]
     output = DOCS / "measurements" / "training_rates.json"
-    machine = asdict(describe_machine(cores))
+    machine = describe_machine(cores)
+    warn_of_load(machine)
     for world in options.worlds or rows:
         row = rows[world]
         rate = measure([*row.flags, f"--env_steps={row.env_steps}"], cores, options.seconds)
         print(f"{world}: {rate:,.0f} steps/s, {row.env_steps / rate / 60:.1f} min", flush=True)
-        written = json.loads(output.read_text())
-        written["command"] = f"python -m scripts.measure_training_rates --ranks={len(cores)}"
-        written["date"] = date.today().isoformat()
-        written["machine"] = machine
-        written["steps_per_second"][world] = round(rate)
-        output.write_text(json.dumps(written, indent=1) + "\n")
+        measured = json.loads(output.read_text())
+        measured[world] = {
+            "steps_per_second": round(rate),
+            "command": f"python -m scripts.measure_training_rates {world} --ranks={len(cores)} "
+            f"--seconds={options.seconds:g}",
+            "date": date.today().isoformat(),
+            "commit": commit(),
+            "machine": asdict(machine),
+        }
+        output.write_text(json.dumps(measured, indent=1) + "\n")
 
 
 if __name__ == "__main__":

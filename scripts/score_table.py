@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from scripts.atari_scores import atari_table
 from scripts.marked_page import write_table
-from scripts.scored_runs import DOCS, RUNS, ScoredRun, number_of, read_runs
+from scripts.scored_runs import DOCS, RUNS, ScoredRun, minutes_of, read_runs
 
 
 def table(runs: Sequence[ScoredRun], published: Sequence[Mapping[str, str]], rates: Mapping[str, float]) -> str:
@@ -34,8 +34,7 @@ def table(runs: Sequence[ScoredRun], published: Sequence[Mapping[str, str]], rat
             lines.append(f"| {row['world']} | {row['steps']} | | not run | | | {row['reach']} | {row['best']} |")
             continue
         scores = [run.score for run in of_row]
-        rate = rates.get(row["world"])
-        minutes = "" if rate is None else f"{number_of(row['steps']) / rate / 60:.1f}"
+        minutes = minutes_of(row["world"], row["steps"], rates)
         seeds = "; ".join(
             f"[{run.seed}](runs/scores/{run.name}.csv): **{run.score:,.1f}** ± {run.evaluation['return_stderr']:.1f}; "
             f"{run.training_mean:,.1f}"
@@ -55,10 +54,11 @@ def main() -> None:
     """Fill in the tables between the marks in docs/scores.md."""
     runs = list(read_runs(RUNS))
     published = json.loads((DOCS / "measurements" / "published.json").read_text())
-    rates = json.loads((DOCS / "measurements" / "training_rates.json").read_text())
-    write_table(DOCS / "scores.md", table(runs, published, rates["steps_per_second"]))
+    measured = json.loads((DOCS / "measurements" / "training_rates.json").read_text())
+    rates = {world: of_world["steps_per_second"] for world, of_world in measured.items()}
+    write_table(DOCS / "scores.md", table(runs, published, rates))
     games = json.loads((DOCS / "measurements" / "published_atari.json").read_text())
-    write_table(DOCS / "scores.md", atari_table(runs, games), "Atari table")
+    write_table(DOCS / "scores.md", atari_table(runs, games, rates), "Atari table")
 
 
 if __name__ == "__main__":

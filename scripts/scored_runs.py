@@ -29,8 +29,6 @@ class ScoredRun:
     training_mean: float
     """Mean return of the last 100 games of training."""
     env_steps: int
-    minutes: float
-    """Training time."""
 
     @property
     def score(self) -> float:
@@ -41,6 +39,17 @@ class ScoredRun:
 def number_of(steps: str) -> int:
     """Return the number that a length stands for: 500,000 for 500k."""
     return int(steps.rstrip("kM")) * _UNITS.get(steps[-1], 1)
+
+
+def minutes_of(world: str, steps: str, rates: Mapping[str, float]) -> str:
+    """Return how long a run takes, for a table; nothing where the speed is unknown.
+
+    Args:
+        world: its name.
+        steps: such as 500k.
+        rates: steps per second on a quiet machine, by world.
+    """
+    return f"{number_of(steps) / rates[world] / 60:,.1f}" if world in rates else ""
 
 
 def length_of(steps: int) -> str:
@@ -110,5 +119,4 @@ def read_runs(folder: Path) -> Iterator[ScoredRun]:
             evaluation=evaluation,
             training_mean=float(last["rollout/return_mean"]),
             env_steps=int(last["env_steps"]),
-            minutes=float(last["time/seconds"]) / 60,
         )
