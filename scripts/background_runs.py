@@ -5,12 +5,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-MPIRUN = Path(sys.executable).with_name("mpirun")
+from ppo.collectives.mpi import find_mpirun
+
+MPIRUN = find_mpirun() or "mpirun"
 
 
 def train(folder: Path, name: str, flags: Sequence[str], log: Path, *, ranks: int = 1) -> int:
     """Train or resume the model `name` in a folder and return the exit code; output is added to `log`."""
-    command = [str(MPIRUN), "-np", str(ranks), sys.executable, "-m", "ppo", f"--model_name={name}", *flags]
+    command = [MPIRUN, "-np", str(ranks), sys.executable, "-m", "ppo", f"--model_name={name}", *flags]
     return run_logged(command, folder, log)
 
 

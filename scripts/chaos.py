@@ -24,6 +24,8 @@ from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
+from ppo.collectives.mpi import find_mpirun
+
 FLAGS = [
     *("--env_name=PongNoFrameskip-v4", "--num_envs=4", "--rollout_steps=16", "--minibatch_size=32", "--num_epochs=2"),
     *("--sticky_actions=0.25", "--checkpoint_interval=1", "--device=cpu"),
@@ -31,7 +33,7 @@ FLAGS = [
 NAME = "PongNoFrameskip-v4"
 STEPS_PER_UPDATE = 64
 LIFE_IN_STARTS = 2.5
-MPIRUN = Path(sys.executable).with_name("mpirun")
+MPIRUN = find_mpirun() or "mpirun"
 
 
 def main() -> int:
@@ -45,7 +47,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed for the moments and targets of the kills")
     parser.add_argument("--output", type=Path, help="write the result to this JSON file")
     arguments, flags = parser.parse_known_args()
-    command = [str(MPIRUN), "-np", str(arguments.ranks), sys.executable, "-m", "ppo", *FLAGS, *flags]
+    command = [MPIRUN, "-np", str(arguments.ranks), sys.executable, "-m", "ppo", *FLAGS, *flags]
     targets = [*(f"rank {rank}" for rank in range(arguments.ranks)), "mpirun", "everything"]
     choose = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -91,7 +93,8 @@ def live(
             break
         time.sleep(0.0005 if at_save else 0.01)
     in_save = bool(saving(folder) - left_before)
-    for pid in victims(job.pid, target):
+    target, pids = victims(job.pid, target)
+    for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     job.wait()
@@ -116,8 +119,8 @@ def start(command: Sequence[str], folder: Path, steps: int) -> "subprocess.Popen
         return subprocess.Popen(whole, cwd=folder, stdout=log, stderr=log, start_new_session=True)
 
 
-def victims(mpirun: int, target: str) -> list[int]:
-    """Return the processes to kill."""
+def victims(mpirun: int, target: str) -> tuple[str, list[int]]:
+    """Return what is killed, and its processes; mpirun instead of a rank that does not exist yet."""
     ranks = {}
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, ValueError, IndexError):
@@ -125,10 +128,9 @@ def victims(mpirun: int, target: str) -> list[int]:
                 variables = (path / "environ").read_bytes().split(b"\0")
                 rank = next(v for v in variables if v.startswith(b"OMPI_COMM_WORLD_RANK=")).partition(b"=")[2]
                 ranks[f"rank {int(rank)}"] = int(path.name)
-    if target == "mpirun":
-        return [mpirun]
-    # mpirun is killed in place of a rank that does not exist yet, so that every start ends.
-    return [mpirun, *ranks.values()] if target == "everything" else [ranks.get(target, mpirun)]
+    if target == "everything":
+        return target, [mpirun, *ranks.values()]
+    return (target, [ranks[target]]) if target in ranks else ("mpirun", [mpirun])
 
 
 def saving(folder: Path) -> set[str]:

@@ -25,8 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from ppo.collectives.mpi import find_mpirun
+
 ROOT = Path(__file__).resolve().parent.parent
-MPIRUN = Path(sys.executable).with_name("mpirun")
+MPIRUN = find_mpirun() or "mpirun"
 
 # Both commits must accept these flags. Five updates of 8 * 16 steps, four gradient steps an epoch.
 COMMON = (
@@ -157,7 +159,7 @@ def build(tree: Path) -> None:
 def train(case: str, trees: Iterable[Path]) -> list[Arrays]:
     """Train a case with both trees at the same time, and return what each saved."""
     ranks, flags = CASES[case]
-    command = [str(MPIRUN), "-np", str(ranks), sys.executable, "-m", "ppo", *flags]
+    command = [MPIRUN, "-np", str(ranks), sys.executable, "-m", "ppo", *flags]
     jobs = []
     for tree in trees:
         folder = tree.parent / f"{case}-{tree.name}"

@@ -21,7 +21,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-MPIRUN = Path(sys.executable).with_name("mpirun")
+from ppo.collectives.mpi import find_mpirun
+
+MPIRUN = find_mpirun() or "mpirun"
 _NUM_PARTS = 10
 _POLL_SECONDS = 0.004
 _WARM_UP_UPDATES = 3
@@ -33,7 +35,7 @@ class Job:
     def __init__(self, root: Path, ranks: int, flags: Sequence[str], folder: Path) -> None:
         """Start the training."""
         flags = [*flags, "--env_steps=1000000000", "--checkpoint_interval=1000000000"]
-        command = [str(MPIRUN), "-np", str(ranks), sys.executable, "-m", "ppo", *flags]
+        command = [MPIRUN, "-np", str(ranks), sys.executable, "-m", "ppo", *flags]
         self._process = subprocess.Popen(
             command,
             cwd=folder,

@@ -1,6 +1,6 @@
 """Ship the final agent of a finished run: its policy, card, curve and evaluation.
 
-    python scripts/ship_agent.py RUN --root=CLONE [--name=NAME] [--curve_only]
+    python -m scripts.ship_agent RUN --root=CLONE [--name=NAME] [--curve_only]
 
 RUN is the model name of a run in CLONE that has been evaluated with `--mode=evaluate --checkpoint=latest`. Written to
 this project: checkpoints/pretrained/<name>/ (the policy without the state that only resuming needs, and card.json:

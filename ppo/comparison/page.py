@@ -9,13 +9,12 @@ import numpy as np
 from ppo.comparison.curves import Curve, average
 from ppo.comparison.statistics import Floats, performance_profile
 from ppo.comparison.summary import summarize
-from ppo.report.packing import Pack
+from ppo.report.packing import Pack, plain
 from ppo.report.page import assemble
 
 _AXES = ("steps", "minutes", "episodes")
 _PLACES = 300
 _THRESHOLDS = 100
-_DIGITS = 5
 
 
 def comparison_page(name: str, groups: Mapping[str, Sequence[Curve]], goal: float | None) -> bytes:
@@ -32,7 +31,7 @@ def comparison_page(name: str, groups: Mapping[str, Sequence[Curve]], goal: floa
     thresholds = np.linspace(min(finals) - margin, max(finals) + margin, _THRESHOLDS)
     places = {axis: np.linspace(0.0, max(getattr(curve, axis)[-1] for curve in curves), _PLACES) for axis in _AXES}
     described = [_describe(label, group, goal, places, thresholds) for label, group in groups.items()]
-    content = {"name": name, "made": time.strftime("%Y-%m-%d %H:%M"), "goal": goal, "thresholds": _plain(thresholds)}
+    content = {"name": name, "made": time.strftime("%Y-%m-%d %H:%M"), "goal": goal, "thresholds": plain(thresholds)}
     return assemble(f"{name} - comparison", Pack().encode({**content, "groups": described}), "comparison")
 
 
@@ -53,7 +52,7 @@ def _describe(
         "minutes": summary.minutes,
         "reached": len(summary.steps_to_goal),
         "toGoal": summary.median_steps_to_goal,
-        "profile": _plain(performance_profile(summary.finals, thresholds)),
+        "profile": plain(performance_profile(summary.finals, thresholds)),
         "axes": {axis: _along(curves, axis, at) for axis, at in places.items()},
     }
 
@@ -63,13 +62,8 @@ def _along(curves: Sequence[Curve], axis: str, places: Floats) -> dict[str, Any]
     both = average(curves, axis)
     over_seeds = {name: _at(places, both.places, getattr(both, name)) for name in ("mean", "low", "high")}
     seeds = [_at(places, getattr(curve, axis), curve.returns) for curve in curves]
-    return {"places": _plain(places), **over_seeds, "seeds": seeds}
+    return {"places": plain(places), **over_seeds, "seeds": seeds}
 
 
 def _at(places: Floats, along: Floats, values: Floats) -> list[float | None]:
-    return _plain(np.interp(places, along, values, left=np.nan, right=np.nan))
-
-
-def _plain(values: Floats) -> list[float | None]:
-    """Return numbers as JSON: rounded to `_DIGITS` significant digits, null where not finite."""
-    return [float(f"{value:.{_DIGITS}g}") if np.isfinite(value) else None for value in values.tolist()]
+    return plain(np.interp(places, along, values, left=np.nan, right=np.nan))

@@ -95,7 +95,7 @@ class GameLog:
                 self._games.append(game)
                 self._waiting += _bytes_of(game)
         while self._waiting > max(self._bytes, _BYTES_AT_ONCE):  # writing has failed for a long time
-            self._waiting -= _bytes_of(self._games.pop(0))
+            self._waiting -= _bytes_of(self._games.pop(0))  # as the log itself forgets the oldest
         if self._is_failing or self._waiting >= min(_BYTES_AT_ONCE, self._file_bytes):
             self._write()
 
@@ -164,8 +164,8 @@ class GameLog:
         except OSError as error:
             self._is_failing = True
             raise OutputError(
-                f"the games in {self._folder} cannot be written ({error.strerror}); training continues, and the "
-                "missing games are kept in memory until they can be written",
+                f"the games in {self._folder} cannot be written ({error.strerror}); training continues, and as "
+                "many games as --replay_megabytes allows are kept in memory until they can be written",
                 relief=f"the games in {self._folder} are written again",
             ) from error
 

@@ -7,6 +7,7 @@ markup. `browser/data.js` decodes the block.
 
 import base64
 import json
+import math
 import zlib
 from typing import Any
 
@@ -16,6 +17,17 @@ from numpy.typing import NDArray
 _ALIGNMENT = 8
 _LEVEL = 6  # 9 takes twice as long and saves 3 %
 _TYPES = {"|i1": "i1", "|u1": "u1", "<f4": "f4"}
+_DIGITS = 5
+
+
+def plain(numbers: NDArray[Any]) -> list[float | None]:
+    """Return numbers as JSON, each as `plain_number`."""
+    return [plain_number(number) for number in numbers.tolist()]
+
+
+def plain_number(number: float) -> float | None:
+    """Return a number rounded to `_DIGITS` significant digits; None, which is JSON's null, where it is not finite."""
+    return float(f"{number:.{_DIGITS}g}") if math.isfinite(number) else None
 
 
 class Pack:

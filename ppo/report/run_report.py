@@ -23,9 +23,9 @@ from ppo.playback import announce
 from ppo.presets import PRESETS, for_environments
 from ppo.report.findings import findings
 from ppo.report.game import Game, play_game, saliency
-from ppo.report.logs import Columns, Logs, read_logs, with_card
+from ppo.report.logs import Logs, read_logs, with_card
 from ppo.report.network import CannotBeHeldError, describe_distribution, portable
-from ppo.report.packing import Pack
+from ppo.report.packing import Pack, plain, plain_number
 from ppo.report.page import MAX_BYTES, assemble
 from ppo.settings import Refusal
 from ppo.standard_streams import say_on_standard_error
@@ -40,7 +40,6 @@ _SECONDS_OF_GAME = 4.0
 _SECONDS_OF_TINT = 6.0
 # At the end of training, while all ranks wait: progress.csv is read at about 11 MB/s.
 _MOST_BYTES_OF_LOGS = 32_000_000
-_DIGITS = 5
 _BINS = 30
 _SALIENCY_SIDE = 21
 _PARTS_OF_A_GAME = (1.0, 0.6, 0.35, 0.2, 0.1, 0.0)
@@ -193,15 +192,15 @@ def _in_words(name: str, agent: Agent | None, logs: Logs) -> dict[str, Any]:
         "facts": _facts(agent, settings, logs),
         "settings": settings.to_dict() if settings else {},
         "changed": _changed(settings) if settings else {},
-        "score": _finite(float(recent.mean())) if len(recent) else None,
+        "score": plain_number(float(recent.mean())) if len(recent) else None,
         "scoreOf": len(recent),
         "steps": _last_known(logs.curves["env_steps"], agent.counters.env_steps if agent else None),
         "seconds": _last_known(logs.curves["time/seconds"], agent.counters.seconds if agent else None),
         "bestEvaluation": _largest(logs.curves["evaluation/return_mean"]),
         "evaluation": logs.evaluation,
         "references": _references(settings.run.env_name) if settings else [],
-        "curves": _plain(logs.curves),
-        "games": _plain(logs.games),
+        "curves": {name: plain(column) for name, column in logs.curves.items()},
+        "games": {name: plain(column) for name, column in logs.games.items()},
         "numGames": logs.num_games,
         "histograms": {column: _histogram(logs.newest[column]) for column in ("return", "length")},
         "findings": findings(logs.curves),
@@ -310,18 +309,9 @@ def _describe_observations(observations: NDArray[Any], pack: Pack) -> dict[str, 
     }
 
 
-def _plain(columns: Columns) -> dict[str, list[float | None]]:
-    """Return columns as JSON: rounded to `_DIGITS` significant digits, null where not finite."""
-    return {name: [_finite(value) for value in column.tolist()] for name, column in columns.items()}
-
-
-def _finite(value: float) -> float | None:
-    return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
-
-
 def _largest(column: NDArray[np.float64]) -> float | None:
     known = column[~np.isnan(column)]
-    return _finite(float(known.max())) if len(known) else None
+    return plain_number(float(known.max())) if len(known) else None
 
 
 def _last_known(column: NDArray[np.float64], otherwise: float | None) -> float | None:
@@ -334,7 +324,7 @@ def _histogram(values: NDArray[np.float64]) -> dict[str, Any] | None:
     if not len(known):
         return None
     counts, edges = np.histogram(known, _BINS)
-    return {"counts": counts.tolist(), "edges": [_finite(edge) for edge in edges.tolist()], "of": len(known)}
+    return {"counts": counts.tolist(), "edges": plain(edges), "of": len(known)}
 
 
 def _duration(seconds: float) -> str:

@@ -40,7 +40,7 @@ def watch_in_terminal(config: Config, explicit: set[str]) -> int:
     agent = choice.agent
     player = Player(agent, **sizes)
     os.nice(NICENESS)
-    progress = Progress(choice.run_folder / "progress.csv")
+    progress = Progress()
     frames, decision = [_BLANK], _NOTHING
     game_said = failure = refusal = ""
     poll_due = 0.0
@@ -59,7 +59,7 @@ def watch_in_terminal(config: Config, explicit: set[str]) -> int:
                 view.end_step(decision)
                 if time.monotonic() >= poll_due:
                     poll_due = time.monotonic() + _SECONDS_BETWEEN_POLLS
-                    progress.poll()
+                    progress.poll(choice.run_folder / "progress.csv")
                     try:
                         has_others, is_another = choice.poll()
                         if has_others:

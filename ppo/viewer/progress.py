@@ -20,18 +20,17 @@ class Progress:
     extended as by a resumed run, is re-read from its beginning.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Begin before the first row of a file, which need not exist."""
-        self._path = path
+    def __init__(self) -> None:
+        """Begin without any rows."""
         self._seen: tuple[int, ...] = ()
         self._restart()
 
-    def poll(self) -> bool:
-        """Read up to a megabyte of new rows; return whether the curves have changed."""
+    def poll(self, path: Path) -> bool:
+        """Read up to a megabyte of new rows of a file, which need not exist; return whether the curves have changed."""
         before = self._rows
         count = before.count if before else 0
         try:
-            with open_regular(self._path, MAX_LOG_BYTES) as (file, _):
+            with open_regular(path, MAX_LOG_BYTES) as (file, _):
                 self._follow(file)
         except DamagedCheckpointError:
             self._seen = ()

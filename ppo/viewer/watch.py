@@ -108,7 +108,7 @@ class Show:
         self._commands: queue.Queue[dict[str, Any]] = queue.Queue(_MOST_COMMANDS)
         self.lookers = Lookers(self._greet)
         self._max_steps, self._seed = config.playback.max_game_steps, config.run.rng_seed
-        self._progress = Progress(self.choice.run_folder / "progress.csv")
+        self._progress = Progress()
         self._coder = PictureCoder()
         self._player = Player(self.choice.agent, rng_seed=self._seed, max_steps=self._max_steps)
         self._is_paused, self._speed = False, 1.0
@@ -166,7 +166,7 @@ class Show:
         """Execute a page's command; ignore anything invalid."""
         rule, speed, wish = command.get("act"), command.get("speed"), command.get("checkpoint")
         if command.get("look") is True:
-            self._progress.poll()
+            self._progress.poll(self.choice.run_folder / "progress.csv")
             self._send_progress()
             if self._is_paused and self._newest_beat:
                 self.lookers.send(BEAT, self._newest_beat)
@@ -195,7 +195,7 @@ class Show:
                 self._send_state()
         except Refusal as error:
             self._say(str(error))
-        if self._progress.poll():
+        if self._progress.poll(self.choice.run_folder / "progress.csv"):
             self._send_progress()
 
     def _say(self, note: str) -> None:

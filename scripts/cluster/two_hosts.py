@@ -18,8 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from ppo.collectives.mpi import find_mpirun
+
 CABLE = Path(__file__).with_name("cable.py")
-MPIRUN = str(Path(sys.executable).with_name("mpirun"))
+MPIRUN = find_mpirun() or "mpirun"
 DATA_PORTS = (21000, 21999)
 """Ports on which Open MPI's ranks listen for each other; mpirun and its daemons use other ports."""
 VARIABLES = {

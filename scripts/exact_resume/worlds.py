@@ -17,6 +17,7 @@ from typing import Any
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from ppo.collectives.mpi import find_mpirun
 from ppo.families import family_of
 
 # Ids, some with flags of their own.
@@ -40,7 +41,7 @@ FLAGS = (
     *("--reward_normalization", "--value_normalization", "--pixel_normalization", "--observation_normalization"),
 )
 EXACT, NONE_RESTARTED = "exact", "no episode restarted"
-MPIRUN = Path(sys.executable).with_name("mpirun")
+MPIRUN = find_mpirun() or "mpirun"
 _LOGS = ("progress.csv", "episodes.csv")
 
 
@@ -142,7 +143,7 @@ def train(world: str, folder: Path, updates: int, *flags: str, ranks: int = 1) -
         RunFailed: the job failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    launcher = [str(MPIRUN), "-np", str(ranks)] if ranks > 1 else []
+    launcher = [MPIRUN, "-np", str(ranks)] if ranks > 1 else []
     steps = updates * NUM_ENVS * ROLLOUT_STEPS
     name, *own = world.split()
     own += [*FLAGS, f"--env_steps={steps}"]
