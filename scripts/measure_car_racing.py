@@ -13,7 +13,8 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from ppo.envs.car_racing import CarRacingEnvironments
+from ppo.envs.car_racing import Drive
+from ppo.envs.making import make_environment
 from ppo.families import CarRacingSettings
 
 
@@ -34,7 +35,7 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     settings = CarRacingSettings(action_repeat=options.action_repeat, give_up_frames=None)
     stock = gymnasium.make("CarRacing-v3", disable_env_checker=True)
-    ours = CarRacingEnvironments.make_env("CarRacing-v3", {"protocol": settings})
+    ours = Drive(make_environment("CarRacing-v3", {}), settings)
     counts, seconds = np.zeros(2), np.zeros(2)
     for episode in range(options.episodes + 1):
         actions = wandering(options.frames // options.action_repeat, episode)

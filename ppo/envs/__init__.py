@@ -179,7 +179,10 @@ class World(Protocol):
         on_frame: FrameListener | None = None,
         arrays: "StepArrays | None" = None,
     ) -> Environments:
-        """Make the environments with these global indices; `arrays` receives the step results of a lean engine."""
+        """Make the environments with these global indices, for any engine but `processes`, which serves all families.
+
+        `arrays` receives the step results of a lean engine.
+        """
 
     def same_world(self, first: str, second: str) -> bool:
         """Return whether two ids of the family name the same world under this program's protocol."""
@@ -258,7 +261,13 @@ def make_envs(
     every screen that a step of the first environment shows, (H, W, 3) RGB at `frames_per_second`; lean engine only.
     """
     assert on_frame is None or engine.name == "lean"
-    return world_of(env_name).make_block(env_name, world, indices=indices, seed=seed, engine=engine, on_frame=on_frame)
+    of_family = world_of(env_name)
+    if engine.name == "processes":
+        from ppo.envs.processes import ProcessEnvironments
+
+        spaces = of_family.check(env_name, world)
+        return ProcessEnvironments(env_name, world, spaces, indices=indices, seed=seed, num_processes=engine.workers)
+    return of_family.make_block(env_name, world, indices=indices, seed=seed, engine=engine, on_frame=on_frame)
 
 
 def same_world(first: str, second: str) -> bool:

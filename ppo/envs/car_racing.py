@@ -4,9 +4,9 @@ Rewards and episode ends are those of Gymnasium's world, whose limit of 1,000 fr
 an episode also terminates when no new tile of the road has been reached for a while.
 """
 
+import json
 import os
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import cv2
@@ -19,13 +19,11 @@ from ppo.envs import StepResult
 from ppo.envs.box2d import Box2DEnvironments
 from ppo.envs.car_racing_drawing import Drawing
 from ppo.envs.gymnasium import GymnasiumWorld
-from ppo.envs.making import Environment, make_environment
+from ppo.envs.making import Environment
 from ppo.families import CarRacingSettings, WorldSettings
-from ppo.settings import Refusal
 
 # Mean green of a picture above which the car counts as on grass, as in github.com/xtma/pytorch_car_caring.
 _GREEN_OF_GRASS = 180.0
-_PROTOCOL = "protocol"
 
 Picture = NDArray[np.uint8]
 
@@ -110,15 +108,15 @@ class Drive(gymnasium.Wrapper[Any, Any, Any, Any]):
 class CarRacingEnvironments(Box2DEnvironments):
     """A block of CarRacing environments."""
 
-    @classmethod
-    def make_env(
-        cls, env_name: str, env_kwargs: Mapping[str, Any] = MappingProxyType({}), render_mode: str | None = None
-    ) -> Environment:
-        """Make one environment; `env_kwargs` holds the constructor's arguments and the protocol."""
+    def __init__(self, env_name: str, *, protocol: CarRacingSettings, **arguments: Any) -> None:
+        """Make one environment per index; see `GymnasiumEnvironments`."""
+        self._protocol = protocol
+        super().__init__(env_name, channel_axis="last", **arguments)
+
+    def make_env(self, env_name: str, env_kwargs: Mapping[str, Any], render_mode: str | None = None) -> Environment:
+        """Make one environment with the protocol applied."""
         os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # else every rank prints a line to standard output
-        kwargs = dict(env_kwargs)
-        protocol = kwargs.pop(_PROTOCOL)
-        return Drive(make_environment(env_name, kwargs, render_mode), protocol)
+        return Drive(super().make_env(env_name, env_kwargs, render_mode), self._protocol)
 
     def step(self, actions: NDArray[Any]) -> StepResult:
         """Take one step in every environment; rewards are the learner's, returns are raw."""
@@ -136,11 +134,9 @@ class CarRacingWorld(GymnasiumWorld):
     """The family's behaviour; see `ppo.envs.World`."""
 
     def arguments(self, world: WorldSettings) -> dict[str, Any]:
-        """Return the arguments of a block, with the protocol in `env_kwargs`."""
-        arguments = super().arguments(world)
-        if _PROTOCOL in arguments["env_kwargs"]:
-            raise Refusal(f"env_kwargs must not set {_PROTOCOL}, which is derived from other settings")
-        return {**arguments, "env_kwargs": {**arguments["env_kwargs"], _PROTOCOL: world}, "channel_axis": "last"}
+        """Return the constructor's arguments and the protocol."""
+        assert isinstance(world, CarRacingSettings)
+        return {"env_kwargs": json.loads(world.env_kwargs), "protocol": world}
 
 
 WORLD = CarRacingWorld(CarRacingEnvironments)

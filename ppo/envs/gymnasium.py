@@ -26,7 +26,6 @@ from ppo.envs.making import Environment, cause, make_environment, refused_if_it_
 from ppo.envs.names import names_of
 from ppo.envs.observations import ObservationConverter
 from ppo.envs.own_worlds import register_own_worlds
-from ppo.envs.processes import ProcessEnvironments
 from ppo.envs.references import Reference, references_of
 from ppo.families import ChannelAxis, GymnasiumSettings, WorldSettings
 from ppo.random_streams import Purpose, derived_seed
@@ -47,16 +46,18 @@ class GymnasiumEnvironments(Block):
     """Appended to the error if an environment cannot be drawn."""
 
     @classmethod
-    def check(
-        cls, env_name: str, env_kwargs: Mapping[str, Any] = MappingProxyType({}), channel_axis: ChannelAxis = "auto"
-    ) -> Spaces:
+    def check(cls, env_name: str, **arguments: Any) -> Spaces:
         """Make one environment and reset it, to learn its spaces and whether it works here.
+
+        Args:
+            env_name: a registered id, or `module:id` to import the module first.
+            arguments: further ones of the constructor.
 
         Raises:
             Refusal: there is no such id, it cannot be made or reset here, or its spaces are not supported.
         """
         with refused_if_it_fails(f"env_name {env_name!r} cannot be made here"):
-            block = cls(env_name, indices=range(1), seed=0, env_kwargs=env_kwargs, channel_axis=channel_axis)
+            block = cls(env_name, indices=range(1), seed=0, **arguments)
             try:
                 block.reset()
             except RuntimeError as error:
@@ -65,11 +66,6 @@ class GymnasiumEnvironments(Block):
         converter = block._converter
         notes = tuple(f"{env_name}: {note}" for note in converter.notes)
         return Spaces(converter.space, block.single_action_space, notes)
-
-    @classmethod
-    def make_env(cls, env_name: str, env_kwargs: Mapping[str, Any], render_mode: str | None = None) -> Environment:
-        """Make one environment; see `make_environment`."""
-        return make_environment(env_name, env_kwargs, render_mode)
 
     def __init__(
         self,
@@ -116,6 +112,10 @@ class GymnasiumEnvironments(Block):
         self._log = ActionLog(self.num_envs, actions)
         self._returns = np.zeros(self.num_envs, np.float64)
         self._episodes = [-1] * self.num_envs
+
+    def make_env(self, env_name: str, env_kwargs: Mapping[str, Any], render_mode: str | None = None) -> Environment:
+        """Make one environment; called by the constructor. See `make_environment`."""
+        return make_environment(env_name, env_kwargs, render_mode)
 
     def before_reset(self, env: Environment) -> None:
         """Prepare an environment for `reset`, so that the episode depends only on its seed and its actions."""
@@ -348,13 +348,9 @@ class GymnasiumWorld:
         on_frame: FrameListener | None = None,
         arrays: StepArrays | None = None,
     ) -> Environments:
-        """Make a block of environments, stepped in this process or by worker processes."""
+        """Make a block of environments."""
+        assert engine.name == "lean"
         register_own_worlds()
-        if engine.name == "processes":
-            spaces = self.check(env_name, world)
-            return ProcessEnvironments(
-                env_name, world, spaces, indices=indices, seed=seed, num_processes=engine.workers
-            )
         arguments = self.arguments(world)
         return self._block(env_name, indices=indices, seed=seed, on_frame=on_frame, arrays=arrays, **arguments)
 

@@ -23,8 +23,7 @@ class MujocoEnvironments(GymnasiumEnvironments):
         "libgl1)"
     )
 
-    @classmethod
-    def make_env(cls, env_name: str, env_kwargs: Mapping[str, Any], render_mode: str | None = None) -> Environment:
+    def make_env(self, env_name: str, env_kwargs: Mapping[str, Any], render_mode: str | None = None) -> Environment:
         """Make one environment, without the warnings of MuJoCo's compiler about Gymnasium's models.
 
         Raises:
@@ -35,7 +34,7 @@ class MujocoEnvironments(GymnasiumEnvironments):
         except Exception:  # not installed, or MUJOCO_GL does not work
             return super().make_env(env_name, env_kwargs, render_mode)  # reports the cause
         if render_mode:
-            cls._prepare_to_draw(env_name)
+            self._prepare_to_draw(env_name)
         on_warning = mujoco.get_mju_user_warning()
         mujoco.set_mju_user_warning(lambda text: None)
         try:

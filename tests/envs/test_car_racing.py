@@ -17,8 +17,9 @@ pytest.importorskip("Box2D")
 from gymnasium.envs.box2d.car_racing import PLAYFIELD
 
 from ppo.envs import Engine, Environments, make_envs
-from ppo.envs.car_racing import CarRacingEnvironments, Drive
+from ppo.envs.car_racing import Drive
 from ppo.envs.car_racing_drawing import Drawing
+from ppo.envs.making import make_environment
 from ppo.families import CarRacingSettings
 
 NAME = "CarRacing-v3"
@@ -33,10 +34,7 @@ def gymnasium_world(**kwargs: Any) -> gymnasium.Env[Any, Any]:
 
 
 def drive_of(settings: CarRacingSettings, render_mode: str | None = None) -> Drive:
-    kwargs = {**json.loads(settings.env_kwargs), "protocol": settings}
-    drive = CarRacingEnvironments.make_env(NAME, kwargs, render_mode)
-    assert isinstance(drive, Drive)
-    return drive
+    return Drive(make_environment(NAME, json.loads(settings.env_kwargs), render_mode), settings)
 
 
 def block_of(settings: CarRacingSettings, number: int = 1) -> Environments:

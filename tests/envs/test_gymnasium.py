@@ -233,7 +233,7 @@ def test_environments_are_sent_actions_of_their_space_and_may_change_them(
 
 
 def test_mixed_observations_become_one_vector_without_the_text(register: Callable[..., str]) -> None:
-    world = GymnasiumEnvironments.check(register(Odd), {"actions": "bits"})
+    world = GymnasiumEnvironments.check(register(Odd), env_kwargs={"actions": "bits"})
     assert world.observation_space.shape == (6 + 3 + 5 + 4 + 2 + 12,)
     assert world.observation_space.dtype == np.float32
     assert world.notes == ("Registered-v0: text in its observations is ignored: nested/1/name",)
@@ -806,7 +806,7 @@ def test_the_rate_of_frames_is_30_where_the_environment_has_none(
 def refusal(env_name: str, **env_kwargs: Any) -> str:
     """Return the message of `check`'s refusal of an id."""
     with pytest.raises(Refusal) as caught:
-        GymnasiumEnvironments.check(env_name, env_kwargs)
+        GymnasiumEnvironments.check(env_name, env_kwargs=env_kwargs)
     return str(caught.value)
 
 

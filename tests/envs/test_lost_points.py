@@ -15,9 +15,7 @@ from scripts.lost_points import Observer, Outcome, furthest_tile, outcome_of
 def drives_and_returns(*actions: tuple[float, float, float]) -> list[tuple[Outcome, float]]:
     """Drive one episode in as many worlds as there are actions, each by one of them all the way."""
     settings = CarRacingSettings(action_repeat=8, give_up_frames=None)
-    envs = CarRacingEnvironments(
-        "CarRacing-v3", indices=range(len(actions)), seed=3, env_kwargs={"protocol": settings}, channel_axis="last"
-    )
+    envs = CarRacingEnvironments("CarRacing-v3", indices=range(len(actions)), seed=3, protocol=settings)
     envs.reset()
     observer = Observer(envs)
     found: dict[int, tuple[Outcome, float]] = {}

@@ -55,11 +55,11 @@ def test_egl_is_chosen_only_for_pictures_without_a_display(monkeypatch: pytest.M
 
 
 def camera_of(env_name: str, **env_kwargs: Any) -> int:
-    env = MujocoEnvironments.make_env(env_name, env_kwargs, "rgb_array")
+    envs = MujocoEnvironments(env_name, indices=range(1), seed=0, env_kwargs=env_kwargs, on_frame=print)
     try:
-        return int(env.unwrapped.mujoco_renderer.camera_id)  # type: ignore[attr-defined]
+        return int(envs._envs[0].unwrapped.mujoco_renderer.camera_id)  # type: ignore[attr-defined]
     finally:
-        env.close()
+        envs.close()
 
 
 @pytest.mark.parametrize("env_name", ["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5"])

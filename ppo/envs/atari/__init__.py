@@ -57,17 +57,11 @@ class AtariWorld:
         on_frame: FrameListener | None = None,
         arrays: StepArrays | None = None,
     ) -> Environments:
-        """Make a block of games, stepped in this process, by worker processes, or by ALE's threads."""
+        """Make a block of games, stepped in this thread or by ALE's."""
         from ppo.envs.atari.block import AtariEnvironments
         from ppo.envs.atari.vector import AtariVectorEnvironments
-        from ppo.envs.processes import ProcessEnvironments
 
         rom, settings = rom_name(env_name), _atari(world)
-        if engine.name == "processes":
-            spaces = self.check(env_name, world)
-            return ProcessEnvironments(
-                env_name, world, spaces, indices=indices, seed=seed, num_processes=engine.workers
-            )
         if engine.name == "vector":
             return AtariVectorEnvironments(rom, settings, indices=indices, seed=seed, threads=engine.workers)
         return AtariEnvironments(rom, settings, indices=indices, seed=seed, on_frame=on_frame, arrays=arrays)
