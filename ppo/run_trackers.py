@@ -12,6 +12,7 @@ from ppo.algorithm.flat_parameters import num_parameters
 from ppo.clips import ClipMaker
 from ppo.config import Config
 from ppo.identity import SECTIONS
+from ppo.models.encoders import MLP
 from ppo.outputs.display import make_display
 from ppo.outputs.game_log import GameLog
 from ppo.outputs.histograms import look_at
@@ -50,6 +51,7 @@ def make_trackers(run: Run, hosts: Sequence[str], goes_on: Callable[[], bool]) -
     preset = config.run.preset
     if preset and not is_tuned_for(preset, config.run.env_name, config.family, config.env_kwargs):
         notes.append(f"preset {preset} is not tuned for {config.run.env_name}")
+    notes += without_effect(run)
     megabytes = config.run.replay_megabytes
     clips = ClipMaker(config, run.model, goes_on).clip_of
     outputs: list[Tracker] = [
@@ -77,6 +79,30 @@ def make_trackers(run: Run, hosts: Sequence[str], goes_on: Callable[[], bool]) -
     for note in notes:
         trackers.say(note)
     return trackers
+
+
+def without_effect(run: Run) -> list[str]:
+    """Return messages on settings that the user gave and that change nothing in this run."""
+    model, ppo, distribution = run.config.model, run.config.ppo, run.model.distribution
+    reasons: dict[str, str] = {}
+    if len(run.envs.single_observation_space.shape or ()) == 3:
+        reasons |= dict.fromkeys(("observation_normalization", "observation_clip"), "observations are images")
+    else:
+        reasons["pixel_normalization"] = "observations are vectors"
+        if not model.observation_normalization:
+            reasons["observation_clip"] = "observation_normalization is off"
+    if model.network == "auto" and not isinstance(run.model.actor, MLP):
+        reasons |= dict.fromkeys(("hidden_sizes", "activation"), "the network is a CNN")
+    for option in {"log_deviation_init", "state_dependent_deviation", "action_start"}.difference(distribution.options):
+        reasons[option] = f"actions are {distribution.name}"
+    schedule = f"learning_rate_schedule is {ppo.learning_rate_schedule}"
+    if ppo.learning_rate_schedule != "kl_adaptive":
+        reasons |= dict.fromkeys(("learning_rate_max", "kl_target", "kl_factor"), schedule)
+    if ppo.learning_rate_schedule != "inverse_time":
+        reasons["learning_rate_decay_steps"] = schedule
+    if ppo.gae_lambda_late is None:
+        reasons["gae_lambda_late_steps"] = "gae_lambda_late is None"
+    return [f"{name} has no effect: {reasons[name]}" for name in run.named or () if name in reasons]
 
 
 def texts(run: Run) -> dict[str, str]:

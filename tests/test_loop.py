@@ -5,7 +5,12 @@ import numpy as np
 import pytest
 import torch
 
+from ppo.collectives import Alone
+from ppo.command_line import explicit_settings, parse_command_line
 from ppo.device import Placement
+from ppo.identity import named_settings
+from ppo.run import build_run
+from ppo.run_trackers import without_effect
 from tests.faults.running import ENDLESS, RunningJob, checkpoint_steps
 from tests.jobs import CARTPOLE, PONG, mpirun, ppo, rows, weights
 
@@ -105,6 +110,24 @@ def test_a_new_learning_rate_is_used_though_the_old_one_had_been_adapted(tmp_pat
     assert_ok(ppo(tmp_path, *flags, "--env_steps=128", "--learning_rate=1e-5", "--change_settings"))
     rates = [float(row["update/learning_rate"]) for row in rows(tmp_path / "runs/CartPole-v1/progress.csv")]
     assert rates == [pytest.approx(1e-3), pytest.approx(1e-5)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "idle"),
+    [
+        ([*CARTPOLE, "--log_deviation_init=1", "--pixel_normalization", "--gae_lambda=0.9"], ["log", "pixel"]),
+        ([*CARTPOLE, "--observation_normalization", "--observation_clip=5", "--hidden_sizes=8"], []),
+        ([*CARTPOLE, "--kl_target=0.1", "--observation_clip=5"], ["kl_target", "observation_clip"]),
+        ([*PONG, "--hidden_sizes=8", "--observation_normalization"], ["hidden", "observation"]),
+    ],
+)
+def test_settings_without_effect_are_named(flags, idle):
+    config = parse_command_line(flags)
+    run = build_run(config, Alone(), named=named_settings(config, explicit_settings(flags)))
+    said = without_effect(run)
+    run.close()
+    assert len(said) == len(idle)
+    assert all(any(text.startswith(name) for text in said) for name in idle)
 
 
 def test_fresh_moves_the_old_run_aside_and_starts_from_scratch(tmp_path):
