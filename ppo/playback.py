@@ -68,7 +68,7 @@ def evaluate(config: Config, comm: Collective, explicit: set[str]) -> int:
 
     parts = done_by_all(comm, own_games)
     games = sorted((game for part in parts for game in part), key=lambda game: game.number)
-    return decided_by_root(comm, lambda: _report(games, agent, config, folder))
+    return decided_by_root(comm, lambda: _write_evaluation(games, agent, config, folder))
 
 
 def play_games(
@@ -374,7 +374,7 @@ def _film(path: Path, agent: Agent, config: Config, play: Callable[..., Iterator
     return 0
 
 
-def _report(games: Sequence[Game], agent: Agent, config: Config, folder: Path) -> int:
+def _write_evaluation(games: Sequence[Game], agent: Agent, config: Config, folder: Path) -> int:
     """Print the statistics of games and write them to evaluation.json; return the exit code."""
     result = statistics_of(games, agent, config)
     print_line(json.dumps(result))

@@ -29,7 +29,7 @@ _BATCH = 64
 
 
 @dataclass
-class Game:
+class RecordedGame:
     """The T steps of a game."""
 
     observations: NDArray[Any]
@@ -95,7 +95,7 @@ class Film:
         return self._numbers[code]
 
 
-def play_game(agent: Agent, config: Config, goes_on: Callable[[], bool]) -> tuple[Game, ActorCritic]:
+def play_game(agent: Agent, config: Config, goes_on: Callable[[], bool]) -> tuple[RecordedGame, ActorCritic]:
     """Play a game until it is over, too long, or `goes_on` returns False; return it and the network.
 
     Raises:
@@ -136,9 +136,9 @@ class _Newest:
         self.count += 1
 
 
-def _game_of(steps: Sequence[Step], film: Film | None, num_frames: int, envs: Environments) -> Game:
+def _game_of(steps: Sequence[Step], film: Film | None, num_frames: int, envs: Environments) -> RecordedGame:
     frames_per_step = max(1.0, round(num_frames / len(steps)))
-    return Game(
+    return RecordedGame(
         observations=np.stack([step.observation for step in steps]),
         outputs=np.stack([step.outputs for step in steps]),
         values=np.array([step.value for step in steps], np.float32),

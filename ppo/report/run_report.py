@@ -22,7 +22,7 @@ from ppo.outputs.manifest import LOGS
 from ppo.playback import announce
 from ppo.presets import PRESETS, for_environments
 from ppo.report.findings import findings
-from ppo.report.game import Game, play_game, saliency
+from ppo.report.game import RecordedGame, play_game, saliency
 from ppo.report.logs import Logs, read_logs, with_card
 from ppo.report.network import CannotBeHeldError, describe_distribution, portable
 from ppo.report.packing import Pack, plain, plain_number
@@ -256,7 +256,7 @@ def _changed(settings: Config) -> dict[str, Any]:
 
 
 def _describe_game(
-    game: Game, model: ActorCritic, agent: Agent, steps: int, tints: NDArray[np.uint8] | None, pack: Pack
+    game: RecordedGame, model: ActorCritic, agent: Agent, steps: int, tints: NDArray[np.uint8] | None, pack: Pack
 ) -> dict[str, Any]:
     """Return the first steps of a game as JSON, with their arrays in `pack`."""
     values = agent.moments.denormalize(game.values[:steps].astype(np.float64))
