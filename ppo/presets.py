@@ -296,6 +296,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # In Walker2d these made 3,821 to 5,254, and Hopper's 2,676 in a single run.
     "Walker2d": _WALKING_WIDE,
     "Ant": _WALKING_WIDE,
+    "Reacher": {**_WALKING, "env_steps": 3_000_000},
     "InvertedPendulum": {**_CONTINUOUS, "env_steps": 500_000},
     # Made 311 by the mean; with a discount of 0.999 and 64 units it learns to walk as early, but slowly, and made 291.
     "BipedalWalker": {**_CONTINUOUS, "env_steps": 5_000_000, "rollout_steps": 1024, "hidden_sizes": "128,128"},
