@@ -19,7 +19,8 @@ from ppo.games import Step
 from ppo.identity import find_run, from_outside
 from ppo.models.actor_critic import ActorCritic, build_model
 from ppo.models.decisions import Decision
-from ppo.models.distributions import ActionDistribution, Rule
+from ppo.models.distributions import ActionDistribution
+from ppo.models.distributions.base import Rule
 from ppo.outputs import checkpoint
 from ppo.outputs.manifest import MODEL_FILE, Counters, Manifest, OtherFormatError
 from ppo.outputs.tensor_file import Specification, Tensors, specification
@@ -93,7 +94,7 @@ def find_agent(config: Config, explicit: set[str]) -> Agent:
         return _load(shipped if own is None else own.name, folder, manifest, config, explicit, notes)
 
     wants_shipped = config.playback.checkpoint == _SHIPPED_ONE
-    own = None if wants_shipped else _find_own(config)
+    own = None if wants_shipped else _find_own(config, explicit)
     if own is not None:
         return checkpoint.choose(own, config.playback.checkpoint, load, notes.append)
     return _choose_shipped(config, explicit, load, notes)
@@ -110,7 +111,7 @@ def find_agents(config: Config, explicit: set[str], most: int) -> list[Agent]:
     Raises:
         Refusal: there is none, or they do not fit the settings.
     """
-    own = _find_own(config)
+    own = _find_own(config, explicit)
     whole = [folder for folder in checkpoint.list_checkpoints(own) if checkpoint.is_whole(folder)] if own else []
     if not whole:
         raise Refusal(_no_agent(config))
@@ -275,11 +276,20 @@ def _expected(model: ActorCritic) -> Specification:
     return specification({f"{part}/{name}": t for part, tensors in parts.items() for name, t in tensors.items()})
 
 
-def _find_own(config: Config) -> Path | None:
-    """Return the user's checkpoint folder: of the named run, else of another seed or the id's other spelling."""
+def _find_own(config: Config, explicit: set[str]) -> Path | None:
+    """Return the user's checkpoint folder: of the named run, else of another seed or the id's other spelling.
+
+    A run without a name is meant only if it learnt in the world that is asked for, by arguments or by a preset.
+    """
+
+    def is_meant(manifest: Manifest) -> bool:
+        return not explicit & {"env_kwargs", "preset"} or own_preset(manifest.config) == own_preset(config)
+
     named = find_run(config).checkpoint_folder
     if checkpoint.list_checkpoints(named):
-        return named
+        manifest = checkpoint.newest_manifest(named)
+        if config.run.model_name is not None or manifest is None or is_meant(manifest):
+            return named
     others: list[tuple[bool, int, Path]] = []
     if config.run.model_name is None:
         for folder in checkpoint.list_models(config.run.checkpoint_dir):
@@ -287,7 +297,7 @@ def _find_own(config: Config) -> Path | None:
             if manifest is not None:
                 env_name, seed = manifest.config.run.env_name, manifest.config.run.rng_seed
                 is_default = folder.name in (default_model_name(env_name), default_model_name(env_name, seed))
-                if is_default and same_world(env_name, config.run.env_name):
+                if is_default and is_meant(manifest) and same_world(env_name, config.run.env_name):
                     others.append((seed != config.run.rng_seed, seed, folder))
     return min(others)[2] if others else None
 
@@ -315,10 +325,11 @@ def _is_meant(config: Config, folder: Path, shipped: Manifest) -> bool:
     if config.run.model_name is not None:
         return config.playback.checkpoint == _SHIPPED_ONE and config.run.model_name == folder.name
     env_name = shipped.config.run.env_name
-    return same_world(env_name, config.run.env_name) and _own_preset(shipped.config) == _own_preset(config)
+    return same_world(env_name, config.run.env_name) and own_preset(shipped.config) == own_preset(config)
 
 
-def _own_preset(config: Config) -> str:
+def own_preset(config: Config) -> str:
+    """Return the preset that the world of these settings starts from; its arguments may make it another world."""
     return preset_of(config.run.env_name, family_of(config.run.env_name), config.env_kwargs)
 
 
@@ -338,7 +349,12 @@ def _shipped(config: Config, warn: Callable[[str], None]) -> Iterator[tuple[Path
 def _no_agent(config: Config) -> str:
     """Return a message that there is no such agent, and which agents exist."""
     there_are = [f"--model_name={folder.name}" for folder in checkpoint.list_models(config.run.checkpoint_dir)]
-    shipped = sorted(manifest.config.run.env_name for _, manifest in _shipped(config, lambda _: None))
-    there_are += [f"--env_name={name} (shipped)" for name in shipped]
+    shipped = _shipped(config, lambda _: None)
+    there_are += sorted(f"{_flags_of_world(manifest.config)} (shipped)" for _, manifest in shipped)
     listing = ", ".join(dict.fromkeys(there_are)) or "none yet; train one first"
     return f"there is no agent {config.model_name!r} in {config.run.checkpoint_dir}; agents: {listing}"
+
+
+def _flags_of_world(config: Config) -> str:
+    arguments = {} if config.env_kwargs == "{}" else {"env_kwargs": config.env_kwargs}
+    return shlex.join(as_flags({"env_name": config.run.env_name, **arguments}))

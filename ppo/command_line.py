@@ -88,7 +88,7 @@ def parse_command_line(arguments: Sequence[str], *, speak: bool = True) -> Confi
     if {"seeds", "rng_seed"} <= explicit:
         raise Refusal("rng_seed must not be set together with seeds, which lists the seeds of the runs")
     arguments = _spell_out_numbers(_spell_out_booleans(arguments))
-    chosen = _peek(arguments, ("env_name", "env_kwargs", "preset", "mode", "num_envs", "rollout_steps"))
+    chosen = _peek(arguments, ("env_kwargs", "preset", "mode", "num_envs", "rollout_steps"))
     for name, title in _of_other_families(explicit, family):
         raise Refusal(f"{name} must not be set for {env_name}: it applies to {title} only")
     for name, title in _of_other_families(PRESETS.get(chosen.get("preset", ""), {}), family):

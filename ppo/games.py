@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ppo.envs import ArrayState, Environments
 from ppo.models.actor_critic import ActorCritic, Prediction
-from ppo.models.distributions import ActionDistribution, Rule
+from ppo.models.distributions import ActionDistribution
+from ppo.models.distributions.base import Rule
 from ppo.random_streams import Purpose, stream
 
 _MAX_GAMES_AT_ONCE = 16

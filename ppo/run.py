@@ -222,7 +222,8 @@ def _restore(run: Run, parts: dict[str, dict[str, Tensor]]) -> list[int]:
             states.setdefault(int(index), {})[key] = tensor.numpy()
         own = [states[index] for index in run.indices]
         run.learner.rewards.set_environment_states(own)
-        return run.envs.set_states([{k: array for k, array in state.items() if k != RUNNING_RETURN} for state in own])
+        of_worlds = [{name: array for name, array in state.items() if name != RUNNING_RETURN} for state in own]
+        return run.envs.set_states(of_worlds)
     except (OSError, MemoryError):  # faults of this machine, not of the checkpoint
         raise
     except Exception as error:  # a library or a world may raise anything for numbers from an untrusted checkpoint

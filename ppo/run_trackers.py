@@ -91,8 +91,13 @@ def without_effect(run: Run) -> list[str]:
         reasons["pixel_normalization"] = "observations are vectors"
         if not model.observation_normalization:
             reasons["observation_clip"] = "observation_normalization is off"
-    if model.network == "auto" and not isinstance(run.model.actor, MLP):
+    is_own = ":" in model.network  # a class from outside may read any setting
+    if not is_own and not isinstance(run.model.actor, MLP):
         reasons |= dict.fromkeys(("hidden_sizes", "activation"), "the network is a CNN")
+    if not is_own and model.network not in ("auto", "mlp"):
+        reasons["model_size"] = f"network is {model.network}"
+    if isinstance(run.model.actor, MLP) and model.hidden_sizes != "auto":
+        reasons["model_size"] = "hidden_sizes says the units"
     for option in {"log_deviation_init", "state_dependent_deviation", "action_start"}.difference(distribution.options):
         reasons[option] = f"actions are {distribution.name}"
     schedule = f"learning_rate_schedule is {ppo.learning_rate_schedule}"

@@ -25,6 +25,7 @@ CURVES = DOCS / "runs" / "ablation.csv"
 WORLDS = ("HalfCheetah-v5", "Hopper-v5")
 SEEDS = (1, 2, 3)
 ENV_STEPS = 300_000
+_THINNING = 4
 ALL_ON = (
     *("--preset=continuous", f"--env_steps={ENV_STEPS}"),
     *("--value_clip_range=0.2", "--activation=tanh", "--advantage_normalization=minibatch"),
@@ -74,11 +75,11 @@ def runs() -> Iterator[Ablation]:
 
 
 Curve = Sequence[tuple[int, float]]
-"""Environment steps and the mean return of the last 100 games of training, from the first update to the last."""
+"""Environment steps and the mean return of the last 100 games of training, up to the last update."""
 
 
 def finished_curve(folder: Path, run: Ablation) -> Curve | None:
-    """Return the curve of a run in a folder; None until the run is finished."""
+    """Return every fourth point, from the end, of the curve of a run in a folder; None until the run is finished."""
     log = folder / "runs" / run.name / "progress.csv"
     if not log.exists():
         return None
@@ -87,7 +88,8 @@ def finished_curve(folder: Path, run: Ablation) -> Curve | None:
     if not rows or int(rows[-1]["env_steps"]) < ENV_STEPS:
         return None
     # No game has ended in the first updates.
-    return [(int(row["env_steps"]), float(said)) for row in rows if (said := row["rollout/return_mean"])]
+    curve = [(int(row["env_steps"]), float(said)) for row in rows if (said := row["rollout/return_mean"])]
+    return curve[::-_THINNING][::-1]
 
 
 def read_curves(path: Path) -> dict[Ablation, Curve]:
@@ -102,12 +104,12 @@ def read_curves(path: Path) -> dict[Ablation, Curve]:
 
 
 def write_curves(curves: Mapping[Ablation, Curve], path: Path) -> None:
-    """Write curves, thinned out to every fourth update before the last, in the order of `runs`."""
+    """Write curves in the order of `runs`."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("world", "off", "seed", "env_steps", "return_mean"))
         for run in runs():
-            for env_steps, return_mean in reversed(curves.get(run, ())[::-4]):
+            for env_steps, return_mean in curves.get(run, ()):
                 writer.writerow((run.world, run.off, run.seed, env_steps, round(return_mean, 1)))
 
 

@@ -1,6 +1,6 @@
 """Make the small animated picture of a shipped agent that the README shows.
 
-    python -m scripts.make_clip WORLD [--start=1] [--seconds=5] [--width=200] [--colours=64]
+    python -m scripts.make_clip NAME [--start=1] [--seconds=5] [--width=200] [--colours=64]
 
 Plays a game with the agent, drawn, and writes assets/<name>.gif: the given seconds of it, with the running return on
 top, small enough for a page that shows many (a few hundred kB). MuJoCo needs MUJOCO_GL=egl without a display.
@@ -29,8 +29,8 @@ _FONT, _TEXT_SIZE, _LINE = cv2.FONT_HERSHEY_SIMPLEX, 0.4, 16
 class Options:
     """Flags of this script."""
 
-    world: Annotated[str, tyro.conf.Positional]
-    """The world whose shipped agent plays."""
+    name: Annotated[str, tyro.conf.Positional]
+    """The name of the agent's folder in checkpoints/pretrained."""
     start: float = 1.0
     """Seconds of the game before the clip."""
     seconds: float = 5.0
@@ -65,11 +65,12 @@ def with_return(frame: NDArray[np.uint8], episode_return: float, width: int) -> 
 
 def frames_of(options: Options) -> tuple[list[NDArray[np.uint8]], float]:
     """Play the game; return the pictures of the clip and the milliseconds that each is shown."""
-    flags = [f"--env_name={options.world}", "--mode=play", "--checkpoint=shipped", f"--rng_seed={options.rng_seed}"]
+    flags = [f"--model_name={options.name}", "--mode=play", "--checkpoint=shipped", f"--rng_seed={options.rng_seed}"]
     config = parse_command_line(flags)
     agent = find_agent(config, explicit_settings(flags))
-    every = max(1, round(agent.frames_per_second / options.rate))
-    first, last = (round(t * agent.frames_per_second) for t in (options.start, options.start + options.seconds))
+    rate = agent.frames_per_second
+    every = max(1, round(rate / options.rate))
+    first, last = round(options.start * rate), round((options.start + options.seconds) * rate)
     pictures: list[NDArray[np.uint8]] = []
     num_frames, episode_return = 0, 0.0
 
@@ -87,7 +88,7 @@ def frames_of(options: Options) -> tuple[list[NDArray[np.uint8]], float]:
     for ended in play_steps(agent, config, range(1), 1, on_frame, on_step, episodes=1):
         if ended or num_frames >= last:
             break
-    return pictures, 1000.0 * every / agent.frames_per_second
+    return pictures, 1000.0 * every / rate
 
 
 def main() -> None:
@@ -99,7 +100,7 @@ def main() -> None:
     # One palette for all, or colours that stand still would flicker.
     palette = Image.fromarray(np.concatenate(frames[:: max(1, len(frames) // 8)])).quantize(options.colours)
     pictures = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    path = ASSETS / f"{options.world.replace('/', '-')}.gif"
+    path = ASSETS / f"{options.name}.gif"
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=round(milliseconds), loop=0)
     print(f"wrote {path}: {len(pictures)} pictures, {path.stat().st_size / 1000:,.0f} kB")
 

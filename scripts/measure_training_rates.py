@@ -79,8 +79,9 @@ def main(arguments: Sequence[str]) -> None:
     warn_of_load(machine)
     for world in options.worlds or rows:
         row = rows[world]
+        print(f"{world}: ", end="", flush=True)
         rate = measure([*row.flags, f"--env_steps={row.env_steps}"], cores, options.seconds)
-        print(f"{world}: {rate:,.0f} steps/s, {row.env_steps / rate / 60:.1f} min", flush=True)
+        print(f"{rate:,.0f} steps/s, {row.env_steps / rate / 60:.1f} min", flush=True)
         measured = json.loads(output.read_text())
         measured[world] = {
             "steps_per_second": round(rate),

@@ -20,11 +20,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ppo.agents import own_preset
 from ppo.command_line import parse_command_line
 from ppo.config import SHIPPED, Config, as_flags, default_model_name, differences
 from ppo.outputs import checkpoint
 from ppo.outputs.manifest import MODEL_FILE, Manifest, encode_manifest
 from ppo.outputs.whole_folder import write_folder
+from ppo.presets import preset_of
 from scripts.scored_runs import length_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,6 +98,9 @@ def main(arguments: list[str]) -> None:
     checkpoints = options.root / "checkpoints" / options.run
     source = max(path for path in checkpoints.glob("step_*") if path.name.removeprefix("step_").isdecimal())
     manifest = checkpoint.verify(source)
+    config = manifest.config
+    if options.name is None and own_preset(config) != preset_of(config.run.env_name, config.family):
+        parser.error(f"--name must be given: the arguments {config.env_kwargs} make another world")
     evaluation = json.loads((run_folder / "evaluation.json").read_text())
     if evaluation["env_steps"] != manifest.counters.env_steps:
         sys.exit(f"evaluate {source} first: evaluation.json is for the agent at {evaluation['env_steps']} steps")

@@ -3,8 +3,8 @@
     python -m scripts.train_scores [ROW...] --folder=CLONE [--seeds 1 2 3] [--workers=2] [--ranks=1]
 
 ROW is a row of the tables, such as Hopper-v5-4M or PongNoFrameskip-v4-3M; by default all are run, each seed in every
-row before the next seed. CLONE is a clone of this project at the commit that shall train, with its compiled parts. An
-interrupted run goes on where it stopped. A finished run is evaluated, and its curve and scores are copied to
+row before the next seed. CLONE is a clone of this project at the commit to train with, with its compiled parts. An
+interrupted run resumes where it stopped. A finished run is evaluated, and its curve and scores are copied to
 docs/runs/scores, from which scripts/score_table.py makes the tables; scripts/ship_agent.py ships its agent.
 """
 
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> None:
     rows = {row.name: row for row in (*read_worlds(), *read_games())}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW")
-    parser.add_argument("--folder", type=Path, required=True, help="a clone at the commit that shall train")
+    parser.add_argument("--folder", type=Path, required=True, help="a clone at the commit to train with")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--workers", type=int, default=2, help="runs at the same time")
     parser.add_argument("--ranks", type=int, default=1, help="ranks of a run")

@@ -29,7 +29,7 @@ def test_every_run_has_a_name_of_its_own_and_a_seed_is_finished_before_the_next(
     assert [run.seed for run in everything] == sorted(run.seed for run in everything)
 
 
-@pytest.mark.parametrize(("env_steps", "expected"), [(299_999, None), (300_000, [(200, -3.0), (300_000, 12.5)])])
+@pytest.mark.parametrize(("env_steps", "expected"), [(299_999, None), (300_000, [(300_000, 12.5)])])
 def test_only_a_finished_run_counts(env_steps, expected, tmp_path):
     run = Ablation(WORLDS[0], "tanh (relu instead)", 2)
     folder = tmp_path / "runs" / run.name
@@ -39,13 +39,25 @@ def test_only_a_finished_run_counts(env_steps, expected, tmp_path):
     assert finished_curve(tmp_path, run) == expected
 
 
-def test_kept_curves_are_read_again_with_their_last_update(tmp_path):
+def test_a_curve_is_thinned_once_and_ends_with_the_last_update(tmp_path):
+    run = Ablation(WORLDS[0], "all on", 1)
+    folder = tmp_path / "runs" / run.name
+    folder.mkdir(parents=True)
+    rows = "".join(f"{300_000 - 8 + n},{n}.0\n" for n in range(9))
+    (folder / "progress.csv").write_text(f"env_steps,rollout/return_mean\n{rows}")
+    assert finished_curve(tmp_path, run) == [(299_992, 0.0), (299_996, 4.0), (300_000, 8.0)]
+
+
+def test_kept_curves_stay_as_they_are_when_others_are_added(tmp_path):
     first, second = Ablation(WORLDS[0], "all on", 1), Ablation(WORLDS[1], "tanh (relu instead)", 3)
-    curves = {second: [(step, step / 2) for step in range(10)], first: [(300_000, 7.25)]}
-    write_curves(curves, tmp_path / "curves.csv")
-    kept = read_curves(tmp_path / "curves.csv")
-    assert kept == {first: [(300_000, 7.2)], second: [(1, 0.5), (5, 2.5), (9, 4.5)]}
-    assert list(kept) == [first, second]
+    curves = {second: [(step, step / 2) for step in range(10)], first: [(300_000, 7.5)]}
+    path = tmp_path / "curves.csv"
+    write_curves(curves, path)
+    once = path.read_text()
+    assert read_curves(path) == curves
+    assert list(read_curves(path)) == [first, second]
+    write_curves(read_curves(path), path)
+    assert path.read_text() == once
 
 
 def test_the_table_has_means_and_says_what_has_not_run():

@@ -227,19 +227,22 @@ def test_ranks_give_signs_of_life_however_long_the_games_of_one_of_them_are(dice
 
 
 def test_a_policy_that_cannot_act_halts_the_run_on_all_ranks(monkeypatch):
-    config, model = config_of(*CARTPOLE), evaluator_of(*CARTPOLE)[1]
+    config, model = config_of(*CARTPOLE, episodes=2), evaluator_of(*CARTPOLE)[1]
+    choose = Actor.choose
 
-    def choose(actor, observations):
-        raise FloatingPointError("the outputs are not finite")
+    def choose_or_fail(actor, observations):
+        if 1 in actor._indices:  # the game of rank 1
+            raise FloatingPointError("the outputs are not finite")
+        return choose(actor, observations)
 
     def work(comm):
         evaluator = Evaluator(config, comm, model)
         with pytest.raises(Halt, match="outputs in an evaluation are not finite"):
             evaluator.evaluate(never)
-        return comm.rank
+        return comm.rank, len(evaluator._slots)
 
-    monkeypatch.setattr(Actor, "choose", choose)
-    assert sorted(on_ranks(2, work)) == [0, 1]
+    monkeypatch.setattr(Actor, "choose", choose_or_fail)
+    assert sorted(on_ranks(3, work)) == [(0, 0), (1, 1), (2, 1)]  # rank 0 has no game
 
 
 def test_it_acts_as_the_agent_will_be_saved_to_act(monkeypatch):

@@ -25,7 +25,7 @@ from ppo.config import PPOSettings
 from ppo.envs.gymnasium import GymnasiumEnvironments, GymnasiumWorld
 from ppo.families import Family, GymnasiumSettings
 from ppo.models.actor_critic import Prediction
-from ppo.models.distributions import Categorical
+from ppo.models.distributions.categories import Categorical
 from ppo.supervision.handshake import Introduction, described, disagreement
 from tests.jobs import CARTPOLE, ON_PROCESSORS, rows, weights
 from tests.jobs import ppo as run_ppo

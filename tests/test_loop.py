@@ -8,11 +8,14 @@ import torch
 from ppo.collectives import Alone
 from ppo.command_line import explicit_settings, parse_command_line
 from ppo.device import Placement
+from ppo.envs import make_envs
 from ppo.identity import named_settings
 from ppo.run import build_run
 from ppo.run_trackers import without_effect
+from ppo.settings import Refusal
 from tests.faults.running import ENDLESS, RunningJob, checkpoint_steps
 from tests.jobs import CARTPOLE, PONG, mpirun, ppo, rows, weights
+from tests.ranks import on_ranks
 
 WORLDS = {"CartPole-v1": CARTPOLE, "PongNoFrameskip-v4": PONG}
 
@@ -112,12 +115,31 @@ def test_a_new_learning_rate_is_used_though_the_old_one_had_been_adapted(tmp_pat
     assert rates == [pytest.approx(1e-3), pytest.approx(1e-5)]
 
 
+def test_a_world_that_one_rank_cannot_make_is_refused_on_all(monkeypatch):
+    def make(env_name, world, *, indices, **others):
+        if 0 not in indices:
+            raise Refusal("there is only one licence")
+        return make_envs(env_name, world, indices=indices, **others)
+
+    config = parse_command_line(CARTPOLE)
+
+    def work(comm):
+        with pytest.raises(Refusal, match="only one licence"):
+            build_run(config, comm)
+        return comm.rank
+
+    monkeypatch.setattr("ppo.run.make_envs", make)
+    assert sorted(on_ranks(2, work)) == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("flags", "idle"),
     [
         ([*CARTPOLE, "--log_deviation_init=1", "--pixel_normalization", "--gae_lambda=0.9"], ["log", "pixel"]),
         ([*CARTPOLE, "--observation_normalization", "--observation_clip=5", "--hidden_sizes=8"], []),
         ([*CARTPOLE, "--kl_target=0.1", "--observation_clip=5"], ["kl_target", "observation_clip"]),
+        ([*CARTPOLE, "--hidden_sizes=8", "--model_size=large"], ["model_size"]),
+        ([*PONG, "--network=nature", "--hidden_sizes=8", "--model_size=large"], ["hidden", "model_size"]),
         ([*PONG, "--hidden_sizes=8", "--observation_normalization"], ["hidden", "observation"]),
     ],
 )

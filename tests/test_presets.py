@@ -143,6 +143,13 @@ def test_a_preset_is_tuned_for_a_world_that_has_its_own(preset: str, env_name: s
     assert is_tuned_for(preset, env_name, family_of(env_name)) == tuned
 
 
+def test_a_preset_is_not_tuned_for_the_world_that_an_argument_makes() -> None:
+    discrete, hardcore = '{"continuous": false}', '{"hardcore": true}'
+    assert not is_tuned_for("car-racing", "CarRacing-v3", family_of("CarRacing-v3"), discrete)
+    assert is_tuned_for("car-racing-discrete", "CarRacing-v3", family_of("CarRacing-v3"), discrete)
+    assert not is_tuned_for("BipedalWalker", "BipedalWalker-v3", family_of("BipedalWalker-v3"), hardcore)
+
+
 @pytest.mark.parametrize(
     ("env_name", "env_kwargs", "preset"),
     [
@@ -150,6 +157,7 @@ def test_a_preset_is_tuned_for_a_world_that_has_its_own(preset: str, env_name: s
         ("CarRacing-v3", '{"continuous": true}', "car-racing"),
         ("LunarLander-v3", '{"continuous": true, "gravity": -5.0}', "LunarLanderContinuous"),
         ("LunarLander-v3", '{"gravity": -5.0}', "LunarLander"),
+        ("BipedalWalker-v3", '{"hardcore": true}', "continuous"),
         ("Acrobot-v1", '{"continuous": true}', "Acrobot"),
     ],
 )

@@ -239,17 +239,23 @@ def _refuse_modules(model: ActorCritic, space: gymnasium.spaces.Box) -> None:
         found = find_unrepeatable(model, space)
     if found:
         name, reason = found
-        setting = "policy" if name.startswith("policy_head") else "network"
+        setting = _setting_of(name)
         kind = type(model.get_submodule(name)).__name__
         raise Refusal(f"{setting} must behave the same in acting and learning: {kind} ({name}) {reason}; remove it")
     unused = find_unused(model, space)
     if unused is not None:
-        raise Refusal(f"network must use every parameter, but no output depends on {unused}; remove it")
+        raise Refusal(f"{_setting_of(unused)} must use every parameter, but no output depends on {unused}; remove it")
+
+
+def _setting_of(name: str) -> str:
+    """Return which setting named the class of a module or a parameter."""
+    return "policy" if name.startswith("policy_head") else "network"
 
 
 def _initialise_as_torch_does(model: ActorCritic) -> None:
     """Initialise layers as PyTorch does, but keep the first policy that was asked for, as by log_deviation_init."""
-    biases = [layer.bias for layer in model.policy_head.modules() if isinstance(layer, nn.Linear)]
+    layers = [layer for layer in model.policy_head.modules() if isinstance(layer, nn.Linear)]
+    biases = [layer.bias for layer in layers if layer.bias is not None]
     chosen = [bias.detach().clone() for bias in biases]
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):

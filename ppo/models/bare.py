@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ppo.models.actor_critic import ActorCritic, Prediction
-from ppo.models.distributions import GaussianHead
+from ppo.models.distributions.gaussian import GaussianHead
 from ppo.models.encoders import MLP
 from ppo.models.inputs import VectorStatistics
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ppo.models.distributions import Marginal
+from ppo.models.distributions.base import Marginal
 
 
 @dataclass(frozen=True)

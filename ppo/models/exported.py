@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ppo.collectives.moments import RunningMoments
 from ppo.models.actor_critic import ActorCritic
-from ppo.models.distributions import Rule
+from ppo.models.distributions.base import Rule
 
 
 class _Exported(nn.Module):

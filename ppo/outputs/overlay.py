@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppo.models.decisions import Decision
-from ppo.models.distributions import Marginal
+from ppo.models.distributions.base import Marginal
 from ppo.settings import printable
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppo.models.decisions import Decision
-from ppo.models.distributions import Marginal
+from ppo.models.distributions.base import Marginal
 from ppo.outputs.cells import Cells, Colour, fitted
 from ppo.outputs.display import Terminal, find_terminal
 from ppo.outputs.overlay import in_short

@@ -14,15 +14,10 @@ from torch import Tensor, nn
 
 from ppo.collectives.moments import RunningMoments
 from ppo.models.actor_critic import ActorCritic
-from ppo.models.distributions import (
-    ActionDistribution,
-    Bernoulli,
-    Beta,
-    Categorical,
-    Gaussian,
-    GaussianHead,
-    MultiCategorical,
-)
+from ppo.models.distributions import ActionDistribution
+from ppo.models.distributions.beta import Beta
+from ppo.models.distributions.categories import Bernoulli, Categorical, MultiCategorical
+from ppo.models.distributions.gaussian import Gaussian, GaussianHead
 from ppo.models.encoders import CoordConv2d, Flatten, PixelConv2d
 from ppo.models.inputs import PixelStatistics, VectorStatistics
 from ppo.report.packing import Pack

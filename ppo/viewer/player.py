@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from ppo.agents import Agent, restore_model
 from ppo.games import Game, Step, play_slots
-from ppo.models.distributions import ActionDistribution, Rule
+from ppo.models.distributions import ActionDistribution
+from ppo.models.distributions.base import Rule
 from ppo.playback import prepare_games, prepare_to_draw
 from ppo.settings import MOST_STEPS, Refusal
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from ppo.models.distributions import Categorical
+from ppo.models.distributions.categories import Categorical
 from ppo.models.encoders import MLP, NatureCNN, SmallCNN
 
 

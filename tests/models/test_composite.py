@@ -8,7 +8,8 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tu
 from ppo.config import ModelSettings
 from ppo.envs.actions import CompositeSpace
 from ppo.models.actor_critic import build_distribution, build_model
-from ppo.models.distributions import Composite, make_distribution
+from ppo.models.distributions import make_distribution
+from ppo.models.distributions.composite import Composite
 from ppo.settings import Refusal
 
 SPACES = (Discrete(3, start=5), Box(-2.0, 2.0, (2, 2), np.float32), MultiBinary(2), MultiDiscrete([2, 4]))

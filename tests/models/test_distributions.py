@@ -11,16 +11,10 @@ from numpy.typing import NDArray
 from scipy import integrate, special, stats
 from torch import Tensor, nn
 
-from ppo.models.distributions import (
-    DISTRIBUTIONS,
-    ActionDistribution,
-    Bernoulli,
-    Beta,
-    Categorical,
-    Gaussian,
-    MultiCategorical,
-    make_distribution,
-)
+from ppo.models.distributions import DISTRIBUTIONS, ActionDistribution, make_distribution
+from ppo.models.distributions.beta import Beta
+from ppo.models.distributions.categories import Bernoulli, Categorical, MultiCategorical
+from ppo.models.distributions.gaussian import Gaussian
 from ppo.models.encoders import orthogonal
 
 SPACES: dict[str, spaces.Space[Any]] = {

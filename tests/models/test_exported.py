@@ -9,7 +9,7 @@ from gymnasium import spaces
 from ppo.config import ModelSettings
 from ppo.envs.actions import action_space
 from ppo.models.actor_critic import build_distribution
-from ppo.models.distributions import Categorical
+from ppo.models.distributions.categories import Categorical
 from ppo.settings import Refusal
 
 SPACES = {

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ppo.models.decisions import Decision
-from ppo.models.distributions import Marginal
+from ppo.models.distributions.base import Marginal
 from ppo.outputs.overlay import Overlay, enlarged, in_short, title
 
 ORANGE, BLUE = (255, 160, 60), (92, 156, 236)

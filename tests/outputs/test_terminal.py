@@ -27,7 +27,7 @@ import torch
 from ppo.collectives import Alone
 from ppo.command_line import explicit_settings, parse_command_line
 from ppo.models.decisions import Decision
-from ppo.models.distributions import Marginal
+from ppo.models.distributions.base import Marginal
 from ppo.outputs import terminal, window
 from ppo.outputs.terminal import TerminalView
 from ppo.outputs.window import Pace, WindowClosedError

@@ -58,6 +58,7 @@ class AtariWorld:
         arrays: StepArrays | None = None,
     ) -> Environments:
         """Make a block of games, stepped in this thread or by ALE's."""
+        assert engine.name in ("lean", "vector")
         from ppo.envs.atari.block import AtariEnvironments
         from ppo.envs.atari.vector import AtariVectorEnvironments
 

@@ -10,28 +10,13 @@ can record it.
 
 from typing import Any
 
-from ppo.models.distributions.base import ActionDistribution, Marginal, Rule, Space
+from ppo.models.distributions.base import ActionDistribution, Space
 from ppo.models.distributions.beta import Beta
 from ppo.models.distributions.categories import Bernoulli, Categorical, MultiCategorical
 from ppo.models.distributions.composite import Composite
-from ppo.models.distributions.gaussian import Gaussian, GaussianHead
+from ppo.models.distributions.gaussian import Gaussian
 
-__all__ = [
-    "DISTRIBUTIONS",
-    "ActionDistribution",
-    "Bernoulli",
-    "Beta",
-    "Categorical",
-    "Composite",
-    "Gaussian",
-    "GaussianHead",
-    "Marginal",
-    "MultiCategorical",
-    "Rule",
-    "Space",
-    "distribution_type",
-    "make_distribution",
-]
+__all__ = ["DISTRIBUTIONS", "ActionDistribution", "distribution_type", "make_distribution"]
 
 DISTRIBUTIONS: dict[str, type[ActionDistribution]] = {
     kind.name: kind for kind in (Categorical, MultiCategorical, Bernoulli, Gaussian, Beta, Composite)

@@ -90,7 +90,7 @@ class Player {
   }
 
   setUpImage() {
-    const { game } = this, [channels, height, width] = game.shape;
+    const { game } = this, [, height, width] = game.shape;
     this.editor = new ImageEditor(byId("eye"), game.shape, game.channelsPerPicture, () => this.pause(), () => this.change(this.editor.pixels));
     if (!this.network) this.editor.tool = "none";
     byId("eye").width = width;
