@@ -296,6 +296,14 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # In Walker2d these made 3,821 to 5,254, and Hopper's 2,676 in a single run.
     "Walker2d": _WALKING_WIDE,
     "Ant": _WALKING_WIDE,
+    # Longer returns: 9,359, and all of 100 games to their end, against 9,007 with Hopper's own settings.
+    "InvertedDoublePendulum": {
+        **_WALKING,
+        "num_envs": 16,
+        "minibatch_size": 512,
+        "learning_rate": 8.5e-4,
+        "discount": 0.995,
+    },
     # Hopper's settings made -4.2 by the mean after 1M steps with seed 101.
     "Reacher": {**_WALKING, "env_steps": 3_000_000},
     "InvertedPendulum": {**_CONTINUOUS, "env_steps": 500_000},
