@@ -136,7 +136,7 @@ class OneOfTwo(Alone):
         self.num_hosts, self.refused = num_hosts, refused
 
     def gather(self, value):
-        return [value, SECOND if isinstance(value, GPU) else (self.refused, None)]
+        return [value, SECOND if isinstance(value, GPU) else self.refused]
 
     def split_by_host(self):
         return Hosts(self.num_hosts, self, None)
