@@ -66,4 +66,6 @@ def _along(curves: Sequence[Curve], axis: str, places: Floats) -> dict[str, Any]
 
 
 def _at(places: Floats, along: Floats, values: Floats) -> list[float | None]:
+    if not len(along):  # the seeds have no place of this axis in common
+        return [None] * len(places)
     return plain(np.interp(places, along, values, left=np.nan, right=np.nan))

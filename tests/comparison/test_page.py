@@ -1,5 +1,6 @@
 """The page of several runs holds what the table says, and nothing of their names becomes markup."""
 
+import dataclasses
 import json
 import re
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from ppo.comparison.curves import Curve, find_curves
+from ppo.comparison.figure import draw
 from ppo.comparison.page import comparison_page
 from tests.report import chromium
 from tests.report.test_packing import unpack
@@ -60,6 +62,16 @@ def test_the_profile_is_the_share_of_seeds_above_a_return(groups):
 
 def test_a_single_run_of_equal_returns_has_a_page(groups):
     assert content_of(comparison_page("one", {"a": [curve("a", 0.0)]}, None))["groups"][0]["mean"] == 0.0
+
+
+def test_seeds_without_a_minute_in_common_have_no_mean_over_minutes(tmp_path):
+    quick, slow = curve("a", 1.0), curve("a-seed1", 2.0)
+    slow = dataclasses.replace(slow, minutes=slow.minutes + 1000.0)
+    (group,) = content_of(comparison_page("two", {"a": [quick, slow]}, None))["groups"]
+    assert set(group["axes"]["minutes"]["mean"]) == {None}
+    assert set(group["axes"]["steps"]["mean"]) != {None}
+    draw({"a": [quick, slow]}, None, [tmp_path / "figure.png"])
+    assert (tmp_path / "figure.png").stat().st_size > 0
 
 
 in_chromium = pytest.mark.skipif(chromium.PROGRAM is None, reason="there is no Chromium")
