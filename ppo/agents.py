@@ -14,7 +14,6 @@ import torch
 from ppo.collectives.moments import RunningMoments
 from ppo.config import SHIPPED, Config, as_flags, default_model_name
 from ppo.envs import Environments, check_environment, make_envs, same_world
-from ppo.families import family_of
 from ppo.games import Step
 from ppo.identity import find_run, from_outside
 from ppo.models.actor_critic import ActorCritic, build_model
@@ -330,7 +329,7 @@ def _is_meant(config: Config, folder: Path, shipped: Manifest) -> bool:
 
 def own_preset(config: Config) -> str:
     """Return the preset that the world of these settings starts from; its arguments may make it another world."""
-    return preset_of(config.run.env_name, family_of(config.run.env_name), config.env_kwargs)
+    return preset_of(config.run.env_name, config.family, config.env_kwargs)
 
 
 def _shipped(config: Config, warn: Callable[[str], None]) -> Iterator[tuple[Path, Manifest]]:

@@ -14,7 +14,6 @@ import argparse
 import csv
 import json
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -60,13 +59,6 @@ def score_name(config: Config, world: str | None = None) -> str:
     return f"{world}-{length_of(steps)}-seed-{config.run.rng_seed}"
 
 
-def commit_at(root: Path, started: str) -> str | None:
-    """Return the commit that a clone had checked out at a local time; None if `root` is not a clone."""
-    command = ["git", "-C", str(root), "rev-parse", f"HEAD@{{{started}}}"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return found.stdout.strip() if found.returncode == 0 else None
-
-
 def card_of(manifest: Manifest, run_folder: Path, evaluation: dict[str, Any], commit: str | None) -> dict[str, Any]:
     """Return an agent's card: how it was trained and how it scores."""
     with (run_folder / "progress.csv").open(newline="") as file:
@@ -104,7 +96,7 @@ def main(arguments: list[str]) -> None:
     evaluation = json.loads((run_folder / "evaluation.json").read_text())
     if evaluation["env_steps"] != manifest.counters.env_steps:
         sys.exit(f"evaluate {source} first: evaluation.json is for the agent at {evaluation['env_steps']} steps")
-    name = score_name(manifest.config, options.name)
+    name = score_name(config, options.name)
     scores = options.project / "docs" / "runs" / "scores"
     scores.mkdir(parents=True, exist_ok=True)
     shutil.copy(run_folder / "progress.csv", scores / f"{name}.csv")
@@ -112,11 +104,8 @@ def main(arguments: list[str]) -> None:
     print(f"wrote {scores / name}.csv and .json")
     if options.curve_only:
         return
-    started = json.loads((run_folder / "config.json").read_text())
-    commit = started.get("commit") or commit_at(options.root, started["started"])
-    target = (
-        options.project / "checkpoints" / SHIPPED / (options.name or default_model_name(manifest.config.run.env_name))
-    )
+    commit = json.loads((run_folder / "config.json").read_text())["commit"]
+    target = options.project / "checkpoints" / SHIPPED / (options.name or default_model_name(config.run.env_name))
     if target.exists():
         shutil.rmtree(target)
     policy_only = replace(manifest, files={MODEL_FILE: manifest.files[MODEL_FILE]})

@@ -1,6 +1,6 @@
-"""Finds modules that behave differently in acting and learning, and parameters that nothing depends on.
+"""Finds modules that behave differently in acting and learning, and parameters on which no output depends.
 
-The first ratios of an update would not be 1 with such modules.
+With such modules the first ratios of an update would not be 1; such parameters have no gradient.
 
 The network is run on a few observations with hooks on every module. This finds modules of any kind that are random,
 such as dropout, that differ in training mode or change their buffers, such as batch normalisation, or that mix the
