@@ -18,9 +18,9 @@ from ppo.outputs.window import WindowClosedError
 from ppo.playback import announce, describe
 from ppo.settings import Refusal
 from ppo.supervision.signals import INTERRUPTED, StopRequest
-from ppo.viewer.choice import Choice
 from ppo.viewer.player import Player
 from ppo.viewer.progress import Progress
+from ppo.viewer.selection import Selection
 
 NICENESS = 10
 _SECONDS_BETWEEN_POLLS = 1.0
@@ -34,10 +34,10 @@ def watch_in_terminal(config: Config, explicit: set[str]) -> int:
     """Play game after game until a key or a signal ends it; return the exit code."""
     stop = StopRequest()
     stop.listen()
-    choice = Choice(config, explicit)
-    announce(choice.agent)
+    selection = Selection(config, explicit)
+    announce(selection.agent)
     sizes: dict[str, Any] = {"rng_seed": config.run.rng_seed, "max_steps": config.playback.max_game_steps}
-    agent = choice.agent
+    agent = selection.agent
     player = Player(agent, **sizes)
     os.nice(NICENESS)
     progress = Progress()
@@ -59,18 +59,18 @@ def watch_in_terminal(config: Config, explicit: set[str]) -> int:
                 view.end_step(decision)
                 if time.monotonic() >= poll_due:
                     poll_due = time.monotonic() + _SECONDS_BETWEEN_POLLS
-                    progress.poll(choice.run_folder / "progress.csv")
+                    progress.poll(selection.run_folder / "progress.csv")
                     try:
-                        has_others, is_another = choice.poll()
+                        has_others, is_another = selection.poll()
                         if has_others:
                             refusal = ""
                         if is_another:
-                            player = _exchange(player, choice.agent, sizes)
+                            player = _exchange(player, selection.agent, sizes)
                     except Refusal as error:  # the new checkpoint cannot be played; the previous one continues
                         refusal = str(error)
                     view.title = _title(player.agent)
                     view.say("   ".join(filter(None, [game_said, _training(progress)])))
-                    view.warn("; ".join(filter(None, [failure, refusal, *choice.agent.notes])))
+                    view.warn("; ".join(filter(None, [failure, refusal, *selection.agent.notes])))
     except WindowClosedError:
         return stop.exit_code or 0
     except KeyboardInterrupt:

@@ -29,11 +29,11 @@ from ppo.report.packing import Pack
 from ppo.report.page import assemble
 from ppo.settings import Refusal
 from ppo.supervision.signals import StopRequest
-from ppo.viewer.choice import Choice
 from ppo.viewer.lookers import BEAT, Lookers
 from ppo.viewer.pictures import PictureCoder
 from ppo.viewer.player import Player
 from ppo.viewer.progress import Progress
+from ppo.viewer.selection import Selection
 from ppo.viewer.server import HOST, Server, listen
 
 SPEEDS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -72,8 +72,8 @@ def _watch(config: Config, explicit: set[str]) -> int:
     os.nice(_NICENESS)
     with listen(config.playback.port) as listening:
         show = Show(config, explicit)
-        announce(show.choice.agent)
-        page = assemble(f"{show.choice.agent.name} - watch", Pack().encode({"name": show.choice.agent.name}), "watch")
+        announce(agent := show.selection.agent)
+        page = assemble(f"{agent.name} - watch", Pack().encode({"name": agent.name}), "watch")
         with Server(listening, page, show.lookers, show.do) as server:
             port = config.playback.port
             print_line(f"watch it: {server.address}")
@@ -104,13 +104,13 @@ class Show:
         Raises:
             Refusal: there is no such agent, or it cannot be played.
         """
-        self.choice = Choice(config, explicit)
+        self.selection = Selection(config, explicit)
         self._commands: queue.Queue[dict[str, Any]] = queue.Queue(_MOST_COMMANDS)
         self.lookers = Lookers(self._greet)
         self._max_steps, self._seed = config.playback.max_game_steps, config.run.rng_seed
         self._progress = Progress()
         self._coder = PictureCoder()
-        self._player = Player(self.choice.agent, rng_seed=self._seed, max_steps=self._max_steps)
+        self._player = Player(self.selection.agent, rng_seed=self._seed, max_steps=self._max_steps)
         self._is_paused, self._speed = False, 1.0
         self._note = ""
         self._frame_number = self._game_number = 0
@@ -166,7 +166,7 @@ class Show:
         """Execute a page's command; ignore anything invalid."""
         rule, speed, wish = command.get("act"), command.get("speed"), command.get("checkpoint")
         if command.get("look") is True:
-            self._progress.poll(self.choice.run_folder / "progress.csv")
+            self._progress.poll(self.selection.run_folder / "progress.csv")
             self._send_progress()
             if self._is_paused and self._newest_beat:
                 self.lookers.send(BEAT, self._newest_beat)
@@ -176,7 +176,7 @@ class Show:
             self._speed = float(speed)
         if rule in self._player.distribution.rules:
             self._player.rule = rule
-        if isinstance(wish, str) and wish in self.choice.wishes and self.choice.choose(wish):
+        if isinstance(wish, str) and wish in self.selection.wishes and self.selection.choose(wish):
             self._exchange()
         if command.get("restart") is True:
             self._seed = (self._seed + 1) % (MAX_SEED + 1)
@@ -187,7 +187,7 @@ class Show:
     def _poll(self) -> None:
         """Check for new checkpoints and log rows of the training."""
         try:
-            has_others, is_another = self.choice.poll()
+            has_others, is_another = self.selection.poll()
             if is_another:
                 self._exchange()
             if has_others:
@@ -195,7 +195,7 @@ class Show:
                 self._send_state()
         except Refusal as error:
             self._say(str(error))
-        if self._progress.poll(self.choice.run_folder / "progress.csv"):
+        if self._progress.poll(self.selection.run_folder / "progress.csv"):
             self._send_progress()
 
     def _say(self, note: str) -> None:
@@ -207,14 +207,14 @@ class Show:
     def _exchange(self) -> None:
         """Let the chosen agent take over the game, or begin a new one if its world differs."""
         self._note = ""
-        if self._player.can_be(self.choice.agent):
-            self._player.become(self.choice.agent)
+        if self._player.can_be(self.selection.agent):
+            self._player.become(self.selection.agent)
         else:
             self._begin()
 
     def _begin(self) -> None:
         """Begin a new game of the chosen agent, keeping the chosen rule if the agent supports it."""
-        player = Player(self.choice.agent, rng_seed=self._seed, max_steps=self._max_steps)
+        player = Player(self.selection.agent, rng_seed=self._seed, max_steps=self._max_steps)
         if self._player.rule in player.distribution.rules:
             player.rule = self._player.rule
         self._player.close()
@@ -286,8 +286,8 @@ class Show:
             "world": agent.config.run.env_name,
             "steps": agent.counters.env_steps,
             "isShipped": agent.is_shipped,
-            "wish": self.choice.wish,
-            "wishes": self.choice.wishes,
+            "wish": self.selection.wish,
+            "wishes": self.selection.wishes,
             "rule": player.rule,
             "rules": list(player.distribution.rules),
             "isPaused": self._is_paused,
@@ -299,14 +299,14 @@ class Show:
             "channelsPerPicture": agent.channels_per_picture,
             "games": list(self._games),
             "note": self._note,
-            "notes": list(self.choice.agent.notes),  # they also say why another agent was not chosen
+            "notes": list(self.selection.agent.notes),  # they also say why another agent was not chosen
         }
         self.lookers.send("state", Pack().encode(state, _LEVEL))
 
     def _send_progress(self) -> None:
         pack, columns = Pack(), self._progress.columns
         # Not those of the shown agent: it may be a shipped one, or older than an extension of the run.
-        settings = read_settings(self.choice.run_folder)
+        settings = read_settings(self.selection.run_folder)
         content = {
             "secondsSince": self._progress.seconds_since,
             "goal": settings and settings.run.env_steps,

@@ -34,7 +34,7 @@ from ppo.outputs.window import Pace, WindowClosedError
 from ppo.settings import Refusal
 from ppo.supervision.signals import PREEMPTED, StopRequest
 from ppo.viewer import in_terminal
-from ppo.viewer.choice import Choice
+from ppo.viewer.selection import Selection
 from ppo.viewer.watch import watch
 from tests.forgery import MODEL, replace_file
 from tests.jobs import CARTPOLE, environment, ppo
@@ -500,14 +500,14 @@ def test_watch_says_which_checkpoint_is_damaged_and_why_another_is_not_shown(
     newest = Path("checkpoints/CartPole-v1/step_000000000128")
     (newest / MODEL).write_bytes(b"x")
     shown, polls = watched(), iter([Refusal("no, thank you")])
-    poll = Choice.poll
+    poll = Selection.poll
 
-    def refuse_once(choice: Choice) -> tuple[bool, bool]:
+    def refuse_once(selection: Selection) -> tuple[bool, bool]:
         for refusal in polls:
             raise refusal
-        return poll(choice)
+        return poll(selection)
 
-    monkeypatch.setattr(Choice, "poll", refuse_once)
+    monkeypatch.setattr(Selection, "poll", refuse_once)
     shown.run(lambda: len(shown.warnings) == 5)
     assert all("64" in title for title in shown.titles[1:])
     assert all(

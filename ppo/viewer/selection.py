@@ -1,4 +1,4 @@
-"""The agents that can be watched; new ones appear while training continues."""
+"""The agent that is shown and those that can be; new ones appear while training continues."""
 
 from pathlib import Path
 
@@ -8,10 +8,10 @@ from ppo.identity import find_run
 from ppo.outputs.checkpoint import list_checkpoints, steps_of
 
 _FOLLOWING = ("latest", "best")
-"""Choices that may refer to another checkpoint once a new one is written."""
+"""Values that may refer to another checkpoint once a new one is written."""
 
 
-class Choice:
+class Selection:
     """The agent that is shown: a value of `--checkpoint` that may be changed."""
 
     def __init__(self, config: Config, explicit: set[str]) -> None:
@@ -30,7 +30,7 @@ class Choice:
 
     @property
     def wishes(self) -> list[str]:
-        """The available choices, and the current one even if the training has since deleted its checkpoint."""
+        """The available values, and the current one even if the training has since deleted its checkpoint."""
         following = _FOLLOWING if self.steps else _FOLLOWING[:1]
         wishes = [*following, *(["shipped"] if self._has_shipped else []), *map(str, reversed(self.steps))]
         return wishes if self.wish in wishes else [*wishes, self.wish]
