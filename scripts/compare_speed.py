@@ -36,14 +36,15 @@ class Job:
         """Start the training."""
         flags = [*flags, "--env_steps=1000000000", "--checkpoint_interval=1000000000"]
         command = [MPIRUN, "-np", str(ranks), sys.executable, "-m", "ppo", *flags]
-        self._process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(root)},
-            stdout=(folder / "output").open("w"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        with (folder / "output").open("w") as output:
+            self._process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env={**os.environ, "PYTHONPATH": str(root)},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         self._folder, self._seconds = folder, 0.0
         self._ends: list[float] = []
 
