@@ -287,7 +287,8 @@ class MachineSettings:
     bit-identical. auto: cuda if every rank sees a GPU, all of one kind, else cpu. Training only."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the convolutions and of the layers between them and the heads; the rest is float32. bfloat16: on
-    GPUs only. auto: bfloat16 on GPUs that support it, else float32. Training only, images only."""
+    GPUs that support it and on processors with AMX. auto: bfloat16 on such GPUs, else float32. Training only, images
+    only."""
 
 
 @dataclass(frozen=True)

@@ -73,10 +73,11 @@ def choose_placement(settings: MachineSettings, comm: Collective, hosts: Sequenc
         Refusal: on all ranks: there is no such device, it lacks the precision, or NCCL cannot connect the hosts (some
             share a name, or cannot resolve that of rank 0's host).
     """
+    processors = of_all_ranks(comm, has_amx()) if settings.precision == "bfloat16" else []
     if settings.device == "cpu":
-        return placement_of(settings, comm.rank, hosts, [None] * comm.size)  # without initialising CUDA
+        return placement_of(settings, comm.rank, hosts, [None] * comm.size, processors)  # without initialising CUDA
     local_rank = hosts[: comm.rank].count(hosts[comm.rank])
-    placement = placement_of(settings, comm.rank, hosts, of_all_ranks(comm, _gpu_of(local_rank)))
+    placement = placement_of(settings, comm.rank, hosts, of_all_ranks(comm, _gpu_of(local_rank)), processors)
     if placement.summed_by != "NCCL":
         return placement
     num_hosts = comm.split_by_host().count
@@ -92,8 +93,17 @@ def choose_placement(settings: MachineSettings, comm: Collective, hosts: Sequenc
     return replace(placement, meeting_host=first)
 
 
-def placement_of(settings: MachineSettings, rank: int, hosts: Sequence[str], gpus: Sequence[GPU | None]) -> Placement:
+def placement_of(
+    settings: MachineSettings, rank: int, hosts: Sequence[str], gpus: Sequence[GPU | None], processors: Sequence[bool]
+) -> Placement:
     """Return the placement of a rank, given the GPU that each rank would use.
+
+    Args:
+        settings: what the user asked for.
+        rank: this rank.
+        hosts: the host of every rank.
+        gpus: the GPU of every rank; None where there is none.
+        processors: whether each rank's processor has AMX; read only if bfloat16 is asked for.
 
     Raises:
         Refusal: see `choose_placement`.
@@ -112,12 +122,16 @@ def placement_of(settings: MachineSettings, rank: int, hosts: Sequence[str], gpu
             "CUDA_VISIBLE_DEVICES, or try --device=cpu"
         )
     own = None if why else gpus[rank]
-    able = own is not None and all(gpu.has_bfloat16 for gpu in found)
+    able = all(processors) if own is None else all(gpu.has_bfloat16 for gpu in found)
     if settings.precision == "bfloat16" and not able:
-        which = f"on the processor{why and f' ({why})'}" if own is None else "on a GPU without bfloat16 arithmetic"
+        which = "on a GPU without bfloat16 arithmetic"
+        if own is None:
+            without = processors.index(False)
+            which = f"on a processor without AMX, that of rank {without} on {hosts[without]}{why and f' ({why})'}"
         raise Refusal(f"precision must be float32 {which}, got bfloat16; try --precision=auto")
     if own is None:
-        return replace(CPU, why=why)
+        # Only where it is asked for: what a run computes should not depend on the processor it happens to have.
+        return replace(CPU, precision=torch.bfloat16 if settings.precision == "bfloat16" else torch.float32, why=why)
     # NCCL refuses two ranks on one GPU, and sums in one way only.
     as_nccl_does = settings.all_reduce == "auto" and settings.gradient_wire == "float32"
     alone = len({gpu.identity for gpu in found}) == len(found)
@@ -142,6 +156,14 @@ def _what_differs(hosts: Sequence[str], gpus: Sequence[GPU | None]) -> str:
         if gpu.name != found[0].name:
             return f"rank 0 has {found[0].name}, rank {rank} on {hosts[rank]} {gpu.name}"
     return ""
+
+
+def has_amx() -> bool:
+    """Return whether the processor multiplies matrices of bfloat16 (AMX, in Intel's Xeons since 2023).
+
+    False where PyTorch is too old to say.
+    """
+    return hasattr(torch.cpu, "get_capabilities") and bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 def _gpu_of(local_rank: int) -> GPU | None:

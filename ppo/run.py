@@ -311,6 +311,7 @@ def _what_is_not_exact(manifest: Manifest, saved: MachineSettings, config: Confi
         notes.append(f"not bit-identical to an uninterrupted run, because these changed: {', '.join(changed)}")
     for before, now, matters in (
         (saved.device, machine.device, "cuda" in (saved.device, machine.device)),
+        (saved.precision, machine.precision, saved.precision != machine.precision),
         (saved.env_engine, machine.env_engine, saved.env_engine != machine.env_engine),
     ):
         if matters:

@@ -78,12 +78,15 @@ def test_a_choice_that_every_world_has_may_be_made_for_each(flag, tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-@pytest.mark.parametrize("ranks", [0, 2])
 @pytest.mark.parametrize(
-    ("flag", "message"),
-    [("--device=cuda", "try --device=cpu"), ("--precision=bfloat16", "precision must be float32 on the processor")],
+    ("flag", "message", "ranks"),
+    [
+        *(("--device=cuda", "try --device=cpu", ranks) for ranks in (0, 2)),
+        ("--precision=bfloat16", "precision must be float32 on a processor without AMX, that of rank 0", 0),
+    ],
 )
-def test_settings_for_a_gpu_are_refused_once_without_one(flag, message, ranks, tmp_path):
+def test_settings_for_another_machine_are_refused_once(flag, message, ranks, tmp_path, monkeypatch):
+    monkeypatch.setattr("ppo.device.has_amx", lambda: False)
     job = ppo(tmp_path, "--env_name=PongNoFrameskip-v4", flag, ranks=ranks)
     assert job.returncode == 2
     assert job.stderr.count(message) == 1

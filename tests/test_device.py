@@ -7,7 +7,7 @@ import torch
 
 from ppo.collectives import Alone, Hosts
 from ppo.config import MachineSettings
-from ppo.device import CPU, GPU, Placement, choose_placement, placement_of
+from ppo.device import CPU, GPU, Placement, choose_placement, has_amx, placement_of
 from ppo.settings import Refusal
 
 
@@ -19,8 +19,8 @@ FIRST, SECOND = gpu(0, "first"), gpu(1, "second")
 OLD, OLDER = (gpu(0, identity, name="NVIDIA T4", has_bfloat16=False) for identity in ("old", "older"))
 
 
-def place(gpus, rank=0, hosts=None, **settings):
-    return placement_of(MachineSettings(**settings), rank, hosts or ["here"] * len(gpus), gpus)
+def place(gpus, rank=0, hosts=None, processors=(), **settings):
+    return placement_of(MachineSettings(**settings), rank, hosts or ["here"] * len(gpus), gpus, processors)
 
 
 @pytest.mark.parametrize(
@@ -79,8 +79,16 @@ def test_auto_computes_in_16_bits_where_all_gpus_can(gpus, precision, expected):
     ("gpus", "settings", "message"),
     [
         ([FIRST, None], {"device": "cuda"}, "rank 1 on there sees none.*try --device=cpu"),
-        ([None, None], {"precision": "bfloat16"}, "float32 on the processor.*try --precision=auto"),
-        ([None, None], {"device": "cpu", "precision": "bfloat16"}, "float32 on the processor.*try --precision=auto"),
+        (
+            [None, None],
+            {"precision": "bfloat16", "processors": [True, False]},
+            "float32 on a processor without AMX, that of rank 1 on there, got bfloat16; try --precision=auto",
+        ),
+        (
+            [FIRST, None],
+            {"precision": "bfloat16", "processors": [False, True]},
+            r"without AMX, that of rank 0 on here \(rank 1 on there sees no GPU\), got bfloat16",
+        ),
         ([OLD, OLDER], {"precision": "bfloat16"}, "float32 on a GPU without bfloat16.*try --precision=auto"),
         (
             [FIRST, OLD],
@@ -93,6 +101,26 @@ def test_a_missing_device_is_refused_on_every_rank(gpus, settings, message):
     for rank in range(2):
         with pytest.raises(Refusal, match=message):
             place(gpus, rank, ["here", "there"], **settings)
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("auto", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_processors_compute_in_16_bits_only_where_it_is_asked_for(precision, expected, monkeypatch):
+    monkeypatch.setattr("ppo.device.has_amx", lambda: True)
+    placement = choose_placement(MachineSettings(device="cpu", precision=precision), Alone(), ["here"])
+    assert placement == Placement(precision=expected)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"), [({"amx_bf16": True}, True), ({"amx_bf16": False}, False), ({}, False)]
+)
+def test_a_processor_has_amx_where_torch_says_so(capabilities, expected, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert has_amx() is expected
+
+
+def test_a_torch_that_does_not_say_has_no_amx(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert not has_amx()
 
 
 def test_with_device_cpu_nothing_is_asked_of_cuda(monkeypatch):

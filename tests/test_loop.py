@@ -54,8 +54,15 @@ def test_any_number_of_ranks_takes_the_same_three_updates(world, ranks, one_rank
     assert moved > 1e-4, "the updates are too small for the comparison to mean anything"
 
 
-@pytest.mark.parametrize(("world", "ranks"), [("CartPole-v1", 0), ("PongNoFrameskip-v4", 0), ("PongNoFrameskip-v4", 2)])
-def test_resuming_gives_the_same_weights_and_logs_as_never_stopping(world, ranks, tmp_path):
+@pytest.mark.parametrize(
+    ("world", "ranks", "precision"),
+    [
+        ("CartPole-v1", 0, "float32"),
+        *(("PongNoFrameskip-v4", *case) for case in ((0, "float32"), (2, "float32"), (0, "bfloat16"))),
+    ],
+)
+def test_resuming_gives_the_same_weights_and_logs_as_never_stopping(world, ranks, precision, tmp_path, monkeypatch):
+    monkeypatch.setattr("ppo.device.has_amx", lambda: True)  # processors without it compute the same, but slowly
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     whole.mkdir()
     stopped.mkdir()
@@ -69,12 +76,14 @@ def test_resuming_gives_the_same_weights_and_logs_as_never_stopping(world, ranks
         ],
         "PongNoFrameskip-v4": ["--learning_rate_schedule=kl_adaptive", "--sticky_actions=0.25"],
     }
-    flags = [*WORLDS[world], *schedules[world], "--checkpoint_interval=3"]
+    flags = [*WORLDS[world], *schedules[world], "--checkpoint_interval=3", f"--precision={precision}"]
     assert_ok(ppo(whole, *flags, "--env_steps=640", ranks=ranks))
     assert_ok(ppo(stopped, *flags, "--env_steps=320", ranks=ranks))
     resumed = ppo(stopped, *flags, "--env_steps=640", ranks=ranks)
     assert_ok(resumed)
     assert f"resuming {world} at 320 steps" in resumed.stdout
+    assert f"device: cpu, {precision}" in resumed.stdout
+    assert "not bit-identical" not in resumed.stdout
     for file_name in ("model.safetensors", "training.safetensors"):
         assert_same_files(whole, stopped, f"checkpoints/{world}/step_000000000640/{file_name}")
     for log in ("progress.csv", "episodes.csv"):
@@ -212,6 +221,15 @@ def test_a_run_that_a_gpu_takes_part_in_says_that_it_does_not_resume_bit_for_bit
     resumed = train_on(now, 128)
     assert_ok(resumed)
     assert resumed.stdout.count(f"saved with {before}, resumes with {now}: not bit-identical") == 1
+
+
+def test_a_run_that_resumes_in_another_precision_says_that_it_is_not_bit_identical(tmp_path, monkeypatch):
+    monkeypatch.setattr("ppo.device.has_amx", lambda: True)
+    assert_ok(ppo(tmp_path, *PONG, "--precision=bfloat16", "--env_steps=64"))
+    resumed = ppo(tmp_path, *PONG, "--env_steps=128")
+    assert_ok(resumed)
+    assert "changed since the checkpoint: precision bfloat16 -> float32" in resumed.stdout
+    assert resumed.stdout.count("saved with bfloat16, resumes with float32: not bit-identical") == 1
 
 
 def test_a_checkpoint_from_before_there_were_devices_is_of_a_processor(tmp_path, monkeypatch):
