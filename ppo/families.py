@@ -167,6 +167,8 @@ class Family:
     """Engine for `--env_engine=auto` if every rank has several cores; lean for worlds that step in microseconds."""
     extra: str = ""
     """The extra of setup.py that its worlds need."""
+    simulators: tuple[str, ...] = ()
+    """Distributions, some of which it needs, whose version can change what its worlds do or show."""
     tuned_presets: tuple[str, ...] = ()
     """Presets that were found for all of its worlds; others were found for one world or for other families."""
 
@@ -198,6 +200,7 @@ FAMILIES = (
         "car-racing",
         ("lean", "processes"),
         extra="box2d",
+        simulators=("box2d", "pygame-ce", "pygame"),
         tuned_presets=("car-racing", "coordconv-000", "convnet-000"),
     ),
     Family(
@@ -208,6 +211,7 @@ FAMILIES = (
         "continuous",
         ("lean", "processes"),
         extra="box2d",
+        simulators=("box2d",),
     ),
     Family(
         "mujoco",
@@ -218,6 +222,7 @@ FAMILIES = (
         "continuous",
         ("lean", "processes"),
         extra="mujoco",
+        simulators=("mujoco",),
     ),
     # The general family comes last because it matches every id.
     Family("gymnasium", "worlds made by gymnasium.make", r".*", GymnasiumSettings, "classic", ("lean", "processes")),

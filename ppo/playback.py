@@ -28,6 +28,7 @@ from ppo.random_streams import Purpose, derived_seed
 from ppo.settings import Refusal
 from ppo.standard_streams import say_on_standard_error
 from ppo.supervision.signals import INTERRUPTED, StopRequest
+from ppo.versions import versions_of_run
 
 
 def play(config: Config, comm: Collective, explicit: set[str]) -> int:
@@ -149,7 +150,7 @@ def prepare_to_draw(agent: Agent, *, rng_seed: int, on_frame: FrameListener) -> 
 
 
 def statistics_of(games: Sequence[Game], agent: Agent, config: Config) -> dict[str, Any]:
-    """Return the statistics of raw whole-game returns, with the protocol they were played under."""
+    """Return the statistics of raw whole-game returns, with the protocol and the software they were played with."""
     returns = [game.episode_return for game in games]
     mean, error = mean_and_error(games)
     env_name = agent.config.run.env_name
@@ -170,6 +171,7 @@ def statistics_of(games: Sequence[Game], agent: Agent, config: Config) -> dict[s
         "rng_seed": config.run.rng_seed,
         "max_game_steps": config.playback.max_game_steps,
         "protocol": agent.config.to_dict()["world"],
+        "versions": versions_of_run(agent.config),
         **world_of(env_name).facts(env_name, mean),
     }
 

@@ -18,7 +18,7 @@ from ppo.algorithm.schedules import Schedules
 from ppo.algorithm.update import Learner
 from ppo.collectives import Collective, Halt, decided_by_root, done_by_all, done_by_each, share
 from ppo.collectives.moments import RunningMoments
-from ppo.config import Config, MachineSettings, differences, outside_names
+from ppo.config import Config, MachineSettings, differences
 from ppo.device import CPU, Placement
 from ppo.envs import LEAN, Engine, Environments, make_envs
 from ppo.evaluation import Evaluator
@@ -30,7 +30,7 @@ from ppo.outputs.tensor_file import specification
 from ppo.outputs.untrusted import brief
 from ppo.random_streams import Purpose, derived_seed
 from ppo.settings import Refusal
-from ppo.versions import versions_here, versions_outside
+from ppo.versions import versions_of_run
 
 
 @dataclass
@@ -302,10 +302,9 @@ def _what_is_not_exact(manifest: Manifest, saved: MachineSettings, config: Confi
             "redistributed over the ranks; equal to an uninterrupted run up to the order of sums, but not bit-identical"
         )
     there = {**manifest.versions, **manifest.machine}
-    # Older checkpoints do not record it.
-    rounding = {name: value for name, value in rounding_here().items() if name in there}
-    versions = versions_here() | versions_outside(outside_names(config))
-    here = {**versions, **machine_here(), **rounding}
+    here = {**versions_of_run(config), **machine_here(), **rounding_here()}
+    for name in {*rounding_here(), *config.family.simulators} - there.keys():  # older checkpoints do not record them
+        here.pop(name, None)
     changed = [f"{name} {there.get(name)} -> {now}" for name, now in here.items() if there.get(name) != now]
     if changed:
         notes.append(f"not bit-identical to an uninterrupted run, because these changed: {', '.join(changed)}")

@@ -4,28 +4,35 @@ import hashlib
 import importlib.util
 import platform
 import re
-from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
 import ppo
+from ppo.config import Config, outside_names
 
 _LIBRARIES = ("torch", "numpy", "gymnasium", "ale-py", "opencv-python-headless")
+UNKNOWN = "unknown"
 
 
 def versions_here() -> dict[str, str]:
-    """Return the version of Python, of this program and of each library that can change a result."""
+    """Return the version of Python, of this program and of each library that it always needs."""
     own = {"python": platform.python_version(), "ppo": ppo.__version__}
     return own | {package: version_of(package) for package in _LIBRARIES}
 
 
-def versions_outside(names: Mapping[str, str]) -> dict[str, str]:
-    """Return a hash of the file of each module outside this package that a setting names.
+def versions_of_run(config: Config) -> dict[str, str]:
+    """Return the version of all that can change a run's results.
 
-    Args:
-        names: module:Name by setting, as from `config.outside_names`.
+    These are `versions_here`, the installed simulators of the world's family, and a hash of the file of each module
+    outside this package that a setting names.
     """
-    return {f"module of {setting}": module_version(name.partition(":")[0]) for setting, name in names.items()}
+    simulators = {package: version_of(package) for package in config.family.simulators}
+    outside = {setting: name.partition(":")[0] for setting, name in outside_names(config).items()}
+    return {
+        **versions_here(),
+        **{package: version for package, version in simulators.items() if version != UNKNOWN},
+        **{f"module of {setting}": module_version(module) for setting, module in outside.items()},
+    }
 
 
 def module_version(name: str) -> str:
@@ -43,7 +50,7 @@ def version_of(package: str) -> str:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return "unknown"
+        return UNKNOWN
 
 
 def code_version() -> str:

@@ -1,13 +1,14 @@
 """Ship the final agent of a finished run: its policy, card, curve and evaluation.
 
-    python -m scripts.ship_agent RUN --root=CLONE [--name=NAME] [--curve_only]
+    python -m scripts.ship_agent RUN --root=CLONE [--name=NAME] [--act=RULE] [--curve_only]
 
 RUN is the model name of a run in CLONE that has been evaluated with `--mode=evaluate --checkpoint=latest`. Written to
 this project: checkpoints/pretrained/<name>/ (the policy without the state that only resuming needs, and card.json:
-command, commit, machine, minutes, scores), and docs/runs/scores/<name>-<steps>-seed-<N>.csv and .json, from which
-scripts/score_table.py makes docs/scores.md. The name is that of the world; --name gives another to a world that
-arguments change, such as CarRacing-v3-discrete. --curve_only writes only the files in docs/: a world ships one agent,
-but its score has several seeds.
+command, commit, machine, minutes, scores, and two games to check it by), and docs/runs/scores/<name>-<steps>-seed-<N>
+.csv and .json, from which scripts/score_table.py makes docs/scores.md. The name is that of the world; --name gives
+another to a world that arguments change, such as CarRacing-v3-discrete. --act saves the rule by which the agent chooses
+its actions from now on: that of the evaluation, found by comparing rules on other games. --curve_only writes only the
+files in docs/: a world ships one agent, but its score has several seeds.
 """
 
 import argparse
@@ -27,9 +28,9 @@ from ppo.outputs.manifest import MODEL_FILE, Manifest, encode_manifest
 from ppo.outputs.whole_folder import write_folder
 from ppo.presets import preset_of
 from scripts.scored_runs import length_of
+from scripts.stored_games import CARD, store
 
 ROOT = Path(__file__).resolve().parent.parent
-CARD = "card.json"
 # Settings that do not affect how a run learns.
 _NAMES = {"model_name", "preset", "checkpoint_dir", "run_dir", "asset_dir", "fresh", "mode"}
 
@@ -84,6 +85,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--root", type=Path, default=ROOT, help="the clone in which the run was trained")
     parser.add_argument("--project", type=Path, default=ROOT, help="the folder to write to")
     parser.add_argument("--name", help="of the agent's folder and of its scores")
+    parser.add_argument("--act", help="the rule to save: sample, mean or mode; by default the one that training saved")
     parser.add_argument("--curve_only", action="store_true")
     options = parser.parse_args(arguments)
     run_folder = options.root / "runs" / options.run
@@ -96,6 +98,10 @@ def main(arguments: list[str]) -> None:
     evaluation = json.loads((run_folder / "evaluation.json").read_text())
     if evaluation["env_steps"] != manifest.counters.env_steps:
         sys.exit(f"evaluate {source} first: evaluation.json is for the agent at {evaluation['env_steps']} steps")
+    if options.act is not None:
+        if evaluation["act"] != options.act:
+            parser.error(f"--act must be {evaluation['act']}, by which the agent was evaluated, got {options.act}")
+        config = config.replace_settings({"act": options.act})
     name = score_name(config, options.name)
     scores = options.project / "docs" / "runs" / "scores"
     scores.mkdir(parents=True, exist_ok=True)
@@ -108,7 +114,7 @@ def main(arguments: list[str]) -> None:
     target = options.project / "checkpoints" / SHIPPED / (options.name or default_model_name(config.run.env_name))
     if target.exists():
         shutil.rmtree(target)
-    policy_only = replace(manifest, files={MODEL_FILE: manifest.files[MODEL_FILE]})
+    policy_only = replace(manifest, config=config, files={MODEL_FILE: manifest.files[MODEL_FILE]})
     card = card_of(manifest, run_folder, evaluation, commit)
     write_folder(
         target,
@@ -119,6 +125,7 @@ def main(arguments: list[str]) -> None:
         },
     )
     checkpoint.verify(target)
+    store(target)
     print(f"wrote {target}")
 
 

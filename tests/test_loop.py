@@ -232,6 +232,17 @@ def test_a_run_that_resumes_in_another_precision_says_that_it_is_not_bit_identic
     assert resumed.stdout.count("saved with bfloat16, resumes with float32: not bit-identical") == 1
 
 
+def test_a_run_whose_simulator_changes_says_that_it_is_not_bit_identical(tmp_path, monkeypatch):
+    pytest.importorskip("mujoco")
+    flags = ["--env_name=InvertedPendulum-v5", *CARTPOLE[1:]]
+    for version, env_steps in (("3.9.9", 64), ("4.0.0", 128)):
+        installed = {"mujoco": version}
+        monkeypatch.setattr("ppo.versions.version_of", lambda package, there=installed: there.get(package, "unknown"))
+        job = ppo(tmp_path, *flags, f"--env_steps={env_steps}")
+        assert_ok(job)
+    assert "not bit-identical to an uninterrupted run, because these changed: mujoco 3.9.9 -> 4.0.0\n" in job.stdout
+
+
 def test_a_checkpoint_from_before_there_were_devices_is_of_a_processor(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr("ppo.device.Placement.settings", lambda placement: {"device": "auto", "precision": "auto"})

@@ -10,7 +10,9 @@ from ppo.agents import SHIPPED_FOLDER
 from ppo.command_line import parse_command_line
 from ppo.outputs import checkpoint
 from ppo.random_streams import stream
+from ppo.versions import version_of
 from scripts.ship_agent import main as ship_agent
+from scripts.stored_games import play
 from tests.forgery import edit_manifest
 from tests.jobs import CARTPOLE, PONG, ppo, separately
 
@@ -215,6 +217,7 @@ def test_a_final_agent_is_shipped_with_its_card_curve_and_scores_and_plays_as_it
     card = json.loads((shipped / "card.json").read_text())
     assert card["evaluation"] == evaluation
     assert card["env_steps"] == evaluation["env_steps"] == 128
+    assert card["games"]["returns"] == [game.episode_return for game in play(shipped, 2)[0]]
     trained_with = parse_command_line(card["command"].split()[1:])
     assert trained_with.ppo == checkpoint.verify(two[1]).config.ppo
     scores = project / "docs/runs/scores"
@@ -224,6 +227,19 @@ def test_a_final_agent_is_shipped_with_its_card_curve_and_scores_and_plays_as_it
     assert job.returncode == 0, job.stderr
     assert "using the shipped one in checkpoints/pretrained/CartPole-v1" in job.stdout
     assert "trained for 128 steps" in job.stdout
+
+
+def test_an_agent_is_shipped_with_the_rule_by_which_it_was_evaluated(two, tmp_path):
+    ship = ["two", f"--root={tmp_path}", f"--project={tmp_path}/project", "--act=mode"]
+    evaluate = ["--env_name=CartPole-v1", "--mode=evaluate", "--model_name=two", "--checkpoint=latest", "--episodes=2"]
+    assert ppo(tmp_path, *evaluate).returncode == 0
+    with pytest.raises(SystemExit):
+        ship_agent(ship)
+    assert not (tmp_path / "project").exists()
+    assert ppo(tmp_path, *evaluate, "--act=mode").returncode == 0
+    ship_agent(ship)
+    played = last_line(ppo(tmp_path / "project", *evaluate[:2], "--checkpoint=shipped", "--episodes=2"))
+    assert played["act"] == "mode"
 
 
 def test_an_agent_whose_last_checkpoint_was_not_evaluated_is_not_shipped(two, tmp_path):
@@ -276,6 +292,7 @@ def test_a_game_that_its_settings_let_go_on_for_ever_is_cut(mode, trained, tmp_p
 def test_a_game_that_ends_by_itself_is_not_cut(trained):
     result = last_line(ppo(trained, "--env_name=CartPole-v1", "--mode=evaluate", "--episodes=3"))
     assert (result["episodes_cut"], result["episodes_timed_out"], result["max_game_steps"]) == (0, 0, 27_000)
+    assert result["versions"]["gymnasium"] == version_of("gymnasium")
 
 
 def test_a_game_that_the_worlds_time_limit_ends_is_counted_as_such(tmp_path):

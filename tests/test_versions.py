@@ -3,8 +3,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import ppo
-from ppo.versions import commit_here, version_of, versions_here
+from ppo.command_line import parse_command_line
+from ppo.versions import commit_here, version_of, versions_here, versions_of_run
 
 
 def code_version_of(package: Path) -> str:
@@ -27,6 +30,22 @@ def test_the_code_version_changes_with_any_file_and_with_nothing_else(tmp_path):
 def test_a_package_that_is_not_installed_has_no_version():
     assert version_of("no-such-package") == "unknown"
     assert "unknown" not in versions_here().values()
+
+
+@pytest.mark.parametrize(
+    ("env_name", "installed", "expected"),
+    [
+        ("CarRacing-v3", {"box2d": "2.3", "pygame-ce": "2.5", "mujoco": "4.0"}, {"box2d": "2.3", "pygame-ce": "2.5"}),
+        ("CarRacing-v3", {"pygame": "2.6"}, {"pygame": "2.6"}),
+        ("Hopper-v5", {"box2d": "2.3", "mujoco": "4.0"}, {"mujoco": "4.0"}),
+        ("CartPole-v1", {"box2d": "2.3", "pygame": "2.6", "mujoco": "4.0"}, {}),
+    ],
+)
+def test_a_run_s_versions_are_those_of_what_its_world_needs_and_has(env_name, installed, expected, monkeypatch):
+    config, always = parse_command_line([f"--env_name={env_name}"]), versions_here()
+    monkeypatch.setattr("ppo.versions.version_of", lambda package: installed.get(package, "unknown"))
+    found = versions_of_run(config)
+    assert {name: version for name, version in found.items() if name not in always} == expected
 
 
 def test_the_commit_is_that_of_the_clone_however_its_name_is_stored(tmp_path, monkeypatch):

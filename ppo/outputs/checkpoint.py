@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from ppo.config import Config, outside_names
+from ppo.config import Config
 from ppo.outputs.manifest import (
     MODEL_FILE,
     TRAINING_FILE,
@@ -44,7 +44,7 @@ from ppo.outputs.tensor_file import (
 from ppo.outputs.untrusted import DamagedCheckpointError, brief, open_regular
 from ppo.outputs.whole_folder import PREFIX, remove_folder, remove_scratch, set_aside, write_folder
 from ppo.settings import Refusal
-from ppo.versions import versions_here, versions_outside
+from ppo.versions import versions_of_run
 
 KEPT_NEWEST = 5
 MANIFEST_FILE = "manifest.json"
@@ -137,7 +137,7 @@ def write_checkpoint(
         counters=counters,
         files={name: FileEntry(len(c), hashlib.sha256(c).hexdigest()) for name, c in contents.items()},
         ranks=ranks,
-        versions=versions_here() | versions_outside(outside_names(config)),
+        versions=versions_of_run(config),
         machine=machine_here() | rounding_here(),
         logs=dict(logs or {}),
         named=named,

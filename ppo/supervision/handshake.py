@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ppo.collectives import Collective, decided_by_root
-from ppo.config import Config, outside_names
+from ppo.config import Config
 from ppo.settings import Refusal
-from ppo.versions import code_version, version_of, versions_here, versions_outside
+from ppo.versions import code_version, version_of, versions_of_run
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,7 @@ def shake_hands(collective: Collective, config: Config | None, refusal: str | No
 def described(config: Config) -> dict[str, Any]:
     """Return everything that must be equal on all ranks, by name."""
     settings = {name: value for section in config.to_dict().values() for name, value in section.items()}
-    versions = versions_here() | {"ppo": code_version(), "mpi4py": version_of("mpi4py")}
-    versions |= versions_outside(outside_names(config))
+    versions = versions_of_run(config) | {"ppo": code_version(), "mpi4py": version_of("mpi4py")}
     return settings | {f"version of {name}": version for name, version in versions.items()}
 
 

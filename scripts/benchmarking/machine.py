@@ -33,7 +33,7 @@ class Machine:
 
 def describe_machine(cores: list[int]) -> Machine:
     """Describe this machine's current state."""
-    return Machine(_processor(), **machine_here(), cores=cores, load_average_before=round(os.getloadavg()[0], 2))
+    return Machine(processor_name(), **machine_here(), cores=cores, load_average_before=round(os.getloadavg()[0], 2))
 
 
 def software() -> dict[str, str]:
@@ -67,6 +67,7 @@ def stolen_seconds() -> float:
     return int(fields[8]) / os.sysconf("SC_CLK_TCK")
 
 
-def _processor() -> str:
+def processor_name() -> str:
+    """Return the name that the processor gives itself."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
