@@ -86,10 +86,18 @@ def read_worlds() -> list[Row]:
 
 
 def read_games() -> list[Row]:
-    """Read the rows of the table of Atari games, in its order."""
+    """Read the rows of the tables of Atari games, in their order."""
     rows = json.loads((DOCS / "measurements" / "published_atari.json").read_text())
-    worlds = [(f"{row['game']}NoFrameskip-v4", row["steps"]) for row in rows]
-    return [Row(world, steps, (f"--env_name={world}",)) for world, steps in worlds]
+    return [Row(world_of_game(row), row["steps"], _flags_of_game(row)) for row in rows]
+
+
+def world_of_game(row: Mapping[str, str]) -> str:
+    """Return the name of a game's world in the names of runs: its id, and its protocol if that is not nature."""
+    return f"{row['game']}NoFrameskip-v4" + (f"-{row['protocol']}" if "protocol" in row else "")
+
+
+def _flags_of_game(row: Mapping[str, str]) -> tuple[str, ...]:
+    return f"--env_name={row['game']}NoFrameskip-v4", *(f"--protocol={row[key]}" for key in ("protocol",) if key in row)
 
 
 def read_runs(folder: Path) -> Iterator[ScoredRun]:

@@ -1,17 +1,19 @@
 """The table of scores says what runs and their evaluations say, and nothing of half a run."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from ppo.command_line import parse_command_line
 from ppo.families import PROTOCOLS
+from scripts import score_table
 from scripts.atari_scores import atari_table, predicted_median
 from scripts.marked_page import write_table
 from scripts.measure_training_rates import steps_per_second
 from scripts.score_table import table
-from scripts.scored_runs import Row, ScoredRun, read_games, read_runs, read_worlds
+from scripts.scored_runs import DOCS, Row, ScoredRun, read_games, read_runs, read_worlds
 from scripts.ship_agent import score_name
 from scripts.train_scores import Attempt, missing
 
@@ -64,10 +66,11 @@ def test_only_what_is_between_the_marks_is_replaced(tmp_path: Path) -> None:
     assert page.read_text() == "no marks\n"
 
 
-def atari_run(game: str, seed: int, training_mean: float) -> ScoredRun:
+def atari_run(game: str, seed: int, training_mean: float, protocol: str = "nature") -> ScoredRun:
     evaluation = {"return_mean": training_mean + 1.0, "return_stderr": 2.0, "episodes": 100, "act": "sample"}
-    evaluation["protocol"] = dict(PROTOCOLS["nature"])
-    world = f"{game}NoFrameskip-v4"
+    # Lost lives end nothing in an evaluation, whatever they did in training.
+    evaluation["protocol"] = {**PROTOCOLS[protocol], "episodic_life": False}
+    world = f"{game}NoFrameskip-v4" + ("" if protocol == "nature" else f"-{protocol}")
     return ScoredRun(f"{world}-10M-seed-{seed}", world, "10M", seed, evaluation, training_mean, 10_000_000)
 
 
@@ -88,7 +91,39 @@ def test_games_stand_beside_what_was_published_and_are_summed_up_as_multiples_of
     assert "| 3.00 |" in lines[3]
     assert lines[6] == "| Enduro | 10M | | not run | | | 9 | 1 | 2 | 3 | 4 |"
     # A game's seeds are averaged first: 2, 1 and 0.
-    assert "of 3 games, 95 % bootstrap over games: interquartile mean 1.00 (0.00 to 2.00); median 1.00" in lines[-1]
+    assert (
+        "of 3 games, 95 % bootstrap over games: interquartile mean 1.00 (0.00 to 2.00); median 1.00 (0.00 to 2.00)."
+        in lines[-1]
+    )
+
+
+def test_all_of_atari_5_predict_the_median_of_57_games_under_the_table() -> None:
+    human = {"BattleZone": 37187.5, "DoubleDunk": -16.4, "NameThisGame": 8049.0, "Phoenix": 7242.6, "Qbert": 13455.0}
+    rows = [{**ATARI[0], "game": game} for game in human]
+    last = atari_table([atari_run(game, 1, score) for game, score in human.items()], rows, {}).splitlines()[-1]
+    assert last.startswith("The median of 57 games, predicted from five of them as Aitchison et al. 2022 do")
+    assert "weights fitted anew: 0.85 (mean relative error 9%" in last
+    assert "57 games" not in atari_table([atari_run("Qbert", 1, 1.0)], rows, {})
+
+
+def test_each_protocol_has_a_table_of_its_own() -> None:
+    rows = [*ATARI, {"game": "Pong", "protocol": "machado", "steps": "10M", "reach": "", "sync": "18"}]
+    runs = [atari_run("Pong", 1, 14.6), atari_run("Pong", 1, 10.0, "machado")]
+    nature, machado = (atari_table(runs, rows, {}, protocol) for protocol in ("nature", "machado"))
+    assert "**14.6**" in nature and "**10.0**" not in nature
+    (line,) = machado.rstrip().splitlines()[2:]
+    assert line.startswith(
+        "| Pong, [seed 1](runs/scores/PongNoFrameskip-v4-machado-10M-seed-1.csv) | 10M |  | **10.0** |"
+    )
+    assert line.endswith("| 0.87 |  | 18 |")
+
+
+def test_the_page_is_what_the_script_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(DOCS / "measurements", tmp_path / "measurements")
+    shutil.copy(DOCS / "scores.md", tmp_path)
+    monkeypatch.setattr(score_table, "DOCS", tmp_path)
+    score_table.main()
+    assert (tmp_path / "scores.md").read_text() == (DOCS / "scores.md").read_text()
 
 
 def test_a_run_under_another_protocol_is_not_in_the_table() -> None:
