@@ -52,7 +52,8 @@ def table_of(groups: Mapping[str, Sequence[Curve]], goal: float | None) -> str:
         groups: the runs of each label.
         goal: a target return; adds a column for the steps after which runs first reached it.
     """
-    head = ["runs", "seeds", "final return, mean", "interquartile mean", "median steps", "median minutes"]
+    head = ["runs", "seeds", "final return, mean", "interquartile mean", "standard deviation"]
+    head += ["median steps", "median minutes"]
     head += [] if goal is None else [f"median steps to {goal:g}"]
     rows = [head, ["---"] * len(head)]
     for label, curves in groups.items():
@@ -61,6 +62,7 @@ def table_of(groups: Mapping[str, Sequence[Curve]], goal: float | None) -> str:
         for estimate in (summary.mean, summary.interquartile_mean):
             interval = f" ({estimate.low:.2f} to {estimate.high:.2f})" if len(curves) > 1 else ""
             row.append(f"{estimate.value:.2f}{interval}")
+        row.append("-" if summary.deviation is None else f"{summary.deviation:.2f}")
         row += [f"{summary.steps:,.0f}", f"{summary.minutes:.1f}"]
         if goal is not None:
             median, share = summary.median_steps_to_goal, f" ({len(summary.steps_to_goal)} of {len(curves)} runs)"

@@ -46,6 +46,7 @@ def _describe(
         "seeds": [{"name": curve.name, "final": curve.final_return, "facts": dict(curve.facts)} for curve in curves],
         "iqm": middle.value,
         "mean": summary.mean.value,
+        "deviation": summary.deviation,
         "low": middle.low,
         "high": middle.high,
         "steps": summary.steps,

@@ -28,6 +28,8 @@ class Summary:
     mean: Estimate
     interquartile_mean: Estimate
     """This and the mean are of the final returns."""
+    deviation: float | None
+    """Standard deviation of the final returns over runs, as of a sample of them; None for one run."""
     steps: float
     minutes: float
     """This and the steps are medians over runs."""
@@ -51,6 +53,7 @@ def summarize(curves: Sequence[Curve], goal: float | None) -> Summary:
         finals,
         of_mean,
         of_middle,
+        float(np.std(finals, ddof=1)) if len(finals) > 1 else None,
         float(statistics.median(curve.steps[-1] for curve in curves)),
         float(statistics.median(curve.minutes[-1] for curve in curves)),
         [] if goal is None else [steps for curve in curves if (steps := curve.steps_to(goal)) is not None],

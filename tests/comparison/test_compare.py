@@ -86,8 +86,8 @@ def test_the_mode_prints_and_writes_a_table_and_says_where(runs: Path) -> None:
     table, wrote = job.stdout.splitlines()[:-1], job.stdout.splitlines()[-1]
     assert wrote == "wrote assets/Pole-vs-Other/comparison.html, .png, .svg and .md"
     assert table[2:] == [
-        "| Pole | 2 | 15.00 (10.00 to 20.00) | 15.00 (10.00 to 20.00) | 275 | 3.0 | 175 (2 of 2 runs) |",
-        "| Other | 1 | 4.00 | 4.00 | 200 | 1.0 | - (0 of 1 runs) |",
+        "| Pole | 2 | 15.00 (10.00 to 20.00) | 15.00 (10.00 to 20.00) | 7.07 | 275 | 3.0 | 175 (2 of 2 runs) |",
+        "| Other | 1 | 4.00 | 4.00 | - | 200 | 1.0 | - (0 of 1 runs) |",
     ]
     page = (runs / "assets/Pole-vs-Other/comparison.md").read_text()
     assert page.startswith("\n".join(table))

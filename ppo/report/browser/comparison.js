@@ -25,7 +25,7 @@ function fillFinals(groups, goal) {
   const all = groups.flatMap((group) => [...group.seeds.map((seed) => seed.final), group.low, group.high]);
   const low = Math.min(...all), high = Math.max(...all);
   const at = (value) => `${high > low ? 2 + 96 * (value - low) / (high - low) : 50}%`;
-  const titles = ["runs", "seeds", "", "interquartile mean", "mean", "steps", "minutes"];
+  const titles = ["runs", "seeds", "", "interquartile mean", "mean", "deviation", "steps", "minutes"];
   if (goal !== null) titles.push(`steps to ${short(goal)}`);
   const rows = groups.map((group, place) => {
     const line = element("span", { class: "rung strip" });
@@ -40,7 +40,8 @@ function fillFinals(groups, goal) {
       return dot;
     }));
     const interval = group.seeds.length > 1 ? ` (${short(group.low)} to ${short(group.high)})` : "";
-    const numbers = [`${short(group.iqm)}${interval}`, short(group.mean), short(group.steps), short(group.minutes)];
+    const numbers = [`${short(group.iqm)}${interval}`,
+      ...[group.mean, group.deviation, group.steps, group.minutes].map(short)];
     if (goal !== null) numbers.push(`${short(group.toGoal)} (${group.reached} of ${group.seeds.length})`);
     return element("tr", {}, [
       element("th", { scope: "row", text: group.label }), element("td", { class: "numeric", text: group.seeds.length }),
