@@ -16,9 +16,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scripts import background_runs
 from scripts.marked_page import write_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 CURVES = DOCS / "runs" / "ablation.csv"
@@ -138,24 +142,24 @@ def table(returns: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     return "\n".join(lines)
 
 
-def draw(returns: Mapping[str, Mapping[str, Sequence[float]]], output: Path) -> None:
-    """Draw the mean of the seeds as bars and each seed as a point."""
+def figure_of(returns: Mapping[str, Mapping[str, Sequence[float]]]) -> "Figure":
+    """Return a figure with the mean of the seeds as bars and each seed as a point, empty where nothing has run."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, len(WORLDS), figsize=(10, 4.4), sharey=True, layout="constrained")
+    names = [*reversed(SWITCHES)]  # the first one is drawn at the top
     for world, panel in zip(WORLDS, panels, strict=True):
-        names = [off for off in SWITCHES if returns[world].get(off)]
-        for position, off in enumerate(reversed(names)):
-            found = returns[world][off]
-            panel.barh(position, statistics.fmean(found), color="#4878a8" if off == "all on" else "#b8c8d8")
-            panel.plot(found, [position] * len(found), "k.", markersize=4)
-        panel.set_yticks(range(len(names)), reversed(names))
+        for position, off in enumerate(names):
+            if found := returns[world].get(off):
+                panel.barh(position, statistics.fmean(found), color="#4878a8" if off == "all on" else "#b8c8d8")
+                panel.plot(found, [position] * len(found), "k.", markersize=4)
+        panel.set_yticks(range(len(names)), names)
         panel.set_title(f"{world}, 300,000 steps")
         panel.set_xlabel("mean return of the last 100 games")
-    figure.savefig(output, dpi=110)
+    return figure
 
 
 def write(curves: Mapping[Ablation, Curve]) -> None:
@@ -165,7 +169,7 @@ def write(curves: Mapping[Ablation, Curve]) -> None:
     for run in runs():
         if run in curves:
             returns[run.world].setdefault(run.off, []).append(curves[run][-1][1])
-    draw(returns, DOCS / "figures" / "ablation.png")
+    figure_of(returns).savefig(DOCS / "figures" / "ablation.png", dpi=110)
     write_table(DOCS / "ablation.md", table(returns))
 
 

@@ -36,8 +36,8 @@ class Options:
     """Arguments of the environment as JSON: `{"continuous": false}` for five actions."""
     checkpoint: str = "best"
     """Checkpoint to play, as for `--mode=evaluate`."""
-    rules: tuple[Literal["sample", "mean", "mode"], ...] = ("sample", "mean")
-    """Rules for choosing actions, measured one after another."""
+    rules: tuple[Literal["sample", "mean", "mode"], ...] = ()
+    """Rules for choosing actions, measured one after another. Default: by samples, and greedily."""
     episodes: int = 100
     rng_seed: int = 1_000_000
 
@@ -103,13 +103,13 @@ class Observer:
         self._before_reset(env)
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Play and print a Markdown table."""
-    options = tyro.cli(Options, description=__doc__)
+    options = tyro.cli(Options, args=arguments, description=__doc__)
     flags = ["--env_name=CarRacing-v3", f"--env_kwargs={options.env_kwargs}", "--mode=evaluate"]
     flags += [f"--checkpoint={options.checkpoint}"] + [f"--model_name={options.model_name}"] * bool(options.model_name)
     try:
-        agents = [agent_with(rule, flags) for rule in options.rules]
+        agents = [agent_with(rule, flags) for rule in options.rules] or usual_agents(flags)
     except Refusal as error:
         sys.exit(str(error))
     steps = agents[0].counters.env_steps
@@ -120,6 +120,19 @@ def main() -> None:
     )
     for agent in agents:
         print(row(agent.rule, list(played(agent, options.episodes, options.rng_seed))))
+
+
+def usual_agents(flags: Sequence[str]) -> list[Agent]:
+    """Find the agent twice: playing by samples, and by the mean or, where actions have no mean, by the mode.
+
+    Raises:
+        Refusal: there is no such agent.
+    """
+    sampling = agent_with("sample", flags)
+    try:
+        return [sampling, agent_with("mean", flags)]
+    except Refusal:
+        return [sampling, agent_with("mode", flags)]
 
 
 def agent_with(rule: str, flags: Sequence[str]) -> Agent:
@@ -188,4 +201,4 @@ def outcome_of(world: Any, furthest: int, spins: int) -> Outcome:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

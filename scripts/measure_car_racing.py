@@ -33,6 +33,13 @@ class Options:
 def main() -> None:
     """Measure and print."""
     options = tyro.cli(Options, description=__doc__)
+    theirs, ours, frames = measure(options)
+    print(f"frames per second and core, {options.episodes} episodes, {frames:,.0f} frames:")
+    print(f"Gymnasium's world {theirs:,.0f}, ours {ours:,.0f}: {ours / theirs:.1f} times as many")
+
+
+def measure(options: Options) -> tuple[float, float, float]:
+    """Return the frames per processor second of Gymnasium's world and of ours, and the frames of Gymnasium's."""
     settings = CarRacingSettings(action_repeat=options.action_repeat, give_up_frames=None)
     stock = gymnasium.make("CarRacing-v3", disable_env_checker=True)
     ours = Drive(make_environment("CarRacing-v3", {}), settings)
@@ -46,9 +53,8 @@ def main() -> None:
         if episode > 0:
             counts += (each[0][0], each[1][0] * options.action_repeat)
             seconds += (each[0][1], each[1][1])
-    rates = counts / seconds
-    print(f"frames per second and core, {options.episodes} episodes, {counts[0]:,.0f} frames:")
-    print(f"Gymnasium's world {rates[0]:,.0f}, ours {rates[1]:,.0f}: {rates[1] / rates[0]:.1f} times as many")
+    theirs, ours = (counts / seconds).tolist()
+    return theirs, ours, float(counts[0])
 
 
 def wandering(decisions: int, seed: int) -> NDArray[np.float32]:

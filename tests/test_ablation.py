@@ -4,7 +4,19 @@ import pytest
 
 from ppo.command_line import parse_command_line
 from ppo.config import differences
-from scripts.ablation import SWITCHES, WORLDS, Ablation, finished_curve, read_curves, runs, table, write_curves
+from scripts import ablation
+from scripts.ablation import (
+    SWITCHES,
+    WORLDS,
+    Ablation,
+    figure_of,
+    finished_curve,
+    read_curves,
+    runs,
+    table,
+    write,
+    write_curves,
+)
 
 SECTIONS = ["run", "world", "model", "ppo", "playback"]
 
@@ -64,3 +76,24 @@ def test_the_table_has_means_and_says_what_has_not_run():
     lines = table({WORLDS[0]: {"all on": [1000.0, 3000.0]}, WORLDS[1]: {}}).splitlines()
     assert len(lines) == 2 + len(SWITCHES)
     assert lines[2] == "| all on | **2,000** (1,000, 3,000) | not run |"
+
+
+def test_bars_stand_beside_their_names_in_both_worlds_whatever_has_run():
+    off = "reward clipping"
+    figure = figure_of({WORLDS[0]: {"all on": [3.0], off: [1.0, 2.0]}, WORLDS[1]: {off: [5.0]}})
+    first, second = figure.axes
+    names = [label.get_text() for label in first.get_yticklabels()]
+    assert names == [*reversed(SWITCHES)]
+    bars = [{names[round(bar.get_y() + 0.4)]: bar.get_width() for bar in panel.patches} for panel in (first, second)]
+    assert bars == [{"all on": 3.0, off: 1.5}, {off: 5.0}]
+
+
+def test_what_is_finished_is_written_to_the_page_and_its_figure(tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation, "DOCS", tmp_path)
+    monkeypatch.setattr(ablation, "CURVES", tmp_path / "ablation.csv")
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "ablation.md").write_text("<!-- table -->\n<!-- end of table -->\n")
+    write({Ablation(WORLDS[0], "all on", seed): [(300_000, 10.0 * seed)] for seed in (1, 2)})
+    assert "| all on | **15** (10, 20) | not run |" in (tmp_path / "ablation.md").read_text()
+    assert len(read_curves(tmp_path / "ablation.csv")) == 2
+    assert (tmp_path / "figures/ablation.png").read_bytes().startswith(b"\x89PNG")

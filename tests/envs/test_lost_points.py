@@ -9,7 +9,8 @@ pytest.importorskip("Box2D")
 
 from ppo.envs.car_racing import CarRacingEnvironments
 from ppo.families import CarRacingSettings
-from scripts.lost_points import Observer, Outcome, furthest_tile, outcome_of
+from scripts import lost_points
+from scripts.lost_points import Observer, Outcome, furthest_tile, outcome_of, usual_agents
 
 
 def drives_and_returns(*actions: tuple[float, float, float]) -> list[tuple[Outcome, float]]:
@@ -60,3 +61,20 @@ def test_a_tile_is_missed_only_behind_one_that_was_reached(
     drive = outcome_of(world, furthest, spins=0)
     assert (drive.missed, drive.not_reached, drive.frames) == (missed, not_reached, 1)
     assert drive.is_finished == all(visited)
+
+
+@pytest.mark.parametrize(("world", "greedy"), [("LunarLanderContinuous-v3", "mean"), ("LunarLander-v3", "mode")])
+def test_samples_are_compared_with_the_greedy_rule_that_the_actions_have(world: str, greedy: str) -> None:
+    agents = usual_agents([f"--env_name={world}", "--mode=evaluate", "--checkpoint=shipped"])
+    assert [agent.rule for agent in agents] == ["sample", greedy]
+
+
+@pytest.mark.slow
+def test_the_shipped_agent_s_losses_are_printed_for_each_rule(capsys: pytest.CaptureFixture[str]) -> None:
+    lost_points.main(["--checkpoint=shipped", "--episodes=1", "--rng_seed=1000000"])
+    title, _, _, _, *rows = capsys.readouterr().out.splitlines()
+    assert "1 tracks, pygame" in title
+    assert [row.split("|")[1].strip() for row in rows] == ["sample", "mean"]
+    for row in rows:
+        score, *losses = (float(cell.split("±")[0]) for cell in (row.split("|")[2], *row.split("|")[8:12]))
+        assert score + sum(losses) == pytest.approx(1000.0, abs=0.3)
