@@ -262,6 +262,33 @@ def test_a_world_without_images_is_float32_whatever_the_device_has(tmp_path, mon
     assert '"precision": "float32"' in (tmp_path / "runs/CartPole-v1/config.json").read_text()
 
 
+@pytest.mark.parametrize(
+    ("env_name", "expected"),
+    [
+        (
+            "ALE/Pong-v5",
+            [
+                "protocol: nature (no sticky actions, the game's own actions, a lost life ends a training episode)",
+                "Gymnasium's ALE/Pong-v5 has sticky actions, but this run has none; use --protocol=v5 for Gymnasium's "
+                "settings",
+                "network: SmallCNN, 677,943 parameters",
+            ],
+        ),
+        ("PongNoFrameskip-v4 --protocol=v5", ["protocol: v5 (sticky actions 0.25, the game's own actions, "]),
+        ("CartPole-v1 --preset=classic", ["preset classic is not tuned for CartPole-v1", "network: MLP, 9,155 param"]),
+        ("CartPole-v1", ["network: MLP, 9,155 parameters"]),
+    ],
+)
+def test_a_run_begins_with_its_protocol_preset_and_network(env_name, expected, tmp_path):
+    job = ppo(tmp_path, *PONG[1:], *f"--env_name={env_name}".split(), "--env_steps=64")
+    assert_ok(job)
+    beginning = job.stdout.partition(" steps/s")[0]
+    for line in expected:
+        assert beginning.count(line) == 1
+    for kind in ("protocol: ", "not tuned", "sticky actions, but"):
+        assert (kind in beginning) == any(kind in line for line in expected)
+
+
 def test_a_run_on_processors_says_so_and_promises_to_be_exact(tmp_path):
     for env_steps in (64, 128):
         job = ppo(tmp_path, *CARTPOLE, f"--env_steps={env_steps}")
