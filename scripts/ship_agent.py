@@ -1,36 +1,46 @@
 """Ship the final agent of a finished run: its policy, card, curve and evaluation.
 
-    python -m scripts.ship_agent RUN --root=CLONE [--name=NAME] [--act=RULE] [--curve_only]
+    python -m scripts.ship_agent RUN --root=CLONE [--name=NAME] [--act=RULE] [--float16] [--curve_only]
 
 RUN is the model name of a run in CLONE that has been evaluated with `--mode=evaluate --checkpoint=latest`. Written to
 this project: checkpoints/pretrained/<name>/ (the policy without the state that only resuming needs, and card.json:
 command, commit, machine, minutes, scores, and two games to check it by), and docs/runs/scores/<name>-<steps>-seed-<N>
 .csv and .json, from which scripts/score_table.py makes docs/scores.md. The name is that of the world; --name gives
 another to a world that arguments change, such as CarRacing-v3-discrete. --act saves the rule by which the agent chooses
-its actions from now on: that of the evaluation, found by comparing rules on other games. --curve_only writes only the
-files in docs/: a world ships one agent, but its score has several seeds.
+its actions from now on: that of the evaluation, found by comparing rules on other games. --float16 halves the weights'
+bytes: the evaluation is repeated with the rounded weights, and the agent shipped if the mean return stays within its
+standard error. --curve_only writes only the files in docs/: a world ships one agent, but its score has several seeds.
 """
 
 import argparse
 import csv
+import hashlib
 import json
 import shutil
 import sys
+import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ppo import playback
 from ppo.agents import own_preset
 from ppo.command_line import parse_command_line
 from ppo.config import SHIPPED, Config, as_flags, default_model_name, differences
 from ppo.outputs import checkpoint
-from ppo.outputs.manifest import MODEL_FILE, Manifest, encode_manifest
+from ppo.outputs.manifest import MODEL_FILE, FileEntry, Manifest, encode_manifest
+from ppo.outputs.tensor_file import Tensors, encode_tensors
 from ppo.outputs.whole_folder import write_folder
 from ppo.presets import preset_of
 from scripts.scored_runs import length_of
-from scripts.stored_games import CARD, store
+from scripts.stored_games import CARD, play, store
 
 ROOT = Path(__file__).resolve().parent.parent
+# Smaller tensors are few bytes, and statistics among them.
+_LARGE = 1024
 # Settings that do not affect how a run learns.
 _NAMES = {"model_name", "preset", "checkpoint_dir", "run_dir", "asset_dir", "fresh", "mode"}
 
@@ -86,6 +96,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--project", type=Path, default=ROOT, help="the folder to write to")
     parser.add_argument("--name", help="of the agent's folder and of its scores")
     parser.add_argument("--act", help="the rule to save: sample, mean or mode; by default the one that training saved")
+    parser.add_argument("--float16", action="store_true", help="ship the weights in 16 bits if the score allows it")
     parser.add_argument("--curve_only", action="store_true")
     options = parser.parse_args(arguments)
     run_folder = options.root / "runs" / options.run
@@ -111,22 +122,56 @@ def main(arguments: list[str]) -> None:
     if options.curve_only:
         return
     commit = json.loads((run_folder / "config.json").read_text())["commit"]
+    policy = (source / MODEL_FILE).read_bytes()
+    if options.float16:
+        policy = in_16_bits(checkpoint.read_tensors(source, manifest, MODEL_FILE))
+    entry = FileEntry(len(policy), hashlib.sha256(policy).hexdigest())
+    policy_only = replace(manifest, config=config, files={MODEL_FILE: entry})
+    contents = {MODEL_FILE: policy, checkpoint.MANIFEST_FILE: encode_manifest(policy_only)}
     target = options.project / "checkpoints" / SHIPPED / (options.name or default_model_name(config.run.env_name))
+    if options.float16:
+        evaluation = evaluation_in_16_bits(contents, target.name, evaluation)
     if target.exists():
         shutil.rmtree(target)
-    policy_only = replace(manifest, config=config, files={MODEL_FILE: manifest.files[MODEL_FILE]})
     card = card_of(manifest, run_folder, evaluation, commit)
-    write_folder(
-        target,
-        {
-            MODEL_FILE: (source / MODEL_FILE).read_bytes(),
-            checkpoint.MANIFEST_FILE: encode_manifest(policy_only),
-            CARD: (json.dumps(card, indent=1) + "\n").encode(),
-        },
-    )
+    write_folder(target, {**contents, CARD: (json.dumps(card, indent=1) + "\n").encode()})
     checkpoint.verify(target)
     store(target)
     print(f"wrote {target}")
+
+
+def in_16_bits(tensors: Tensors) -> bytes:
+    """Return a file of a policy with its large weights in 16 bits.
+
+    Raises:
+        FloatingPointError: a weight is too large for 16 bits.
+    """
+    return encode_tensors(
+        {
+            name: tensor.half() if tensor.dtype == torch.float32 and tensor.numel() >= _LARGE else tensor
+            for name, tensor in tensors.items()
+        }
+    )
+
+
+def evaluation_in_16_bits(contents: Mapping[str, bytes], name: str, evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Play the games of an evaluation with an agent's rounded weights and return their statistics.
+
+    Raises:
+        SystemExit: the mean return differs by more than its standard error.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        rounded = Path(folder) / SHIPPED / name
+        rounded.parent.mkdir()
+        write_folder(rounded, contents)
+        games, agent, config = play(rounded, evaluation["episodes"], evaluation["rng_seed"])
+        found = playback.statistics_of(games, agent, config)
+    difference = found["return_mean"] - evaluation["return_mean"]
+    if abs(difference) > evaluation["return_stderr"]:
+        sys.exit(
+            f"in 16 bits the mean return changes by {difference:+.3g}, more than its error: ship without --float16"
+        )
+    return {**found, "model_name": evaluation["model_name"]}
 
 
 if __name__ == "__main__":

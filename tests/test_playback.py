@@ -5,6 +5,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from ppo.agents import SHIPPED_FOLDER
 from ppo.command_line import parse_command_line
@@ -240,6 +241,32 @@ def test_an_agent_is_shipped_with_the_rule_by_which_it_was_evaluated(two, tmp_pa
     ship_agent(ship)
     played = last_line(ppo(tmp_path / "project", *evaluate[:2], "--checkpoint=shipped", "--episodes=2"))
     assert played["act"] == "mode"
+
+
+def test_an_agent_is_shipped_in_16_bits_if_it_scores_the_same(two, tmp_path):
+    evaluate = ["--env_name=CartPole-v1", "--mode=evaluate", "--model_name=two", "--checkpoint=latest", "--episodes=4"]
+    assert ppo(tmp_path, *evaluate).returncode == 0
+    project = tmp_path / "project"
+    ship = ["two", f"--root={tmp_path}", f"--project={project}"]
+    shipped = project / "checkpoints/pretrained/CartPole-v1"
+    ship_agent(ship)
+    whole, expected = (shipped / "model.safetensors").stat().st_size, checkpoint_tensors(shipped)
+    ship_agent([*ship, "--float16"])
+    assert (shipped / "model.safetensors").stat().st_size < 0.6 * whole
+    tensors = checkpoint_tensors(shipped)
+    assert {name: tensor.dtype for name, tensor in tensors.items()} == {n: t.dtype for n, t in expected.items()}
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-6)
+    before = shipped.stat().st_ino
+    path = tmp_path / "runs/two/evaluation.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"return_mean": 500.0, "return_stderr": 0.0}))
+    with pytest.raises(SystemExit, match="in 16 bits the mean return changes by -"):
+        ship_agent([*ship, "--float16"])
+    assert shipped.stat().st_ino == before
+
+
+def checkpoint_tensors(folder):
+    return checkpoint.read_tensors(folder, checkpoint.read_manifest(folder), "model.safetensors")
 
 
 def test_an_agent_whose_last_checkpoint_was_not_evaluated_is_not_shipped(two, tmp_path):

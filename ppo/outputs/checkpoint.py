@@ -40,6 +40,8 @@ from ppo.outputs.tensor_file import (
     misfit,
     read_tensor_file,
     verify_file,
+    widened,
+    widened_tensors,
 )
 from ppo.outputs.untrusted import DamagedCheckpointError, brief, open_regular
 from ppo.outputs.whole_folder import PREFIX, remove_folder, remove_scratch, set_aside, write_folder
@@ -184,6 +186,8 @@ def read_manifest(folder: Path) -> Manifest:
 def read_tensors(folder: Path, manifest: Manifest, file_name: str, expected: Specification | None = None) -> Tensors:
     """Read one of a checkpoint's files.
 
+    The weights of an agent without training state may be saved in 16 bits; they are returned in 32.
+
     Args:
         folder: the checkpoint.
         manifest: its manifest.
@@ -198,15 +202,17 @@ def read_tensors(folder: Path, manifest: Manifest, file_name: str, expected: Spe
     path, entry = folder / file_name, manifest.files.get(file_name)
     if entry is None:
         raise DamagedCheckpointError(f"{folder} was saved without {file_name}")
+    may_be_short = TRAINING_FILE not in manifest.files
 
     def fit(found: Specification) -> str | None:
         _require_own(path, file_name, found, manifest.config.ppo.num_envs)
         if expected is None:
             return None
+        found = widened(found) if may_be_short else found
         learnt = {name: tensor_type for name, tensor_type in found.items() if not name.startswith("environment/")}
         return misfit(learnt, {name: t for name, t in expected.items() if name.startswith(_PARTS[file_name])})
 
-    return read_tensor_file(path, entry.size, entry.sha256, fit)
+    return widened_tensors(read_tensor_file(path, entry.size, entry.sha256, fit))
 
 
 def verify(folder: Path) -> Manifest:

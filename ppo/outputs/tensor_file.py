@@ -25,7 +25,7 @@ MAX_FILE_BYTES = 512 << 20
 _MAX_HEADER_BYTES = 4 << 20
 _BLOCK_BYTES = 1 << 20
 _LENGTH_BYTES = 8
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "I64": torch.int64, "U8": torch.uint8}
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "I64": torch.int64, "U8": torch.uint8}
 
 Tensors = dict[str, Tensor]
 TensorType = tuple[torch.dtype, tuple[int, ...]]
@@ -36,6 +36,16 @@ Specification = Mapping[str, TensorType]
 def specification(tensors: Mapping[str, Tensor]) -> Specification:
     """Return the types and shapes of tensors by name."""
     return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+
+def widened(found: Specification) -> Specification:
+    """Return a specification with float32 in place of float16, in which agents without training state may be saved."""
+    return {name: (torch.float32 if dtype == torch.float16 else dtype, shape) for name, (dtype, shape) in found.items()}
+
+
+def widened_tensors(tensors: Mapping[str, Tensor]) -> Tensors:
+    """Return tensors with those of float16 converted to float32."""
+    return {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in tensors.items()}
 
 
 def misfit(found: Specification, expected: Specification) -> str | None:
