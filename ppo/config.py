@@ -168,7 +168,8 @@ class PPOSettings:
     """Lambda from gae_lambda_late_steps on: shorter returns may work better once values are accurate. None: no
     change."""
     gae_lambda_late_steps: int = setting(800_000, at_least=1, at_most=MOST_STEPS)
-    """Agent steps after which lambda is gae_lambda_late; it changes linearly over the second half of them."""
+    """Agent steps after which lambda is gae_lambda_late; it changes linearly over the second half of them, whatever
+    env_steps is."""
     clip_rewards: bool = False
     """Train on the sign of the reward. Logged returns are always raw."""
     reward_scale: float = setting(1.0, above=0.0, at_most=_LARGEST)
@@ -180,8 +181,9 @@ class PPOSettings:
     learning_rate: float = setting(2.5e-4, above=0.0, at_most=_LARGEST)
     """Adam step size at the start."""
     learning_rate_schedule: Literal["linear", "inverse_time", "constant", "kl_adaptive"] = "linear"
-    """linear: falls to 0 at env_steps. inverse_time: divided by 1 + steps / learning_rate_decay_steps. kl_adaptive:
-    adjusted so that the KL divergence of an epoch stays near kl_target."""
+    """linear: falls to 0 at env_steps; a run continued to more steps resumes at the value of the longer run.
+    inverse_time: divided by 1 + steps / learning_rate_decay_steps. kl_adaptive: adjusted so that the KL divergence of
+    an epoch stays near kl_target. These do not depend on env_steps."""
     learning_rate_decay_steps: int = setting(50_000, at_least=1, at_most=MOST_STEPS)
     """Agent steps after which the inverse_time rate is half its initial value."""
     learning_rate_max: float = setting(1e-3, above=0.0, at_most=_LARGEST)
@@ -198,7 +200,8 @@ class PPOSettings:
     clip_range: float = setting(0.2, above=0.0, at_most=_LARGEST)
     """Clip range of the probability ratio."""
     clip_range_schedule: Literal["linear", "constant"] = "constant"
-    """linear: the clip range falls to 0 at env_steps."""
+    """linear: the clip range falls to 0 at env_steps; a run continued to more steps resumes at the value of the longer
+    run."""
     entropy_coefficient: float = setting(0.01, at_least=0.0, at_most=_LARGEST)
     """Weight of the entropy bonus."""
     value_coefficient: float = setting(0.5, at_least=0.0, at_most=_LARGEST)
