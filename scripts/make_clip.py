@@ -1,9 +1,10 @@
 """Make the small animated picture of a shipped agent that the README shows.
 
-    python -m scripts.make_clip NAME [--start=1] [--seconds=5] [--width=200] [--colours=64]
+    python -m scripts.make_clip NAME [--start=1] [--seconds=5] [--width=200] [--colours=64] [--overlay]
 
 Plays a game with the agent, drawn, and writes assets/<name>.gif: the given seconds of it, with the running return on
-top, small enough for a page that shows many (a few hundred kB). MuJoCo needs MUJOCO_GL=egl without a display.
+top, small enough for a page that shows many (a few hundred kB). With --overlay the agent's value and policy stand
+beside it, as in a recording with that flag. MuJoCo needs MUJOCO_GL=egl without a display.
 """
 
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ import tyro
 from numpy.typing import NDArray
 from PIL import Image
 
-from ppo.agents import find_agent
+from ppo.agents import decision_of, find_agent
 from ppo.command_line import explicit_settings, parse_command_line
 from ppo.games import Step
+from ppo.outputs.overlay import Overlay
 from ppo.playback import play_steps
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -45,6 +47,14 @@ class Options:
     """Of the palette, which all pictures share."""
     rng_seed: int = 1
     """Seed of the game."""
+    overlay: bool = False
+    """Show value and policy beside the game."""
+
+
+def narrowed(frame: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
+    """Return a frame (H, W, 3) at this width."""
+    height = round(frame.shape[0] * width / frame.shape[1])
+    return np.asarray(cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def with_return(frame: NDArray[np.uint8], episode_return: float, width: int) -> NDArray[np.uint8]:
@@ -55,9 +65,8 @@ def with_return(frame: NDArray[np.uint8], episode_return: float, width: int) -> 
         episode_return: the sum of rewards.
         width: pixels of the result.
     """
-    height = round(frame.shape[0] * width / frame.shape[1])
-    small = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
-    picture = np.full((height + _LINE, width, 3), 255, np.uint8)
+    small = narrowed(frame, width)
+    picture = np.full((len(small) + _LINE, width, 3), 255, np.uint8)
     picture[_LINE:] = small
     cv2.putText(picture, f"return {episode_return:,.0f}", (4, _LINE - 4), _FONT, _TEXT_SIZE, (0, 0, 0), 1, cv2.LINE_AA)
     return picture
@@ -74,16 +83,24 @@ def frames_of(options: Options) -> tuple[list[NDArray[np.uint8]], float]:
     pictures: list[NDArray[np.uint8]] = []
     num_frames, episode_return = 0, 0.0
 
-    def on_frame(frame: NDArray[np.uint8]) -> None:
+    def keep(frame: NDArray[np.uint8]) -> None:
         nonlocal num_frames
         if first <= num_frames < last and (num_frames - first) % every == 0:
             top, bottom = (round(part * frame.shape[0]) for part in options.rows)
-            pictures.append(with_return(frame[top:bottom], episode_return, options.width))
+            if options.overlay:
+                pictures.append(narrowed(frame, options.width))
+            else:
+                pictures.append(with_return(frame[top:bottom], episode_return, options.width))
         num_frames += 1
+
+    overlay = Overlay(keep, agent.action_names)
+    on_frame = overlay.hold if options.overlay else keep
 
     def on_step(step: Step) -> None:
         nonlocal episode_return
         episode_return = step.episode_return
+        if options.overlay:
+            overlay.end_step(decision_of(agent, step))
 
     for ended in play_steps(agent, config, range(1), 1, on_frame, on_step, episodes=1):
         if ended or num_frames >= last:

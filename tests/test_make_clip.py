@@ -1,0 +1,32 @@
+"""The clips of the gallery show what was asked for, with the return so far."""
+
+import numpy as np
+import pytest
+
+from scripts.make_clip import Options, frames_of, with_return
+
+
+def test_a_clip_has_its_seconds_of_the_game_at_its_rate_and_width():
+    # CartPole has 50 frames a second; every third one is shown.
+    frames, milliseconds = frames_of(Options("CartPole-v1", start=0.5, seconds=0.6, rate=20.0, width=120))
+    assert milliseconds == pytest.approx(60.0, rel=0.4)
+    assert len(frames) == pytest.approx(600.0 / milliseconds, abs=1.0)
+    assert {frame.shape for frame in frames} == {(80 + 16, 120, 3)}
+    # The return grows with every step, and so does what the line says.
+    assert len({frame[:16].tobytes() for frame in frames}) == len(frames)
+
+
+def test_with_the_overlay_the_policy_stands_beside_the_game():
+    plain, _ = frames_of(Options("CartPole-v1", start=0.0, seconds=0.2, width=120))
+    beside, _ = frames_of(Options("CartPole-v1", start=0.0, seconds=0.2, width=240, overlay=True))
+    assert len(beside) == pytest.approx(len(plain), abs=1)
+    assert {frame.shape[1] for frame in beside} == {240}
+    panels = [frame[:, 180:] for frame in beside]
+    assert all(panel.mean() < 80.0 for panel in panels)  # dark
+    assert (panels[0] != panels[-1]).any()
+
+
+def test_the_line_says_the_return():
+    frame = np.zeros((40, 100, 3), np.uint8)
+    assert (with_return(frame, 12.0, 100)[16:] == 0).all()
+    assert (with_return(frame, 12.0, 100)[:16] != with_return(frame, 13.0, 100)[:16]).any()
