@@ -126,6 +126,24 @@ def test_the_page_is_what_the_script_writes(tmp_path: Path, monkeypatch: pytest.
     assert (tmp_path / "scores.md").read_text() == (DOCS / "scores.md").read_text()
 
 
+def test_the_readme_says_what_the_runs_scored() -> None:
+    runs = {(run.world, run.steps, run.seed): run.score for run in read_runs(DOCS / "runs" / "scores")}
+    section = (DOCS.parent / "README.md").read_text().partition("## What it has learnt")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in section.splitlines() if "|" in line][2:]
+    assert len(rows) > 10
+    for world, steps, scores, _ in rows:
+        if "shipped" in scores:  # of a run from before runs were kept
+            card = json.loads((DOCS.parent / f"checkpoints/pretrained/{world}NoFrameskip-v4/card.json").read_text())
+            assert scores == f"{card['evaluation']['return_mean']:.1f} (shipped agent)"
+            continue
+        for length, of_length in zip(steps.split("; "), scores.split("; "), strict=True):
+            said = of_length.split(", ")
+            decimals = [len(text.partition(".")[2]) for text in said]
+            found = [runs[world, length, seed] for seed in range(1, len(said) + 1)]
+            assert said == [f"{score:,.{n}f}" for score, n in zip(found, decimals, strict=True)], world
+            assert (world, length, len(said) + 1) not in runs, f"{world} has more seeds"
+
+
 def test_a_run_under_another_protocol_is_not_in_the_table() -> None:
     run = atari_run("Pong", 1, 14.6)
     run.evaluation["protocol"]["sticky_actions"] = 0.25
