@@ -4,7 +4,8 @@
 
 Trains with the settings of the table's rows, for --seconds or until the run ends, and writes the steps per second to
 docs/measurements/training_rates.json, from which scripts/score_table.py computes the minutes of a run. Worlds that are
-not named keep their rates. Nothing else may run on the machine.
+not named keep their rates. Nothing else may run on the machine: the script waits until its load has fallen, and gives
+up after five minutes.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from datetime import date
 from pathlib import Path
 
 from scripts.benchmarking.jobs import Job, mpirun
-from scripts.benchmarking.machine import commit, describe_machine, warn_of_load
+from scripts.benchmarking.machine import commit, describe_machine, wait_until_quiet
 from scripts.benchmarking.processes import available_cores
 from scripts.scored_runs import DOCS, read_games, read_worlds
 
@@ -75,8 +76,8 @@ def main(arguments: Sequence[str]) -> None:
             parser.error(f"WORLD must be one of {', '.join(rows)}, got {world}")
     cores = available_cores()[: options.ranks]
     output = DOCS / "measurements" / "training_rates.json"
-    machine = describe_machine(cores)
-    warn_of_load(machine)
+    wait_until_quiet()
+    machine, at = describe_machine(cores), commit()  # before this script changes a file
     for world in options.worlds or rows:
         row = rows[world]
         print(f"{world}: ", end="", flush=True)
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str]) -> None:
             "command": f"python -m scripts.measure_training_rates {world} --ranks={len(cores)} "
             f"--seconds={options.seconds:g}",
             "date": date.today().isoformat(),
-            "commit": commit(),
+            "commit": at,
             "machine": asdict(machine),
         }
         output.write_text(json.dumps(measured, indent=1) + "\n")

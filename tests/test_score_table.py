@@ -1,7 +1,9 @@
 """The table of scores says what runs and their evaluations say, and nothing of half a run."""
 
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from ppo.command_line import parse_command_line
 from ppo.families import PROTOCOLS
 from scripts import score_table
 from scripts.atari_scores import atari_table, predicted_median
+from scripts.benchmarking.machine import wait_until_quiet
 from scripts.marked_page import write_table
 from scripts.measure_training_rates import steps_per_second
 from scripts.score_table import table
@@ -166,6 +169,15 @@ def test_the_rate_leaves_out_the_first_update(tmp_path: Path) -> None:
     progress.write_text("env_steps,time/seconds\n1000,10.0\n")
     with pytest.raises(SystemExit, match="fewer than two updates"):
         steps_per_second(progress)
+
+
+def test_rates_are_measured_once_the_machine_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = iter((1.5, 0.4, 0.2, 9.0, 9.0))
+    monkeypatch.setattr(os, "getloadavg", lambda: (next(loads), 9.0, 9.0))
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    wait_until_quiet()
+    with pytest.raises(SystemExit, match=r"the load average must fall to 0.3, but is 9.00"):
+        wait_until_quiet(patience=0.0)
 
 
 @pytest.mark.parametrize("row", [*read_worlds(), *read_games()], ids=lambda row: row.name)

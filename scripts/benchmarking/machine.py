@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from ppo.versions import version_of, versions_here
 from scripts.benchmarking.jobs import ROOT
 
 _QUIET_LOAD = 0.3
+_POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,22 @@ def warn_of_load(machine: Machine) -> None:
             file=sys.stderr,
             flush=True,
         )
+
+
+def wait_until_quiet(patience: float = 300.0) -> None:
+    """Wait until the load average says that nothing else runs.
+
+    Args:
+        patience: seconds after which to give up.
+
+    Raises:
+        SystemExit: something else still runs.
+    """
+    end = time.monotonic() + patience
+    while (load := os.getloadavg()[0]) > _QUIET_LOAD:
+        if time.monotonic() >= end:
+            raise SystemExit(f"the load average must fall to {_QUIET_LOAD}, but is {load:.2f}: something else runs")
+        time.sleep(_POLL_SECONDS)
 
 
 def stolen_seconds() -> float:
