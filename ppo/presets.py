@@ -230,8 +230,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "gae_lambda": 0.95,
     },
     # Before a game first ends by itself there is nothing to learn from. Advantages scaled up all the same drive the
-    # policy to where it explores no more: one seed of three got there. With half of this rate, a game or two of 100 went
-    # on for hundreds of steps.
+    # policy to where it explores no more: one seed of three got there. With half of this rate, one or two games of 100
+    # went on for hundreds of steps.
     "Acrobot": {
         **_CLASSIC,
         "env_steps": 500_000,

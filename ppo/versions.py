@@ -11,7 +11,6 @@ import ppo
 from ppo.config import Config, outside_names
 
 _LIBRARIES = ("torch", "numpy", "gymnasium", "ale-py", "opencv-python-headless")
-UNKNOWN = "unknown"
 
 
 def versions_here() -> dict[str, str]:
@@ -23,14 +22,13 @@ def versions_here() -> dict[str, str]:
 def versions_of_run(config: Config) -> dict[str, str]:
     """Return the version of all that can change a run's results.
 
-    These are `versions_here`, the installed simulators of the world's family, and a hash of the file of each module
-    outside this package that a setting names.
+    These are `versions_here`, the simulators of the world's family, `unknown` where one of them is not installed, and a
+    hash of the file of each module outside this package that a setting names.
     """
-    simulators = {package: version_of(package) for package in config.family.simulators}
     outside = {setting: name.partition(":")[0] for setting, name in outside_names(config).items()}
     return {
         **versions_here(),
-        **{package: version for package, version in simulators.items() if version != UNKNOWN},
+        **{package: version_of(package) for package in config.family.simulators},
         **{f"module of {setting}": module_version(module) for setting, module in outside.items()},
     }
 
@@ -50,7 +48,7 @@ def version_of(package: str) -> str:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return UNKNOWN
+        return "unknown"
 
 
 def code_version() -> str:

@@ -24,8 +24,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ppo import playback
 from ppo.agents import own_preset
 from ppo.command_line import parse_command_line
@@ -35,12 +33,11 @@ from ppo.outputs.manifest import MODEL_FILE, FileEntry, Manifest, encode_manifes
 from ppo.outputs.tensor_file import Tensors, encode_tensors
 from ppo.outputs.whole_folder import write_folder
 from ppo.presets import preset_of
+from ppo.settings import Refusal
 from scripts.scored_runs import length_of
-from scripts.stored_games import CARD, play, store
+from scripts.stored_games import CARD, play, stored
 
 ROOT = Path(__file__).resolve().parent.parent
-# Smaller tensors are few bytes, and statistics among them.
-_LARGE = 1024
 # Settings that do not affect how a run learns.
 _NAMES = {"model_name", "preset", "checkpoint_dir", "run_dir", "asset_dir", "fresh", "mode"}
 
@@ -70,14 +67,14 @@ def score_name(config: Config, world: str | None = None) -> str:
     return f"{world}-{length_of(steps)}-seed-{config.run.rng_seed}"
 
 
-def card_of(manifest: Manifest, run_folder: Path, evaluation: dict[str, Any], commit: str | None) -> dict[str, Any]:
+def card_of(manifest: Manifest, run_folder: Path, evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """Return an agent's card: how it was trained and how it scores."""
     with (run_folder / "progress.csv").open(newline="") as file:
         last = list(csv.DictReader(file))[-1]
     return {
         "env_name": manifest.config.run.env_name,
         "command": command_of(manifest.config),
-        "commit": commit,
+        "commit": json.loads((run_folder / "config.json").read_text())["commit"],
         "ranks": manifest.ranks,
         "machine": manifest.machine,
         "versions": manifest.versions,
@@ -86,6 +83,39 @@ def card_of(manifest: Manifest, run_folder: Path, evaluation: dict[str, Any], co
         "training_return_mean": float(last["rollout/return_mean"]),
         "evaluation": evaluation,
     }
+
+
+def files_of(
+    name: str, source: Path, manifest: Manifest, run_folder: Path, evaluation: Mapping[str, Any], *, float16: bool
+) -> dict[str, bytes]:
+    """Return the files of an agent to ship, after a trial of it.
+
+    Args:
+        name: of its folder.
+        source: its checkpoint.
+        manifest: that of the checkpoint, with the settings that it is to have.
+        run_folder: the logs of its run.
+        evaluation: the content of its evaluation.json.
+        float16: ship the weights in 16 bits.
+
+    Raises:
+        SystemExit: it does not play as in its evaluation.
+    """
+    policy = (source / MODEL_FILE).read_bytes()
+    if float16:
+        policy = in_16_bits(checkpoint.read_tensors(source, manifest, MODEL_FILE))
+    entry = FileEntry(len(policy), hashlib.sha256(policy).hexdigest())
+    content = encode_manifest(replace(manifest, files={MODEL_FILE: entry}))
+    files = {MODEL_FILE: policy, checkpoint.MANIFEST_FILE: content}
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Path(folder) / SHIPPED / name
+        trial.parent.mkdir()
+        write_folder(trial, files)
+        games = try_out(trial, evaluation)
+        if float16:
+            evaluation = evaluated_again(trial, evaluation)
+    card = card_of(manifest, run_folder, evaluation) | {"games": games}
+    return {**files, CARD: (json.dumps(card, indent=1) + "\n").encode()}
 
 
 def main(arguments: list[str]) -> None:
@@ -106,71 +136,75 @@ def main(arguments: list[str]) -> None:
     config = manifest.config
     if options.name is None and own_preset(config) != preset_of(config.run.env_name, config.family):
         parser.error(f"--name must be given: the arguments {config.env_kwargs} make another world")
+    if options.curve_only and (options.act or options.float16):
+        parser.error("--act and --float16 must not be given with --curve_only, which ships no agent")
     evaluation = json.loads((run_folder / "evaluation.json").read_text())
     if evaluation["env_steps"] != manifest.counters.env_steps:
         sys.exit(f"evaluate {source} first: evaluation.json is for the agent at {evaluation['env_steps']} steps")
     if options.act is not None:
-        if evaluation["act"] != options.act:
-            parser.error(f"--act must be {evaluation['act']}, by which the agent was evaluated, got {options.act}")
         config = config.replace_settings({"act": options.act})
     name = score_name(config, options.name)
+    agent = options.name or default_model_name(config.run.env_name)
+    files: dict[str, bytes] = {}
+    if not options.curve_only:
+        to_ship = replace(manifest, config=config)
+        files = files_of(agent, source, to_ship, run_folder, evaluation, float16=options.float16)
     scores = options.project / "docs" / "runs" / "scores"
     scores.mkdir(parents=True, exist_ok=True)
     shutil.copy(run_folder / "progress.csv", scores / f"{name}.csv")
     (scores / f"{name}.json").write_text(json.dumps(evaluation, indent=1) + "\n")
     print(f"wrote {scores / name}.csv and .json")
-    if options.curve_only:
-        return
-    commit = json.loads((run_folder / "config.json").read_text())["commit"]
-    policy = (source / MODEL_FILE).read_bytes()
-    if options.float16:
-        policy = in_16_bits(checkpoint.read_tensors(source, manifest, MODEL_FILE))
-    entry = FileEntry(len(policy), hashlib.sha256(policy).hexdigest())
-    policy_only = replace(manifest, config=config, files={MODEL_FILE: entry})
-    contents = {MODEL_FILE: policy, checkpoint.MANIFEST_FILE: encode_manifest(policy_only)}
-    target = options.project / "checkpoints" / SHIPPED / (options.name or default_model_name(config.run.env_name))
-    if options.float16:
-        evaluation = evaluation_in_16_bits(contents, target.name, evaluation)
-    if target.exists():
-        shutil.rmtree(target)
-    card = card_of(manifest, run_folder, evaluation, commit)
-    write_folder(target, {**contents, CARD: (json.dumps(card, indent=1) + "\n").encode()})
-    checkpoint.verify(target)
-    store(target)
-    print(f"wrote {target}")
+    if files:
+        target = options.project / "checkpoints" / SHIPPED / agent
+        if target.exists():
+            shutil.rmtree(target)
+        write_folder(target, files)
+        checkpoint.verify(target)
+        print(f"wrote {target}")
 
 
 def in_16_bits(tensors: Tensors) -> bytes:
-    """Return a file of a policy with its large weights in 16 bits.
+    """Return a file of a policy with its weights in 16 bits, but not statistics of inputs.
 
     Raises:
-        FloatingPointError: a weight is too large for 16 bits.
+        SystemExit: a weight is too large for 16 bits.
     """
-    return encode_tensors(
-        {
-            name: tensor.half() if tensor.dtype == torch.float32 and tensor.numel() >= _LARGE else tensor
-            for name, tensor in tensors.items()
-        }
-    )
+    weights = {name for name in tensors if name.startswith("model/") and not name.startswith("model/inputs.")}
+    try:
+        return encode_tensors({name: t.half() if name in weights else t for name, t in tensors.items()})
+    except FloatingPointError as error:
+        sys.exit(f"in 16 bits {error}; leave out --float16")
 
 
-def evaluation_in_16_bits(contents: Mapping[str, bytes], name: str, evaluation: Mapping[str, Any]) -> dict[str, Any]:
+def try_out(folder: Path, evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Play an agent's first games as users will; return what its card says about them.
+
+    Raises:
+        SystemExit: it cannot be played, or chooses its actions by another rule than in its evaluation.
+    """
+    try:
+        games = stored(folder)
+    except Refusal as error:
+        sys.exit(f"the agent cannot be shipped: {error}")
+    if games["act"] != evaluation["act"]:
+        sys.exit(
+            f"the agent would play by {games['act']}, but was evaluated by {evaluation['act']}: evaluate it again, or "
+            f"save that rule with --act={evaluation['act']}"
+        )
+    return games
+
+
+def evaluated_again(folder: Path, evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """Play the games of an evaluation with an agent's rounded weights and return their statistics.
 
     Raises:
         SystemExit: the mean return differs by more than its standard error.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        rounded = Path(folder) / SHIPPED / name
-        rounded.parent.mkdir()
-        write_folder(rounded, contents)
-        games, agent, config = play(rounded, evaluation["episodes"], evaluation["rng_seed"])
-        found = playback.statistics_of(games, agent, config)
+    same = [f"--{name}={evaluation[name]}" for name in ("rng_seed", "max_game_steps")]
+    found = playback.statistics_of(*play(folder, evaluation["episodes"], *same))
     difference = found["return_mean"] - evaluation["return_mean"]
     if abs(difference) > evaluation["return_stderr"]:
-        sys.exit(
-            f"in 16 bits the mean return changes by {difference:+.3g}, more than its error: ship without --float16"
-        )
+        sys.exit(f"in 16 bits the mean return changes by {difference:+.3g}, more than its error; leave out --float16")
     return {**found, "model_name": evaluation["model_name"]}
 
 

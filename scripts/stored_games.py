@@ -9,6 +9,7 @@ that it ships; this script does so for those in checkpoints/pretrained, by defau
 
 import argparse
 import json
+import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,6 @@ from ppo.games import Game, number_of_slots
 from ppo.models.actor_critic import one_thread
 from ppo.outputs.manifest import machine_here, rounding_here
 from ppo.versions import versions_of_run
-from scripts.benchmarking.machine import processor_name
 
 ROOT = Path(__file__).resolve().parent.parent
 CARD = "card.json"
@@ -30,16 +30,22 @@ NUM_GAMES = 2
 _SEED = 1_000_000
 
 
-def play(folder: Path, episodes: int, seed: int = _SEED) -> tuple[list[Game], Agent, Config]:
+def play(folder: Path, episodes: int, *flags: str) -> tuple[list[Game], Agent, Config]:
     """Play games of a shipped agent as `--mode=evaluate` does; return them with the agent and the settings.
 
     Args:
         folder: of the agent, in a folder `pretrained` of checkpoints.
         episodes: how many games.
-        seed: selects their starts.
+        flags: more flags, such as another `--rng_seed`.
+
+    Raises:
+        Refusal: the agent cannot be played.
     """
-    flags = [f"--model_name={folder.name}", "--checkpoint=shipped", "--mode=evaluate"]
-    flags += [f"--checkpoint_dir={folder.parent.parent}", f"--episodes={episodes}", f"--rng_seed={seed}"]
+    flags = (
+        *(f"--model_name={folder.name}", "--checkpoint=shipped", "--mode=evaluate", f"--rng_seed={_SEED}"),
+        *(f"--checkpoint_dir={folder.parent.parent}", f"--episodes={episodes}"),
+        *flags,
+    )
     config = parse_command_line(flags)
     slots = number_of_slots(episodes)
     with one_thread():
@@ -49,9 +55,19 @@ def play(folder: Path, episodes: int, seed: int = _SEED) -> tuple[list[Game], Ag
 
 
 def kind_of_machine(config: Config) -> dict[str, str]:
-    """Return what decides how a game's numbers are rounded: the processor, and all software that takes part."""
-    own = {"processor": processor_name(), **machine_here(), **rounding_here(), **versions_of_run(config)}
+    """Return what decides how a game's numbers are rounded: the processor, the C library and the run's software."""
+    own = {**_processor(), "libc": " ".join(platform.libc_ver())}
+    own |= {**machine_here(), **rounding_here(), **versions_of_run(config)}
     return {name: value for name, value in own.items() if name not in ("threads", "ppo")}
+
+
+def _processor() -> dict[str, str]:
+    """Return what the first processor says of itself; its name alone may hide the kind on a virtual machine."""
+    fields: dict[str, str] = {}
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    return {name: fields[name] for name in ("model name", "cpu family", "model", "stepping") if name in fields}
 
 
 def stored(folder: Path) -> dict[str, Any]:
@@ -59,6 +75,7 @@ def stored(folder: Path) -> dict[str, Any]:
     games, agent, _ = play(folder, NUM_GAMES)
     return {
         "rng_seed": _SEED,
+        "act": agent.rule,
         "returns": [game.episode_return for game in games],
         "lengths": [game.episode_length for game in games],
         "machine": kind_of_machine(agent.config),

@@ -9,6 +9,7 @@ from ppo.collectives import Alone
 from ppo.command_line import explicit_settings, parse_command_line
 from ppo.device import Placement
 from ppo.envs import make_envs
+from ppo.families import family_of
 from ppo.identity import named_settings
 from ppo.run import build_run
 from ppo.run_trackers import without_effect
@@ -232,15 +233,24 @@ def test_a_run_that_resumes_in_another_precision_says_that_it_is_not_bit_identic
     assert resumed.stdout.count("saved with bfloat16, resumes with float32: not bit-identical") == 1
 
 
-def test_a_run_whose_simulator_changes_says_that_it_is_not_bit_identical(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        ({"mujoco": "3.9.9"}, {"mujoco": "4.0.0"}, "mujoco 3.9.9 -> 4.0.0"),
+        ({"mujoco": "4.0.0"}, {"mujoco": "4.0.0", "mujoco-ce": "1.0"}, "mujoco-ce unknown -> 1.0"),
+        ({"mujoco": "4.0.0"}, {"mujoco-ce": "1.0"}, "mujoco 4.0.0 -> unknown, mujoco-ce unknown -> 1.0"),
+    ],
+)
+def test_a_run_whose_simulator_changes_says_that_it_is_not_bit_identical(before, now, said, tmp_path, monkeypatch):
     pytest.importorskip("mujoco")
+    family = family_of("InvertedPendulum-v5")
+    monkeypatch.setitem(vars(family), "simulators", ("mujoco", "mujoco-ce"))
     flags = ["--env_name=InvertedPendulum-v5", *CARTPOLE[1:]]
-    for version, env_steps in (("3.9.9", 64), ("4.0.0", 128)):
-        installed = {"mujoco": version}
+    for installed, env_steps in ((before, 64), (now, 128)):
         monkeypatch.setattr("ppo.versions.version_of", lambda package, there=installed: there.get(package, "unknown"))
         job = ppo(tmp_path, *flags, f"--env_steps={env_steps}")
         assert_ok(job)
-    assert "not bit-identical to an uninterrupted run, because these changed: mujoco 3.9.9 -> 4.0.0\n" in job.stdout
+    assert f"not bit-identical to an uninterrupted run, because these changed: {said}\n" in job.stdout
 
 
 def test_a_checkpoint_from_before_there_were_devices_is_of_a_processor(tmp_path, monkeypatch):

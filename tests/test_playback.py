@@ -231,14 +231,14 @@ def test_a_final_agent_is_shipped_with_its_card_curve_and_scores_and_plays_as_it
 
 
 def test_an_agent_is_shipped_with_the_rule_by_which_it_was_evaluated(two, tmp_path):
-    ship = ["two", f"--root={tmp_path}", f"--project={tmp_path}/project", "--act=mode"]
+    ship = ["two", f"--root={tmp_path}", f"--project={tmp_path}/project"]
     evaluate = ["--env_name=CartPole-v1", "--mode=evaluate", "--model_name=two", "--checkpoint=latest", "--episodes=2"]
-    assert ppo(tmp_path, *evaluate).returncode == 0
-    with pytest.raises(SystemExit):
-        ship_agent(ship)
-    assert not (tmp_path / "project").exists()
-    assert ppo(tmp_path, *evaluate, "--act=mode").returncode == 0
-    ship_agent(ship)
+    for evaluated, shipped in (("sample", "mode"), ("mode", "sample")):
+        assert ppo(tmp_path, *evaluate, f"--act={evaluated}").returncode == 0
+        with pytest.raises(SystemExit, match=f"play by {shipped}, but was evaluated by {evaluated}.*--act={evaluated}"):
+            ship_agent([*ship, *["--act=mode"] * (shipped == "mode")])
+        assert not (tmp_path / "project").exists()
+    ship_agent([*ship, "--act=mode"])
     played = last_line(ppo(tmp_path / "project", *evaluate[:2], "--checkpoint=shipped", "--episodes=2"))
     assert played["act"] == "mode"
 

@@ -40,8 +40,6 @@ from ppo.outputs.tensor_file import (
     misfit,
     read_tensor_file,
     verify_file,
-    widened,
-    widened_tensors,
 )
 from ppo.outputs.untrusted import DamagedCheckpointError, brief, open_regular
 from ppo.outputs.whole_folder import PREFIX, remove_folder, remove_scratch, set_aside, write_folder
@@ -202,17 +200,16 @@ def read_tensors(folder: Path, manifest: Manifest, file_name: str, expected: Spe
     path, entry = folder / file_name, manifest.files.get(file_name)
     if entry is None:
         raise DamagedCheckpointError(f"{folder} was saved without {file_name}")
-    may_be_short = TRAINING_FILE not in manifest.files
 
     def fit(found: Specification) -> str | None:
         _require_own(path, file_name, found, manifest.config.ppo.num_envs)
         if expected is None:
             return None
-        found = widened(found) if may_be_short else found
         learnt = {name: tensor_type for name, tensor_type in found.items() if not name.startswith("environment/")}
         return misfit(learnt, {name: t for name, t in expected.items() if name.startswith(_PARTS[file_name])})
 
-    return widened_tensors(read_tensor_file(path, entry.size, entry.sha256, fit))
+    is_only_played = TRAINING_FILE not in manifest.files
+    return read_tensor_file(path, entry.size, entry.sha256, fit, may_be_short=is_only_played)
 
 
 def verify(folder: Path) -> Manifest:

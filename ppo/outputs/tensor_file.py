@@ -25,7 +25,9 @@ MAX_FILE_BYTES = 512 << 20
 _MAX_HEADER_BYTES = 4 << 20
 _BLOCK_BYTES = 1 << 20
 _LENGTH_BYTES = 8
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "I64": torch.int64, "U8": torch.uint8}
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "I64": torch.int64, "U8": torch.uint8}
+# Also in files of agents that are only played; read as float32.
+_SHORT = {"F16": torch.float16}
 
 Tensors = dict[str, Tensor]
 TensorType = tuple[torch.dtype, tuple[int, ...]]
@@ -36,16 +38,6 @@ Specification = Mapping[str, TensorType]
 def specification(tensors: Mapping[str, Tensor]) -> Specification:
     """Return the types and shapes of tensors by name."""
     return {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
-
-
-def widened(found: Specification) -> Specification:
-    """Return a specification with float32 in place of float16, in which agents without training state may be saved."""
-    return {name: (torch.float32 if dtype == torch.float16 else dtype, shape) for name, (dtype, shape) in found.items()}
-
-
-def widened_tensors(tensors: Mapping[str, Tensor]) -> Tensors:
-    """Return tensors with those of float16 converted to float32."""
-    return {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in tensors.items()}
 
 
 def misfit(found: Specification, expected: Specification) -> str | None:
@@ -77,7 +69,9 @@ def encode_tensors(tensors: Mapping[str, Tensor]) -> bytes:
     return safetensors.torch.save({name: tensor.detach().contiguous() for name, tensor in tensors.items()})
 
 
-def read_tensor_file(path: Path, size: int, sha256: str, fit: Callable[[Specification], str | None]) -> Tensors:
+def read_tensor_file(
+    path: Path, size: int, sha256: str, fit: Callable[[Specification], str | None], *, may_be_short: bool = False
+) -> Tensors:
     """Read tensors from a file.
 
     Args:
@@ -86,6 +80,7 @@ def read_tensor_file(path: Path, size: int, sha256: str, fit: Callable[[Specific
         sha256: its hash, from the manifest.
         fit: receives the types and shapes before the data is read; raises DamagedCheckpointError if this program
             cannot have written them, returns the mismatch if they belong to other settings, and None if they fit.
+        may_be_short: the file may hold float16, which is read as float32.
 
     Raises:
         DamagedCheckpointError: the file is not the one that was written, or holds numbers that no training produces.
@@ -94,23 +89,22 @@ def read_tensor_file(path: Path, size: int, sha256: str, fit: Callable[[Specific
     with _open_whole(path, size) as file:
         start = file.read(_LENGTH_BYTES)
         start += file.read(min(int.from_bytes(start, "little"), _MAX_HEADER_BYTES))
-        declared = declared_in(start, path)
-        wrong = fit(declared)
+        wrong = fit(_widened(declared_in(start, path, may_be_short=may_be_short)))
         content = start if wrong else start + file.read(max(0, size - len(start)))
         # Tensors that do not fit are hashed, to tell another network from a damaged header, but not kept in memory.
         _require_hash(path, hashlib.sha256(content), file, sha256)
     if wrong:
         raise Refusal(f"the tensors in {path} do not fit these settings: {wrong}")
-    return decode_tensors(content, path)
+    return decode_tensors(content, path, may_be_short=may_be_short)
 
 
-def decode_tensors(content: bytes, path: Path) -> Tensors:
-    """Decode the tensors in a file's content.
+def decode_tensors(content: bytes, path: Path, *, may_be_short: bool = False) -> Tensors:
+    """Decode the tensors in a file's content; see `read_tensor_file`.
 
     Raises:
         DamagedCheckpointError: the content is invalid, or holds numbers that no training produces; names the file.
     """
-    declared = declared_in(content, path)
+    declared = declared_in(content, path, may_be_short=may_be_short)
     with only_damage(path):
         tensors = safetensors.torch.load(content)
         if specification(tensors) != declared:
@@ -119,7 +113,7 @@ def decode_tensors(content: bytes, path: Path) -> Tensors:
             flaw = flaw_in(name, tensor)
             if flaw:
                 raise DamagedCheckpointError(f"holds {brief(name)} that {flaw}")
-    return tensors
+    return {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in tensors.items()}
 
 
 def verify_file(path: Path, size: int, sha256: str) -> None:
@@ -132,7 +126,7 @@ def verify_file(path: Path, size: int, sha256: str) -> None:
         _require_hash(path, hashlib.sha256(), file, sha256)
 
 
-def declared_in(content: bytes, path: Path) -> Specification:
+def declared_in(content: bytes, path: Path, *, may_be_short: bool = False) -> Specification:
     """Return the types and shapes that a file declares, given its content or the start of it.
 
     Raises:
@@ -143,7 +137,8 @@ def declared_in(content: bytes, path: Path) -> Specification:
         header = content[_LENGTH_BYTES : _LENGTH_BYTES + length]
         if not len(header) == length <= _MAX_HEADER_BYTES:
             raise DamagedCheckpointError("is not a safetensors file")
-        return {name: _tensor_type(name, entry) for name, entry in parse_json(header).items()}
+        known = _DTYPES | _SHORT if may_be_short else _DTYPES
+        return {name: _tensor_type(name, entry, known) for name, entry in parse_json(header).items()}
 
 
 def flaw_in(name: str, tensor: Tensor) -> str | None:
@@ -179,11 +174,15 @@ def _require_hash(path: Path, digest: "hashlib._Hash", rest: BufferedReader, sha
         raise DamagedCheckpointError(f"{path} does not have the sha256 of its manifest")
 
 
-def _tensor_type(name: str, entry: dict[str, Any]) -> TensorType:
+def _widened(found: Specification) -> Specification:
+    return {name: (torch.float32 if dtype == torch.float16 else dtype, shape) for name, (dtype, shape) in found.items()}
+
+
+def _tensor_type(name: str, entry: dict[str, Any], known: Mapping[str, torch.dtype]) -> TensorType:
     """Return the type and shape that a header entry declares; raises any exception if the entry is invalid."""
-    dtype, shape = _DTYPES.get(entry["dtype"]), tuple(entry["shape"])
+    dtype, shape = known.get(entry["dtype"]), tuple(entry["shape"])
     if dtype is None:
-        raise DamagedCheckpointError(f"holds {brief(name)} with a type other than {', '.join(_DTYPES)}")
+        raise DamagedCheckpointError(f"holds {brief(name)} with a type other than {', '.join(known)}")
     # The dimensions must be few and small enough to be multiplied.
     if len(shape) > 8 or not all(type(n) is int and 0 <= n <= MAX_FILE_BYTES for n in shape):
         raise DamagedCheckpointError(f"holds {brief(name)} of shape {brief(shape)}")

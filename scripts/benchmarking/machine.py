@@ -35,7 +35,7 @@ class Machine:
 
 def describe_machine(cores: list[int]) -> Machine:
     """Describe this machine's current state."""
-    return Machine(processor_name(), **machine_here(), cores=cores, load_average_before=round(os.getloadavg()[0], 2))
+    return Machine(_processor(), **machine_here(), cores=cores, load_average_before=round(os.getloadavg()[0], 2))
 
 
 def software() -> dict[str, str]:
@@ -85,7 +85,6 @@ def stolen_seconds() -> float:
     return int(fields[8]) / os.sysconf("SC_CLK_TCK")
 
 
-def processor_name() -> str:
-    """Return the name that the processor gives itself."""
+def _processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
