@@ -183,7 +183,7 @@ class PPOSettings:
     learning_rate_schedule: Literal["linear", "inverse_time", "constant", "kl_adaptive"] = "linear"
     """linear: falls to 0 at env_steps; a run continued to more steps resumes at the value of the longer run.
     inverse_time: divided by 1 + steps / learning_rate_decay_steps. kl_adaptive: adjusted so that the KL divergence of
-    an epoch stays near kl_target. These do not depend on env_steps."""
+    an epoch stays near kl_target. constant, inverse_time and kl_adaptive do not depend on env_steps."""
     learning_rate_decay_steps: int = setting(50_000, at_least=1, at_most=MOST_STEPS)
     """Agent steps after which the inverse_time rate is half its initial value."""
     learning_rate_max: float = setting(1e-3, above=0.0, at_most=_LARGEST)

@@ -130,7 +130,7 @@ def placement_of(
             which = f"on a processor without AMX, that of rank {without} on {hosts[without]}{why and f' ({why})'}"
         raise Refusal(f"precision must be float32 {which}, got bfloat16; try --precision=auto")
     if own is None:
-        # Only where it is asked for: what a run computes should not depend on the processor it happens to have.
+        # Only where it is asked for: 16 bits change results far more than the kind of processor does.
         return replace(CPU, precision=torch.bfloat16 if settings.precision == "bfloat16" else torch.float32, why=why)
     # NCCL refuses two ranks on one GPU, and sums in one way only.
     as_nccl_does = settings.all_reduce == "auto" and settings.gradient_wire == "float32"

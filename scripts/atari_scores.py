@@ -9,7 +9,7 @@ from ppo.comparison.statistics import Floats, bootstrap, interquartile_mean
 from ppo.envs.atari import rom_name
 from ppo.envs.atari.scores import human_normalised_score
 from ppo.families import PROTOCOLS
-from scripts.scored_runs import ScoredRun, minutes_of, world_of_game
+from scripts.scored_runs import ScoredRun, minutes_of, protocol_of, world_of_game
 
 # Columns of published scores, by protocol: key in the rows, heading. Scores of two protocols never share a table.
 _PUBLISHED = {
@@ -45,7 +45,7 @@ def atari_table(
     ]
     normalised: dict[str, list[float]] = {}
     for row in published:
-        if row.get("protocol", "nature") != protocol:
+        if protocol_of(row) != protocol:
             continue
         world = world_of_game(row)
         theirs = " | ".join(row[name] for name in columns)

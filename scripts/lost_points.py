@@ -37,7 +37,8 @@ class Options:
     checkpoint: str = "best"
     """Checkpoint to play, as for `--mode=evaluate`."""
     rules: tuple[Literal["sample", "mean", "mode"], ...] = ()
-    """Rules for choosing actions, measured one after another. Default: by samples, and greedily."""
+    """Rules for choosing actions, measured one after another. Default: by samples, and by the mean, or by
+    the mode where actions have no mean."""
     episodes: int = 100
     rng_seed: int = 1_000_000
 

@@ -86,20 +86,21 @@ def frames_of(options: Options) -> tuple[list[NDArray[np.uint8]], float]:
     def keep(frame: NDArray[np.uint8]) -> None:
         nonlocal num_frames
         if first <= num_frames < last and (num_frames - first) % every == 0:
-            top, bottom = (round(part * frame.shape[0]) for part in options.rows)
-            if options.overlay:
-                pictures.append(narrowed(frame, options.width))
-            else:
-                pictures.append(with_return(frame[top:bottom], episode_return, options.width))
+            width = options.width
+            pictures.append(narrowed(frame, width) if overlay else with_return(frame, episode_return, width))
         num_frames += 1
 
-    overlay = Overlay(keep, agent.action_names)
-    on_frame = overlay.hold if options.overlay else keep
+    overlay = Overlay(keep, agent.action_names) if options.overlay else None
+    show = overlay.hold if overlay else keep
+
+    def on_frame(frame: NDArray[np.uint8]) -> None:
+        top, bottom = (round(part * len(frame)) for part in options.rows)
+        show(frame[top:bottom])
 
     def on_step(step: Step) -> None:
         nonlocal episode_return
         episode_return = step.episode_return
-        if options.overlay:
+        if overlay:
             overlay.end_step(decision_of(agent, step))
 
     for ended in play_steps(agent, config, range(1), 1, on_frame, on_step, episodes=1):

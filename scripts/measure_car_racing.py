@@ -53,8 +53,8 @@ def measure(options: Options) -> tuple[float, float, float]:
         if episode > 0:
             counts += (each[0][0], each[1][0] * options.action_repeat)
             seconds += (each[0][1], each[1][1])
-    theirs, ours = (counts / seconds).tolist()
-    return theirs, ours, float(counts[0])
+    of_stock, of_ours = (counts / seconds).tolist()
+    return of_stock, of_ours, float(counts[0])
 
 
 def wandering(decisions: int, seed: int) -> NDArray[np.float32]:

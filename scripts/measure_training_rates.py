@@ -77,7 +77,7 @@ def main(arguments: Sequence[str]) -> None:
     cores = available_cores()[: options.ranks]
     output = DOCS / "measurements" / "training_rates.json"
     wait_until_quiet()
-    machine, at = describe_machine(cores), commit()  # before this script changes a file
+    machine, measured_commit = describe_machine(cores), commit()  # before this script changes a file
     for world in options.worlds or rows:
         row = rows[world]
         print(f"{world}: ", end="", flush=True)
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str]) -> None:
             "command": f"python -m scripts.measure_training_rates {world} --ranks={len(cores)} "
             f"--seconds={options.seconds:g}",
             "date": date.today().isoformat(),
-            "commit": at,
+            "commit": measured_commit,
             "machine": asdict(machine),
         }
         output.write_text(json.dumps(measured, indent=1) + "\n")

@@ -10,6 +10,7 @@ from typing import Any
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 RUNS = DOCS / "runs" / "scores"
+_USUAL_PROTOCOL = "nature"
 _UNITS = {"k": 1_000, "M": 1_000_000}
 _NAME = re.compile(r"(?P<world>.+)-(?P<steps>\d+[kM]?)-seed-(?P<seed>\d+)")
 
@@ -91,13 +92,20 @@ def read_games() -> list[Row]:
     return [Row(world_of_game(row), row["steps"], _flags_of_game(row)) for row in rows]
 
 
+def protocol_of(row: Mapping[str, str]) -> str:
+    """Return the protocol of a game's row."""
+    return row.get("protocol", _USUAL_PROTOCOL)
+
+
 def world_of_game(row: Mapping[str, str]) -> str:
-    """Return the name of a game's world in the names of runs: its id, and its protocol if that is not nature."""
-    return f"{row['game']}NoFrameskip-v4" + (f"-{row['protocol']}" if "protocol" in row else "")
+    """Return the name of a game's world in the names of runs: its id, and its protocol if that is not the usual one."""
+    protocol = protocol_of(row)
+    return f"{row['game']}NoFrameskip-v4" + ("" if protocol == _USUAL_PROTOCOL else f"-{protocol}")
 
 
 def _flags_of_game(row: Mapping[str, str]) -> tuple[str, ...]:
-    return f"--env_name={row['game']}NoFrameskip-v4", *(f"--protocol={row[key]}" for key in ("protocol",) if key in row)
+    env_name, protocol = f"--env_name={row['game']}NoFrameskip-v4", protocol_of(row)
+    return (env_name,) if protocol == _USUAL_PROTOCOL else (env_name, f"--protocol={protocol}")
 
 
 def read_runs(folder: Path) -> Iterator[ScoredRun]:

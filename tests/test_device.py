@@ -9,6 +9,7 @@ from ppo.collectives import Alone, Hosts
 from ppo.config import MachineSettings
 from ppo.device import CPU, GPU, Placement, choose_placement, has_amx, placement_of
 from ppo.settings import Refusal
+from tests.ranks import on_ranks
 
 
 def gpu(index, identity, *, name="NVIDIA H200", has_bfloat16=True):
@@ -108,6 +109,20 @@ def test_processors_compute_in_16_bits_only_where_it_is_asked_for(precision, exp
     monkeypatch.setattr("ppo.device.has_amx", lambda: True)
     placement = choose_placement(MachineSettings(device="cpu", precision=precision), Alone(), ["here"])
     assert placement == Placement(precision=expected)
+
+
+def test_ranks_whose_processors_differ_refuse_16_bits_with_the_same_words(monkeypatch):
+    answers = iter((True, False))
+    monkeypatch.setattr("ppo.device.has_amx", lambda: next(answers))
+    settings = MachineSettings(device="cpu", precision="bfloat16")
+
+    def refused(comm):
+        with pytest.raises(Refusal, match="a processor without AMX") as caught:
+            choose_placement(settings, comm, ["here", "there"])
+        return str(caught.value)
+
+    first, second = on_ranks(2, refused)
+    assert first == second
 
 
 @pytest.mark.parametrize(

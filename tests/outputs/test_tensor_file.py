@@ -35,13 +35,18 @@ def fits(found: Specification) -> str | None:
 
 
 def read(
-    path: Path, content: bytes | None = None, fit: Callable[[Specification], str | None] = fits
+    path: Path,
+    content: bytes | None = None,
+    fit: Callable[[Specification], str | None] = fits,
+    *,
+    may_be_short: bool = False,
 ) -> dict[str, Tensor]:
     """Write a content and read it with the size and hash it has."""
     if content is not None:
         path.write_bytes(content)
     content = path.read_bytes()
-    return tensor_file.read_tensor_file(path, len(content), hashlib.sha256(content).hexdigest(), fit)
+    sha256 = hashlib.sha256(content).hexdigest()
+    return tensor_file.read_tensor_file(path, len(content), sha256, fit, may_be_short=may_be_short)
 
 
 def test_what_is_encoded_is_read_again_as_safetensors_reads_it(tmp_path: Path) -> None:
@@ -58,6 +63,20 @@ def test_types_and_shapes_are_known_before_the_data_is_read(tmp_path: Path) -> N
     seen: list[Specification] = []
     read(tmp_path / "file", tensor_file.encode_tensors(TENSORS), lambda found: seen.append(found))  # type: ignore[func-returns-value]
     assert seen == [specification(TENSORS)]
+
+
+def test_16_bits_are_read_as_32_where_they_may_be_and_are_damage_elsewhere(tmp_path: Path) -> None:
+    content = tensor_file.encode_tensors({"model/weight": torch.tensor([0.5, 1e-3]).half()})
+    seen: list[Specification] = []
+    found = read(tmp_path / "file", content, lambda found: seen.append(found), may_be_short=True)  # type: ignore[func-returns-value]
+    assert seen == [specification(found)] == [{"model/weight": (torch.float32, (2,))}]
+    torch.testing.assert_close(found["model/weight"], torch.tensor([0.5, 1e-3]), rtol=1e-3, atol=0.0)
+    for attempt in (lambda: read(tmp_path / "file"), lambda: tensor_file.decode_tensors(content, tmp_path)):
+        with pytest.raises(DamagedCheckpointError, match="model/weight with a type other than F64, F32, I64, U8$"):
+            attempt()
+    endless = safetensors.torch.save({"model/weight": torch.tensor([float("inf")]).half()})
+    with pytest.raises(DamagedCheckpointError, match="model/weight that is not finite"):
+        read(tmp_path / "file", endless, may_be_short=True)
 
 
 def test_what_does_not_fit_is_refused_only_if_it_is_not_damaged(tmp_path: Path) -> None:
