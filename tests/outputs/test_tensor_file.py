@@ -72,7 +72,7 @@ def test_16_bits_are_read_as_32_where_they_may_be_and_are_damage_elsewhere(tmp_p
     assert seen == [specification(found)] == [{"model/weight": (torch.float32, (2,))}]
     torch.testing.assert_close(found["model/weight"], torch.tensor([0.5, 1e-3]), rtol=1e-3, atol=0.0)
     for attempt in (lambda: read(tmp_path / "file"), lambda: tensor_file.decode_tensors(content, tmp_path)):
-        with pytest.raises(DamagedCheckpointError, match="model/weight with a type other than F64, F32, I64, U8$"):
+        with pytest.raises(DamagedCheckpointError, match=r"model/weight with a type other than F64, F32, I64, U8$"):
             attempt()
     endless = safetensors.torch.save({"model/weight": torch.tensor([float("inf")]).half()})
     with pytest.raises(DamagedCheckpointError, match="model/weight that is not finite"):
