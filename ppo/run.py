@@ -303,9 +303,12 @@ def _what_is_not_exact(manifest: Manifest, saved: MachineSettings, config: Confi
         )
     there = {**manifest.versions, **manifest.machine}
     here = {**versions_of_run(config), **machine_here(), **rounding_here()}
-    for name in {*rounding_here(), *config.family.simulators} - there.keys():  # older checkpoints do not record them
-        here.pop(name, None)
-    changed = [f"{name} {there.get(name)} -> {now}" for name, now in here.items() if there.get(name) != now]
+    not_recorded = {*rounding_here(), *config.family.simulators} - there.keys()  # by older checkpoints
+    changed = [
+        f"{name} {there.get(name)} -> {now}"
+        for name, now in here.items()
+        if there.get(name) != now and name not in not_recorded
+    ]
     if changed:
         notes.append(f"not bit-identical to an uninterrupted run, because these changed: {', '.join(changed)}")
     for before, now, matters in (

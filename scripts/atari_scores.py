@@ -9,7 +9,7 @@ from ppo.comparison.statistics import Floats, bootstrap, interquartile_mean
 from ppo.envs.atari import rom_name
 from ppo.envs.atari.scores import human_normalised_score
 from ppo.families import PROTOCOLS
-from scripts.scored_runs import ScoredRun, minutes_of, protocol_of, world_of_game
+from scripts.scored_runs import ScoredRun, id_of_game, minutes_of, protocol_of, world_of_game
 
 # Columns of published scores, by protocol: key in the rows, heading. Scores of two protocols never share a table.
 _PUBLISHED = {
@@ -57,7 +57,7 @@ def atari_table(
             _require_protocol(run, protocol)
             error = float(run.evaluation["return_stderr"])
             deviation = error * math.sqrt(run.evaluation["episodes"])
-            human = human_normalised_score(rom_name(f"{row['game']}NoFrameskip-v4"), run.training_mean)
+            human = human_normalised_score(rom_name(id_of_game(row)), run.training_mean)
             assert human is not None
             normalised.setdefault(row["game"], []).append(human)
             lines.append(

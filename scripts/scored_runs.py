@@ -97,14 +97,19 @@ def protocol_of(row: Mapping[str, str]) -> str:
     return row.get("protocol", _USUAL_PROTOCOL)
 
 
+def id_of_game(row: Mapping[str, str]) -> str:
+    """Return the id of a game's environment."""
+    return f"{row['game']}NoFrameskip-v4"
+
+
 def world_of_game(row: Mapping[str, str]) -> str:
     """Return the name of a game's world in the names of runs: its id, and its protocol if that is not the usual one."""
     protocol = protocol_of(row)
-    return f"{row['game']}NoFrameskip-v4" + ("" if protocol == _USUAL_PROTOCOL else f"-{protocol}")
+    return id_of_game(row) + ("" if protocol == _USUAL_PROTOCOL else f"-{protocol}")
 
 
 def _flags_of_game(row: Mapping[str, str]) -> tuple[str, ...]:
-    env_name, protocol = f"--env_name={row['game']}NoFrameskip-v4", protocol_of(row)
+    env_name, protocol = f"--env_name={id_of_game(row)}", protocol_of(row)
     return (env_name,) if protocol == _USUAL_PROTOCOL else (env_name, f"--protocol={protocol}")
 
 

@@ -23,6 +23,7 @@ from ppo.games import Game, number_of_slots
 from ppo.models.actor_critic import one_thread
 from ppo.outputs.manifest import machine_here, rounding_here
 from ppo.versions import versions_of_run
+from scripts.benchmarking.machine import processor_facts
 
 ROOT = Path(__file__).resolve().parent.parent
 CARD = "card.json"
@@ -56,18 +57,9 @@ def play(folder: Path, episodes: int, *flags: str) -> tuple[list[Game], Agent, C
 
 def kind_of_machine(config: Config) -> dict[str, str]:
     """Return what decides how a game's numbers are rounded: the processor, the C library and the run's software."""
-    own = {**_processor(), "libc": " ".join(platform.libc_ver())}
+    own = {**processor_facts(), "libc": " ".join(platform.libc_ver())}
     own |= {**machine_here(), **rounding_here(), **versions_of_run(config)}
     return {name: value for name, value in own.items() if name not in ("threads", "ppo")}
-
-
-def _processor() -> dict[str, str]:
-    """Return what the first processor says of itself; its name alone may hide the kind on a virtual machine."""
-    fields: dict[str, str] = {}
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        name, _, value = line.partition(":")
-        fields.setdefault(name.strip(), value.strip())
-    return {name: fields[name] for name in ("model name", "cpu family", "model", "stepping") if name in fields}
 
 
 def stored(folder: Path) -> dict[str, Any]:

@@ -35,7 +35,12 @@ class Machine:
 
 def describe_machine(cores: list[int]) -> Machine:
     """Describe this machine's current state."""
-    return Machine(_processor(), **machine_here(), cores=cores, load_average_before=round(os.getloadavg()[0], 2))
+    return Machine(
+        processor_facts().get("model name", "unknown"),
+        **machine_here(),
+        cores=cores,
+        load_average_before=round(os.getloadavg()[0], 2),
+    )
 
 
 def software() -> dict[str, str]:
@@ -85,6 +90,10 @@ def stolen_seconds() -> float:
     return int(fields[8]) / os.sysconf("SC_CLK_TCK")
 
 
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+def processor_facts() -> dict[str, str]:
+    """Return what the first processor says of itself: its name, which a virtual machine may hide, and its model."""
+    facts: dict[str, str] = {}
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        facts.setdefault(name.strip(), value.strip())
+    return {name: facts[name] for name in ("model name", "cpu family", "model", "stepping") if name in facts}
